@@ -1,0 +1,15 @@
+# dilated_torch_version(<variable> <torch folder>): 2.13.0 from torch's headers; empty where there are none.
+# Installed beside dilatedConfig.cmake, which compares it with the version of the build.
+function(dilated_torch_version variable folder)
+  set(_header "${folder}/include/torch/headeronly/version.h")
+  set(_numbers "")
+  if(EXISTS "${_header}")
+    file(STRINGS "${_header}" _lines REGEX "define TORCH_VERSION_(MAJOR|MINOR|PATCH)")
+    foreach(_part MAJOR MINOR PATCH)
+      string(REGEX MATCH "TORCH_VERSION_${_part} +([0-9]+)" _ "${_lines}")
+      list(APPEND _numbers "${CMAKE_MATCH_1}")
+    endforeach()
+  endif()
+  list(JOIN _numbers "." _version)
+  set(${variable} "${_version}" PARENT_SCOPE)
+endfunction()

@@ -1,0 +1,12 @@
+// How this library was built.
+#pragma once
+
+#include <dilated/export.h>
+
+namespace dilated {
+
+/// The torch release that the library was compiled against, such as "2.11.0".
+DILATED_API const char* torch_version_built() noexcept;
+DILATED_API bool built_with_cuda() noexcept;
+
+}  // namespace dilated

@@ -1,0 +1,6 @@
+// Everything that a C++ program needs.
+#pragma once
+
+#include <dilated/build.h>
+#include <dilated/ops.h>
+#include <dilated/pattern.h>

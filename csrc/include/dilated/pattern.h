@@ -1,0 +1,70 @@
+// Who attends to whom, as data. No torch and no CUDA here.
+#pragma once
+
+#include <dilated/export.h>
+#include <dilated/pattern_layout.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace dilated {
+
+enum class Padding : int32_t {
+  kMasked,  // keys beyond the sequence do not exist
+  kZeros,   // torchscale: a segment that is cut short counts as full, the missing keys having score
+            // 0 and value 0
+};
+
+/// Positions begin <= p < end; end = -1 stands for the sequence's end.
+struct Range {
+  int64_t begin = 0;
+  int64_t end = -1;
+};
+
+/// Everything that a pattern depends on.
+struct PatternSpec {
+  int64_t seq_len = 0;
+  std::vector<int64_t> segment_lengths;  // w, one per branch
+  std::vector<int64_t> dilation_rates;   // r, one per branch
+  std::vector<int64_t>
+      head_offsets;  // [branches, heads] row by row; -1: this head is not in this branch
+  int64_t heads = 1;
+  int64_t kv_heads = 1;
+  bool is_causal = false;
+  Padding padding = Padding::kMasked;
+  Range queries;  // the rows of the query tensor; a shard of the sequence in a ring
+  Range keys;     // the rows of the key and value tensors
+  int64_t row_tile = 64;
+};
+
+/// The paper's offsets: head h takes h mod r. [branches, heads].
+DILATED_API std::vector<int64_t> interleaved_offsets(const std::vector<int64_t>& dilation_rates,
+                                                     int64_t heads);
+
+/// torchscale's offsets: head h takes h // ceil(heads / r). [branches, heads].
+DILATED_API std::vector<int64_t> blocked_offsets(const std::vector<int64_t>& dilation_rates,
+                                                 int64_t heads);
+
+/// Throws std::invalid_argument that names the field, what must hold and what was given.
+DILATED_API void validate(const PatternSpec& spec);
+
+/// Equal for equal specifications; stored in the pattern's header. Branches count as clipped to the
+/// sequence.
+DILATED_API uint64_t fingerprint(const PatternSpec& spec);
+
+/// Plans: see pattern_layout.h for what the words mean. Throws std::invalid_argument as validate()
+/// does.
+DILATED_API std::vector<int32_t> plan(const PatternSpec& spec);
+
+/// (query, key) pairs over all heads; the kernels' work is proportional to `computed`.
+struct PatternReport {
+  int64_t nominal;   // every branch on its own
+  int64_t distinct;  // each pair once, however many branches hold it
+  int64_t computed;  // what tiles of row_tile x column_tile compute, their empty corners included
+  int64_t bytes;     // of the pattern
+  int64_t tiles, groups, runs;
+};
+DILATED_API PatternReport report(const PatternSpec& spec, const std::vector<int32_t>& words,
+                                 int64_t column_tile = 64);
+
+}  // namespace dilated

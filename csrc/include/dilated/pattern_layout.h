@@ -1,0 +1,131 @@
+// The pattern as the kernels read it: one array of 32-bit words, the same on the host and on a
+// device.
+//
+//   words: [ Header | class heads | span tiles | tiles | groups | runs | (the same again,
+//   transposed) ]
+//
+// A *run* is an arithmetic progression of sequence positions. A *group* is a set of rows whose
+// columns are the same: its rows and its columns are both lists of runs, relative to an origin. A
+// *tile* is up to `row_tile` rows of one group, placed at an origin; the kernels loop over tiles,
+// and within a tile over the runs of its columns.
+//
+// In the forward table rows are queries and columns are keys; in the transposed one (the
+// backward's) rows are keys and columns are queries. Lists hold no causal mask: a causal kernel
+// drops the columns after the last row of its tile (forward) or before the first (transposed), and
+// compares positions in what straddles.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define DILATED_HOST_DEVICE __host__ __device__
+#else
+#define DILATED_HOST_DEVICE
+#endif
+
+namespace dilated {
+
+/// Positions origin + start + stride * j for 0 <= j < count.
+struct Run {
+  int32_t start;
+  int32_t stride;
+  int32_t count;
+  uint16_t multiplicity;  // branches that hold each (row, column) pair; 1 in row lists
+  uint16_t head;  // which of the column heads that share the row's head; 0 except transposed with
+                  // grouped heads
+};
+
+/// Rows that have the same columns, shared by all tiles and origins where this happens.
+struct Group {
+  int32_t head_class;
+  int32_t rows;     // sum of the row runs' counts
+  int32_t columns;  // sum of the column runs' counts; 0: these rows attend to nothing
+  int32_t row_runs, row_run_count;        // index of the first run in Table::runs_at, and how many
+  int32_t column_runs, column_run_count;  // likewise
+  int32_t zero_keys;  // keys of score 0 and value 0 that padding="zeros" adds; forward only
+};
+
+/// Rows first_row .. first_row + rows - 1 of a group's concatenated row runs, at `origin`.
+struct Tile {
+  int32_t group;
+  int32_t origin;
+  int32_t first_row;
+  int32_t rows;
+};
+
+/// One direction. Offsets count words from the start of the pattern and are multiples of 4 (16
+/// bytes).
+struct Table {
+  int32_t classes;          // sets of heads that share their lists
+  int32_t max_class_heads;  // heads in the largest class
+  int32_t spans;  // stretches of the sequence that no branch's segment crosses: nothing in one
+                  // meets another
+  int32_t tiles, groups, runs;
+  int32_t class_heads_at;  // int32[classes + 1] prefix sums, then the heads (KV heads when
+                           // transposed), class by class
+  int32_t span_tiles_at;   // int32[spans * classes + 1]: tiles of (span s, class c) begin at [s *
+                           // classes + c]
+  int32_t tiles_at;   // Tile[tiles], ordered by span, then class, then longest column lists first
+  int32_t groups_at;  // Group[groups]
+  int32_t runs_at;    // Run[runs]
+  int32_t reserved;
+};
+
+inline constexpr int32_t kPatternMagic = 0x44494c50;  // "DILP"
+
+struct Header {
+  int32_t magic;
+  int32_t words;            // length of the whole array
+  uint32_t fingerprint[2];  // hash of the specification
+  int32_t seq_len, heads, kv_heads, row_tile;
+  int32_t is_causal, branches;
+  int32_t query_begin, query_end;  // positions of the first query row and past the last one
+  int32_t key_begin, key_end;
+  int32_t reserved[2];
+  Table forward, transposed;
+};
+static_assert(sizeof(Run) == 16 && sizeof(Group) == 32 && sizeof(Tile) == 16 &&
+              sizeof(Header) % 16 == 0);
+
+/// Typed access to the words; owns nothing.
+struct TableView {
+  const int32_t* words;
+  const Table* table;
+
+  DILATED_HOST_DEVICE const int32_t* class_begin() const { return words + table->class_heads_at; }
+  DILATED_HOST_DEVICE const int32_t* class_heads() const {
+    return class_begin() + table->classes + 1;
+  }
+  DILATED_HOST_DEVICE const int32_t* span_tiles() const { return words + table->span_tiles_at; }
+  DILATED_HOST_DEVICE const Tile* tiles() const {
+    return reinterpret_cast<const Tile*>(words + table->tiles_at);
+  }
+  DILATED_HOST_DEVICE const Group* groups() const {
+    return reinterpret_cast<const Group*>(words + table->groups_at);
+  }
+  DILATED_HOST_DEVICE const Run* runs() const {
+    return reinterpret_cast<const Run*>(words + table->runs_at);
+  }
+};
+
+struct PatternView {
+  const int32_t* words;
+
+  DILATED_HOST_DEVICE const Header& header() const {
+    return *reinterpret_cast<const Header*>(words);
+  }
+  DILATED_HOST_DEVICE TableView forward() const { return {words, &header().forward}; }
+  DILATED_HOST_DEVICE TableView transposed() const { return {words, &header().transposed}; }
+};
+
+/// How many of the run's positions are <= last. Positions ascend, so they are its first ones.
+DILATED_HOST_DEVICE inline int32_t count_through(const Run& run, int32_t origin, int32_t last) {
+  const int32_t first = origin + run.start;
+  if (last < first) {
+    return 0;
+  }
+  const int32_t reach = (last - first) / run.stride + 1;
+  return reach < run.count ? reach : run.count;
+}
+
+}  // namespace dilated

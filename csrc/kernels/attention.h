@@ -1,0 +1,66 @@
+// What the attention kernels are given, on every device. Filled and checked by
+// csrc/ops/attention.cpp; kernels trust it.
+#pragma once
+
+#include <cstdint>
+
+namespace dilated::kernels {
+
+enum class Dtype : int32_t { kFloat16, kBFloat16, kFloat32, kFloat64 };
+
+/// Element strides of a [batch, seq_len, heads, head_dim] tensor whose last dimension is
+/// contiguous.
+struct Strides {
+  int64_t batch, row, head;
+};
+
+/// A [batch, seq_len, heads, head_dim] tensor of the call's dtype.
+struct Rows {
+  const void* data;
+  Strides strides;
+};
+struct MutableRows {
+  void* data;
+  Strides strides;
+};
+
+/// Pairs are dropped by a hash of (seed, batch, head, query position, key position): no tiling or
+/// sharding changes it.
+struct Dropout {
+  float probability;    // 0: none
+  const int64_t* seed;  // one number, where the tensors are
+};
+
+struct AttentionArgs {
+  Dtype dtype;
+  int64_t batch, heads, kv_heads, head_dim;
+  int64_t queries, keys;  // rows of the query and of the key tensors
+  bool is_causal;
+  float scale;
+  double scale64;  // the same, for float64
+  Dropout dropout;
+  const int32_t* pattern;   // pattern_layout.h, where the tensors are
+  uint32_t fingerprint[2];  // what the pattern's header must say; a kernel that finds otherwise
+                            // must not run
+  Rows query, key, value;
+};
+
+/// out has query's shape and dtype; lse is [batch, heads, queries], natural logarithm, float32
+/// (float64 for float64). Every row is written: a row that attends to nothing gets out = 0 and lse
+/// = -inf.
+struct ForwardArgs : AttentionArgs {
+  MutableRows out;
+  void* lse;
+};
+
+/// delta[b, h, n] = sum_d grad_out * out - grad_lse, in lse's dtype; with P = multiplicity *
+/// exp(score - lse): dS = P * (grad_out . value * dropout - delta), grad_query = scale * dS key,
+/// grad_key = scale * dS^T query, grad_value = (P * dropout)^T grad_out.
+struct BackwardArgs : AttentionArgs {
+  Rows grad_out;
+  const void* lse;
+  const void* delta;
+  MutableRows grad_query, grad_key, grad_value;
+};
+
+}  // namespace dilated::kernels

@@ -1,0 +1,95 @@
+// gather and scatter_add: slots are the parallel dimension, in both directions.
+#include "kernels/cpu/gather.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/cpu/half.h"
+
+namespace dilated::kernels::cpu {
+namespace {
+
+using baseline::BFloat16, baseline::Half, baseline::narrow, baseline::widen;
+
+constexpr int64_t kElementsPerTask = 32768;
+
+/// Calls work(batch, slot, head, row) for every slot of every head, on torch's threads; row = -1: none.
+template <typename Work>
+void for_each_slot(const GatherArgs& args, const Work& work) {
+  const int64_t grain = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, args.heads * args.head_dim));
+  at::parallel_for(0, args.batch * args.slots, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t slot = i % args.slots;
+      for (int64_t head = 0; head < args.heads; ++head) {
+        const int64_t position = slot_position(args, head_offset(args, head), slot);
+        work(i / args.slots, slot, head, position < 0 ? -1 : position - args.start);
+      }
+    }
+  });
+}
+
+int64_t element_at(const Strides& strides, int64_t batch, int64_t row, int64_t head) {
+  return batch * strides.batch + row * strides.row + head * strides.head;
+}
+
+template <typename Element>
+void gather_elements(const GatherForwardArgs& args) {
+  const auto bytes = static_cast<size_t>(args.head_dim) * sizeof(Element);
+  for_each_slot(args, [&](int64_t batch, int64_t slot, int64_t head, int64_t row) {
+    Element* to = static_cast<Element*>(args.packed.data) + element_at(args.packed.strides, batch, slot, head);
+    if (row < 0) {
+      std::memset(to, 0, bytes);
+    } else {
+      const Element* from = static_cast<const Element*>(args.rows.data) + element_at(args.rows.strides, batch, row, head);
+      std::memcpy(to, from, bytes);
+    }
+  });
+}
+
+template <typename Element>
+void scatter_add_elements(const ScatterAddArgs& args) {
+  for_each_slot(args, [&](int64_t batch, int64_t slot, int64_t head, int64_t row) {
+    if (row < 0) {
+      return;
+    }
+    const Element* from =
+        static_cast<const Element*>(args.packed.data) + element_at(args.packed.strides, batch, slot, head);
+    Element* to = static_cast<Element*>(args.rows.data) + element_at(args.rows.strides, batch, row, head);
+    for (int64_t d = 0; d < args.head_dim; ++d) {
+      narrow(widen(to[d]) + widen(from[d]), to[d]);
+    }
+  });
+}
+
+}  // namespace
+
+void gather(const GatherForwardArgs& args) {
+  switch (args.dtype) {
+    case Dtype::kFloat64:
+      return gather_elements<uint64_t>(args);
+    case Dtype::kFloat32:
+      return gather_elements<uint32_t>(args);
+    case Dtype::kFloat16:
+    case Dtype::kBFloat16:
+      return gather_elements<uint16_t>(args);
+  }
+}
+
+void scatter_add(const ScatterAddArgs& args) {
+  switch (args.dtype) {
+    case Dtype::kFloat64:
+      return scatter_add_elements<double>(args);
+    case Dtype::kFloat32:
+      return scatter_add_elements<float>(args);
+    case Dtype::kFloat16:
+      return scatter_add_elements<Half>(args);
+    case Dtype::kBFloat16:
+      return scatter_add_elements<BFloat16>(args);
+  }
+}
+
+}  // namespace dilated::kernels::cpu

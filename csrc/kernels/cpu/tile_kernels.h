@@ -1,0 +1,49 @@
+// What attention.cpp calls: the work on one tile, once per instruction set.
+#pragma once
+
+#include <dilated/pattern_layout.h>
+
+#include <cstddef>
+
+#include "kernels/attention.h"
+
+namespace dilated::kernels::cpu {
+
+/// One tile of one head: a query head, or a KV head where the table is the transposed one.
+struct TileTask {
+  int64_t batch, head;
+  const Tile* tile;
+};
+
+/// Where grad_query is summed up, in the type of the arithmetic; data == nullptr: this pass leaves it out.
+struct QuerySums {
+  void* data;
+  Strides strides;
+};
+
+/// Functions of one instruction set. `scratch` is 64-byte aligned, scratch_bytes() long, of one thread, uninitialised.
+struct TileKernels {
+  size_t (*scratch_bytes)(const AttentionArgs&);
+  /// out and lse of the tile's rows.
+  void (*forward)(const ForwardArgs&, const TileTask&, void* scratch);
+  /// Transposed table: writes grad_key and grad_value of the tile's rows and adds their part to the sums.
+  void (*backward_keys)(const BackwardArgs&, const TileTask&, const QuerySums&, void* scratch);
+  /// Forward table: writes grad_query of the tile's rows.
+  void (*backward_queries)(const BackwardArgs&, const TileTask&, void* scratch);
+  /// Rounds `count` rows of sums, [head_dim] each, to `to` in the dtype.
+  void (*round_row)(Dtype, const void* from, void* to, int64_t head_dim);
+};
+
+namespace baseline {
+const TileKernels& tile_kernels();
+}
+#if defined(__x86_64__)
+namespace avx2 {
+const TileKernels& tile_kernels();
+}
+namespace avx512 {
+const TileKernels& tile_kernels();
+}
+#endif
+
+}  // namespace dilated::kernels::cpu

@@ -1,0 +1,174 @@
+#include "ops/checks.h"
+
+#include <c10/util/Exception.h>
+
+#include <cmath>
+#include <stdexcept>
+
+namespace dilated::ops {
+namespace {
+
+void check_rank(const at::Tensor& tensor, const char* name) {
+  TORCH_CHECK_VALUE(tensor.dim() == 4, name, ": must be [batch, seq_len, heads, head_dim], got ",
+                    tensor.dim(), " dimensions ", tensor.sym_sizes());
+}
+
+void check_like_query(const at::Tensor& query, const at::Tensor& tensor, const char* name) {
+  check_rank(tensor, name);
+  TORCH_CHECK_VALUE(tensor.scalar_type() == query.scalar_type(), name,
+                    ": must have the dtype of query, ", query.scalar_type(), ", got ",
+                    tensor.scalar_type());
+  TORCH_CHECK_VALUE(tensor.device() == query.device(), name, ": must be on the device of query, ",
+                    query.device(), ", got ", tensor.device());
+  TORCH_CHECK_VALUE(
+      tensor.sym_size(0) == query.sym_size(0) && tensor.sym_size(1) == query.sym_size(1), name,
+      ": must have the batch and seq_len of query, ", query.sym_sizes(), ", got ",
+      tensor.sym_sizes());
+  TORCH_CHECK_VALUE(tensor.sym_size(3) == query.sym_size(3), name,
+                    ": must have the head_dim of query, ", query.sym_size(3), ", got ",
+                    tensor.sym_size(3));
+}
+
+void check_dropout(const AttentionCall& call) {
+  TORCH_CHECK_VALUE(0.0 <= call.dropout_p && call.dropout_p < 1.0,
+                    "dropout_p: 0 <= dropout_p < 1 must hold, got ", call.dropout_p);
+  if (call.dropout_p == 0.0) {
+    return;
+  }
+  TORCH_CHECK_VALUE(
+      call.dropout_seed.has_value(),
+      "dropout_seed: an int64 tensor of one number is needed when dropout_p > 0, got None");
+  const at::Tensor& seed = *call.dropout_seed;
+  TORCH_CHECK_VALUE(seed.scalar_type() == at::kLong && seed.sym_numel() == 1,
+                    "dropout_seed: must be an int64 tensor of one number, got ", seed.scalar_type(),
+                    " ", seed.sym_sizes());
+  TORCH_CHECK_VALUE(seed.device() == call.query.device(),
+                    "dropout_seed: must be on the device of query, ", call.query.device(), ", got ",
+                    seed.device());
+}
+
+Padding padding_of(std::string_view padding) {
+  TORCH_CHECK_VALUE(padding == "masked" || padding == "zeros",
+                    "padding: must be \"masked\" or \"zeros\", got \"", padding, "\"");
+  return padding == "zeros" ? Padding::kZeros : Padding::kMasked;
+}
+
+std::vector<int64_t> offsets_of(const AttentionCall& call, int64_t heads) {
+  if (!call.head_offsets.has_value()) {
+    return interleaved_offsets(call.dilation_rates.vec(), heads);
+  }
+  const at::Tensor& table = *call.head_offsets;
+  const auto branches = static_cast<int64_t>(call.segment_lengths.size());
+  TORCH_CHECK_VALUE(table.scalar_type() == at::kLong && table.device().is_cpu(),
+                    "head_offsets: must be an int64 tensor on the CPU, got ", table.scalar_type(),
+                    " on ", table.device());
+  TORCH_CHECK_VALUE(table.dim() == 2 && table.size(0) == branches && table.size(1) == heads,
+                    "head_offsets: must be [branches, heads] = [", branches, ", ", heads, "], got ",
+                    table.sizes());
+  const at::Tensor rows = table.contiguous();
+  return {rows.const_data_ptr<int64_t>(), rows.const_data_ptr<int64_t>() + rows.numel()};
+}
+
+}  // namespace
+
+void check_call(const AttentionCall& call) {
+  check_rank(call.query, "query");
+  const auto dtype = call.query.scalar_type();
+  const bool is_double = dtype == at::kDouble;
+  TORCH_CHECK_VALUE(
+      dtype == at::kHalf || dtype == at::kBFloat16 || dtype == at::kFloat || is_double,
+      "query: must be float16, bfloat16, float32 or float64, got ", dtype);
+  TORCH_CHECK_VALUE(!is_double || !call.query.is_cuda(),
+                    "query: float64 is supported on the CPU only, got float64 on ",
+                    call.query.device());
+  check_like_query(call.query, call.key, "key");
+  check_like_query(call.query, call.value, "value");
+  TORCH_CHECK_VALUE(call.value.sym_size(2) == call.key.sym_size(2),
+                    "value: must have the heads of key, ", call.key.sym_size(2), ", got ",
+                    call.value.sym_size(2));
+  const auto heads = call.query.sym_size(2), kv_heads = call.key.sym_size(2);
+  TORCH_CHECK_VALUE(heads > 0 && kv_heads > 0 && heads % kv_heads == 0,
+                    "key: its heads must divide query's, got ", kv_heads, " for ", heads, " heads");
+  TORCH_CHECK_VALUE(call.query.sym_size(3) >= 1 && call.query.sym_size(3) <= 256,
+                    "query: 1 <= head_dim <= 256 must hold, got ", call.query.sym_size(3));
+  padding_of(call.padding);
+  check_dropout(call);
+}
+
+PatternSpec spec_of(const AttentionCall& call) {
+  PatternSpec spec;
+  spec.seq_len = call.query.size(1);
+  spec.segment_lengths = call.segment_lengths.vec();
+  spec.dilation_rates = call.dilation_rates.vec();
+  spec.heads = call.query.size(2);
+  spec.kv_heads = call.key.size(2);
+  spec.is_causal = call.is_causal;
+  spec.padding = padding_of(call.padding);
+  try {
+    spec.head_offsets = offsets_of(call, spec.heads);
+    validate(spec);
+  } catch (const std::invalid_argument& error) {
+    C10_THROW_ERROR(ValueError, error.what());
+  }
+  return spec;
+}
+
+void check_pattern(const at::Tensor& pattern, const PatternSpec& spec, const at::Device& device) {
+  TORCH_CHECK_VALUE(
+      pattern.scalar_type() == at::kInt && pattern.dim() == 1 && pattern.is_contiguous(),
+      "pattern: must be a contiguous one-dimensional int32 tensor, got ", pattern.scalar_type(),
+      " ", pattern.sizes());
+  TORCH_CHECK_VALUE(pattern.device() == device, "pattern: must be on the device of query, ", device,
+                    ", got ", pattern.device());
+  constexpr int64_t kHeaderWords = sizeof(Header) / sizeof(int32_t);
+  TORCH_CHECK_VALUE(pattern.numel() >= kHeaderWords, "pattern: at least ", kHeaderWords,
+                    " numbers are needed, got ", pattern.numel());
+  if (!device.is_cpu()) {
+    return;
+  }
+  const Header& header = PatternView{pattern.const_data_ptr<int32_t>()}.header();
+  const uint64_t hash = fingerprint(spec);
+  TORCH_CHECK_VALUE(
+      header.magic == kPatternMagic && header.words == pattern.numel() &&
+          header.fingerprint[0] == static_cast<uint32_t>(hash) &&
+          header.fingerprint[1] == static_cast<uint32_t>(hash >> 32),
+      "pattern: was planned for other arguments (seq_len, heads, branches, offsets, is_causal, "
+      "padding) than those given: it says seq_len ",
+      header.seq_len, ", heads ", header.heads, "; the call has seq_len ", spec.seq_len, ", heads ",
+      spec.heads);
+}
+
+kernels::Dtype dtype_of(const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kHalf:
+      return kernels::Dtype::kFloat16;
+    case at::kBFloat16:
+      return kernels::Dtype::kBFloat16;
+    case at::kFloat:
+      return kernels::Dtype::kFloat32;
+    case at::kDouble:
+      return kernels::Dtype::kFloat64;
+    default:
+      C10_THROW_ERROR(ValueError,
+                      c10::str("dtype: must be float16, bfloat16, float32 or float64, got ",
+                               tensor.scalar_type()));
+  }
+}
+
+double scale_of(const AttentionCall& call) {
+  return call.scale.value_or(1.0 / std::sqrt(static_cast<double>(call.query.size(3))));
+}
+
+at::Tensor readable(const at::Tensor& tensor) {
+  return tensor.stride(-1) == 1 || tensor.size(-1) == 1 ? tensor : tensor.contiguous();
+}
+
+kernels::Rows rows_of(const at::Tensor& tensor) {
+  return {tensor.const_data_ptr(), {tensor.stride(0), tensor.stride(1), tensor.stride(2)}};
+}
+
+kernels::MutableRows mutable_rows_of(const at::Tensor& tensor) {
+  return {tensor.mutable_data_ptr(), {tensor.stride(0), tensor.stride(1), tensor.stride(2)}};
+}
+
+}  // namespace dilated::ops

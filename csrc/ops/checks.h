@@ -1,0 +1,50 @@
+// Checks of the operators' arguments, and their translation to what the planner and the kernels
+// take.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <dilated/pattern.h>
+
+#include <optional>
+#include <string_view>
+
+#include "kernels/attention.h"
+
+namespace dilated::ops {
+
+/// What the attention operators share, as the dispatcher hands it over.
+struct AttentionCall {
+  const at::Tensor& query;
+  const at::Tensor& key;
+  const at::Tensor& value;
+  at::IntArrayRef segment_lengths;
+  at::IntArrayRef dilation_rates;
+  const std::optional<at::Tensor>& head_offsets;
+  bool is_causal;
+  std::optional<double> scale;
+  std::string_view padding;
+  double dropout_p;
+  const std::optional<at::Tensor>& dropout_seed;
+  const std::optional<at::Tensor>& pattern;
+};
+
+/// Ranks, sizes, dtypes, devices, dropout: all that needs no data. Works on fake tensors.
+void check_call(const AttentionCall& call);
+
+/// The pattern's specification; throws c10::ValueError where the planner finds it wrong.
+PatternSpec spec_of(const AttentionCall& call);
+
+/// A pattern that the caller passed: its type and place always, its contents where the host can
+/// read them.
+void check_pattern(const at::Tensor& pattern, const PatternSpec& spec, const at::Device& device);
+
+kernels::Dtype dtype_of(const at::Tensor& tensor);
+double scale_of(const AttentionCall& call);
+
+/// A tensor that a kernel can read: last dimension contiguous.
+at::Tensor readable(const at::Tensor& tensor);
+
+kernels::Rows rows_of(const at::Tensor& tensor);
+kernels::MutableRows mutable_rows_of(const at::Tensor& tensor);
+
+}  // namespace dilated::ops

@@ -1,0 +1,58 @@
+// gather and scatter_add on CUDA devices: puts the offsets there and launches.
+#include <ATen/core/Tensor.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include "kernels/cuda/gather.h"
+#include "ops/gather.h"
+
+namespace dilated::ops {
+namespace {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+/// The table of offsets on the device; undefined where the offsets are interleaved.
+at::Tensor device_offsets(const BranchCall& branch, const at::Device& device,
+                          kernels::GatherArgs& args) {
+  if (!branch.head_offsets.has_value()) {
+    return {};
+  }
+  at::Tensor offsets = branch.head_offsets->pin_memory().to(device, /*non_blocking=*/true);
+  args.offsets = offsets.const_data_ptr<int64_t>();
+  return offsets;
+}
+
+at::Tensor gather_cuda(const at::Tensor& input, int64_t segment_length, int64_t dilation_rate,
+                       const OptionalTensor& head_offsets, int64_t start) {
+  const BranchCall branch{segment_length, dilation_rate, head_offsets, start};
+  const c10::cuda::CUDAGuard guard(input.device());
+  GatherCall call = prepare_gather(input, branch);
+  const at::Tensor offsets = device_offsets(branch, input.device(), call.args);
+  if (call.packed.numel() > 0) {
+    C10_CUDA_CHECK(kernels::cuda::gather(call.args, c10::cuda::getCurrentCUDAStream()));
+  }
+  return call.packed;
+}
+
+at::Tensor scatter_add_cuda(const at::Tensor& input, const at::Tensor& packed,
+                            int64_t segment_length, int64_t dilation_rate,
+                            const OptionalTensor& head_offsets, int64_t start) {
+  const BranchCall branch{segment_length, dilation_rate, head_offsets, start};
+  const c10::cuda::CUDAGuard guard(input.device());
+  ScatterAddCall call = prepare_scatter_add(input, packed, branch);
+  const at::Tensor offsets = device_offsets(branch, input.device(), call.args);
+  if (call.packed.numel() > 0) {
+    C10_CUDA_CHECK(kernels::cuda::scatter_add(call.args, c10::cuda::getCurrentCUDAStream()));
+  }
+  return call.rows;
+}
+
+}  // namespace
+}  // namespace dilated::ops
+
+TORCH_LIBRARY_IMPL(dilated, CUDA, m) {
+  m.impl("gather", &dilated::ops::gather_cuda);
+  m.impl("scatter_add", &dilated::ops::scatter_add_cuda);
+}

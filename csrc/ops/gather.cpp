@@ -1,0 +1,269 @@
+// gather and scatter_add: checks, the CPU's kernels, gradients (each is the other's transpose),
+// fake tensors.
+#include "ops/gather.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <dilated/ops.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <array>
+
+#include "kernels/cpu/gather.h"
+#include "ops/checks.h"
+
+namespace dilated {
+namespace ops {
+namespace {
+
+using OptionalTensor = std::optional<at::Tensor>;
+using Gather = at::Tensor(const at::Tensor&, int64_t, int64_t, const OptionalTensor&, int64_t);
+using ScatterAdd = at::Tensor(const at::Tensor&, const at::Tensor&, int64_t, int64_t,
+                              const OptionalTensor&, int64_t);
+
+const c10::TypedOperatorHandle<Gather>& gather_op() {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("dilated::gather", "").typed<Gather>();
+  return op;
+}
+
+const c10::TypedOperatorHandle<ScatterAdd>& scatter_add_op() {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("dilated::scatter_add", "")
+                             .typed<ScatterAdd>();
+  return op;
+}
+
+void check_branch(const at::Tensor& input, const BranchCall& branch) {
+  TORCH_CHECK_VALUE(input.dim() == 4, "input: must be [batch, seq_len, heads, head_dim], got ",
+                    input.dim(), " dimensions ", input.sym_sizes());
+  TORCH_CHECK_VALUE(branch.segment_length > 0, "segment_length: must be positive, got ",
+                    branch.segment_length);
+  TORCH_CHECK_VALUE(branch.dilation_rate > 0, "dilation_rate: must be positive, got ",
+                    branch.dilation_rate);
+  TORCH_CHECK_VALUE(branch.start >= 0, "start: must not be negative, got ", branch.start);
+  dtype_of(input);
+}
+
+/// Slots of `length` positions from `start` on; see kernels/gather.h. Works on symbolic lengths.
+template <typename Int>
+Int count_slots(const Int& length, const BranchCall& branch) {
+  const int64_t w = branch.segment_length, r = branch.dilation_rate;
+  const int64_t to_first_end = w - branch.start % w;
+  if (length <= to_first_end) {
+    return (length + (r - 1)) / r;
+  }
+  const Int beyond = length - to_first_end;
+  return (to_first_end + r - 1) / r + beyond / w * ((w + r - 1) / r) + (beyond % w + (r - 1)) / r;
+}
+
+void fill(const at::Tensor& input, const BranchCall& branch, kernels::GatherArgs& args) {
+  args.dtype = dtype_of(input);
+  args.batch = input.size(0);
+  args.length = input.size(1);
+  args.heads = input.size(2);
+  args.head_dim = input.size(3);
+  args.slots = count_slots(args.length, branch);
+  args.start = branch.start;
+  // A longer segment than the stretch reaches cuts nothing, whatever its length.
+  args.segment_length =
+      std::min(branch.segment_length, std::max<int64_t>(1, branch.start + args.length));
+  args.dilation_rate = branch.dilation_rate;
+  args.offsets = nullptr;
+  if (branch.head_offsets.has_value()) {
+    const at::Tensor& offsets = *branch.head_offsets;
+    TORCH_CHECK_VALUE(offsets.scalar_type() == at::kLong && offsets.device().is_cpu() &&
+                          offsets.dim() == 1 && offsets.size(0) == args.heads &&
+                          offsets.is_contiguous(),
+                      "head_offsets: must be a contiguous int64 tensor [heads] = [", args.heads,
+                      "] on the CPU, got ", offsets.scalar_type(), " ", offsets.sizes(), " on ",
+                      offsets.device());
+    for (int64_t head = 0; head < args.heads; ++head) {
+      const int64_t offset = offsets.const_data_ptr<int64_t>()[head];
+      TORCH_CHECK_VALUE(-1 <= offset && offset < branch.dilation_rate,
+                        "head_offsets: -1 (head not in the branch) or 0 <= offset < dilation_rate "
+                        "must hold, got ",
+                        offset, " for head ", head, " with rate ", branch.dilation_rate);
+    }
+  }
+}
+
+const int64_t* host_offsets(const BranchCall& branch) {
+  return branch.head_offsets.has_value() ? branch.head_offsets->const_data_ptr<int64_t>() : nullptr;
+}
+
+at::Tensor gather_cpu(const at::Tensor& input, int64_t segment_length, int64_t dilation_rate,
+                      const OptionalTensor& head_offsets, int64_t start) {
+  const BranchCall branch{segment_length, dilation_rate, head_offsets, start};
+  GatherCall call = prepare_gather(input, branch);
+  call.args.offsets = host_offsets(branch);
+  kernels::cpu::gather(call.args);
+  return call.packed;
+}
+
+at::Tensor scatter_add_cpu(const at::Tensor& input, const at::Tensor& packed,
+                           int64_t segment_length, int64_t dilation_rate,
+                           const OptionalTensor& head_offsets, int64_t start) {
+  const BranchCall branch{segment_length, dilation_rate, head_offsets, start};
+  ScatterAddCall call = prepare_scatter_add(input, packed, branch);
+  call.args.offsets = host_offsets(branch);
+  kernels::cpu::scatter_add(call.args);
+  return call.rows;
+}
+
+at::Tensor gather_meta(const at::Tensor& input, int64_t segment_length, int64_t dilation_rate,
+                       const OptionalTensor& head_offsets, int64_t start) {
+  const BranchCall branch{segment_length, dilation_rate, head_offsets, start};
+  check_branch(input, branch);
+  return input.new_empty_symint({input.sym_size(0), count_slots(input.sym_size(1), branch),
+                                 input.sym_size(2), input.sym_size(3)});
+}
+
+at::Tensor scatter_add_meta(const at::Tensor& input, const at::Tensor&, int64_t segment_length,
+                            int64_t dilation_rate, const OptionalTensor& head_offsets,
+                            int64_t start) {
+  check_branch(input, {segment_length, dilation_rate, head_offsets, start});
+  return input.new_empty_symint(input.sym_sizes());
+}
+
+/// Keeps the branch for the backward, which needs nothing else but the length of the stretch.
+void save_branch(torch::autograd::AutogradContext* ctx, const BranchCall& branch) {
+  ctx->save_for_backward({branch.head_offsets.value_or(at::Tensor())});
+  ctx->saved_data["segment_length"] = branch.segment_length;
+  ctx->saved_data["dilation_rate"] = branch.dilation_rate;
+  ctx->saved_data["start"] = branch.start;
+}
+
+OptionalTensor saved_offsets(torch::autograd::AutogradContext* ctx) {
+  const at::Tensor offsets = ctx->get_saved_variables()[0];
+  return offsets.defined() ? OptionalTensor(offsets) : std::nullopt;
+}
+
+class GatherFunction : public torch::autograd::Function<GatherFunction> {
+ public:
+  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& input,
+                            int64_t segment_length, int64_t dilation_rate,
+                            const OptionalTensor& head_offsets, int64_t start) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    save_branch(ctx, {segment_length, dilation_rate, head_offsets, start});
+    ctx->saved_data["length"] = input.sym_size(1);
+    return gather_op().call(input, segment_length, dilation_rate, head_offsets, start);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list grads) {
+    auto& data = ctx->saved_data;
+    const at::Tensor& packed = grads[0];
+    const at::Tensor zeros = packed.new_zeros_symint(
+        {packed.sym_size(0), data["length"].toSymInt(), packed.sym_size(2), packed.sym_size(3)});
+    return {scatter_add_op().call(zeros, packed, data["segment_length"].toInt(),
+                                  data["dilation_rate"].toInt(), saved_offsets(ctx),
+                                  data["start"].toInt()),
+            at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
+
+class ScatterAddFunction : public torch::autograd::Function<ScatterAddFunction> {
+ public:
+  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& input,
+                            const at::Tensor& packed, int64_t segment_length, int64_t dilation_rate,
+                            const OptionalTensor& head_offsets, int64_t start) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    save_branch(ctx, {segment_length, dilation_rate, head_offsets, start});
+    return scatter_add_op().call(input, packed, segment_length, dilation_rate, head_offsets, start);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list grads) {
+    auto& data = ctx->saved_data;
+    return {
+        grads[0],
+        gather_op().call(grads[0], data["segment_length"].toInt(), data["dilation_rate"].toInt(),
+                         saved_offsets(ctx), data["start"].toInt()),
+        at::Tensor(),
+        at::Tensor(),
+        at::Tensor(),
+        at::Tensor()};
+  }
+};
+
+at::Tensor gather_autograd(const at::Tensor& input, int64_t segment_length, int64_t dilation_rate,
+                           const OptionalTensor& head_offsets, int64_t start) {
+  return GatherFunction::apply(input, segment_length, dilation_rate, head_offsets, start);
+}
+
+at::Tensor scatter_add_autograd(const at::Tensor& input, const at::Tensor& packed,
+                                int64_t segment_length, int64_t dilation_rate,
+                                const OptionalTensor& head_offsets, int64_t start) {
+  return ScatterAddFunction::apply(input, packed, segment_length, dilation_rate, head_offsets,
+                                   start);
+}
+
+}  // namespace
+
+GatherCall prepare_gather(const at::Tensor& input, const BranchCall& branch) {
+  check_branch(input, branch);
+  GatherCall call;
+  fill(input, branch, call.args);
+  call.rows = readable(input);
+  call.packed = at::empty({call.args.batch, call.args.slots, call.args.heads, call.args.head_dim},
+                          input.options());
+  call.args.rows = rows_of(call.rows);
+  call.args.packed = mutable_rows_of(call.packed);
+  return call;
+}
+
+ScatterAddCall prepare_scatter_add(const at::Tensor& input, const at::Tensor& packed,
+                                   const BranchCall& branch) {
+  check_branch(input, branch);
+  ScatterAddCall call;
+  fill(input, branch, call.args);
+  const std::array<int64_t, 4> sizes{call.args.batch, call.args.slots, call.args.heads,
+                                     call.args.head_dim};
+  TORCH_CHECK_VALUE(packed.sizes() == at::IntArrayRef(sizes),
+                    "packed: must have the shape that gather gives, ", at::IntArrayRef(sizes),
+                    ", got ", packed.sizes());
+  TORCH_CHECK_VALUE(
+      packed.scalar_type() == input.scalar_type() && packed.device() == input.device(),
+      "packed: must have the dtype and device of input, ", input.scalar_type(), " on ",
+      input.device(), ", got ", packed.scalar_type(), " on ", packed.device());
+  call.rows = input.clone(at::MemoryFormat::Contiguous);
+  call.packed = readable(packed);
+  call.args.rows = mutable_rows_of(call.rows);
+  call.args.packed = rows_of(call.packed);
+  return call;
+}
+
+}  // namespace ops
+
+at::Tensor gather(const at::Tensor& input, int64_t segment_length, int64_t dilation_rate,
+                  const std::optional<at::Tensor>& head_offsets, int64_t start) {
+  return ops::gather_op().call(input, segment_length, dilation_rate, head_offsets, start);
+}
+
+at::Tensor scatter_add(const at::Tensor& input, const at::Tensor& packed, int64_t segment_length,
+                       int64_t dilation_rate, const std::optional<at::Tensor>& head_offsets,
+                       int64_t start) {
+  return ops::scatter_add_op().call(input, packed, segment_length, dilation_rate, head_offsets,
+                                    start);
+}
+
+}  // namespace dilated
+
+TORCH_LIBRARY_IMPL(dilated, CPU, m) {
+  m.impl("gather", &dilated::ops::gather_cpu);
+  m.impl("scatter_add", &dilated::ops::scatter_add_cpu);
+}
+
+TORCH_LIBRARY_IMPL(dilated, Autograd, m) {
+  m.impl("gather", &dilated::ops::gather_autograd);
+  m.impl("scatter_add", &dilated::ops::scatter_add_autograd);
+}
+
+TORCH_LIBRARY_IMPL(dilated, Meta, m) {
+  m.impl("gather", &dilated::ops::gather_meta);
+  m.impl("scatter_add", &dilated::ops::scatter_add_meta);
+}

@@ -1,0 +1,45 @@
+// The schemas of torch.ops.dilated.
+#include <dilated/build.h>
+#include <torch/library.h>
+
+#include "dilated_build_config.h"
+
+namespace dilated {
+
+const char* torch_version_built() noexcept { return DILATED_TORCH_VERSION; }
+
+bool built_with_cuda() noexcept {
+#ifdef DILATED_WITH_CUDA
+  return true;
+#else
+  return false;
+#endif
+}
+
+TORCH_LIBRARY(dilated, m) {
+  m.set_python_module("dilated_attention_pytorch");
+  m.def(
+      "attention(Tensor query, Tensor key, Tensor value, int[] segment_lengths, "
+      "int[] dilation_rates, *, Tensor? head_offsets=None, bool is_causal=False, "
+      "float? scale=None, str padding=\"masked\", float dropout_p=0.0, "
+      "Tensor? dropout_seed=None, Tensor? pattern=None) -> (Tensor out, Tensor lse)");
+  m.def(
+      "attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, "
+      "Tensor value, Tensor out, Tensor lse, int[] segment_lengths, int[] dilation_rates, *, "
+      "Tensor? head_offsets=None, bool is_causal=False, float? scale=None, "
+      "str padding=\"masked\", float dropout_p=0.0, Tensor? dropout_seed=None, "
+      "Tensor? pattern=None) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)");
+  m.def(
+      "segment_attention(Tensor query, Tensor key, Tensor value, int segment_length, "
+      "int dilation_rate, *, Tensor? head_offsets=None, bool is_causal=False, "
+      "float? scale=None, str padding=\"masked\", float dropout_p=0.0, "
+      "Tensor? dropout_seed=None, Tensor? pattern=None) -> (Tensor out, Tensor lse)");
+  m.def(
+      "gather(Tensor input, int segment_length, int dilation_rate, *, "
+      "Tensor? head_offsets=None, int start=0) -> Tensor");
+  m.def(
+      "scatter_add(Tensor input, Tensor packed, int segment_length, int dilation_rate, *, "
+      "Tensor? head_offsets=None, int start=0) -> Tensor");
+}
+
+}  // namespace dilated

@@ -1,0 +1,101 @@
+// Counts the (query, key) pairs of a pattern: on paper, distinct, and as tiles compute them.
+#include <dilated/pattern.h>
+
+#include <algorithm>
+
+namespace dilated {
+namespace {
+
+struct Counter {
+  const PatternSpec& spec;
+  TableView table;
+  int64_t column_tile;
+
+  /// Columns of the group that the row at `last` may see.
+  int64_t columns_through(const Group& group, int32_t origin, int32_t last) const {
+    if (!spec.is_causal) {
+      return group.columns;
+    }
+    int64_t columns = 0;
+    for (int32_t j = 0; j < group.column_run_count; ++j) {
+      columns += count_through(table.runs()[group.column_runs + j], origin, last);
+    }
+    return columns;
+  }
+
+  void add_tile(const Tile& tile, PatternReport& report) const {
+    const Group& group = table.groups()[tile.group];
+    const int32_t* begin = table.class_begin() + group.head_class;
+    const int64_t heads = begin[1] - begin[0];
+    int32_t last = tile.origin;
+    int64_t skip = tile.first_row;
+    int64_t left = tile.rows;
+    for (int32_t j = 0; j < group.row_run_count && left > 0; ++j) {
+      const Run& run = table.runs()[group.row_runs + j];
+      for (int64_t k = skip; k < run.count && left > 0; ++k, --left) {
+        const auto position = static_cast<int32_t>(tile.origin + run.start + run.stride * k);
+        report.distinct += heads * columns_through(group, tile.origin, position);
+        last = std::max(last, position);
+      }
+      skip = std::max<int64_t>(0, skip - run.count);
+    }
+    const int64_t columns = columns_through(group, tile.origin, last);
+    report.computed +=
+        heads * spec.row_tile * ((columns + column_tile - 1) / column_tile * column_tile);
+  }
+};
+
+/// Positions of the lattice first, first + rate, ... below x.
+int64_t count_below(int64_t x, int64_t first, int64_t rate) {
+  return x <= first ? 0 : (x - first + rate - 1) / rate;
+}
+
+int64_t nominal_pairs(const PatternSpec& spec, const Header& header) {
+  int64_t pairs = 0;
+  for (size_t i = 0; i < spec.head_offsets.size(); ++i) {
+    const size_t branch = i / static_cast<size_t>(spec.heads);
+    const int64_t length = std::min(spec.segment_lengths[branch], spec.seq_len);
+    const int64_t rate = spec.dilation_rates[branch];
+    const int64_t offset = spec.head_offsets[i];
+    if (offset < 0) {
+      continue;
+    }
+    for (int64_t begin = 0; begin < spec.seq_len; begin += length) {
+      const int64_t end = std::min(begin + length, spec.seq_len);
+      const auto below = [&](int64_t x) {
+        return count_below(std::clamp(x, begin, end), begin + offset, rate);
+      };
+      const int64_t query_lo = below(header.query_begin), query_hi = below(header.query_end);
+      const int64_t key_lo = below(header.key_begin), key_hi = below(header.key_end);
+      if (!spec.is_causal) {
+        pairs += (query_hi - query_lo) * (key_hi - key_lo);
+        continue;
+      }
+      for (int64_t q = std::max(query_lo, key_lo); q < query_hi; ++q) {
+        pairs += std::min(q + 1, key_hi) - key_lo;
+      }
+    }
+  }
+  return pairs;
+}
+
+}  // namespace
+
+PatternReport report(const PatternSpec& spec, const std::vector<int32_t>& words,
+                     int64_t column_tile) {
+  const PatternView view{words.data()};
+  const TableView table = view.forward();
+  PatternReport result{};
+  result.nominal = nominal_pairs(spec, view.header());
+  result.bytes = static_cast<int64_t>(words.size() * sizeof(int32_t));
+  result.tiles = table.table->tiles;
+  result.groups = table.table->groups;
+  result.runs = table.table->runs;
+  const Counter counter{spec, table, column_tile};
+  for (int32_t t = 0; t < table.table->tiles; ++t) {
+    counter.add_tile(table.tiles()[t], result);
+  }
+  return result;
+}
+
+}  // namespace dilated

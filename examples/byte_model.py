@@ -1,0 +1,90 @@
+"""The byte-level language model that train_bytes.py trains: a small LongNet (arXiv 2307.02486)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dilated_attention_pytorch import MultiheadDilatedAttention
+
+BITS = 1.0 / math.log(2.0)  # nats to bits
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each on a normalized input and added to it."""
+
+    def __init__(self, width: int, attention: nn.Module) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.attention = attention
+        self.feed_forward = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norms[0](x), is_causal=True)[0]
+        return x + self.feed_forward(self.norms[1](x))
+
+
+class ByteModel(nn.Module):
+    """Bytes [batch, length] to the logits of each next byte [batch, length, 256].
+
+    `attention` are the arguments of MultiheadDilatedAttention past the width."""
+
+    def __init__(self, width: int, layers: int, **attention: Any) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(256, width)
+        # Segments end at fixed places: looking back a little, no byte starts blind.
+        self.look_back = nn.Conv1d(width, width, kernel_size=4)
+        self.blocks = nn.ModuleList(
+            Block(width, MultiheadDilatedAttention(width, **attention)) for _ in range(layers)
+        )
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 256))
+
+    def forward(self, text: Tensor) -> Tensor:
+        x = self.embedding(text)
+        x = x + self.look_back(F.pad(x.transpose(1, 2), (3, 0))).transpose(1, 2)
+        x = x + sinusoids(text.shape[1], x.shape[2], x.device)
+        for block in self.blocks:
+            x = block(x)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
+    """Position codes [length, width] of wavelengths 2 pi to 20000 pi."""
+    frequency = torch.exp(torch.arange(0, width, 2, device=device) * (-math.log(1e4) / width))
+    angle = torch.arange(length, device=device)[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+def loss_of(model: ByteModel, windows: Tensor) -> Tensor:
+    """Mean negative log-likelihood, in nats per byte, of windows [batch, context + 1]."""
+    with torch.autocast(windows.device.type, dtype=torch.bfloat16, enabled=windows.is_cuda):
+        logits = model(windows[:, :-1])
+    return F.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten())
+
+
+@torch.no_grad()
+def bits_per_byte(model: ByteModel, windows: list[Tensor], device: torch.device) -> float:
+    model.eval()
+    losses = [loss_of(model, window[None].to(device)).item() for window in windows]
+    model.train()
+    return sum(losses) / len(losses) * BITS
+
+
+@torch.no_grad()
+def sample(model: ByteModel, prompt: Tensor, length: int, device: torch.device) -> str:
+    """Continues a prompt [n] by `length` bytes; each is a run of the model on a longer window."""
+    model.eval()
+    generator, text = torch.Generator().manual_seed(0), prompt
+    for _ in range(length):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+            logits = model(text[None].to(device))[0, -1].float().cpu()
+        chances = (logits / 0.7).softmax(0)  # below 1: rather the likely bytes
+        text = torch.cat([text, torch.multinomial(chances, 1, generator=generator)])
+    return bytes(text.tolist()).decode("utf-8", errors="replace")

@@ -1,0 +1,70 @@
+"""Dilated attention as a module without parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .functional import CacheArgument, attend, check_dropout
+from .pattern import HeadOffsets, Padding, Scheme
+
+
+class DilatedAttention(nn.Module):
+    """`dilated_attention` with its settings; LongNet, arXiv 2307.02486, eqs. 3-10.
+
+    Args:
+        segment_lengths, dilation_rates, head_offsets, scale, padding, pattern_cache: as in
+            `dilated_attention`; checked here, once.
+        dropout: probability of dropping an attention weight, in training mode only.
+        device, dtype: accepted as by every module. There are no parameters to place: input on any
+            device and of any supported dtype is taken.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what must hold and what was given.
+    """
+
+    def __init__(
+        self,
+        segment_lengths: Sequence[int],
+        dilation_rates: Sequence[int],
+        *,
+        head_offsets: HeadOffsets = "interleaved",
+        scale: float | None = None,
+        padding: Padding = "masked",
+        dropout: float = 0.0,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        pattern_cache: CacheArgument = None,
+    ) -> None:
+        super().__init__()
+        self.scheme = Scheme.make(segment_lengths, dilation_rates, head_offsets, padding)
+        self.scale = scale
+        self.dropout = check_dropout(dropout)
+        self.pattern_cache = pattern_cache
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool = False
+    ) -> Tensor:
+        """query [batch, seq_len, heads, head_dim] -> the same shape.
+
+        key and value: [batch, seq_len, kv_heads, head_dim]. Raises TypeError and ValueError.
+        """
+        out, _ = attend(
+            query,
+            key,
+            value,
+            self.scheme,
+            is_causal=is_causal,
+            scale=self.scale,
+            dropout_p=self.dropout if self.training else 0.0,
+            pattern_cache=self.pattern_cache,
+        )
+        return out
+
+    def extra_repr(self) -> str:
+        text = self.scheme.extra_repr()
+        if self.scale is not None:
+            text += f", scale={self.scale}"
+        return f"{text}, dropout={self.dropout}" if self.dropout else text

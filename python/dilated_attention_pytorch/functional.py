@@ -1,0 +1,151 @@
+"""Dilated attention as a function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .pattern import HeadOffsets, Padding, PatternCache, PatternSpec, Scheme, default_pattern_cache
+
+CacheArgument = PatternCache | Literal[False] | None
+_MAX_SEED = 2**63 - 1
+
+
+def dilated_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segment_lengths: Sequence[int],
+    dilation_rates: Sequence[int],
+    *,
+    head_offsets: HeadOffsets = "interleaved",
+    is_causal: bool = False,
+    scale: float | None = None,
+    padding: Padding = "masked",
+    dropout_p: float = 0.0,
+    return_lse: bool = False,
+    pattern_cache: CacheArgument = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Dilated attention: LongNet, arXiv 2307.02486, eqs. 3-10, as one softmax.
+
+    In branch (w, r), position p takes part for head h iff (p mod w) mod r is the head's offset, and
+    attends to the participants of its own segment p // w. Branches are weighted by their softmax
+    denominators (eq. 10), that is one softmax over the keys of all branches, a key that several
+    branches hold counted once for each. A query that no branch holds gets zeros. Any seq_len,
+    segment length and rate will do; nothing has to divide anything.
+
+    Args:
+        query: [batch, seq_len, heads, head_dim]; float16, bfloat16, float32, on the CPU float64.
+        key, value: [batch, seq_len, kv_heads, head_dim], kv_heads dividing heads; query head h
+            reads KV head h // (heads / kv_heads).
+        segment_lengths: w of each branch, in positions; longer ones than seq_len mean seq_len.
+        dilation_rates: r of each branch.
+        head_offsets: "interleaved", h mod r (the paper); "blocked", h // ceil(heads / r)
+            (torchscale); or an integer table [branches, heads], -1 where a head is not in the
+            branch (see `head_group_offsets`).
+        is_causal: also require key position <= query position.
+        scale: of query . key; 1 / sqrt(head_dim) by default.
+        padding: "masked": positions from seq_len on do not exist. "zeros", torchscale's and
+            GigaPath's: a non-causal segment that is cut short counts the missing keys as keys of
+            score 0 and value 0.
+        dropout_p: probability of dropping an attention weight, whenever it is called, as in
+            torch.nn.functional.scaled_dot_product_attention; draws from torch's generator.
+        return_lse: also return the logarithm of the softmax's denominator.
+        pattern_cache: where planned patterns are kept: None for `default_pattern_cache()`, False
+            for no cache (each call plans again). Not used under torch.compile.
+
+    Returns:
+        out, like query; with return_lse (out, lse), lse being [batch, heads, seq_len], float32
+        (float64 for float64), -inf where a query attends to nothing. Both are differentiable.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what must hold and what was given.
+    """
+    scheme = Scheme.make(segment_lengths, dilation_rates, head_offsets, padding)
+    out, lse = attend(
+        query,
+        key,
+        value,
+        scheme,
+        is_causal=is_causal,
+        scale=scale,
+        dropout_p=dropout_p,
+        pattern_cache=pattern_cache,
+    )
+    return (out, lse) if return_lse else out
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scheme: Scheme,
+    *,
+    is_causal: bool,
+    scale: float | None,
+    dropout_p: float,
+    pattern_cache: CacheArgument,
+) -> tuple[Tensor, Tensor]:
+    """`dilated_attention` for a scheme that was checked before; returns (out, lse)."""
+    _check_tensor(query, "query")
+    _check_tensor(key, "key")
+    _check_tensor(value, "value")
+    # Compilers and tensor subclasses (fake tensors among them) must not meet the cache's tensors.
+    if pattern_cache is False or torch.compiler.is_compiling() or type(query) is not Tensor:
+        offsets = None
+        if scheme.head_offsets != "interleaved":
+            table = scheme.offset_table(query.size(2))
+            offsets = torch.tensor(table, dtype=torch.int64, device="cpu")
+        words = None
+    else:
+        cache = default_pattern_cache() if pattern_cache is None else pattern_cache
+        spec = PatternSpec(
+            query.size(1),
+            scheme.branches,
+            scheme.head_offsets,
+            query.size(2),
+            key.size(2),
+            is_causal,
+            scheme.padding,
+        )
+        pattern, words = cache.lookup(spec, query.device)
+        offsets = pattern.head_offsets
+    seed = None
+    if dropout_p > 0.0:
+        # On the device, so that drawing it needs no synchronisation; activation checkpointing
+        # restores the generator and so repeats it.
+        seed = torch.randint(_MAX_SEED, (1,), dtype=torch.int64, device=query.device)
+    return ops.attention(
+        query,
+        key,
+        value,
+        scheme.segment_lengths,
+        scheme.dilation_rates,
+        head_offsets=offsets,
+        is_causal=is_causal,
+        scale=scale,
+        padding=scheme.padding,
+        dropout_p=dropout_p,
+        dropout_seed=seed,
+        pattern=words,
+    )
+
+
+def check_dropout(dropout: float) -> float:
+    """A module's dropout probability; raises ValueError outside 0 <= dropout < 1."""
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
+    return dropout
+
+
+def _check_tensor(tensor: Tensor, name: str) -> None:
+    if type(tensor) is not Tensor and not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dim() != 4:
+        raise ValueError(
+            f"{name} must be [batch, seq_len, heads, head_dim], got shape {tuple(tensor.shape)}"
+        )

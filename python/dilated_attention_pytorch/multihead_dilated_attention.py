@@ -1,0 +1,154 @@
+"""Multi-head dilated attention: projections around `DilatedAttention`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .dilated_attention import DilatedAttention
+from .functional import CacheArgument
+from .pattern import HeadOffsets, Padding
+
+
+class MultiheadDilatedAttention(nn.Module):
+    """Projects, attends, normalizes, projects; shapes as nn.MultiheadAttention's, batch first.
+
+    The LayerNorm before the output projection and the initialization are MAGNETO's (arXiv
+    2210.06423), as LongNet (arXiv 2307.02486) uses them.
+
+    Args:
+        embed_dim: of query, key, value and output; num_heads must divide it.
+        num_heads: query heads.
+        segment_lengths, dilation_rates, head_offsets, scale, padding, pattern_cache: as in
+            `dilated_attention`.
+        num_kv_heads: key and value heads, dividing num_heads; num_heads by default.
+        dropout: probability of dropping an attention weight, in training mode only.
+        bias: of the four projections.
+        layer_norm, layer_norm_eps: a LayerNorm of the concatenated heads before the output
+            projection.
+        gamma_init: MAGNETO's gain of the value and output projections' initialization.
+        device, dtype: of the parameters.
+
+    Attributes:
+        attention: the module between the projections. Any module with `DilatedAttention`'s call
+            can take its place.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what must hold and what was given.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        segment_lengths: Sequence[int],
+        dilation_rates: Sequence[int],
+        *,
+        num_kv_heads: int | None = None,
+        head_offsets: HeadOffsets = "interleaved",
+        scale: float | None = None,
+        padding: Padding = "masked",
+        dropout: float = 0.0,
+        bias: bool = True,
+        layer_norm: bool = True,
+        layer_norm_eps: float = 1e-5,
+        gamma_init: float = 1.0,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        pattern_cache: CacheArgument = None,
+    ) -> None:
+        super().__init__()
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        _check_heads(embed_dim, num_heads, num_kv_heads)
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = embed_dim // num_heads
+        self.gamma_init = gamma_init
+        self.attention: nn.Module = DilatedAttention(
+            segment_lengths,
+            dilation_rates,
+            head_offsets=head_offsets,
+            scale=scale,
+            padding=padding,
+            dropout=dropout,
+            pattern_cache=pattern_cache,
+        )
+        self.attention.scheme.offset_table(num_heads)  # a table has one column for each head
+        kv_dim = num_kv_heads * self.head_dim
+        self.q_proj = nn.Linear(embed_dim, embed_dim, bias, device, dtype)
+        self.k_proj = nn.Linear(embed_dim, kv_dim, bias, device, dtype)
+        self.v_proj = nn.Linear(embed_dim, kv_dim, bias, device, dtype)
+        self.norm = (
+            nn.LayerNorm(embed_dim, layer_norm_eps, device=device, dtype=dtype)
+            if layer_norm
+            else None
+        )
+        self.out_proj = nn.Linear(embed_dim, embed_dim, bias, device, dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """MAGNETO: Xavier normal weights, of gain gamma_init for v and out, 1 for q and k."""
+        for projection, gain in (
+            (self.q_proj, 1.0),
+            (self.k_proj, 1.0),
+            (self.v_proj, self.gamma_init),
+            (self.out_proj, self.gamma_init),
+        ):
+            nn.init.xavier_normal_(projection.weight, gain)
+            if projection.bias is not None:
+                nn.init.zeros_(projection.bias)
+        if self.norm is not None:
+            self.norm.reset_parameters()
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        *,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, None]:
+        """[batch, seq_len, embed_dim] -> the same, and None for the weights, which never exist.
+
+        key is query by default, value is key. All have the same seq_len. Raises ValueError.
+        """
+        if key is None:
+            if value is not None:
+                raise ValueError("key must be given where value is, got None")
+            key = query
+        value = key if value is None else value
+        for tensor, name in ((query, "query"), (key, "key"), (value, "value")):
+            if tensor.dim() != 3 or tensor.size(2) != self.embed_dim:
+                raise ValueError(
+                    f"{name} must be [batch, seq_len, embed_dim = {self.embed_dim}], "
+                    f"got shape {tuple(tensor.shape)}"
+                )
+        out = self.attention(
+            self.q_proj(query).unflatten(2, (self.num_heads, self.head_dim)),
+            self.k_proj(key).unflatten(2, (self.num_kv_heads, self.head_dim)),
+            self.v_proj(value).unflatten(2, (self.num_kv_heads, self.head_dim)),
+            is_causal=is_causal,
+        ).flatten(2)
+        if self.norm is not None:
+            out = self.norm(out)
+        return self.out_proj(out), None
+
+    def extra_repr(self) -> str:
+        text = f"embed_dim={self.embed_dim}, num_heads={self.num_heads}"
+        if self.num_kv_heads != self.num_heads:
+            text += f", num_kv_heads={self.num_kv_heads}"
+        return text if self.gamma_init == 1.0 else f"{text}, gamma_init={self.gamma_init}"
+
+
+def _check_heads(embed_dim: int, num_heads: int, num_kv_heads: int) -> None:
+    if num_heads < 1 or embed_dim < 1 or embed_dim % num_heads != 0:
+        raise ValueError(
+            f"embed_dim must be a positive multiple of num_heads, got {embed_dim} and {num_heads}"
+        )
+    if num_kv_heads < 1 or num_heads % num_kv_heads != 0:
+        raise ValueError(
+            f"num_kv_heads must divide num_heads, got {num_kv_heads} for {num_heads} heads"
+        )

@@ -1,0 +1,11 @@
+"""The operators of libdilated, typed. The only place that names torch.ops.
+
+query is [B, N, H, D]; key and value are [B, N, Hkv, D] with Hkv dividing H. Argument errors are
+ValueErrors that the library raises.
+"""
+
+from .attention import attention, attention_backward
+from .gather import gather, scatter_add
+from .segment_attention import segment_attention
+
+__all__ = ["attention", "attention_backward", "gather", "scatter_add", "segment_attention"]

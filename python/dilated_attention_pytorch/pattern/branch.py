@@ -1,0 +1,102 @@
+"""What a user chooses: branches (segment length, dilation rate), head offsets and padding."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from .offsets import HeadOffsets, OffsetTable, normalize_head_offsets, offset_table
+
+Padding = Literal["masked", "zeros"]
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Segments of `segment_length` positions, of which every `dilation_rate`-th takes part.
+
+    LongNet, arXiv 2307.02486, eqs. 3-5: w and r. Nothing has to divide anything.
+    """
+
+    segment_length: int
+    dilation_rate: int
+
+    def __post_init__(self) -> None:
+        if self.segment_length < 1:
+            raise ValueError(f"segment_lengths must be positive, got {self.segment_length}")
+        if self.dilation_rate < 1:
+            raise ValueError(f"dilation_rates must be positive, got {self.dilation_rate}")
+
+
+def make_branches(
+    segment_lengths: Sequence[int], dilation_rates: Sequence[int]
+) -> tuple[Branch, ...]:
+    """Pairs the two lists.
+
+    Raises:
+        TypeError: one of them is not a sequence of integers.
+        ValueError: they are empty, differ in length, or hold a number below 1.
+    """
+    lengths = _integers(segment_lengths, "segment_lengths")
+    rates = _integers(dilation_rates, "dilation_rates")
+    if len(lengths) != len(rates) or not lengths:
+        raise ValueError(
+            "segment_lengths and dilation_rates must have the same length, at least 1, "
+            f"got {len(lengths)} and {len(rates)}"
+        )
+    return tuple(Branch(length, rate) for length, rate in zip(lengths, rates, strict=True))
+
+
+def _integers(values: Sequence[int], name: str) -> list[int]:
+    try:
+        return [operator.index(value) for value in values]
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of integers, got {values!r}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """All that a pattern depends on and that does not come with the tensors; checked once, here.
+
+    `segment_lengths` and `dilation_rates` repeat `branches` in the form that the operators take.
+    """
+
+    branches: tuple[Branch, ...]
+    head_offsets: str | OffsetTable
+    padding: Padding
+    segment_lengths: tuple[int, ...]
+    dilation_rates: tuple[int, ...]
+
+    @staticmethod
+    def make(
+        segment_lengths: Sequence[int],
+        dilation_rates: Sequence[int],
+        head_offsets: HeadOffsets,
+        padding: Padding,
+    ) -> Scheme:
+        """Raises ValueError or TypeError with the argument, what must hold and what was given."""
+        branches = make_branches(segment_lengths, dilation_rates)
+        if padding != "masked" and padding != "zeros":
+            raise ValueError(f"padding must be 'masked' or 'zeros', got {padding!r}")
+        rates = tuple(branch.dilation_rate for branch in branches)
+        return Scheme(
+            branches,
+            normalize_head_offsets(head_offsets, rates),
+            padding,
+            tuple(branch.segment_length for branch in branches),
+            rates,
+        )
+
+    def offset_table(self, heads: int) -> OffsetTable:
+        """[branches, heads]; raises ValueError if an explicit table has another number of heads."""
+        return offset_table(self.head_offsets, self.dilation_rates, heads)
+
+    def extra_repr(self) -> str:
+        """The arguments as a module prints them, without those that have their default."""
+        text = f"segment_lengths={list(self.segment_lengths)}"
+        text += f", dilation_rates={list(self.dilation_rates)}"
+        if self.head_offsets != "interleaved":
+            table = isinstance(self.head_offsets, tuple)
+            text += f", head_offsets={'table' if table else repr(self.head_offsets)}"
+        return text if self.padding == "masked" else f"{text}, padding={self.padding!r}"

@@ -1,0 +1,183 @@
+"""The cache of planned patterns: bounded, locked, counted."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .device_words import DeviceWords
+from .pattern import Pattern, PatternSpec
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStatistics:
+    """A snapshot. `size` counts patterns; `bytes` their words on the host and on all devices.
+
+    A look-up is a hit if the pattern was planned already, else a miss. `transfers` counts copies
+    to devices: one per pattern and device until the pattern is evicted.
+    """
+
+    size: int
+    bytes: int
+    hits: int
+    misses: int
+    evictions: int
+    transfers: int
+
+    @property
+    def hit_rate(self) -> float:
+        """hits / look-ups, 0 before the first."""
+        lookups = self.hits + self.misses
+        return self.hits / lookups if lookups else 0.0
+
+
+class _Entry:
+    __slots__ = ("copies", "nbytes", "pattern")
+
+    def __init__(self, pattern: Pattern) -> None:
+        self.pattern = pattern
+        self.copies: dict[torch.device, DeviceWords] = {}
+        self.nbytes = pattern.nbytes
+
+
+class PatternCache:
+    """Patterns by specification, least recently used evicted first.
+
+    Patterns live on the host; each device that asks gets one copy at first use, kept with the
+    entry. Methods may be called from any thread and on any CUDA stream. A pattern that a CUDA graph
+    captured stays in memory until `clear()`, even when it is evicted, since the graph holds only
+    its address. Pickling and copying give an empty cache of the same capacity.
+
+    Args:
+        max_entries: most patterns held, 0 for none.
+        max_bytes: most bytes of words held, copies on devices included.
+
+    Raises:
+        ValueError: a capacity below 0.
+    """
+
+    def __init__(self, max_entries: int = 128, max_bytes: int = 256 * 2**20) -> None:
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[PatternSpec, _Entry] = OrderedDict()
+        self._captured: set[DeviceWords] = set()
+        self._max_entries = _capacity(max_entries, "max_entries")
+        self._max_bytes = _capacity(max_bytes, "max_bytes")
+        self._bytes = self._hits = self._misses = self._evictions = self._transfers = 0
+
+    @property
+    def max_entries(self) -> int:
+        return self._max_entries
+
+    @property
+    def max_bytes(self) -> int:
+        return self._max_bytes
+
+    def lookup(self, spec: PatternSpec, device: torch.device = _CPU) -> tuple[Pattern, Tensor]:
+        """The pattern, planned if need be, and its words on `device` for the current stream.
+
+        Raises:
+            ValueError: the specification is wrong.
+            RuntimeError: the words are not on the device and a CUDA graph is being captured.
+        """
+        with self._lock:
+            entry = self._entries.get(spec)
+            if entry is not None:
+                self._hits += 1
+                self._entries.move_to_end(spec)
+                return entry.pattern, self._words(entry, device)
+            self._misses += 1
+        # Planned outside the lock, so that look-ups of other patterns need not wait.
+        pattern = Pattern.plan(spec)
+        with self._lock:
+            entry = self._entries.get(spec)
+            if entry is None:
+                entry = self._entries[spec] = _Entry(pattern)
+                self._bytes += entry.nbytes
+            words = self._words(entry, device)
+            self._evict()
+            return entry.pattern, words
+
+    def _words(self, entry: _Entry, device: torch.device) -> Tensor:
+        if device.type == "cpu":
+            return entry.pattern.words
+        copy = entry.copies.get(device)
+        if copy is None:
+            copy = entry.copies[device] = DeviceWords(entry.pattern.words, device)
+            entry.nbytes += copy.nbytes
+            self._bytes += copy.nbytes
+            self._transfers += 1
+            self._evict()
+        words, captured = copy.read()
+        if captured:
+            self._captured.add(copy)
+        return words
+
+    def _evict(self) -> None:
+        while len(self._entries) > self._max_entries or self._bytes > self._max_bytes:
+            _, entry = self._entries.popitem(last=False)
+            self._bytes -= entry.nbytes
+            self._evictions += 1
+
+    def statistics(self) -> CacheStatistics:
+        with self._lock:
+            return CacheStatistics(
+                len(self._entries),
+                self._bytes,
+                self._hits,
+                self._misses,
+                self._evictions,
+                self._transfers,
+            )
+
+    def clear(self) -> None:
+        """Drops all patterns and counts. Graphs that captured one must not be replayed after."""
+        with self._lock:
+            self._entries.clear()
+            self._captured.clear()
+            self._bytes = self._hits = self._misses = self._evictions = self._transfers = 0
+
+    def resize(self, *, max_entries: int | None = None, max_bytes: int | None = None) -> None:
+        """Sets the capacities that are given and evicts what no longer fits."""
+        with self._lock:
+            if max_entries is not None:
+                self._max_entries = _capacity(max_entries, "max_entries")
+            if max_bytes is not None:
+                self._max_bytes = _capacity(max_bytes, "max_bytes")
+            self._evict()
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._entries)
+
+    def __contains__(self, spec: object) -> bool:
+        with self._lock:
+            return spec in self._entries
+
+    def __reduce__(self) -> tuple[type[PatternCache], tuple[int, int]]:
+        return PatternCache, (self._max_entries, self._max_bytes)
+
+    def __repr__(self) -> str:
+        return (
+            f"PatternCache(max_entries={self._max_entries}, max_bytes={self._max_bytes}): "
+            f"{self.statistics()}"
+        )
+
+
+def _capacity(value: int, name: str) -> int:
+    if value < 0:
+        raise ValueError(f"{name} must be at least 0, got {value}")
+    return value
+
+
+_default = PatternCache()
+
+
+def default_pattern_cache() -> PatternCache:
+    """The process's cache, used wherever no other is given."""
+    return _default

@@ -1,0 +1,74 @@
+"""RingDilatedAttentionV2: dilated attention with a simple cache of patterns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .dilated_attention import DilatedAttention
+from .functional import CacheArgument
+from .pattern import HeadOffsets, Padding
+
+
+class RingDilatedAttentionV2(DilatedAttention):
+    """The recommended implementation; "ring" and "auto" in the factories select it.
+
+    Patterns are planned on the host, copied once to each device that uses them and kept in one
+    bounded cache. Runs within one process. LongNet, arXiv 2307.02486, eqs. 3-10.
+
+    Args:
+        segment_lengths, dilation_rates, dropout, device, dtype, head_offsets, scale, padding: as in
+            `DilatedAttention`.
+        ring_size: processes that share the sequence; None or 1.
+        use_pattern_cache: False plans at every call.
+        pattern_cache: the cache to use, None for `default_pattern_cache()`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what must hold and what was given.
+    """
+
+    def __init__(
+        self,
+        segment_lengths: Sequence[int],
+        dilation_rates: Sequence[int],
+        dropout: float = 0.0,
+        ring_size: int | None = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        use_pattern_cache: bool = True,
+        *,
+        head_offsets: HeadOffsets = "interleaved",
+        scale: float | None = None,
+        padding: Padding = "masked",
+        pattern_cache: CacheArgument = None,
+    ) -> None:
+        if ring_size is not None and ring_size != 1:
+            raise ValueError(
+                "ring_size must be None or 1: several processes need a torch.distributed process "
+                f"group with that many ranks, and none is given; got {ring_size}"
+            )
+        if pattern_cache is not None and pattern_cache is not False and not use_pattern_cache:
+            raise ValueError(
+                "use_pattern_cache must be True where a pattern_cache is given, got False"
+            )
+        super().__init__(
+            segment_lengths,
+            dilation_rates,
+            head_offsets=head_offsets,
+            scale=scale,
+            padding=padding,
+            dropout=dropout,
+            device=device,
+            dtype=dtype,
+            pattern_cache=pattern_cache if use_pattern_cache else False,
+        )
+        self.ring_size = 1
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False) -> Tensor:
+        """query [batch, seq_len, heads, head_dim] -> the same shape.
+
+        key and value: [batch, seq_len, kv_heads, head_dim]. Raises TypeError and ValueError.
+        """
+        return super().forward(query, key, value, is_causal=is_causal)

@@ -1,0 +1,130 @@
+// The operators' C++ functions, through the installed library. Their numbers are tested from
+// Python; here: that the functions reach the operators with all arguments, gradients and errors
+// included.
+#include <ATen/ATen.h>
+#include <dilated/dilated.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+namespace dilated {
+namespace {
+
+at::Tensor random_rows(int64_t seq_len, int64_t heads) {
+  return at::randn({2, seq_len, heads, 16}, at::kDouble);
+}
+
+void expect_close(const at::Tensor& actual, const at::Tensor& expected) {
+  EXPECT_TRUE(at::allclose(actual, expected, 1e-10, 1e-12)) << (actual - expected).abs().max();
+}
+
+TEST(Attention, OneFullSegmentIsOrdinaryAttention) {
+  const auto q = random_rows(70, 4), k = random_rows(70, 4), v = random_rows(70, 4);
+  for (const bool is_causal : {false, true}) {
+    AttentionOptions options;
+    options.is_causal = is_causal;
+    options.scale = 0.3;
+    const auto [out, lse] = attention(q, k, v, {100}, {1}, options);
+    auto scores = at::einsum("bphd,bthd->bhpt", {q, k}) * 0.3;
+    if (is_causal) {
+      const auto future = at::ones({70, 70}, at::kBool).triu(1);
+      scores = scores.masked_fill(future, -std::numeric_limits<double>::infinity());
+    }
+    expect_close(lse, at::logsumexp(scores, -1));
+    expect_close(out, at::einsum("bhpt,bthd->bphd", {at::softmax(scores, -1), v}));
+  }
+}
+
+TEST(Attention, GradientsAreDirectionalDerivatives) {
+  const auto q = random_rows(40, 4), k = random_rows(40, 2), v = random_rows(40, 2);
+  const auto loss = [](const std::vector<at::Tensor>& x) {
+    const auto [out, lse] = attention(x[0], x[1], x[2], {16, 40}, {1, 3});
+    return (out * out).sum() + lse.exp().sum();
+  };
+  const std::vector<at::Tensor> inputs = {q.clone().requires_grad_(), k.clone().requires_grad_(),
+                                          v.clone().requires_grad_()};
+  const auto grads = torch::autograd::grad({loss(inputs)}, inputs);
+  const double step = 1e-6;
+  double slope = 0;
+  std::vector<at::Tensor> ahead, behind;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const auto x = inputs[i].detach(), direction = at::randn_like(x);
+    slope += (grads[i] * direction).sum().item<double>();
+    ahead.push_back(x + step * direction);
+    behind.push_back(x - step * direction);
+  }
+  const double difference = (loss(ahead) - loss(behind)).item<double>() / (2 * step);
+  EXPECT_NEAR(slope, difference, 1e-6 * std::abs(difference));
+}
+
+TEST(Attention, UncoveredRowsAreZeroAndMinusInfinity) {
+  const auto x = random_rows(32, 1);
+  const auto [out, lse] = attention(x, x, x, {32}, {4});  // head 0 takes positions 0, 4, 8, ...
+  const auto covered = at::arange(32).remainder(4).eq(0);
+  EXPECT_TRUE(at::isneginf(lse).eq(covered.logical_not()).all().item<bool>());
+  EXPECT_TRUE(out.index({at::indexing::Slice(), covered.logical_not()}).eq(0).all().item<bool>());
+  EXPECT_TRUE(out.index({at::indexing::Slice(), covered}).ne(0).all().item<bool>());
+}
+
+TEST(SegmentAttention, IsAttentionWithOneBranch) {
+  const auto q = random_rows(50, 4), k = random_rows(50, 2), v = random_rows(50, 2);
+  AttentionOptions options;
+  options.is_causal = true;
+  options.padding = "zeros";
+  options.head_offsets = at::tensor({1, 0, 1, -1}, at::kLong).view({1, 4});
+  const auto [out, lse] = segment_attention(q, k, v, 16, 2, options);
+  const auto [expected_out, expected_lse] = attention(q, k, v, {16}, {2}, options);
+  EXPECT_TRUE(at::equal(out, expected_out));
+  EXPECT_TRUE(at::equal(lse, expected_lse));
+}
+
+TEST(Attention, TakesAPlannedPatternOfItsOwnSpecificationOnly) {
+  const auto x = random_rows(60, 2);
+  PatternSpec spec;
+  spec.seq_len = 60;
+  spec.segment_lengths = {16, 60};
+  spec.dilation_rates = {1, 2};
+  spec.head_offsets = interleaved_offsets(spec.dilation_rates, 2);
+  spec.heads = spec.kv_heads = 2;
+  const std::vector<int32_t> words = plan(spec);
+  AttentionOptions options;
+  options.pattern = at::tensor(words, at::kInt);
+  const auto planned = attention(x, x, x, {16, 60}, {1, 2});
+  EXPECT_TRUE(
+      at::equal(std::get<0>(attention(x, x, x, {16, 60}, {1, 2}, options)), std::get<0>(planned)));
+  EXPECT_THROW(attention(x, x, x, {16, 32}, {1, 2}, options), c10::ValueError);
+}
+
+TEST(Gather, KeepsTheLattice) {
+  const auto x = at::arange(10, at::kFloat).view({1, 10, 1, 1});
+  const auto offset = at::tensor({1}, at::kLong);
+  // Segments of 6 cut [2, 12) at 6, pieces of 4 and 6 positions: slots for 2, 5 | 7, 10 (offset 1).
+  const auto packed = gather(x, 6, 3, offset, 2).flatten();
+  EXPECT_TRUE(at::equal(packed, at::tensor({2.f, 0.f, 5.f, 8.f}))) << packed;
+}
+
+TEST(ScatterAdd, IsTheTransposeOfGather) {
+  const auto x = random_rows(45, 3), base = random_rows(45, 3);
+  const auto packed = gather(x, 16, 3, std::nullopt, 5);
+  const auto y = at::randn_like(packed);
+  const auto scattered = scatter_add(base, y, 16, 3, std::nullopt, 5) - base;
+  expect_close((packed * y).sum(), (x * scattered).sum());
+}
+
+TEST(Errors, NameTheArgument) {
+  const auto x = random_rows(20, 2);
+  try {
+    attention(x, x, x, {16, 32}, {1});
+    FAIL() << "nothing was thrown";
+  } catch (const c10::ValueError& error) {
+    EXPECT_NE(std::string(error.what()).find("dilation_rates"), std::string::npos) << error.what();
+  }
+}
+
+}  // namespace
+}  // namespace dilated

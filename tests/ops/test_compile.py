@@ -1,0 +1,226 @@
+"""What torch does with operators: opcheck, gradcheck, torch.compile, autocast, checkpointing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
+
+from dilated_attention_pytorch import dilated_attention
+from tests.conftest import Exact, make_qkv
+from tests.ops.calls import run_operator
+from tests.planning import Spec, plan_tensor
+
+Sample = tuple[str, tuple[Any, ...], dict[str, Any]]
+
+
+def samples(device: str, dtype: torch.dtype) -> list[Sample]:
+    """One call or more of every operator: (name, arguments, keywords)."""
+    q, k, v = make_qkv(
+        37, 4, 16, batch=2, kv_heads=2, dtype=dtype, device=device, requires_grad=True
+    )
+    options: dict[str, Any] = {
+        "head_offsets": torch.tensor([[0, 0, 0, 0], [0, 1, -1, 1]]),
+        "is_causal": True,
+        "scale": 0.3,
+        "dropout_p": 0.25,
+        "dropout_seed": torch.tensor([11], device=device),
+    }
+    branches = ([8, 20], [1, 2])
+    pattern = plan_tensor(Spec(37, *branches, 4, 2), device)
+    plain = tuple(x.detach() for x in (q, k, v))
+    out, lse = torch.ops.dilated.attention(*plain, *branches)
+    packed = torch.ops.dilated.gather(plain[0], 8, 2).requires_grad_()
+    grad_lse = torch.randn_like(lse)
+    return [
+        ("attention", (q, k, v, *branches), {}),
+        ("attention", (q, k, v, *branches), {"pattern": pattern}),
+        ("attention", (q, k, v, *branches), options),
+        ("attention", (q, k, v, *branches), {"padding": "zeros"}),
+        ("attention_backward", (out, None, *plain, out, lse, *branches), {}),
+        ("attention_backward", (out, grad_lse, *plain, out, lse, *branches), {"pattern": pattern}),
+        ("segment_attention", (q, k, v, 16, 3), {}),
+        ("segment_attention", (q, k, v, 16, 3), {"padding": "zeros"}),
+        ("gather", (q, 8, 3), {"start": 5}),
+        ("gather", (q, 8, 3), {"head_offsets": torch.tensor([0, 2, -1, 1])}),
+        ("scatter_add", (q, packed, 8, 2), {}),
+    ]
+
+
+@pytest.mark.parametrize("index", range(11))
+def test_opcheck(index: int, device: str) -> None:
+    everything = samples(device, torch.float32)
+    assert len(everything) == 11
+    name, arguments, keywords = everything[index]
+    torch.library.opcheck(getattr(torch.ops.dilated, name).default, arguments, keywords)
+
+
+def test_every_operator_has_samples() -> None:
+    named = {name for name, _, _ in samples("cpu", torch.float64)}
+    assert named <= set(dir(torch.ops.dilated)) | named
+    schemas = torch._C._jit_get_all_schemas()
+    registered = {s.name for s in schemas if s.name.startswith("dilated::")}
+    # ring_attention needs processes: the ring's own tests exercise it.
+    assert registered - {"dilated::ring_attention"} == {f"dilated::{name}" for name in named}
+
+
+@pytest.mark.parametrize("outputs", ["out", "lse", "both"])
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("padding", ["masked", "zeros"])
+def test_gradcheck(padding: str, is_causal: bool, outputs: str) -> None:
+    inputs = make_qkv(11, 2, 3, kv_heads=1, requires_grad=True)
+
+    def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+        out, lse = torch.ops.dilated.attention(
+            *tensors, [4, 8], [1, 2], is_causal=is_causal, padding=padding
+        )
+        return {"out": (out,), "lse": (lse,), "both": (out, lse)}[outputs]
+
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+def test_gradcheck_with_dropout() -> None:
+    inputs = make_qkv(11, 2, 3, requires_grad=True)
+    seed = torch.tensor([4])
+
+    def function(*tensors: Tensor) -> Tensor:
+        out: Tensor = torch.ops.dilated.attention(
+            *tensors, [4, 8], [1, 2], dropout_p=0.5, dropout_seed=seed
+        )[0]
+        return out
+
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+def loss_and_gradients(
+    function: Callable[..., Tensor], seq_len: int, device: str
+) -> tuple[Tensor, ...]:
+    inputs = make_qkv(
+        seq_len, 4, 16, kv_heads=2, dtype=torch.float32, device=device, requires_grad=True
+    )
+    loss = function(*inputs)
+    return (loss.detach(), *torch.autograd.grad(loss, inputs))
+
+
+def weigh(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    out, lse = torch.ops.dilated.attention(q * 1.5, k, v, [16, 40], [1, 2])
+    return (out.sin() * q).sum() + lse.square().sum()
+
+
+def pass_through_branches(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    packed = torch.ops.dilated.gather(q, 16, 2)
+    spread = torch.ops.dilated.scatter_add(q, packed.tanh(), 16, 2)
+    out, _ = torch.ops.dilated.segment_attention(spread, k, v, 16, 2)
+    return (out * q).sum()
+
+
+def inductor_missing() -> str | None:
+    return None if shutil.which("c++") or shutil.which("g++") else "inductor needs a C++ compiler"
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("function", [weigh, pass_through_branches])
+def test_compiled_equals_eager(function: Callable[..., Tensor], backend: str, device: str) -> None:
+    if backend == "inductor" and (reason := inductor_missing()) is not None:
+        pytest.skip(reason)
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend=backend)
+    expected = loss_and_gradients(function, 50, device)
+    actual = loss_and_gradients(compiled, 50, device)
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("function", [weigh, pass_through_branches])
+def test_one_compilation_serves_all_lengths(function: Callable[..., Tensor], device: str) -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=counter)
+    for seq_len in (50, 61, 64, 130, 17):
+        expected = loss_and_gradients(function, seq_len, device)
+        actual = loss_and_gradients(compiled, seq_len, device)
+        for ours, theirs in zip(actual, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    # One more is allowed: lengths below the first segment's end are another formula in gather.
+    assert counter.frame_count <= 2
+
+
+def test_public_function_compiles(device: str) -> None:
+    torch._dynamo.reset()
+
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = dilated_attention(q, k, v, [16, 40], [1, 2], head_offsets="blocked", is_causal=True)
+        assert isinstance(out, Tensor)
+        return (out * q).sum()
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    expected = loss_and_gradients(function, 50, device)
+    for ours, theirs in zip(loss_and_gradients(compiled, 50, device), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_meta_tensors_give_shapes_without_computing() -> None:
+    q = torch.empty(2, 10**7, 12, 64, device="meta", dtype=torch.bfloat16)
+    out, lse = torch.ops.dilated.attention(q, q, q, [2048, 4096], [1, 2])
+    assert out.shape == q.shape and out.dtype == torch.bfloat16
+    assert lse.shape == (2, 12, 10**7) and lse.dtype == torch.float32
+    packed = torch.ops.dilated.gather(q, 2048, 3)
+    pieces, rest = divmod(10**7, 2048)
+    assert packed.shape == (2, pieces * 683 + -(-rest // 3), 12, 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_casts_inputs_and_gradients_back(dtype: torch.dtype, device: str) -> None:
+    inputs = make_qkv(50, 4, 16, dtype=torch.float32, device=device, requires_grad=True)
+    with torch.autocast(device, dtype=dtype):
+        out, lse = torch.ops.dilated.attention(*inputs, [16, 32], [1, 2])
+        one_branch, _ = torch.ops.dilated.segment_attention(*inputs, 16, 1)
+    assert out.dtype == one_branch.dtype == dtype and lse.dtype == torch.float32
+    direct = run_operator(
+        tuple(x.detach().to(dtype) for x in inputs), [16, 32], [1, 2], with_grad_lse=False
+    )
+    assert torch.equal(out.detach(), direct.out)
+    out.float().square().sum().backward()
+    for x in inputs:
+        assert x.grad is not None and x.grad.dtype == torch.float32 and x.grad.any()
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing_repeats_the_dropout(use_reentrant: bool, device: str, exact: Exact) -> None:
+    inputs = make_qkv(50, 4, 16, dtype=exact.dtype, device=device, requires_grad=True)
+
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = dilated_attention(q, k, v, [16, 32], [1, 2], dropout_p=0.3)
+        assert isinstance(out, Tensor)
+        return out.square()
+
+    torch.manual_seed(0)
+    plain = function(*inputs)
+    expected = torch.autograd.grad(plain.sum(), inputs)
+    torch.manual_seed(0)
+    kept = checkpoint(function, *inputs, use_reentrant=use_reentrant)
+    torch.testing.assert_close(kept, plain, rtol=0, atol=0)
+    kept.sum().backward()
+    for x, theirs in zip(inputs, expected, strict=True):
+        assert x.grad is not None and torch.equal(x.grad, theirs)
+
+
+def test_vmap_over_the_batch_is_refused_or_right() -> None:
+    q, k, v = (x[:, None] for x in make_qkv(20, 2, 8, batch=3))
+
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out: Tensor = torch.ops.dilated.attention(q, k, v, [8], [1])[0]
+        return out
+
+    expected = torch.stack([function(*x) for x in zip(q, k, v, strict=True)])
+    try:
+        actual = torch.vmap(function)(q, k, v)
+    except (RuntimeError, NotImplementedError):
+        return
+    torch.testing.assert_close(actual, expected)

@@ -1,0 +1,258 @@
+"""Bad input: a ValueError that names the argument, says what must hold and what was given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import make_qkv
+from tests.planning import Spec, plan_tensor
+
+GOOD: dict[str, Any] = {"segment_lengths": [8, 16], "dilation_rates": [1, 2]}
+
+
+def rows(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.zeros(shape, dtype=dtype)
+
+
+def good_tensors() -> dict[str, Any]:
+    q, k, v = make_qkv(24, 4, 16, batch=2, kv_heads=2, dtype=torch.float32)
+    return {"query": q, "key": k, "value": v}
+
+
+# what is changed; the argument that the message names; what it says was given
+CASES: dict[str, tuple[dict[str, Any], str, str]] = {
+    "query of three dimensions": ({"query": rows(24, 4, 16)}, "query", "3"),
+    "key of five dimensions": ({"key": rows(1, 2, 24, 2, 16)}, "key", "5"),
+    "value of two dimensions": ({"value": rows(24, 16)}, "value", "2"),
+    "integer query": (
+        {name: rows(2, 24, 2, 16, dtype=torch.int32) for name in ("query", "key", "value")},
+        "query",
+        "Int",
+    ),
+    "key of another dtype": ({"key": rows(2, 24, 2, 16).half()}, "key", "Half"),
+    "value of another dtype": ({"value": rows(2, 24, 2, 16).double()}, "value", "Double"),
+    "value on another device": ({"value": rows(2, 24, 2, 16).to("meta")}, "value", "meta"),
+    "key of another batch": ({"key": rows(3, 24, 2, 16)}, "key", "3, 24"),
+    "key of another length": ({"key": rows(2, 25, 2, 16)}, "key", "25"),
+    "key of another head_dim": ({"key": rows(2, 24, 2, 8)}, "key", "8"),
+    "value of another head_dim": ({"value": rows(2, 24, 2, 8)}, "value", "8"),
+    "value of other heads": ({"value": rows(2, 24, 4, 16)}, "value", "4"),
+    "heads that do not divide": (
+        {"key": rows(2, 24, 3, 16), "value": rows(2, 24, 3, 16)},
+        "key",
+        "3",
+    ),
+    "more KV heads than heads": (
+        {"key": rows(2, 24, 8, 16), "value": rows(2, 24, 8, 16)},
+        "key",
+        "8",
+    ),
+    "no heads": (
+        {name: rows(2, 24, 0, 16) for name in ("query", "key", "value")},
+        "heads",
+        "0",
+    ),
+    "head_dim of 0": (
+        {name: rows(2, 24, 4, 0) for name in ("query", "key", "value")},
+        "head_dim",
+        "0",
+    ),
+    "head_dim of 512": (
+        {name: rows(2, 24, 4, 512) for name in ("query", "key", "value")},
+        "head_dim",
+        "512",
+    ),
+    "unequal lists": ({"dilation_rates": [1]}, "dilation_rates", "2 and 1"),
+    "no branches": ({"segment_lengths": [], "dilation_rates": []}, "segment_lengths", "empty"),
+    "segment of 0": ({"segment_lengths": [0, 16]}, "segment_lengths", "0"),
+    "negative segment": ({"segment_lengths": [8, -16]}, "segment_lengths", "-16"),
+    "rate of 0": ({"dilation_rates": [1, 0]}, "dilation_rates", "0"),
+    "negative rate": ({"dilation_rates": [-3, 2]}, "dilation_rates", "-3"),
+    "offset as large as its rate": (
+        {"head_offsets": torch.tensor([[0] * 4, [0, 1, 2, 0]])},
+        "head_offsets",
+        "2",
+    ),
+    "offset below -1": (
+        {"head_offsets": torch.tensor([[0] * 4, [0, 1, -2, 0]])},
+        "head_offsets",
+        "-2",
+    ),
+    "offsets of too few heads": (
+        {"head_offsets": torch.zeros(2, 3, dtype=torch.int64)},
+        "head_offsets",
+        "2, 3",
+    ),
+    "offsets of one dimension": (
+        {"head_offsets": torch.zeros(8, dtype=torch.int64)},
+        "head_offsets",
+        "8",
+    ),
+    "offsets of another dtype": (
+        {"head_offsets": torch.zeros(2, 4, dtype=torch.int32)},
+        "head_offsets",
+        "Int",
+    ),
+    "dropout of 1": ({"dropout_p": 1.0, "dropout_seed": torch.tensor([1])}, "dropout_p", "1"),
+    "negative dropout": (
+        {"dropout_p": -0.5, "dropout_seed": torch.tensor([1])},
+        "dropout_p",
+        "-0.5",
+    ),
+    "dropout of nan": (
+        {"dropout_p": float("nan"), "dropout_seed": torch.tensor([1])},
+        "dropout_p",
+        "nan",
+    ),
+    "dropout without seed": ({"dropout_p": 0.5}, "dropout_seed", "None"),
+    "seed of another dtype": (
+        {"dropout_p": 0.5, "dropout_seed": torch.tensor([1.0])},
+        "dropout_seed",
+        "Float",
+    ),
+    "two seeds": ({"dropout_p": 0.5, "dropout_seed": torch.tensor([1, 2])}, "dropout_seed", "2"),
+    "unknown padding": ({"padding": "reflect"}, "padding", "reflect"),
+    "pattern of another dtype": (
+        {"pattern": torch.zeros(64, dtype=torch.int64)},
+        "pattern",
+        "Long",
+    ),
+    "pattern of two dimensions": (
+        {"pattern": torch.zeros(8, 8, dtype=torch.int32)},
+        "pattern",
+        "8, 8",
+    ),
+    "pattern that is too short": ({"pattern": torch.zeros(3, dtype=torch.int32)}, "pattern", "3"),
+    "pattern of zeros": ({"pattern": torch.zeros(500, dtype=torch.int32)}, "pattern", "24"),
+}
+
+
+def call(arguments: dict[str, Any]) -> Any:
+    arguments = {**good_tensors(), **GOOD, **arguments}
+    positional = [arguments.pop(name) for name in ("query", "key", "value", *GOOD)]
+    return torch.ops.dilated.attention(*positional, **arguments)
+
+
+def test_the_unchanged_call_is_good() -> None:
+    call({})
+    call({"pattern": plan_tensor(Spec(24, [8, 16], [1, 2], 4, 2))})
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_attention_names_what_is_wrong(name: str) -> None:
+    change, named, given = CASES[name]
+    with pytest.raises(ValueError) as caught:
+        call(change)
+    message = str(caught.value)
+    assert named in message, message
+    assert "got" in message and given in message, message
+
+
+def test_truncated_pattern_is_refused() -> None:
+    words = plan_tensor(Spec(24, [8, 16], [1, 2], 4, 2))
+    with pytest.raises(ValueError, match="pattern"):
+        call({"pattern": words[:-4].contiguous()})
+
+
+def test_float64_on_cuda_is_refused(device: str) -> None:
+    if device == "cpu":
+        tensors = make_qkv(8, 2, 16)
+        assert torch.ops.dilated.attention(*tensors, [8], [1])[0].dtype == torch.float64
+        return
+    tensors = make_qkv(8, 2, 16, device=device)
+    with pytest.raises(ValueError, match="float64"):
+        torch.ops.dilated.attention(*tensors, [8], [1])
+
+
+@pytest.mark.parametrize(
+    ("change", "named", "given"),
+    [
+        ({"grad_out": rows(2, 24, 4, 8)}, "grad_out", "8"),
+        ({"grad_out": rows(2, 24, 4, 16).double()}, "grad_out", "Double"),
+        ({"grad_lse": rows(2, 24, 4)}, "grad_lse", "2, 24, 4"),
+        ({"out": rows(2, 24, 2, 16)}, "out", "2, 24, 2"),
+        ({"lse": rows(2, 4, 23)}, "lse", "23"),
+    ],
+)
+def test_backward_names_what_is_wrong(change: dict[str, Any], named: str, given: str) -> None:
+    tensors = good_tensors()
+    out, lse = call({})
+    good = {"grad_out": torch.ones_like(out), "grad_lse": None, **tensors, "out": out, "lse": lse}
+    arguments = {**good, **change}
+    branches = ([8, 16], [1, 2])
+    torch.ops.dilated.attention_backward(*good.values(), *branches)
+    with pytest.raises(ValueError, match=named) as caught:
+        torch.ops.dilated.attention_backward(*arguments.values(), *branches)
+    assert given in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("operator", "arguments", "keywords", "named", "given"),
+    [
+        ("gather", (rows(24, 4, 16), 8, 2), {}, "input", "3"),
+        ("gather", (rows(1, 24, 4, 16).int(), 8, 2), {}, "float16", "Int"),
+        ("gather", (rows(1, 24, 4, 16), 0, 2), {}, "segment_length", "0"),
+        ("gather", (rows(1, 24, 4, 16), 8, -2), {}, "dilation_rate", "-2"),
+        ("gather", (rows(1, 24, 4, 16), 8, 2), {"start": -1}, "start", "-1"),
+        (
+            "gather",
+            (rows(1, 24, 4, 16), 8, 2),
+            {"head_offsets": torch.tensor([0, 1, 2, 0])},
+            "head_offsets",
+            "2",
+        ),
+        (
+            "gather",
+            (rows(1, 24, 4, 16), 8, 2),
+            {"head_offsets": torch.tensor([0, 1])},
+            "head_offsets",
+            "2",
+        ),
+        ("scatter_add", (rows(1, 24, 4, 16), rows(1, 13, 4, 16), 8, 2), {}, "packed", "13"),
+        (
+            "scatter_add",
+            (rows(1, 24, 4, 16), rows(1, 12, 4, 16).half(), 8, 2),
+            {},
+            "packed",
+            "Half",
+        ),
+        (
+            "segment_attention",
+            (rows(1, 24, 4, 16),) * 3 + (0, 2),
+            {},
+            "segment_length",
+            "0",
+        ),
+        (
+            "segment_attention",
+            (rows(1, 24, 4, 16),) * 3 + (8, 0),
+            {},
+            "dilation_rate",
+            "0",
+        ),
+    ],
+)
+def test_branch_operators_name_what_is_wrong(
+    operator: str, arguments: tuple[Any, ...], keywords: dict[str, Any], named: str, given: str
+) -> None:
+    with pytest.raises(ValueError, match=named) as caught:
+        getattr(torch.ops.dilated, operator)(*arguments, **keywords)
+    assert given in str(caught.value)
+
+
+def test_cuda_arguments_on_the_wrong_device_are_refused(device: str) -> None:
+    q, k, v = make_qkv(24, 4, 16, dtype=torch.float32, device=device)
+    elsewhere = "meta" if device == "cpu" else "cpu"
+    seed = torch.tensor([1]).to(elsewhere)
+    with pytest.raises(ValueError, match="dropout_seed"):
+        torch.ops.dilated.attention(q, k, v, [8], [1], dropout_p=0.5, dropout_seed=seed)
+    pattern = plan_tensor(Spec(24, [8], [1], 4)).to(elsewhere)
+    with pytest.raises(ValueError, match="pattern"):
+        torch.ops.dilated.attention(q, k, v, [8], [1], pattern=pattern)
+    table = torch.zeros(1, 4, dtype=torch.int64, device="meta")
+    with pytest.raises(ValueError, match="head_offsets"):
+        torch.ops.dilated.attention(q, k, v, [8], [1], head_offsets=table)

@@ -1,0 +1,353 @@
+"""The planner against brute force: thousands of small random patterns, every pair of every head
+counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import numpy as np
+import pytest
+
+from dilated_attention_pytorch import _C
+from tests.planning import Plan, Spec, Table, plan, plan_words
+
+PATTERNS_PER_SEED = 250
+
+
+def random_spec(rng: random.Random, longest: int = 70) -> Spec:
+    seq_len = rng.randint(0, longest) if rng.random() < 0.9 else rng.randint(0, 3)
+    branches = rng.randint(1, 4)
+    rates = [rng.choice([1, 1, 2, 3, 4, 5, 8, 13]) for _ in range(branches)]
+    kv_heads = rng.randint(1, 3)
+    heads = kv_heads * rng.randint(1, 3)
+    tables = {
+        "interleaved": [[h % r for h in range(heads)] for r in rates],
+        "blocked": [[h // -(-heads // r) for h in range(heads)] for r in rates],
+        "table": [[rng.randint(-1, r - 1) for _ in range(heads)] for r in rates],
+    }
+
+    def positions() -> tuple[int, int]:
+        if rng.random() < 0.6:
+            return (0, -1)
+        a, b = sorted((rng.randint(0, seq_len), rng.randint(0, seq_len)))
+        return (a, b)
+
+    return Spec(
+        seq_len,
+        [rng.randint(1, longest + 10) for _ in range(branches)],
+        rates,
+        heads,
+        kv_heads,
+        rng.choice(list(tables.values())),
+        is_causal=rng.random() < 0.5,
+        zero_padding=rng.random() < 0.5,
+        queries=positions(),
+        keys=positions(),
+        row_tile=rng.choice([1, 3, 8, 64]),
+    )
+
+
+def count_pairs(spec: Spec) -> np.ndarray:
+    """int64 [heads, seq_len, seq_len]: how many branches hold each pair; no causal mask, no
+    ranges.
+    """
+    n = spec.seq_len
+    counts = np.zeros((spec.heads, n, n), dtype=np.int64)
+    p = np.arange(n)
+    branches = zip(spec.segment_lengths, spec.dilation_rates, spec.offset_table, strict=True)
+    for w, r, offsets in branches:
+        w = min(w, max(n, 1))
+        on = ((p % w) % r)[None] == np.array(offsets)[:, None]
+        counts += on[:, :, None] & on[:, None, :] & (p[:, None] // w == p[None] // w)
+    return counts
+
+
+def count_zero_keys(spec: Spec) -> np.ndarray:
+    """int64 [heads, seq_len]: slots of each row's segments that the sequence doesn't fill."""
+    n = spec.seq_len
+    counts = np.zeros((spec.heads, n), dtype=np.int64)
+    p = np.arange(n)
+    branches = zip(spec.segment_lengths, spec.dilation_rates, spec.offset_table, strict=True)
+    for w, r, offsets in branches:
+        w = min(w, max(n, 1))
+        on = ((p % w) % r)[None] == np.array(offsets)[:, None]
+        same = on[:, None, :] & (p[:, None] // w == p[None] // w)
+        counts += np.where(on, -(-w // r) - same.sum(-1), 0)
+    return counts
+
+
+def check_structure(plan: Plan, table: Table, heads: int, rows: tuple[int, int]) -> None:
+    """Tables are well formed: sizes, alignment, heads partitioned, every row in one tile, tiles
+    not too high.
+    """
+    n = table.numbers
+    for name in ("class_heads_at", "span_tiles_at", "tiles_at", "groups_at", "runs_at"):
+        assert n[name] % 4 == 0 and 0 < n[name] <= len(plan.words), name
+    assert sorted(table.class_heads.tolist()) == list(range(heads))
+    assert n["max_class_heads"] == np.diff(table.class_begin).max()
+
+    tiles, groups = table.tiles, table.groups
+    assert (tiles["rows"] > 0).all() and (tiles["rows"] <= plan.header["row_tile"]).all()
+    assert (table.runs["stride"] > 0).all() and (table.runs["count"] > 0).all()
+    counts = np.append(0, np.cumsum(table.runs["count"].astype(np.int64)))
+    for kind in ("row", "column"):
+        begin = groups[f"{kind}_runs"]
+        total = counts[begin + groups[f"{kind}_run_count"]] - counts[begin]
+        assert (total == groups[f"{kind}s"]).all()
+
+    head, row, _ = table.row_heads()
+    length = rows[1] - rows[0]
+    assert len(row) == 0 or (row.min() >= rows[0] and row.max() < rows[1])
+    once = np.bincount(head * length + row - rows[0], minlength=heads * length)
+    assert len(once) == heads * length and (once == 1).all()
+
+    # Tiles of (span, class) lie where span_tiles says; within a cell the longest lists come first.
+    assert table.span_tiles[0] == 0 and table.span_tiles[-1] == n["tiles"]
+    assert (np.diff(table.span_tiles) >= 0).all()
+    owner = np.repeat(np.arange(n["spans"] * n["classes"]), np.diff(table.span_tiles))
+    assert (owner % max(n["classes"], 1) == table.tile_class).all()
+    for key in np.unique(np.stack([owner, tiles["origin"]]), axis=1).T:
+        mine = (owner == key[0]) & (tiles["origin"] == key[1])
+        assert (np.diff(groups["columns"][tiles["group"][mine]]) <= 0).all()
+    check_spans(table, owner // max(n["classes"], 1))
+
+
+def check_spans(table: Table, tile_span: np.ndarray) -> None:
+    """Positions of different spans don't interleave, and no tile has a column in another span's
+    stretch.
+    """
+    row_tile, row = table.rows
+    column_tile, column, _ = table.columns
+    span = np.concatenate([tile_span[row_tile], tile_span[column_tile]])
+    position = np.concatenate([row, column])
+    spans = table.numbers["spans"]
+    low, high = np.full(spans, np.iinfo(np.int64).max), np.full(spans, -1)
+    np.minimum.at(low, span, position)
+    np.maximum.at(high, span, position)
+    assert (low[1:] > high[:-1]).all()
+
+
+def check_pairs(
+    table: Table, expected: np.ndarray, rows: tuple[int, int], columns: tuple[int, int]
+) -> None:
+    """expected: [row heads, column heads per row head, rows, columns], the multiplicity of every
+    pair.
+    """
+    pairs = table.pairs()
+    assert (pairs.multiplicity > 0).all()
+    assert (pairs.column >= columns[0]).all() and (pairs.column < columns[1]).all()
+    assert (pairs.column_head < expected.shape[1]).all()
+    at = (
+        np.ravel_multi_index(
+            (pairs.row_head, pairs.column_head, pairs.row - rows[0], pairs.column - columns[0]),
+            expected.shape,
+        )
+        if len(pairs.row)
+        else np.zeros(0, dtype=np.int64)
+    )
+    assert (np.bincount(at, minlength=1) <= 1).all(), "a pair is listed twice"
+    listed = np.bincount(at, weights=pairs.multiplicity, minlength=expected.size)
+    assert (listed.reshape(expected.shape) == expected).all()
+
+    # A row that meets nothing is in a group without columns, and no other row is.
+    head, row, tile = table.row_heads()
+    empty = expected.sum((1, 3)) == 0
+    column_less = table.groups["columns"][table.tiles["group"]] == 0
+    assert (empty[head, row - rows[0]] == column_less[tile]).all()
+
+
+def check_against_brute_force(spec: Spec) -> None:
+    result = plan(spec)
+    queries, keys = spec.resolve(spec.queries), spec.resolve(spec.keys)
+    kv_heads = spec.heads if spec.kv_heads is None else spec.kv_heads
+    group = spec.heads // kv_heads
+    header = result.header
+    assert header["magic"] == 0x44494C50 and header["words"] == len(result.words)
+    assert (header["seq_len"], header["heads"], header["kv_heads"]) == (
+        spec.seq_len,
+        spec.heads,
+        kv_heads,
+    )
+    assert (header["query_begin"], header["query_end"]) == queries
+    assert (header["key_begin"], header["key_end"]) == keys
+    assert header["is_causal"] == spec.is_causal and header["row_tile"] == spec.row_tile
+
+    whole = count_pairs(spec)
+    counts = whole[:, slice(*queries), slice(*keys)]
+    check_structure(result, result.forward, spec.heads, queries)
+    check_pairs(result.forward, counts[:, None], queries, keys)
+
+    by_kv_head = counts.reshape(kv_heads, group, *counts.shape[1:]).transpose(0, 1, 3, 2)
+    check_structure(result, result.transposed, kv_heads, keys)
+    check_pairs(result.transposed, by_kv_head, keys, queries)
+
+    # Zero keys belong to the shard of keys that holds the row itself, so a ring counts them once.
+    zeros = np.zeros((spec.heads, spec.seq_len), dtype=np.int64)
+    if spec.zero_padding and not spec.is_causal:
+        zeros[:, slice(*keys)] = count_zero_keys(spec)[:, slice(*keys)]
+    head, row, tile = result.forward.row_heads()
+    listed = result.forward.groups["zero_keys"][result.forward.tiles["group"]]
+    assert (listed[tile] == zeros[head, row]).all()
+
+    check_report(spec, result, counts)
+
+
+def check_report(spec: Spec, result: Plan, counts: np.ndarray) -> None:
+    queries, keys = spec.resolve(spec.queries), spec.resolve(spec.keys)
+    if spec.is_causal:
+        counts = counts * (np.arange(*keys)[None] <= np.arange(*queries)[:, None])
+    numbers = _C.report(*spec.arguments)
+    assert numbers["nominal"] == counts.sum()
+    assert numbers["distinct"] == (counts > 0).sum()
+    assert numbers["computed"] >= numbers["distinct"]
+    assert numbers["bytes"] == result.words.nbytes
+    for name in ("tiles", "groups", "runs"):
+        assert numbers[name] == result.forward.numbers[name]
+
+
+def explain(spec: Spec) -> None:
+    try:
+        check_against_brute_force(spec)
+    except AssertionError as error:
+        raise AssertionError(f"{spec}: {error}") from error
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_small_random_patterns_list_every_pair_once(seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(PATTERNS_PER_SEED):
+        explain(random_spec(rng))
+
+
+def test_longer_random_patterns_list_every_pair_once() -> None:
+    # Long enough for lattices that repeat many times in a cell, and for several tiles in a group.
+    rng = random.Random(1000)
+    for _ in range(40):
+        explain(random_spec(rng, longest=400))
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("offsets", ["interleaved", "blocked"])
+def test_nested_geometric_branches(offsets: str, is_causal: bool) -> None:
+    rates = [1, 2, 4, 8]
+    table = None
+    if offsets == "blocked":
+        table = [[h // -(-8 // r) for h in range(8)] for r in rates]
+    explain(Spec(512, [32, 64, 128, 256], rates, 8, 2, table, is_causal=is_causal))
+
+
+def test_nothing_is_wasted_when_everything_divides() -> None:
+    numbers = _C.report(*Spec(1024, [256, 1024], [1, 4], heads=4).arguments)
+    assert numbers["computed"] == numbers["distinct"] < numbers["nominal"]
+
+
+def test_planning_twice_gives_equal_words() -> None:
+    rng = random.Random(7)
+    for _ in range(100):
+        spec = random_spec(rng)
+        assert np.array_equal(plan_words(spec), plan_words(spec))
+
+
+def test_segments_longer_than_the_sequence_are_clipped() -> None:
+    clipped = Spec(100, [30, 100], [1, 3], 4)
+    assert np.array_equal(
+        plan_words(clipped),
+        plan_words(dataclasses.replace(clipped, segment_lengths=[30, 10**12])),
+    )
+
+
+def test_fingerprint_depends_on_every_field() -> None:
+    base = Spec(96, [16, 48], [1, 2], 4, 2, [[0, 0, 0, 0], [0, 1, 0, 1]])
+    others = [
+        {"seq_len": 95},
+        {"segment_lengths": [24, 48]},
+        {"dilation_rates": [2, 2]},
+        {"heads": 8, "kv_heads": 2, "offsets": [[0] * 8, [0, 1] * 4]},
+        {"kv_heads": 4},
+        {"offsets": [[0, 0, 0, 0], [0, 1, 0, -1]]},
+        {"is_causal": True},
+        {"zero_padding": True},
+        {"queries": (0, 48)},
+        {"keys": (48, 96)},
+        {"row_tile": 32},
+    ]
+    specs = [base, *(dataclasses.replace(base, **change) for change in others)]
+    prints = {tuple(plan_words(spec)[2:4].tolist()) for spec in specs}
+    assert len(prints) == len(specs)
+
+
+@pytest.mark.parametrize("heads", [1, 6, 12, 16])
+def test_named_offsets(heads: int) -> None:
+    rates = [1, 2, 4, 6, 12, 16]
+    interleaved = [h % r for r in rates for h in range(heads)]
+    blocked = [h // -(-heads // r) for r in rates for h in range(heads)]
+    assert list(_C.interleaved_offsets(rates, heads)) == interleaved
+    assert list(_C.blocked_offsets(rates, heads)) == blocked
+
+
+GEOMETRIC = [1, 2, 4, 8, 16]
+GIGAPATH = [1024, 5792, 32768, 185363, 1048576]
+# segment lengths, rates, N, heads, offsets; nominal / distinct; computed / distinct with 64-row
+# tiles (research tables of exact counts; the paper's branches with its 12 heads, the others with
+# GigaPath's 16).
+WASTE = [
+    ([2048, 4096, 8192, 16384, 32768], GEOMETRIC, 32768, 16, "blocked", 1.25, 1.00),
+    ([2048, 4096, 8192, 16384, 32768], GEOMETRIC, 32768, 16, "interleaved", 1.32, 1.00),
+    ([1024, 2048, 4096, 8192, 16384], GEOMETRIC, 16384, 16, "blocked", 1.25, 1.00),
+    ([1024, 2048, 4096, 8192, 16384], GEOMETRIC, 16384, 16, "interleaved", 1.32, 1.01),
+    (GIGAPATH, GEOMETRIC, 10001, 16, "blocked", 1.20, 1.08),
+    (GIGAPATH, GEOMETRIC, 10001, 16, "interleaved", 1.32, 1.10),
+    (GIGAPATH, GEOMETRIC, 65001, 16, "blocked", 1.13, 1.08),
+    (GIGAPATH, GEOMETRIC, 65001, 16, "interleaved", 1.31, 1.12),
+    ([2048, 4096, 8192, 16384, 32768], [1, 2, 4, 6, 12], 32768, 12, "blocked", 1.25, 1.09),
+    ([2048, 4096, 8192, 16384, 32768], [1, 2, 4, 6, 12], 32768, 12, "interleaved", 1.30, 1.10),
+    ([512, 1024], [1, 2], 16384, 8, "blocked", 1.20, 1.00),
+    ([512, 1024], [1, 2], 16384, 8, "interleaved", 1.20, 1.00),
+]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "rates", "seq_len", "heads", "offsets", "shared", "waste"), WASTE
+)
+def test_tiles_waste_no_more_than_promised(
+    lengths: list[int],
+    rates: list[int],
+    seq_len: int,
+    heads: int,
+    offsets: str,
+    shared: float,
+    waste: float,
+) -> None:
+    table = None
+    if offsets == "blocked":
+        table = [[h // -(-heads // r) for h in range(heads)] for r in rates]
+    numbers = _C.report(*Spec(seq_len, lengths, rates, heads, None, table).arguments)
+    assert numbers["nominal"] / numbers["distinct"] == pytest.approx(shared, abs=0.0051)
+    assert numbers["computed"] / numbers["distinct"] <= waste * 1.01
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seq_len": -1}, "seq_len"),
+        ({"segment_lengths": []}, "segment_lengths"),
+        ({"segment_lengths": [0, 8]}, "segment_lengths"),
+        ({"segment_lengths": [8]}, "segment_lengths"),
+        ({"dilation_rates": [1, 0]}, "dilation_rates"),
+        ({"heads": 0, "offsets": [[], []]}, "heads"),
+        ({"kv_heads": 3}, "kv_heads"),
+        ({"offsets": [[0, 0, 0, 0], [0, 1, 2, 0]]}, "head_offsets"),
+        ({"offsets": [[0, 0, 0, 0], [0, 1, -2, 0]]}, "head_offsets"),
+        ({"offsets": [[0, 0, 0, 0]]}, "head_offsets"),
+        ({"queries": (8, 4)}, "queries"),
+        ({"keys": (0, 33)}, "keys"),
+        ({"row_tile": 0}, "row_tile"),
+    ],
+)
+def test_bad_specifications_are_refused_by_name(change: dict[str, object], named: str) -> None:
+    good = Spec(32, [8, 16], [1, 2], 4, offsets=[[0] * 4, [0, 1, 0, 1]])
+    plan_words(good)
+    with pytest.raises(ValueError, match=named):
+        plan_words(dataclasses.replace(good, **change))  # type: ignore[arg-type]

@@ -1,0 +1,239 @@
+"""Plans through `_C` and reads the words back, following csrc/include/dilated/pattern_layout.h;
+numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dilated_attention_pytorch import _C
+
+MAGIC = 0x44494C50
+HEADER = [
+    "magic",
+    "words",
+    "fingerprint_low",
+    "fingerprint_high",
+    "seq_len",
+    "heads",
+    "kv_heads",
+    "row_tile",
+    "is_causal",
+    "branches",
+    "query_begin",
+    "query_end",
+    "key_begin",
+    "key_end",
+    "reserved0",
+    "reserved1",
+]
+TABLE = [
+    "classes",
+    "max_class_heads",
+    "spans",
+    "tiles",
+    "groups",
+    "runs",
+    "class_heads_at",
+    "span_tiles_at",
+    "tiles_at",
+    "groups_at",
+    "runs_at",
+    "reserved",
+]
+GROUP = [
+    "head_class",
+    "rows",
+    "columns",
+    "row_runs",
+    "row_run_count",
+    "column_runs",
+    "column_run_count",
+    "zero_keys",
+]
+TILE = ["group", "origin", "first_row", "rows"]
+RUN = np.dtype(
+    [("start", "i4"), ("stride", "i4"), ("count", "i4"), ("multiplicity", "u2"), ("head", "u2")]
+)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The planner's arguments; an end of -1 stands for the sequence's end, offsets of None for
+    interleaved ones.
+    """
+
+    seq_len: int
+    segment_lengths: Sequence[int]
+    dilation_rates: Sequence[int]
+    heads: int = 1
+    kv_heads: int | None = None
+    offsets: Sequence[Sequence[int]] | None = None
+    is_causal: bool = False
+    zero_padding: bool = False
+    queries: tuple[int, int] = (0, -1)
+    keys: tuple[int, int] = (0, -1)
+    row_tile: int = 64
+
+    @property
+    def offset_table(self) -> list[list[int]]:
+        if self.offsets is not None:
+            return [list(row) for row in self.offsets]
+        return [[h % r for h in range(self.heads)] for r in self.dilation_rates]
+
+    def resolve(self, positions: tuple[int, int]) -> tuple[int, int]:
+        return positions[0], self.seq_len if positions[1] == -1 else positions[1]
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return (
+            self.seq_len,
+            list(self.segment_lengths),
+            list(self.dilation_rates),
+            [offset for row in self.offset_table for offset in row],
+            self.heads,
+            self.heads if self.kv_heads is None else self.kv_heads,
+            self.is_causal,
+            self.zero_padding,
+            *self.queries,
+            *self.keys,
+            self.row_tile,
+        )
+
+
+def plan_words(spec: Spec) -> np.ndarray:
+    """int32 [words]."""
+    return np.frombuffer(_C.plan(*spec.arguments), dtype=np.int32).copy()
+
+
+def plan_tensor(spec: Spec, device: str = "cpu") -> Tensor:
+    return torch.from_numpy(plan_words(spec)).to(device)
+
+
+def _records(words: np.ndarray, at: int, count: int, names: Sequence[str]) -> dict[str, np.ndarray]:
+    block = words[at : at + count * len(names)].reshape(count, len(names)).astype(np.int64)
+    return {name: block[:, i] for i, name in enumerate(names)}
+
+
+def _ranges(begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """begins[0] .. begins[0] + lengths[0] - 1, then the same for 1, ..."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(begins - ends + lengths, lengths)
+
+
+@dataclass
+class Pairs:
+    """All (row head, row, column head, column) that a table lists; heads as in class_heads and
+    Run::head.
+    """
+
+    row_head: np.ndarray
+    row: np.ndarray
+    column_head: np.ndarray
+    column: np.ndarray
+    multiplicity: np.ndarray
+
+
+@dataclass
+class Table:
+    words: np.ndarray
+    numbers: dict[str, int]
+    class_begin: np.ndarray = field(init=False)
+    class_heads: np.ndarray = field(init=False)
+    span_tiles: np.ndarray = field(init=False)
+    tiles: dict[str, np.ndarray] = field(init=False)
+    groups: dict[str, np.ndarray] = field(init=False)
+    runs: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        n, words = self.numbers, self.words
+        self.class_begin = words[n["class_heads_at"] :][: n["classes"] + 1]
+        heads_at = n["class_heads_at"] + n["classes"] + 1
+        self.class_heads = words[heads_at:][: int(self.class_begin[-1])]
+        self.span_tiles = words[n["span_tiles_at"] :][: n["spans"] * n["classes"] + 1]
+        self.tiles = _records(words, n["tiles_at"], n["tiles"], TILE)
+        self.groups = _records(words, n["groups_at"], n["groups"], GROUP)
+        self.runs = words[n["runs_at"] :][: 4 * n["runs"]].view(RUN)
+
+    @cached_property
+    def run_positions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Relative positions of all runs one after the other, the run each belongs to, and where
+        each run begins.
+        """
+        counts = self.runs["count"].astype(np.int64)
+        run = np.repeat(np.arange(len(counts)), counts)
+        begins = np.cumsum(counts) - counts
+        step = np.arange(len(run)) - begins[run]
+        positions = self.runs["start"].astype(np.int64)[run] + step * self.runs["stride"][run]
+        return positions, run, np.append(begins, len(run))
+
+    @cached_property
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """The tile and the position of every row of every tile."""
+        positions, _, begins = self.run_positions
+        tile = np.repeat(np.arange(len(self.tiles["rows"])), self.tiles["rows"])
+        first = begins[self.groups["row_runs"][self.tiles["group"]]] + self.tiles["first_row"]
+        return tile, positions[_ranges(first, self.tiles["rows"])] + self.tiles["origin"][tile]
+
+    @cached_property
+    def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The tile, the position and the run of every column of every tile."""
+        positions, run, begins = self.run_positions
+        lengths = self.groups["columns"][self.tiles["group"]]
+        tile = np.repeat(np.arange(len(lengths)), lengths)
+        at = _ranges(begins[self.groups["column_runs"][self.tiles["group"]]], lengths)
+        return tile, positions[at] + self.tiles["origin"][tile], run[at]
+
+    @cached_property
+    def tile_class(self) -> np.ndarray:
+        return self.groups["head_class"][self.tiles["group"]]
+
+    def row_heads(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(row head, row position, tile) for every row of every head."""
+        tile, row = self.rows
+        heads = np.diff(self.class_begin)[self.tile_class[tile]]
+        at = np.repeat(np.arange(len(tile)), heads)
+        head = self.class_heads[_ranges(self.class_begin[self.tile_class[tile]], heads)]
+        return head, row[at], tile[at]
+
+    def pairs(self) -> Pairs:
+        head, row, tile = self.row_heads()
+        _, column, run = self.columns
+        lengths = self.groups["columns"][self.tiles["group"]]
+        begins = np.cumsum(lengths) - lengths
+        at = np.repeat(np.arange(len(tile)), lengths[tile])
+        columns = _ranges(begins[tile], lengths[tile])
+        runs = self.runs[run[columns]]
+        return Pairs(head[at], row[at], runs["head"], column[columns], runs["multiplicity"])
+
+
+@dataclass
+class Plan:
+    words: np.ndarray
+
+    @cached_property
+    def header(self) -> dict[str, int]:
+        return dict(zip(HEADER, self.words.tolist(), strict=False))
+
+    def _table(self, index: int) -> Table:
+        at = len(HEADER) + index * len(TABLE)
+        return Table(self.words, dict(zip(TABLE, self.words[at:].tolist(), strict=False)))
+
+    @cached_property
+    def forward(self) -> Table:
+        return self._table(0)
+
+    @cached_property
+    def transposed(self) -> Table:
+        return self._table(1)
+
+
+def plan(spec: Spec) -> Plan:
+    return Plan(plan_words(spec))

@@ -1,0 +1,61 @@
+"""The Python blocks of README.md and docs/ run, and their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def blocks(text: str) -> Iterator[str]:
+    """Each Python block, after as many empty lines as put its errors on the document's lines."""
+    for match in BLOCK.finditer(text):
+        yield "\n" * text.count("\n", 0, match.start(1)) + match[1]
+
+
+WITH_CODE = [path for path in DOCUMENTS if BLOCK.search(path.read_text())]
+
+
+@pytest.fixture(autouse=True)
+def restored_generator() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+@pytest.mark.parametrize("path", WITH_CODE, ids=name)
+def test_python_blocks_run(path: Path) -> None:
+    namespace: dict[str, object] = {"__name__": path.stem}
+    for block in blocks(path.read_text()):
+        exec(compile(block, str(path), "exec"), namespace)
+
+
+def test_the_documents_that_promise_code_have_some() -> None:
+    assert {"README.md", "docs/design.md", "docs/migration.md", "docs/numerics.md"} <= {
+        name(path) for path in WITH_CODE
+    }
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_links_lead_to_files(path: Path) -> None:
+    targets = LINK.findall(path.read_text())
+    assert [target for target in targets if not (path.parent / target).exists()] == []
+
+
+def test_a_block_that_fails_names_its_line() -> None:
+    text = "# Title\n\n```python\nx = 1\nassert x == 2\n```\n"
+    with pytest.raises(AssertionError) as failed:
+        for block in blocks(text):
+            exec(compile(block, "document.md", "exec"), {})
+    assert failed.traceback[-1].lineno + 1 == 5

@@ -1,0 +1,138 @@
+"""examples/train_bytes.py as its users run it: a program of its own, small settings, real text."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "train_bytes.py"
+SETTINGS: dict[str, Any] = {
+    "device": "cpu",
+    "context": 256,
+    "batch": 4,
+    "width": 32,
+    "layers": 1,
+    "heads": 2,
+    "segment-lengths": [32, 128],
+    "dilation-rates": [1, 2],
+    "dropout": 0.1,
+    "steps": 48,
+    "eval-every": 16,
+    "sample": 8,
+}
+
+
+def as_options(settings: dict[str, Any]) -> list[str]:
+    values = {name: v if isinstance(v, list) else [v] for name, v in settings.items()}
+    return [word for name, v in values.items() for word in (f"--{name}", *map(str, v))]
+
+
+SMALL = as_options(SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One module of the standard library, so that reading the text takes no time."""
+    path = tmp_path_factory.mktemp("text") / "text.py"
+    path.write_bytes(Path(sysconfig.get_paths()["stdlib"], "argparse.py").read_bytes())
+    return path
+
+
+def command(text: Path, folder: Path, *options: str) -> list[str]:
+    files = ["--checkpoint", str(folder / "run.pt"), "--log", str(folder / "log.jsonl")]
+    return [sys.executable, str(SCRIPT), "--text", str(text), *files, *options]
+
+
+def run(text: Path, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(text, folder, *options), capture_output=True, text=True, timeout=300
+    )
+
+
+def curve(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def straight(text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run that nothing stops: its folder and its output."""
+    folder = tmp_path_factory.mktemp("straight")
+    done = run(text, folder, *SMALL)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def interrupt(text: Path, folder: Path, after_lines: int) -> int:
+    """Starts a run, sends SIGINT (Ctrl-C) once its log has `after_lines` lines; its status."""
+    with subprocess.Popen(
+        command(text, folder, *SMALL), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        log = folder / "log.jsonl"
+        while process.poll() is None:
+            if log.exists() and log.read_text().count("\n") >= after_lines:
+                process.send_signal(signal.SIGINT)
+                break
+            time.sleep(0.001)
+        process.communicate(timeout=300)
+        return process.returncode
+
+
+def test_held_out_bits_per_byte_fall_and_are_reported(straight: tuple[Path, str]) -> None:
+    folder, output = straight
+    records = curve(folder)
+    assert [record["step"] for record in records] == list(range(1, SETTINGS["steps"] + 1))
+    held_out = [record["held_out"] for record in records if "held_out" in record]
+    assert len(held_out) == 3
+    assert held_out[-1] < held_out[0] - 0.1
+    assert held_out[-1] < 5.5  # bytes cost 8 bits where nothing has been learnt
+    last = output.splitlines()[-1]
+    assert f"held-out {held_out[-1]:.3f} bits per byte" in last
+    assert "unigram entropy" in last and "tokens per second" in last
+
+
+def test_interrupted_run_resumes_to_the_same_curve(
+    text: Path, straight: tuple[Path, str], tmp_path: Path
+) -> None:
+    assert interrupt(text, tmp_path, after_lines=2) == 130
+    stopped = curve(tmp_path)
+    assert 2 <= len(stopped) < SETTINGS["steps"], "the run ended before the interrupt"
+    state = torch.load(tmp_path / "run.pt", weights_only=True)
+    assert state["step"] == len(stopped)
+    resumed = run(text, tmp_path, "--resume", "--device", "cpu", "--sample", "0")
+    assert resumed.returncode == 0, resumed.stderr
+    assert curve(tmp_path) == curve(straight[0])
+
+
+def test_resume_names_the_option_that_contradicts(
+    text: Path, straight: tuple[Path, str], tmp_path: Path
+) -> None:
+    (tmp_path / "run.pt").write_bytes((straight[0] / "run.pt").read_bytes())
+    refused = run(text, tmp_path, "--resume", "--device", "cpu", "--width", "64")
+    assert refused.returncode == 2
+    assert "--resume: width was 32" in refused.stderr
+
+
+def test_resume_without_a_checkpoint_and_too_long_a_context_are_refused(
+    text: Path, tmp_path: Path
+) -> None:
+    missing = run(text, tmp_path, "--resume")
+    assert missing.returncode == 2 and "there is no checkpoint" in missing.stderr
+    long = run(text, tmp_path, "--device", "cpu", "--context", "1000000000")
+    assert long.returncode == 2 and "--context must be below" in long.stderr
+    assert not (tmp_path / "run.pt").exists()
+
+
+def test_help_explains_every_option() -> None:
+    shown = subprocess.run([sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True)
+    assert shown.returncode == 0
+    for name in ("--resume", "--checkpoint", "--context", "--segment-lengths", "--learning-rate"):
+        assert name in shown.stdout
