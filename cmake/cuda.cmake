@@ -69,7 +69,7 @@ function(dilated_add_cuda target)
   endif()
   set(_name ${target}_cuda)
   add_library(${_name} OBJECT ${ARGN})
-  target_compile_options(${_name} PRIVATE -std=c++20 $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo;--threads=2>)
+  target_compile_options(${_name} PRIVATE -std=c++20 $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo>)
   target_include_directories(${_name} PRIVATE
     "${PROJECT_SOURCE_DIR}/csrc" $<TARGET_PROPERTY:${target},INTERFACE_INCLUDE_DIRECTORIES>)
   target_link_libraries(${_name} PRIVATE dilated_torch CUDA::cudart)
@@ -80,6 +80,7 @@ function(dilated_add_cuda target)
     target_compile_definitions(${_name} PRIVATE C10_CUDA_NO_CMAKE_CONFIGURE_FILE)
     set_target_properties(${_name} PROPERTIES EXCLUDE_FROM_ALL ON)
   else()
+    target_compile_options(${_name} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--threads=2>) # architectures side by side
     target_sources(${target} PRIVATE $<TARGET_OBJECTS:${_name}>)
     target_link_libraries(${target} PRIVATE CUDA::cudart
       "${DILATED_TORCH_DIR}/lib/libtorch_cuda.so" "${DILATED_TORCH_DIR}/lib/libc10_cuda.so")

@@ -5,10 +5,26 @@ of torch can't be imported.
 """
 
 import importlib.util
+import site
 import sys
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
+
+
+def site_packages() -> list[str]:
+    """The environment's package folders, in the order in which Python looks into them.
+
+    pip's build isolation takes them out of sys.path, so sys.path can't be asked.
+    """
+    folders = []
+    base_is_visible = True
+    if sys.prefix != sys.base_prefix:  # a virtual environment
+        folders += site.getsitepackages([sys.prefix])
+        settings = (Path(sys.prefix) / "pyvenv.cfg").read_text().lower()
+        base_is_visible = "include-system-site-packages = true" in settings
+    if base_is_visible:
+        folders += [site.getusersitepackages(), *site.getsitepackages([sys.base_prefix])]
+    return folders
 
 
 def candidates() -> Iterator[Path]:
@@ -16,8 +32,8 @@ def candidates() -> Iterator[Path]:
     spec = importlib.util.find_spec("torch")
     if spec is not None and spec.origin is not None:
         yield Path(spec.origin).parent
-    # pip's build isolation hides the environment's packages from sys.path, not from sysconfig.
-    yield Path(sysconfig.get_path("platlib")) / "torch"
+    for folder in site_packages():
+        yield Path(folder) / "torch"
 
 
 def find_torch() -> Path | None:

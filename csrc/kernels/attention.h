@@ -28,6 +28,7 @@ struct MutableRows {
 /// sharding changes it.
 struct Dropout {
   float probability;    // 0: none
+  double kept;          // 1 - probability, before that was rounded: what float64 divides by
   const int64_t* seed;  // one number, where the tensors are
 };
 
@@ -39,9 +40,7 @@ struct AttentionArgs {
   float scale;
   double scale64;  // the same, for float64
   Dropout dropout;
-  const int32_t* pattern;   // pattern_layout.h, where the tensors are
-  uint32_t fingerprint[2];  // what the pattern's header must say; a kernel that finds otherwise
-                            // must not run
+  const int32_t* pattern;  // pattern_layout.h, where the tensors are
   Rows query, key, value;
 };
 

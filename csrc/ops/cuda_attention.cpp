@@ -19,27 +19,31 @@ namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
-/// The pattern on query's device: the caller's, or planned and copied on the current stream. Sets
-/// what the kernels compare the pattern with.
-at::Tensor device_pattern(const AttentionCall& call, kernels::AttentionArgs& args) {
+/// Plans, and copies the words on the current stream.
+at::Tensor planned_pattern(const PatternSpec& spec, const at::Device& device) {
+  TORCH_CHECK(
+      c10::cuda::currentStreamCaptureStatusMayInitCtx() == c10::cuda::CaptureStatus::None,
+      "pattern: must be given, on query's device, while a CUDA graph is captured: one that is "
+      "planned on the spot comes from host memory that a replay would not find");
+  const std::vector<int32_t> words = plan(spec);
+  const at::Tensor pinned = at::empty({static_cast<int64_t>(words.size())},
+                                      at::TensorOptions().dtype(at::kInt).pinned_memory(true));
+  std::memcpy(pinned.mutable_data_ptr(), words.data(), words.size() * sizeof(int32_t));
+  return pinned.to(device, /*non_blocking=*/true);
+}
+
+/// The pattern on query's device, the caller's or a new one; keeps alive what args.pattern points
+/// to.
+at::Tensor place_pattern(const AttentionCall& call, kernels::AttentionArgs& args) {
   const PatternSpec spec = spec_of(call);
-  const uint64_t hash = fingerprint(spec);
-  args.fingerprint[0] = static_cast<uint32_t>(hash);
-  args.fingerprint[1] = static_cast<uint32_t>(hash >> 32);
   at::Tensor pattern;
   if (call.pattern.has_value()) {
     pattern = *call.pattern;
-    check_pattern(pattern, spec, call.query.device());
+    check_contents(pattern, spec);
+    C10_CUDA_CHECK(kernels::cuda::check_pattern(
+        pattern.const_data_ptr<int32_t>(), fingerprint(spec), c10::cuda::getCurrentCUDAStream()));
   } else {
-    TORCH_CHECK(c10::cuda::currentStreamCaptureStatusMayInitCtx() == c10::cuda::CaptureStatus::None,
-                "pattern: must be given, on query's device, while a CUDA graph is captured: one "
-                "that is planned on "
-                "the spot comes from host memory that a replay would not find");
-    const std::vector<int32_t> words = plan(spec);
-    const at::Tensor pinned = at::empty({static_cast<int64_t>(words.size())},
-                                        at::TensorOptions().dtype(at::kInt).pinned_memory(true));
-    std::memcpy(pinned.mutable_data_ptr(), words.data(), words.size() * sizeof(int32_t));
-    pattern = pinned.to(call.query.device(), /*non_blocking=*/true);
+    pattern = planned_pattern(spec, call.query.device());
   }
   args.pattern = pattern.const_data_ptr<int32_t>();
   args.dropout.seed = call.dropout_p > 0.0 ? call.dropout_seed->const_data_ptr<int64_t>() : nullptr;
@@ -57,7 +61,7 @@ std::tuple<at::Tensor, at::Tensor> attention_cuda(
   check_call(call);
   const c10::cuda::CUDAGuard guard(query.device());
   ForwardCall forward = prepare_forward(call);
-  const at::Tensor words = device_pattern(call, forward.args);
+  const at::Tensor words = place_pattern(call, forward.args);
   if (query.numel() > 0) {
     C10_CUDA_CHECK(
         kernels::cuda::attention_forward(forward.args, c10::cuda::getCurrentCUDAStream()));
@@ -77,7 +81,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward_cuda(
   check_call(call);
   const c10::cuda::CUDAGuard guard(query.device());
   BackwardCall backward = prepare_backward(call, {grad_out, grad_lse, out, lse});
-  const at::Tensor words = device_pattern(call, backward.args);
+  const at::Tensor words = place_pattern(call, backward.args);
   if (query.numel() == 0) {
     return {backward.grad_query, backward.grad_key, backward.grad_value};
   }

@@ -1,0 +1,144 @@
+// Launches the forward pass: from run-time dtype and head_dim to a kernel.
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/portable/attention_forward.cuh"
+#include "kernels/cuda/portable/attention_forward_float.cuh"
+
+namespace dilated::kernels::cuda {
+namespace {
+
+constexpr int64_t kRowTile = 64;         // of the pattern
+constexpr size_t kSharedBytes = 101376;  // that a block may have on every GPU from sm_80 on
+
+using Kernel = void (*)(ForwardCall);
+
+/// One block for each tile if tiles are full. Blocks that find nothing end at once; where there are
+/// more tiles than that, blocks take several.
+cudaError_t launch(Kernel kernel, const ForwardCall& call, int threads, size_t shared_bytes,
+                   cudaStream_t stream) {
+  const ForwardArgs& args = call.args;
+  const cudaError_t error = cudaFuncSetAttribute(
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+  if (error != cudaSuccess) {
+    return error;
+  }
+  const int64_t tiles = (args.queries + kRowTile - 1) / kRowTile * args.heads * args.batch;
+  const int64_t blocks =
+      std::min<int64_t>(tiles + tiles / 4 + 1, std::numeric_limits<int32_t>::max());
+  kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream>>>(call);
+  return cudaGetLastError();
+}
+
+template <typename Element, int kHeadDim, int kWarps, int kWarpTiles>
+cudaError_t launch_tensor_cores(const ForwardCall& call, cudaStream_t stream) {
+  using Shape = ForwardShape<kHeadDim, kWarps, kWarpTiles>;
+  static_assert(sizeof(ForwardMemory<Shape>) <= kSharedBytes);
+  return launch(attention_forward_kernel<Element, kHeadDim, kWarps, kWarpTiles>, call,
+                Shape::kThreads, sizeof(ForwardMemory<Shape>), stream);
+}
+
+template <int kHeadDim>
+cudaError_t launch_float(const ForwardCall& call, cudaStream_t stream) {
+  using Shape = FloatShape<kHeadDim>;
+  static_assert(sizeof(FloatMemory<Shape>) <= kSharedBytes);
+  return launch(attention_forward_float_kernel<kHeadDim>, call, Shape::kThreads,
+                sizeof(FloatMemory<Shape>), stream);
+}
+
+/// The width that holds head_dim, with the block that measured best on it. 128 rows halve what is
+/// read from L2; a causal tile of 64 wastes less above the diagonal.
+template <typename Element>
+cudaError_t choose_head_dim(const ForwardCall& call, cudaStream_t stream) {
+  switch ((call.args.head_dim + 15) / 16) {
+    case 1:
+    case 2:
+      return launch_tensor_cores<Element, 32, 4, 1>(call, stream);
+    case 3:
+      return launch_tensor_cores<Element, 48, 4, 1>(call, stream);
+    case 4:
+      return call.args.is_causal ? launch_tensor_cores<Element, 64, 4, 1>(call, stream)
+                                 : launch_tensor_cores<Element, 64, 8, 1>(call, stream);
+    case 5:
+    case 6:
+      return launch_tensor_cores<Element, 96, 4, 2>(call, stream);
+    case 7:
+    case 8:
+      return launch_tensor_cores<Element, 128, 4, 2>(call, stream);
+    case 9:
+    case 10:
+    case 11:
+    case 12:
+      return launch_tensor_cores<Element, 192, 4, 1>(call, stream);
+    case 13:
+    case 14:
+    case 15:
+    case 16:
+      return launch_tensor_cores<Element, 256, 4, 1>(call, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+cudaError_t choose_float_head_dim(const ForwardCall& call, cudaStream_t stream) {
+  switch ((call.args.head_dim + 63) / 64) {
+    case 1:
+      return launch_float<64>(call, stream);
+    case 2:
+      return launch_float<128>(call, stream);
+    default:
+      return launch_float<256>(call, stream);
+  }
+}
+
+bool is_aligned(const void* data, const Strides& strides, int64_t head_dim, int64_t element_bytes) {
+  const int64_t elements = 16 / element_bytes;
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && head_dim % elements == 0 &&
+         strides.batch % elements == 0 && strides.row % elements == 0 &&
+         strides.head % elements == 0;
+}
+
+ForwardCall prepare(const ForwardArgs& args) {
+  const int64_t bytes = args.dtype == Dtype::kFloat32 ? 4 : 2;
+  const auto aligned = [&](const auto& rows) {
+    return is_aligned(rows.data, rows.strides, args.head_dim, bytes);
+  };
+  return {args,
+          static_cast<int32_t>(args.heads / args.kv_heads),
+          args.scale * kLog2E,
+          aligned(args.query),
+          aligned(args.key),
+          aligned(args.value),
+          aligned(args.out)};
+}
+
+bool fits(const Rows& rows) {
+  return rows.strides.row >= 0 && rows.strides.row <= std::numeric_limits<uint32_t>::max() / 2;
+}
+
+}  // namespace
+
+cudaError_t attention_forward(const ForwardArgs& args, cudaStream_t stream) {
+  if (args.head_dim < 1 || args.head_dim > 256 || !fits(args.query) || !fits(args.key) ||
+      !fits(args.value)) {
+    return cudaErrorInvalidValue;
+  }
+  if (args.queries == 0 || args.batch == 0 || args.heads == 0) {
+    return cudaSuccess;
+  }
+  const ForwardCall call = prepare(args);
+  switch (args.dtype) {
+    case Dtype::kFloat16:
+      return choose_head_dim<__half>(call, stream);
+    case Dtype::kBFloat16:
+      return choose_head_dim<__nv_bfloat16>(call, stream);
+    case Dtype::kFloat32:
+      return choose_float_head_dim(call, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace dilated::kernels::cuda

@@ -1,0 +1,139 @@
+// Forward pass for 16-bit elements with mma.sync, for any GPU from sm_80 on.
+//
+// A block takes a tile of query rows and walks its list of keys, kKeys at a time. Key and value
+// rows lie anywhere; their tiles are copied into one of two stages while the block computes on the
+// other, and the positions for the copy after that are worked out by warp 0:
+//
+//   iteration i:  wait for tile i, barrier, start copying tile i + 1, list tile i + 2, compute on i
+//
+// Every row of the outputs is written once, by one block: no initialisation, no atomics.
+#pragma once
+
+#include "kernels/cuda/portable/forward_warp.cuh"
+#include "kernels/cuda/primitives/async_copy.cuh"
+
+namespace dilated::kernels::cuda {
+
+/// Starts copying a listed tile of keys and values.
+template <typename Shape>
+__device__ void copy_keys(const ForwardCall& call, ForwardMemory<Shape>& memory, int32_t tile) {
+  const int32_t* positions = memory.keys[tile % Shape::kLists].position;
+  const ForwardArgs& args = call.args;
+  Shape::Keys::copy(shared_address(memory.key[tile % 2]), positions,
+                    row_source(memory.key_origin, args.key, args.head_dim, call.key_aligned));
+  Shape::Keys::copy(shared_address(memory.value[tile % 2]), positions,
+                    row_source(memory.value_origin, args.value, args.head_dim, call.value_aligned));
+  commit_copies();
+}
+
+/// Warp 0: lists key tile `tile`.
+template <typename Shape>
+__device__ void list_keys(ForwardMemory<Shape>& memory, int32_t tile) {
+  ColumnCursor cursor = memory.cursor;
+  read_keys(cursor, tile * Shape::kKeys, memory.last_plain_position,
+            memory.keys[tile % Shape::kLists]);
+  __syncwarp();
+  memory.cursor = cursor;  // every lane writes the same
+  __syncwarp();
+}
+
+/// Before the loop: rows, the first two key tiles' lists, the copy of the queries under way.
+template <typename Shape>
+__device__ void begin_tile(const ForwardCall& call, const TableView& table,
+                           ForwardMemory<Shape>& memory) {
+  const ForwardArgs& args = call.args;
+  const WorkItem& work = memory.work;
+  read_rows(table, work, args, memory.rows);
+  __syncthreads();
+  const Run* runs = table.runs() + work.group.column_runs;
+  int32_t columns = work.group.columns;
+  int32_t lowest = INT_MAX, highest = INT_MAX;
+  if (args.is_causal) {
+    find_extent(memory.rows, lowest, highest);
+    columns = count_columns(runs, work.group.column_run_count, work.tile.origin, INT_MIN, highest);
+  }
+  const int32_t tiles = (columns + Shape::kKeys - 1) / Shape::kKeys;
+  if (threadIdx.x / 32 == 0) {
+    memory.cursor =
+        ColumnCursor(runs, work.group.column_run_count, work.tile.origin, INT_MIN, highest);
+    memory.last_plain_position = lowest;
+    memory.key_tiles = tiles;
+    __syncwarp();
+#pragma unroll 1
+    for (int32_t tile = 0; tile < min(tiles, 2); ++tile) {
+      list_keys(memory, tile);
+    }
+  }
+  const char* query = row_origin(args.query, work, work.head, memory.query_begin, 2);
+  Shape::Query::copy(shared_address(memory.query), memory.rows.position,
+                     row_source(query, args.query, args.head_dim, call.query_aligned));
+  commit_copies();
+  __syncthreads();
+}
+
+template <typename Element, typename Shape>
+__device__ void forward_tile(const ForwardCall& call, const TableView& table,
+                             ForwardMemory<Shape>& memory) {
+  begin_tile(call, table, memory);
+  if (memory.key_tiles > 0) {
+    copy_keys(call, memory, 0);
+  } else {
+    commit_copies();  // so that the wait below is for the query here too
+  }
+  ForwardWarp<Element, Shape> warp(call, memory);
+  wait_for_copies<1>();
+  __syncthreads();
+  warp.load_query();
+  for (int32_t tile = 0; tile < memory.key_tiles; ++tile) {
+    wait_for_copies<0>();
+    __syncthreads();
+    if (tile + 1 < memory.key_tiles) {
+      copy_keys(call, memory, tile + 1);
+    }
+    if (threadIdx.x / 32 == 0 && tile + 2 < memory.key_tiles) {
+      list_keys(memory, tile + 2);
+    }
+    warp.attend(tile % 2, memory.keys[tile % Shape::kLists], tile == 0);
+  }
+  const WorkItem& work = memory.work;
+  warp.finish(work, min(work.group.rows - work.tile.first_row, Shape::kRows), memory.query_begin);
+}
+
+template <typename Element, int kHeadDim, int kWarps, int kWarpTiles>
+__global__ void __launch_bounds__(kWarps * 32, ForwardShape<kHeadDim, kWarps, kWarpTiles>::kBlocks)
+    attention_forward_kernel(const __grid_constant__ ForwardCall call) {
+  using Shape = ForwardShape<kHeadDim, kWarps, kWarpTiles>;
+  extern __shared__ __align__(128) unsigned char bytes[];
+  ForwardMemory<Shape>& memory = *reinterpret_cast<ForwardMemory<Shape>*>(bytes);
+  const TableView table = PatternView{call.args.pattern}.forward();
+  if (threadIdx.x == 0) {
+    memory.item = blockIdx.x;
+  }
+  __syncthreads();
+  while (memory.item < count_work(table, call.args.batch)) {
+    WorkItem work{};
+    // A block may take several of the pattern's tiles at once: the rest of the group's rows come
+    // with the first.
+    const bool has_rows = find_work(table, memory.item, call.args.batch, work) &&
+                          work.tile.first_row % Shape::kRows == 0;
+    if (threadIdx.x == 0) {
+      const int32_t key_head = work.head / call.heads_per_key_head;
+      const Header& header = PatternView{table.words}.header();
+      const int32_t key_begin = header.key_begin;
+      memory.work = work;
+      memory.query_begin = header.query_begin;
+      memory.key_origin = row_origin(call.args.key, work, key_head, key_begin, 2);
+      memory.value_origin = row_origin(call.args.value, work, key_head, key_begin, 2);
+    }
+    __syncthreads();
+    if (has_rows) {
+      forward_tile<Element, Shape>(call, table, memory);
+    }
+    if (threadIdx.x == 0) {
+      memory.item += gridDim.x;
+    }
+    __syncthreads();
+  }
+}
+
+}  // namespace dilated::kernels::cuda

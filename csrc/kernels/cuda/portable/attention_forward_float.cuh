@@ -1,0 +1,327 @@
+// Forward pass for float32 on the ordinary arithmetic units: products are exact to float32, not
+// tf32.
+//
+// 16 x 16 threads work on kRows rows: thread (y, x) holds kRows / 16 neighbouring ones. Of a key
+// tile it scores keys x, x + 16, ..; of the output it holds columns 4 x + 64 j .. 4 x + 64 j + 3.
+// The 16 threads of a row are half a warp. Keys and values take turns in one buffer, so that a
+// block fits into the 99 KiB that the smallest of these GPUs have.
+#pragma once
+
+#include "kernels/cuda/portable/forward_call.cuh"
+#include "kernels/cuda/primitives/numerics.cuh"
+
+namespace dilated::kernels::cuda {
+
+template <int kHeadDim>
+struct FloatShape {
+  static constexpr int kThreads = 256, kRows = kHeadDim > 128 ? 32 : 64,
+                       kKeys = kHeadDim > 64 ? 32 : 64;
+  static constexpr int kThreadRows = kRows / 16, kThreadKeys = kKeys / 16,
+                       kThreadColumns = kHeadDim / 64;  // of float4
+  static constexpr int kPitch = kHeadDim + 4;           // 16 rows of it meet no bank twice
+};
+
+template <typename Shape>
+struct FloatMemory {
+  alignas(16) float query[Shape::kRows][Shape::kPitch];
+  alignas(16) float key[Shape::kKeys][Shape::kPitch];  // then the values
+  alignas(16) float weight[Shape::kRows][Shape::kKeys + 4];
+  KeyTile<Shape::kKeys> keys;
+  QueryTile<Shape::kRows> rows;
+  ColumnCursor cursor;  // warp 0's, here rather than in registers
+};
+
+__device__ inline float dot(float4 a, float4 b, float sum) {
+  return fmaf(a.x, b.x, fmaf(a.y, b.y, fmaf(a.z, b.z, fmaf(a.w, b.w, sum))));
+}
+
+__device__ inline void add_scaled(float4& sum, float a, float4 b) {
+  sum = {fmaf(a, b.x, sum.x), fmaf(a, b.y, sum.y), fmaf(a, b.z, sum.z), fmaf(a, b.w, sum.w)};
+}
+
+__device__ inline float half_warp_max(float x) {
+#pragma unroll
+  for (int lanes = 1; lanes < 16; lanes *= 2) {
+    x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, lanes));
+  }
+  return x;
+}
+
+__device__ inline float half_warp_sum(float x) {
+#pragma unroll
+  for (int lanes = 1; lanes < 16; lanes *= 2) {
+    x += __shfl_xor_sync(kAllLanes, x, lanes);
+  }
+  return x;
+}
+
+/// Rows positions[0 .. kRows - 1] into shared memory, zero from head_dim on.
+template <int kHeadDim, int kRows, int kPitch>
+__device__ inline void copy_float_rows(float (&tile)[kRows][kPitch], const int32_t* positions,
+                                       const char* origin, int64_t row_stride, int32_t head_dim,
+                                       bool is_aligned) {
+  constexpr int kChunks = kHeadDim / 4;
+  for (int i = threadIdx.x; i < kRows * kChunks; i += blockDim.x) {
+    const int row = i / kChunks;
+    const int d = i % kChunks * 4;
+    const float* from = reinterpret_cast<const float*>(origin) + positions[row] * row_stride + d;
+    float4 values{0, 0, 0, 0};
+    if (is_aligned && d < head_dim) {
+      values = __ldg(reinterpret_cast<const float4*>(from));
+    } else if (d < head_dim) {
+      values = {from[0], d + 1 < head_dim ? from[1] : 0, d + 2 < head_dim ? from[2] : 0,
+                d + 3 < head_dim ? from[3] : 0};
+    }
+    *reinterpret_cast<float4*>(&tile[row][d]) = values;
+  }
+}
+
+template <typename Shape>
+class FloatThread {
+ public:
+  static constexpr int kRows = Shape::kThreadRows, kKeys = Shape::kThreadKeys,
+                       kColumns = Shape::kThreadColumns;
+
+  __device__ FloatThread(const ForwardCall& call, FloatMemory<Shape>& memory)
+      : call_(call), memory_(memory) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      reference_[r] = negative_infinity();
+      sum_[r] = 0;
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) {
+        out_[r][j] = {0, 0, 0, 0};
+      }
+    }
+  }
+
+  /// With the keys in shared memory: leaves the weights there.
+  __device__ void weigh_keys() {
+    float scores[kRows][kKeys];
+    multiply_keys(scores);
+    exponentiate(scores);
+  }
+
+  /// With the values and weights there.
+  __device__ void multiply_values();
+
+  __device__ void finish(const WorkItem& work, int32_t rows, int32_t query_begin) const;
+
+ private:
+  __device__ void multiply_keys(float (&scores)[kRows][kKeys]) const;
+  __device__ void exponentiate(float (&scores)[kRows][kKeys]);
+
+  const ForwardCall& call_;
+  FloatMemory<Shape>& memory_;
+  const int x_ = threadIdx.x % 16, first_row_ = threadIdx.x / 16 * kRows;
+  float4 out_[kRows][kColumns];
+  float reference_[kRows], sum_[kRows];
+};
+
+template <typename Shape>
+__device__ void FloatThread<Shape>::multiply_keys(float (&scores)[kRows][kKeys]) const {
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+    for (int k = 0; k < kKeys; ++k) {
+      scores[r][k] = 0;
+    }
+  }
+#pragma unroll 1
+  for (int d = 0; d < Shape::kPitch - 4; d += 4) {
+    float4 query[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      query[r] = *reinterpret_cast<const float4*>(&memory_.query[first_row_ + r][d]);
+    }
+#pragma unroll
+    for (int k = 0; k < kKeys; ++k) {
+      const float4 key = *reinterpret_cast<const float4*>(&memory_.key[x_ + 16 * k][d]);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        scores[r][k] = dot(query[r], key, scores[r][k]);
+      }
+    }
+  }
+}
+
+/// The weights go to shared memory, without what dropout removes; sums and outputs follow the rows'
+/// maxima.
+template <typename Shape>
+__device__ void FloatThread<Shape>::exponentiate(float (&scores)[kRows][kKeys]) {
+  const float probability = call_.args.dropout.probability;
+  const uint32_t threshold = dropout_threshold(probability);
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const int row = first_row_ + r;
+    const int32_t last = call_.args.is_causal ? memory_.rows.position[row] : INT_MAX;
+    float largest = negative_infinity();
+#pragma unroll
+    for (int k = 0; k < kKeys; ++k) {
+      const int key = x_ + 16 * k;
+      scores[r][k] = fmaf(scores[r][k], call_.scale_log2, memory_.keys.bias[key]);
+      scores[r][k] = memory_.keys.position[key] > last ? negative_infinity() : scores[r][k];
+      largest = fmaxf(largest, scores[r][k]);
+    }
+    const float reference = fmaxf(reference_[r], half_warp_max(largest));
+    const float offset = reference == negative_infinity() ? 0 : reference;
+    const float factor = exp2_approx(reference_[r] - offset);
+    reference_[r] = reference;
+    sum_[r] *= factor;
+#pragma unroll
+    for (int k = 0; k < kKeys; ++k) {
+      const int key = x_ + 16 * k;
+      const float weight = exp2_approx(scores[r][k] - offset);
+      sum_[r] += weight;
+      const bool keeps = probability == 0 || dropout_keeps(memory_.rows.dropout_key[row],
+                                                           memory_.keys.position[key], threshold);
+      memory_.weight[row][key] = keeps ? weight : 0;
+    }
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+      out_[r][j] = {out_[r][j].x * factor, out_[r][j].y * factor, out_[r][j].z * factor,
+                    out_[r][j].w * factor};
+    }
+  }
+}
+
+template <typename Shape>
+__device__ void FloatThread<Shape>::multiply_values() {
+#pragma unroll 1
+  for (int key = 0; key < Shape::kKeys; key += 4) {
+    float4 weight[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      weight[r] = *reinterpret_cast<const float4*>(&memory_.weight[first_row_ + r][key]);
+    }
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const float4 value =
+            *reinterpret_cast<const float4*>(&memory_.key[key + k][4 * x_ + 64 * j]);
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) {
+          add_scaled(out_[r][j],
+                     k == 0   ? weight[r].x
+                     : k == 1 ? weight[r].y
+                     : k == 2 ? weight[r].z
+                              : weight[r].w,
+                     value);
+        }
+      }
+    }
+  }
+}
+
+template <typename Shape>
+__device__ void FloatThread<Shape>::finish(const WorkItem& work, int32_t rows,
+                                           int32_t query_begin) const {
+  const ForwardArgs& args = call_.args;
+  const float zero_keys = static_cast<float>(work.group.zero_keys);
+  float* origin = reinterpret_cast<float*>(
+      const_cast<char*>(row_origin(args.out, work, work.head, query_begin, 4)));
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const int row = first_row_ + r;
+    float sum = half_warp_sum(sum_[r]);
+    const float reference = zero_keys > 0 ? fmaxf(reference_[r], 0.0f) : reference_[r];
+    float factor = reference_[r] == reference ? 1 : exp2_approx(reference_[r] - reference);
+    sum = zero_keys > 0 ? sum * factor + zero_keys * exp2_approx(-reference) : sum;
+    factor = sum == 0 ? 0 : factor / (sum * (1 - args.dropout.probability));
+    if (row >= rows) {
+      continue;
+    }
+    const int32_t position = memory_.rows.position[row];
+    if (x_ == 0) {
+      static_cast<float*>(
+          args.lse)[(work.batch * args.heads + work.head) * args.queries + position - query_begin] =
+          sum == 0 ? negative_infinity() : (reference + log2f(sum)) * kLn2;
+    }
+    float* to = origin + position * args.out.strides.row;
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+      const float values[4] = {out_[r][j].x, out_[r][j].y, out_[r][j].z, out_[r][j].w};
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        if (4 * x_ + 64 * j + e < args.head_dim) {
+          to[4 * x_ + 64 * j + e] = values[e] * factor;
+        }
+      }
+    }
+  }
+}
+
+template <typename Shape, int kHeadDim>
+__device__ void forward_float_tile(const ForwardCall& call, const TableView& table,
+                                   const WorkItem& work, int32_t query_begin, int32_t key_begin,
+                                   FloatMemory<Shape>& memory) {
+  const ForwardArgs& args = call.args;
+  const int32_t head_dim = static_cast<int32_t>(args.head_dim);
+  read_rows(table, work, args, memory.rows);
+  __syncthreads();
+  const Run* runs = table.runs() + work.group.column_runs;
+  int32_t columns = work.group.columns;
+  int32_t lowest = INT_MAX, highest = INT_MAX;
+  if (args.is_causal) {
+    find_extent(memory.rows, lowest, highest);
+    columns = count_columns(runs, work.group.column_run_count, work.tile.origin, INT_MIN, highest);
+  }
+  if (threadIdx.x / 32 == 0) {
+    memory.cursor =
+        ColumnCursor(runs, work.group.column_run_count, work.tile.origin, INT_MIN, highest);
+    __syncwarp();
+  }
+  copy_float_rows<kHeadDim>(memory.query, memory.rows.position,
+                            row_origin(args.query, work, work.head, query_begin, 4),
+                            args.query.strides.row, head_dim, call.query_aligned);
+  const int32_t key_head = work.head / call.heads_per_key_head;
+  const char* key = row_origin(args.key, work, key_head, key_begin, 4);
+  const char* value = row_origin(args.value, work, key_head, key_begin, 4);
+  FloatThread<Shape> thread(call, memory);
+  for (int32_t first = 0; first < columns; first += Shape::kKeys) {
+    __syncthreads();
+    if (threadIdx.x / 32 == 0) {
+      ColumnCursor cursor = memory.cursor;
+      read_keys(cursor, first, lowest, memory.keys);
+      __syncwarp();
+      memory.cursor = cursor;  // every lane writes the same
+    }
+    __syncthreads();
+    copy_float_rows<kHeadDim>(memory.key, memory.keys.position, key, args.key.strides.row, head_dim,
+                              call.key_aligned);
+    __syncthreads();
+    thread.weigh_keys();
+    __syncthreads();
+    copy_float_rows<kHeadDim>(memory.key, memory.keys.position, value, args.value.strides.row,
+                              head_dim, call.value_aligned);
+    __syncthreads();
+    thread.multiply_values();
+  }
+  thread.finish(work, work.tile.rows, query_begin);
+}
+
+template <int kHeadDim>
+__global__ void __launch_bounds__(256, 2)
+    attention_forward_float_kernel(const __grid_constant__ ForwardCall call) {
+  using Shape = FloatShape<kHeadDim>;
+  extern __shared__ __align__(128) unsigned char bytes[];
+  FloatMemory<Shape>& memory = *reinterpret_cast<FloatMemory<Shape>*>(bytes);
+  const PatternView pattern{call.args.pattern};
+  const TableView table = pattern.forward();
+  const int64_t items = count_work(table, call.args.batch);
+  for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
+    WorkItem work;
+    if (!find_work(table, item, call.args.batch, work)) {
+      continue;
+    }
+    for (; work.tile.rows > 0;
+         work.tile.rows -= Shape::kRows, work.tile.first_row += Shape::kRows) {
+      forward_float_tile<Shape, kHeadDim>(call, table, work, pattern.header().query_begin,
+                                          pattern.header().key_begin, memory);
+      __syncthreads();
+    }
+  }
+}
+
+}  // namespace dilated::kernels::cuda

@@ -1,0 +1,113 @@
+// What the 16-bit backward kernel is launched with, its tile of queries, and how one warp fills it.
+#pragma once
+
+#include <climits>
+
+#include "kernels/attention.h"
+#include "kernels/cuda/portable/backward_sums.cuh"
+#include "kernels/cuda/primitives/async_copy.cuh"
+#include "kernels/cuda/primitives/columns.cuh"
+#include "kernels/cuda/primitives/mma.cuh"
+#include "kernels/cuda/primitives/row_tile.cuh"
+#include "kernels/cuda/primitives/work.cuh"
+#include "kernels/dropout.h"
+
+namespace dilated::kernels::cuda {
+
+struct BackwardCall {
+  BackwardArgs args;
+  float scale_log2;          // scale * log2(e): scores are in base 2
+  unsigned long long* next;  // the first item that no block has taken; zero at launch
+  QuerySums grad_query;      // data is null where somebody else computes grad_query
+  int32_t stages;  // 2: the next tile is copied while the block computes; 1: where shared memory is
+                   // short
+  bool query_aligned, key_aligned, value_aligned, grad_out_aligned;  // see RowSource::is_aligned
+  bool grad_key_aligned, grad_value_aligned;
+};
+
+/// One head of one batch entry of a tensor of 16-bit elements whose first row has position `begin`.
+__device__ inline RowSource row_source(const Rows& rows, int64_t batch, int64_t head, int64_t begin,
+                                       int64_t head_dim, bool is_aligned) {
+  const int64_t start =
+      batch * rows.strides.batch + head * rows.strides.head - begin * rows.strides.row;
+  return {static_cast<const char*>(rows.data) + start * 2,
+          static_cast<uint32_t>(rows.strides.row * 2), static_cast<int32_t>(head_dim), is_aligned};
+}
+
+/// Query rows of a column tile, in the order of the list.
+template <int kQueries>
+struct alignas(16) QueryColumns {
+  int64_t query_offset[kQueries], grad_out_offset[kQueries];  // bytes from the tensor's start
+  int64_t row[kQueries];  // in lse, delta and the sums of grad_query
+  int32_t position[kQueries];
+  uint32_t tag[kQueries];  // Column::tag
+  float bias[kQueries];    // lse as given, then log2(multiplicity) - lse * log2(e); -inf: every
+                           // weight is 0
+  float delta[kQueries];
+  uint32_t dropout_key[kQueries];
+  int32_t is_masked;  // some query may lie before some key, or some key row does not exist
+  int32_t reserved[3];
+};
+
+/// What the tiles of a work item have in common; in shared memory.
+struct BackwardItem {
+  WorkItem work;
+  int32_t rows, columns;    // keys of the tile, queries of its list
+  int32_t lowest, highest;  // positions of the keys
+  int32_t query_begin, key_begin;
+};
+
+/// One warp: lists the next tile's queries and starts copying their statistics. Commit, and wait,
+/// before finish_columns.
+template <int kQueries>
+__device__ inline void read_columns(const BackwardCall& call, const BackwardItem& item,
+                                    int32_t first, bool is_masked, ColumnCursor& cursor,
+                                    QueryColumns<kQueries>& columns) {
+  constexpr int kPerLane = kQueries / 32;
+  const BackwardArgs& args = call.args;
+  const int lane = threadIdx.x % 32;
+  const int64_t batch = item.work.batch;
+  const int32_t first_head = item.work.head * static_cast<int32_t>(args.heads / args.kv_heads);
+  Column list[kPerLane];
+  cursor.read(first, list);
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int at = i * 32 + lane;
+    const int32_t head = first_head + static_cast<int32_t>(list[i].head());
+    const int32_t query = list[i].position - item.query_begin;
+    const int64_t row = (batch * args.heads + head) * args.queries + query;
+    const auto offset = [&](const Strides& strides) {
+      return (batch * strides.batch + head * strides.head + query * strides.row) * 2;
+    };
+    columns.query_offset[at] = offset(args.query.strides);
+    columns.grad_out_offset[at] = offset(args.grad_out.strides);
+    columns.row[at] = row;
+    columns.position[at] = list[i].position;
+    columns.tag[at] = list[i].tag;
+    copy_4_async(shared_address(&columns.bias[at]), static_cast<const float*>(args.lse) + row);
+    copy_4_async(shared_address(&columns.delta[at]), static_cast<const float*>(args.delta) + row);
+    if (args.dropout.probability > 0) {
+      columns.dropout_key[at] =
+          dropout_row_key(__ldg(args.dropout.seed), batch, head, list[i].position);
+    }
+    is_masked = is_masked || (args.is_causal && list[i].position < item.highest);
+  }
+  is_masked = __any_sync(kAllLanes, is_masked);
+  if (lane == 0) {
+    columns.is_masked = is_masked;
+  }
+}
+
+/// One warp, once the copies have arrived: what the exponents need.
+template <int kQueries>
+__device__ inline void finish_columns(QueryColumns<kQueries>& columns) {
+#pragma unroll
+  for (int at = threadIdx.x % 32; at < kQueries; at += 32) {
+    const Column column{columns.position[at], columns.tag[at]};
+    const float lse = columns.bias[at];
+    columns.bias[at] =
+        lse == negative_infinity() ? lse : fmaf(lse, -kLog2E, column.log2_multiplicity());
+  }
+}
+
+}  // namespace dilated::kernels::cuda

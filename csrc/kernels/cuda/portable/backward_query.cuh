@@ -1,0 +1,337 @@
+// grad_query by blocks that keep their queries: no sums over blocks, so the same bits on every run.
+//
+// Two products more than in attention_backward.cuh, which then leaves grad_query alone. A block
+// takes 64 query rows, 16 a warp, and walks their list of keys as the forward pass does; a warp's
+// dS stays in registers.
+#pragma once
+
+#include "kernels/cuda/portable/backward_call.cuh"
+#include "kernels/cuda/primitives/async_copy.cuh"
+#include "kernels/cuda/primitives/mma.cuh"
+#include "kernels/cuda/primitives/numerics.cuh"
+
+namespace dilated::kernels::cuda {
+
+struct BackwardQueryCall {
+  BackwardArgs args;
+  float scale_log2;  // scale * log2(e): scores are in base 2
+  bool query_aligned, key_aligned, value_aligned, grad_out_aligned, grad_query_aligned;
+};
+
+template <typename Element_, int kWidth_>
+struct BackwardQueryShape {
+  using Element = Element_;
+  static constexpr int kWidth = kWidth_, kWarps = 4, kThreads = kWarps * 32, kRows = kWarps * 16;
+  static constexpr int kKeys = kWidth > 128 ? 32 : 64;
+  using Keys = RowTile<kWidth, kKeys, kThreads>;
+  using Queries = RowTile<kWidth, kRows, kThreads>;
+  using Layout = typename Keys::Layout;
+};
+
+/// Keys of a column tile, in the order of the list.
+template <int kKeys>
+struct alignas(16) KeyColumns {
+  int32_t position[kKeys];
+  float bias[kKeys];  // log2 of the multiplicity; -inf past the end of the list
+  int32_t is_causal;  // some key may lie after some row
+  int32_t reserved[3];
+};
+
+/// Shared memory of a block. Tiles are aligned to 128 bytes.
+template <typename Shape>
+struct BackwardQueryMemory {
+  alignas(128) unsigned char query[Shape::Queries::kBytes];  // in the end grad_query
+  alignas(128) unsigned char grad_out[Shape::Queries::kBytes];
+  alignas(128) unsigned char key[2][Shape::Keys::kBytes];
+  alignas(128) unsigned char value[2][Shape::Keys::kBytes];
+  KeyColumns<Shape::kKeys> keys[3];
+  int32_t position[Shape::kRows];  // past the last row that row is repeated
+  uint32_t dropout_key[Shape::kRows];
+};
+
+/// Lists the block's rows, 32 a warp.
+template <typename Shape>
+__device__ void list_rows(const BackwardArgs& args, const TableView& table, const WorkItem& work,
+                          BackwardQueryMemory<Shape>& memory) {
+  const int first = threadIdx.x / 32 * 32;
+  if (first >= Shape::kRows) {
+    return;
+  }
+  ColumnCursor cursor(table.runs() + work.group.row_runs, work.group.row_run_count,
+                      work.tile.origin);
+  Column row[1];
+  cursor.read(work.tile.first_row + first, row);
+  memory.position[threadIdx.x] = row[0].position;
+  if (args.dropout.probability > 0) {
+    memory.dropout_key[threadIdx.x] =
+        dropout_row_key(__ldg(args.dropout.seed), work.batch, work.head, row[0].position);
+  }
+}
+
+/// One warp: the next tile of the list. Keys up to `lowest` are visible to all rows.
+template <int kKeys>
+__device__ void list_keys(ColumnCursor& cursor, int32_t first, int32_t lowest,
+                          KeyColumns<kKeys>& keys) {
+  constexpr int kPerLane = kKeys / 32;
+  const int lane = threadIdx.x % 32;
+  Column columns[kPerLane];
+  cursor.read(first, columns);
+  bool is_causal = false;
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    keys.position[i * 32 + lane] = columns[i].position;
+    keys.bias[i * 32 + lane] = columns[i].log2_multiplicity();
+    is_causal = is_causal || columns[i].position > lowest;
+  }
+  is_causal = __any_sync(kAllLanes, is_causal);
+  if (lane == 0) {
+    keys.is_causal = is_causal;
+  }
+}
+
+/// One warp's 16 rows. Row r = 0, 1 of a thread is row 8 * r + lane / 4.
+template <typename Shape>
+class BackwardQueryWarp {
+ public:
+  using Element = typename Shape::Element;
+  using Layout = typename Shape::Layout;
+  using Keys = KeyColumns<Shape::kKeys>;
+  static constexpr int kKeyTiles = Shape::kKeys / 8, kWidthTiles = Shape::kWidth / 8;
+
+  __device__ BackwardQueryWarp(const BackwardQueryCall& call, const WorkItem& work,
+                               int32_t query_begin, BackwardQueryMemory<Shape>& memory)
+      : call_(call), memory_(memory) {
+    const int64_t head_row =
+        (work.batch * call.args.heads + work.head) * call.args.queries - query_begin;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int64_t row = head_row + memory.position[row_index(r)];
+      const float lse = static_cast<const float*>(call.args.lse)[row];
+      bias_[r] = lse == negative_infinity() ? lse : -lse * kLog2E;
+      delta_[r] = static_cast<const float*>(call.args.delta)[row];
+    }
+#pragma unroll
+    for (int n = 0; n < kWidthTiles; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        gradient_[n][e] = 0;
+      }
+    }
+  }
+
+  __device__ void attend(int stage, const Keys& keys) {
+    float weights[kKeyTiles][4], scores[kKeyTiles][4];
+    multiply_rows(weights, shared_address(memory_.query), shared_address(memory_.key[stage]));
+    multiply_rows(scores, shared_address(memory_.grad_out), shared_address(memory_.value[stage]));
+    differentiate(weights, scores, keys);
+    accumulate(scores, shared_address(memory_.key[stage]));
+  }
+
+  __device__ void finish(const WorkItem& work, int32_t query_begin);
+
+ private:
+  using Scores = float[kKeyTiles][4];
+
+  __device__ static int lane() { return threadIdx.x % 32; }
+  __device__ static int first_row() { return threadIdx.x / 32 * 16; }
+  __device__ static int row_index(int r) { return first_row() + r * 8 + lane() / 4; }
+
+  /// products = rows keys^T, summed over the width.
+  __device__ static void multiply_rows(Scores& products, uint32_t rows, uint32_t keys) {
+#pragma unroll
+    for (int n = 0; n < kKeyTiles; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        products[n][e] = 0;
+      }
+    }
+    rows += Layout::offset(first_row() + lane() % 16, lane() / 16);
+    keys += Layout::offset(lane() % 8 + lane() / 16 * 8, lane() / 8 % 2);
+#pragma unroll
+    for (int step = 0; step < Shape::kWidth / 16; ++step) {
+      uint32_t a[4];
+      load_matrices(a, Layout::advance(rows, step));
+#pragma unroll
+      for (int n = 0; n < kKeyTiles; n += 2) {
+        uint32_t b[4];
+        load_matrices(b, Layout::advance(keys, step) + n * 8 * Layout::kRowBytes);
+        mma_16x8x16<Element>(products[n], a, b[0], b[1]);
+        mma_16x8x16<Element>(products[n + 1], a, b[2], b[3]);
+      }
+    }
+  }
+
+  /// scores: from dP to dS; weights are the scores of the forward pass.
+  __device__ void differentiate(const Scores& weights, Scores& scores, const Keys& keys) {
+    const float probability = call_.args.dropout.probability;
+    const uint32_t threshold = dropout_threshold(probability);
+    const float factor = 1 / (1 - probability);
+#pragma unroll
+    for (int n = 0; n < kKeyTiles; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int r = e / 2;
+        const int column = n * 8 + lane() % 4 * 2 + e % 2;
+        float weight =
+            exp2_approx(fmaf(weights[n][e], call_.scale_log2, keys.bias[column] + bias_[r]));
+        if (keys.is_causal) {
+          weight = keys.position[column] > memory_.position[row_index(r)] ? 0 : weight;
+        }
+        float score = scores[n][e];
+        if (probability > 0) {
+          const bool keeps =
+              dropout_keeps(memory_.dropout_key[row_index(r)], keys.position[column], threshold);
+          score = keeps ? score * factor : 0;
+        }
+        scores[n][e] = weight * (score - delta_[r]);
+      }
+    }
+  }
+
+  /// gradient += scores keys.
+  __device__ void accumulate(const Scores& scores, uint32_t keys) {
+    keys += Layout::offset(lane() % 16, lane() / 16);
+#pragma unroll
+    for (int step = 0; step < Shape::kKeys / 16; ++step) {
+      uint32_t a[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        a[i] = pack<Element>(scores[2 * step + i / 2][i % 2 * 2],
+                             scores[2 * step + i / 2][i % 2 * 2 + 1]);
+      }
+#pragma unroll
+      for (int n = 0; n < kWidthTiles; n += 2) {
+        uint32_t b[4];
+        load_matrices_transposed(b, Layout::advance(keys, n / 2) + step * 16 * Layout::kRowBytes);
+        mma_16x8x16<Element>(gradient_[n], a, b[0], b[1]);
+        mma_16x8x16<Element>(gradient_[n + 1], a, b[2], b[3]);
+      }
+    }
+  }
+
+  const BackwardQueryCall& call_;
+  BackwardQueryMemory<Shape>& memory_;
+  float gradient_[kWidthTiles][4];
+  float bias_[2], delta_[2];  // -lse in base 2
+};
+
+/// Through the query tile's memory, of which each warp uses its own rows.
+template <typename Shape>
+__device__ void BackwardQueryWarp<Shape>::finish(const WorkItem& work, int32_t query_begin) {
+  const MutableRows& out = call_.args.grad_query;
+  const float scale = call_.args.scale;
+  const int32_t head_dim = static_cast<int32_t>(call_.args.head_dim);
+  const int32_t rows = min(work.group.rows - work.tile.first_row, Shape::kRows);
+  __syncwarp();
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+#pragma unroll
+    for (int n = 0; n < kWidthTiles; ++n) {
+      *reinterpret_cast<uint32_t*>(memory_.query + Layout::offset(row_index(r), n) +
+                                   lane() % 4 * 4) =
+          pack<Element>(gradient_[n][r * 2] * scale, gradient_[n][r * 2 + 1] * scale);
+    }
+  }
+  __syncwarp();
+  const int64_t start = work.batch * out.strides.batch + work.head * out.strides.head;
+  constexpr int kLanes = Shape::Queries::kLanes;
+  for (int row = first_row() + lane() / kLanes; row < min(rows, first_row() + 16);
+       row += 32 / kLanes) {
+    uint16_t* to = static_cast<uint16_t*>(out.data) + start +
+                   (memory_.position[row] - query_begin) * out.strides.row;
+    for (int chunk = lane() % kLanes; chunk * 8 < head_dim; chunk += kLanes) {
+      const unsigned char* from = memory_.query + Layout::offset(row, chunk);
+      if (call_.grad_query_aligned) {
+        *reinterpret_cast<int4*>(to + chunk * 8) = *reinterpret_cast<const int4*>(from);
+      } else {
+        for (int e = 0; e < 8 && chunk * 8 + e < head_dim; ++e) {
+          to[chunk * 8 + e] = reinterpret_cast<const uint16_t*>(from)[e];
+        }
+      }
+    }
+  }
+}
+
+template <typename Shape>
+__device__ void backward_query_tile(const BackwardQueryCall& call, const PatternView& pattern,
+                                    const WorkItem& work, BackwardQueryMemory<Shape>& memory) {
+  const BackwardArgs& args = call.args;
+  const TableView table = pattern.forward();
+  const int32_t query_begin = pattern.header().query_begin;
+  const int32_t key_begin = pattern.header().key_begin;
+  list_rows(args, table, work, memory);
+  __syncthreads();
+
+  const Run* runs = table.runs() + work.group.column_runs;
+  int32_t columns = work.group.columns;
+  int32_t lowest = INT_MAX, highest = INT_MAX;
+  if (args.is_causal) {
+    const int32_t low = memory.position[threadIdx.x % 32],
+                  high = memory.position[threadIdx.x % 32 + 32];
+    lowest = __reduce_min_sync(kAllLanes, min(low, high));
+    highest = __reduce_max_sync(kAllLanes, max(low, high));
+    columns = count_columns(runs, work.group.column_run_count, work.tile.origin, INT_MIN, highest);
+  }
+  const int32_t tiles = (columns + Shape::kKeys - 1) / Shape::kKeys;
+  ColumnCursor cursor(runs, work.group.column_run_count, work.tile.origin, INT_MIN, highest);
+  const auto list = [&](int32_t tile) {
+    if (threadIdx.x < 32 && tile < tiles) {
+      list_keys(cursor, tile * Shape::kKeys, lowest, memory.keys[tile % 3]);
+    }
+  };
+  const int32_t key_head = work.head / static_cast<int32_t>(args.heads / args.kv_heads);
+  const auto source = [&](const Rows& rows, int32_t head, int32_t begin, bool is_aligned) {
+    return row_source(rows, work.batch, head, begin, args.head_dim, is_aligned);
+  };
+  const RowSource key = source(args.key, key_head, key_begin, call.key_aligned);
+  const RowSource value = source(args.value, key_head, key_begin, call.value_aligned);
+  const auto copy = [&](int32_t tile) {
+    if (tile < tiles) {
+      Shape::Keys::copy(shared_address(memory.key[tile % 2]), memory.keys[tile % 3].position, key);
+      Shape::Keys::copy(shared_address(memory.value[tile % 2]), memory.keys[tile % 3].position,
+                        value);
+    }
+    commit_copies();
+  };
+  list(0);
+  list(1);
+  Shape::Queries::copy(shared_address(memory.query), memory.position,
+                       source(args.query, work.head, query_begin, call.query_aligned));
+  Shape::Queries::copy(shared_address(memory.grad_out), memory.position,
+                       source(args.grad_out, work.head, query_begin, call.grad_out_aligned));
+  __syncthreads();
+  copy(0);
+  BackwardQueryWarp<Shape> warp(call, work, query_begin, memory);
+#pragma unroll 1
+  for (int32_t tile = 0; tile < tiles; ++tile) {
+    wait_for_copies<0>();
+    __syncthreads();
+    copy(tile + 1);
+    list(tile + 2);
+    warp.attend(tile % 2, memory.keys[tile % 3]);
+  }
+  wait_for_copies<0>();
+  warp.finish(work, query_begin);
+}
+
+template <typename Element, int kWidth>
+__global__ void __launch_bounds__(BackwardQueryShape<Element, kWidth>::kThreads, 1)
+    backward_query_kernel(const __grid_constant__ BackwardQueryCall call) {
+  using Shape = BackwardQueryShape<Element, kWidth>;
+  extern __shared__ __align__(128) unsigned char bytes[];
+  auto& memory = *reinterpret_cast<BackwardQueryMemory<Shape>*>(bytes);
+  const PatternView pattern{call.args.pattern};
+  const int64_t items = count_work(pattern.forward(), call.args.batch);
+  for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
+    WorkItem work;
+    // A block may take several of the pattern's tiles at once: the rest of the group's rows come
+    // with the first.
+    if (find_work(pattern.forward(), item, call.args.batch, work) &&
+        work.tile.first_row % Shape::kRows == 0) {
+      backward_query_tile<Shape>(call, pattern, work, memory);
+      __syncthreads();
+    }
+  }
+}
+
+}  // namespace dilated::kernels::cuda

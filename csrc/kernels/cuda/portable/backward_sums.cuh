@@ -1,0 +1,66 @@
+// grad_query as float32 sums that many blocks add to, and the kernel that rounds them in the end.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/attention.h"
+#include "kernels/cuda/primitives/numerics.cuh"
+#include "kernels/cuda/primitives/reduce_add.cuh"
+
+namespace dilated::kernels::cuda {
+
+/// Rows [batch, head, query] of `width` numbers, head_dim rounded up to 16. Within 16 columns,
+/// thread t of the four that share a row of an mma accumulator keeps its columns 2t, 2t + 1, 8 +
+/// 2t, 9 + 2t side by side, at 4t.
+struct QuerySums {
+  float* data;
+  int32_t width;
+
+  __device__ float* row(int64_t index) const { return data + index * width; }
+};
+
+/// out = scale * sums, 16 columns a thread. Rows are counted by [batch, head, query], as the sums
+/// lie.
+template <typename Element>
+__global__ void round_sums_kernel(QuerySums sums, MutableRows out, int64_t heads, int64_t queries,
+                                  int64_t rows, int32_t head_dim, float scale, bool is_aligned) {
+  const int32_t blocks = sums.width / 16;
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t row = index / blocks;
+  const int32_t column = static_cast<int32_t>(index - row * blocks) * 16;
+  if (row >= rows) {
+    return;
+  }
+  const int64_t head_row = row / queries;
+  const int64_t batch = head_row / heads;
+  Element* to = static_cast<Element*>(out.data) + batch * out.strides.batch +
+                (head_row - batch * heads) * out.strides.head +
+                (row - head_row * queries) * out.strides.row + column;
+  const float4* from = reinterpret_cast<const float4*>(sums.data + row * sums.width + column);
+  uint32_t packed[8];
+#pragma unroll
+  for (int t = 0; t < 4; ++t) {
+    const float4 four = from[t];
+    packed[t] = pack<Element>(four.x * scale, four.y * scale);
+    packed[4 + t] = pack<Element>(four.z * scale, four.w * scale);
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const uint32_t* words = packed + 4 * half;
+    if (is_aligned) {
+      if (column + 8 * half < head_dim) {
+        *reinterpret_cast<uint4*>(to + 8 * half) = {words[0], words[1], words[2], words[3]};
+      }
+      continue;
+    }
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      if (column + 8 * half + e < head_dim) {
+        reinterpret_cast<uint16_t*>(to)[8 * half + e] =
+            static_cast<uint16_t>(words[e / 2] >> (e % 2 * 16));
+      }
+    }
+  }
+}
+
+}  // namespace dilated::kernels::cuda

@@ -1,0 +1,404 @@
+// One warp of the backward kernel in attention_backward.cuh: its products, and what lies in
+// registers and shared memory.
+//
+// S^T = K Q^T, P^T = multiplicity * exp(S^T - lse), dP^T = V dO^T, dS^T = P^T (dP^T - delta). A
+// warp computes scores of 32 keys by some queries. Up to width 64 it goes on with them alone:
+// packed accumulators are operands of the next products. Wider rows are split over kParts warps,
+// each of which computes the scores of its share of the queries and accumulates its share of the
+// columns; P^T and dS^T then meet in shared memory. dS^T always does, since grad_query sums over
+// keys.
+//
+// One class, since its steps share the accumulators.
+#pragma once
+
+#include "kernels/cuda/portable/backward_call.cuh"
+#include "kernels/cuda/primitives/mma.cuh"
+#include "kernels/cuda/primitives/numerics.cuh"
+#include "kernels/cuda/primitives/reduce_add.cuh"
+
+namespace dilated::kernels::cuda {
+
+template <typename Element_, int kWidth_, int kKeys_>
+struct BackwardShape {
+  using Element = Element_;
+  static constexpr int kWidth = kWidth_, kKeys = kKeys_;  // head_dim padded, and rows of a tile
+  static constexpr int kQueries = 64;
+  static constexpr int kParts = kWidth <= 64 ? 1 : kWidth <= 128 ? 2 : 4;
+  static constexpr int kPartWidth = kWidth / kParts;
+  static constexpr int kPassQueries =
+      kParts == 1 ? 32 : kQueries / kParts;  // of one block of scores
+  static constexpr int kPasses = kParts == 1 ? 2 : 1;
+  static constexpr int kKeyWarps = kKeys / 32;
+  static constexpr int kWarps = kKeyWarps * kParts;
+  static constexpr int kThreads = kWarps * 32;
+  static constexpr int kBlocks =
+      kWidth <= 64 && kKeys == 128 ? 2 : 1;  // that share a multiprocessor
+  // grad_query of a tile: warps in rows by warps in columns.
+  static constexpr int kRowWarps = kWidth / (kWarps / 2) % 16 == 0 ? 2 : 4;
+  static constexpr int kSumRows = kQueries / kRowWarps, kSumWidth = kWidth / (kWarps / kRowWarps);
+  using Keys = RowTile<kWidth, kKeys, kThreads>;
+  using Queries = RowTile<kWidth, kQueries, kThreads>;
+  using Layout = typename Keys::Layout;
+  using Weights = Swizzle<kQueries / 8>;  // P^T and dS^T: [kKeys][kQueries]
+  static constexpr int kWeightBytes = kKeys * kQueries * 2;
+  static_assert(kPartWidth % 16 == 0 && kSumRows % 16 == 0 && kSumWidth % 16 == 0);
+};
+
+/// Shared memory of a block, in front of `stages` times {query tile, grad_out tile}. Tiles are
+/// aligned to 128 bytes.
+template <typename Shape>
+struct BackwardMemory {
+  alignas(128) unsigned char key[Shape::Keys::kBytes];     // in the end grad_key
+  alignas(128) unsigned char value[Shape::Keys::kBytes];   // in the end grad_value
+  alignas(128) unsigned char scores[Shape::kWeightBytes];  // dS^T
+  alignas(128) unsigned char weights[Shape::kParts > 1 ? Shape::kWeightBytes : 128];  // P^T
+  QueryColumns<Shape::kQueries> columns[3];
+  int32_t key_position[Shape::kKeys];
+  BackwardItem item;
+  alignas(16) unsigned char cursor[sizeof(ColumnCursor)];
+  int32_t is_done;
+  alignas(128) unsigned char stages[];
+
+  static constexpr int kStageBytes = 2 * Shape::Queries::kBytes;
+  __device__ unsigned char* query(int stage) { return stages + stage * kStageBytes; }
+  __device__ unsigned char* grad_out(int stage) { return query(stage) + Shape::Queries::kBytes; }
+};
+
+template <int kRows, int kColumns>
+__device__ inline void set_zero(float (&tiles)[kRows][kColumns][4]) {
+#pragma unroll
+  for (int m = 0; m < kRows; ++m) {
+#pragma unroll
+    for (int n = 0; n < kColumns; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        tiles[m][n][e] = 0;
+      }
+    }
+  }
+}
+
+/// One warp's part of a tile. Key row r = 2 * m + half of a thread is row 16 * m + 8 * half + lane
+/// / 4 of the warp's 32.
+template <typename Shape>
+class BackwardWarp {
+ public:
+  using Element = typename Shape::Element;
+  using Layout = typename Shape::Layout;
+  using Weights = typename Shape::Weights;
+  using Columns = QueryColumns<Shape::kQueries>;
+  static constexpr int kTiles = 2, kQueryTiles = Shape::kPassQueries / 8,
+                       kWidthTiles = Shape::kPartWidth / 8;
+
+  __device__ BackwardWarp(const BackwardCall& call, BackwardMemory<Shape>& memory)
+      : call_(call), memory_(memory) {
+    set_zero(grad_key_);
+    set_zero(grad_value_);
+  }
+
+  /// Scores of the tile; their share of grad_key and grad_value, and dS^T, if kParts == 1, or both
+  /// sets of weights.
+  __device__ void weigh(int stage, const Columns& columns) {
+    const uint32_t query = shared_address(memory_.query(stage));
+    const uint32_t grad_out = shared_address(memory_.grad_out(stage));
+#pragma unroll 1
+    for (int pass = 0; pass < Shape::kPasses; ++pass) {
+      const int first =
+          Shape::kParts == 1 ? pass * Shape::kPassQueries : part() * Shape::kPassQueries;
+      float weights[kTiles][kQueryTiles][4], scores[kTiles][kQueryTiles][4];
+      multiply_rows(weights, shared_address(memory_.key), query + first * Layout::kRowBytes);
+      multiply_rows(scores, shared_address(memory_.value), grad_out + first * Layout::kRowBytes);
+      differentiate(weights, scores, columns, first);
+      store(memory_.scores, scores, first);
+      if constexpr (Shape::kParts == 1) {
+        accumulate(grad_value_, weights, grad_out + first * Layout::kRowBytes);
+        accumulate(grad_key_, scores, query + first * Layout::kRowBytes);
+      } else {
+        store(memory_.weights, weights, first);
+      }
+    }
+  }
+
+  /// Once all warps have stored their weights.
+  __device__ void accumulate_part(int stage) {
+    accumulate(grad_value_, shared_address(memory_.weights),
+               shared_address(memory_.grad_out(stage)));
+    accumulate(grad_key_, shared_address(memory_.scores), shared_address(memory_.query(stage)));
+  }
+
+  __device__ void add_grad_query(const Columns& columns);
+  __device__ void finish();
+
+ private:
+  using Scores = float[kTiles][kQueryTiles][4];
+  using Gradient = float[kTiles][kWidthTiles][4];
+
+  __device__ static int lane() { return threadIdx.x % 32; }
+  __device__ static int part() { return threadIdx.x / 32 / Shape::kKeyWarps; }
+  __device__ static int first_key() { return threadIdx.x / 32 % Shape::kKeyWarps * 32; }
+
+  /// products = keys queries^T: rows of the warp's keys by kPassQueries rows at `queries`, summed
+  /// over the width.
+  __device__ static void multiply_rows(Scores& products, uint32_t keys, uint32_t queries) {
+    set_zero(products);
+    keys += Layout::offset(first_key() + lane() % 16, lane() / 16);
+    queries += Layout::offset(lane() % 8 + lane() / 16 * 8, lane() / 8 % 2);
+#pragma unroll
+    for (int step = 0; step < Shape::kWidth / 16; ++step) {
+      uint32_t a[kTiles][4];
+#pragma unroll
+      for (int m = 0; m < kTiles; ++m) {
+        load_matrices(a[m], Layout::advance(keys, step) + m * 16 * Layout::kRowBytes);
+      }
+#pragma unroll
+      for (int n = 0; n < kQueryTiles; n += 2) {
+        uint32_t b[4];
+        load_matrices(b, Layout::advance(queries, step) + n * 8 * Layout::kRowBytes);
+#pragma unroll
+        for (int m = 0; m < kTiles; ++m) {
+          mma_16x8x16<Element>(products[m][n], a[m], b[0], b[1]);
+          mma_16x8x16<Element>(products[m][n + 1], a[m], b[2], b[3]);
+        }
+      }
+    }
+  }
+
+  /// weights: scores to P^T, what dropout leaves of it; scores: dP^T to dS^T.
+  __device__ void differentiate(Scores& weights, Scores& scores, const Columns& columns,
+                                int first) {
+    const bool is_masked = columns.is_masked;
+    const bool drops = call_.args.dropout.probability > 0;
+#pragma unroll
+    for (int n = 0; n < kQueryTiles; ++n) {
+      const int column = first + n * 8 + lane() % 4 * 2;
+      const float2 bias = *reinterpret_cast<const float2*>(&columns.bias[column]);
+#pragma unroll
+      for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          weights[m][n][e] =
+              exp2_approx(fmaf(weights[m][n][e], call_.scale_log2, e % 2 == 0 ? bias.x : bias.y));
+        }
+      }
+    }
+    if (is_masked) {
+      mask(weights, columns, first);
+    }
+    if (drops) {
+      drop(scores, columns, first);
+    }
+#pragma unroll
+    for (int n = 0; n < kQueryTiles; ++n) {
+      const int column = first + n * 8 + lane() % 4 * 2;
+      const float2 delta = *reinterpret_cast<const float2*>(&columns.delta[column]);
+#pragma unroll
+      for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          scores[m][n][e] = weights[m][n][e] * (scores[m][n][e] - (e % 2 == 0 ? delta.x : delta.y));
+        }
+      }
+    }
+    if (drops) {
+      drop(weights, columns, first);
+    }
+  }
+
+  /// Weights of queries before the key, and of key rows that do not exist, become zero.
+  __device__ void mask(Scores& weights, const Columns& columns, int first) const {
+#pragma unroll
+    for (int n = 0; n < kQueryTiles; ++n) {
+      const int2 position =
+          *reinterpret_cast<const int2*>(&columns.position[first + n * 8 + lane() % 4 * 2]);
+#pragma unroll
+      for (int r = 0; r < 2 * kTiles; ++r) {
+        const int row = row_index(r);
+        const int32_t key = call_.args.is_causal ? memory_.key_position[row] : INT_MIN;
+        const bool exists = row < memory_.item.rows;
+        float* weight = &weights[r / 2][n][r % 2 * 2];
+        weight[0] = exists && position.x >= key ? weight[0] : 0;
+        weight[1] = exists && position.y >= key ? weight[1] : 0;
+      }
+    }
+  }
+
+  __device__ void drop(Scores& values, const Columns& columns, int first) {
+    const uint32_t threshold = dropout_threshold(call_.args.dropout.probability);
+    const float factor = 1 / (1 - call_.args.dropout.probability);
+#pragma unroll
+    for (int n = 0; n < kQueryTiles; ++n) {
+      const uint2 keys =
+          *reinterpret_cast<const uint2*>(&columns.dropout_key[first + n * 8 + lane() % 4 * 2]);
+#pragma unroll
+      for (int r = 0; r < 2 * kTiles; ++r) {
+        const int32_t position = memory_.key_position[row_index(r)];
+        float* value = &values[r / 2][n][r % 2 * 2];
+        value[0] = dropout_keeps(keys.x, position, threshold) ? value[0] * factor : 0;
+        value[1] = dropout_keeps(keys.y, position, threshold) ? value[1] * factor : 0;
+      }
+    }
+  }
+
+  /// Writes the warp's block of weights at column `first` of a [kKeys][kQueries] tile.
+  __device__ static void store(unsigned char* tile, const Scores& values, int first) {
+    const int at = Weights::offset(row_index(0), 0);
+#pragma unroll
+    for (int n = 0; n < kQueryTiles; ++n) {
+      unsigned char* to = tile + (at ^ ((first / 8 + n) * 16)) + lane() % 4 * 4;
+#pragma unroll
+      for (int r = 0; r < 2 * kTiles; ++r) {
+        *reinterpret_cast<uint32_t*>(to + r * 8 * Weights::kRowBytes) =
+            pack<Element>(values[r / 2][n][r % 2 * 2], values[r / 2][n][r % 2 * 2 + 1]);
+      }
+    }
+  }
+
+  /// gradient += values rows, from registers: the rows are kPassQueries rows at `rows`, all
+  /// columns.
+  __device__ static void accumulate(Gradient& gradient, const Scores& values, uint32_t rows) {
+    rows += Layout::offset(lane() % 16, lane() / 16);
+#pragma unroll
+    for (int step = 0; step < Shape::kPassQueries / 16; ++step) {
+      uint32_t a[kTiles][4];
+#pragma unroll
+      for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float* value = &values[m][2 * step + i / 2][i % 2 * 2];
+          a[m][i] = pack<Element>(value[0], value[1]);
+        }
+      }
+      multiply_columns(gradient, a, rows + step * 16 * Layout::kRowBytes, 0);
+    }
+  }
+
+  /// gradient += tile rows, from shared memory: the warp's rows of `tile`, all kQueries rows, its
+  /// part of the columns.
+  __device__ static void accumulate(Gradient& gradient, uint32_t tile, uint32_t rows) {
+    tile += Weights::offset(first_key() + lane() % 16, lane() / 16);
+    rows += Layout::offset(lane() % 16, lane() / 16);
+#pragma unroll
+    for (int step = 0; step < Shape::kQueries / 16; ++step) {
+      uint32_t a[kTiles][4];
+#pragma unroll
+      for (int m = 0; m < kTiles; ++m) {
+        load_matrices(a[m], Weights::advance(tile, step) + m * 16 * Weights::kRowBytes);
+      }
+      multiply_columns(gradient, a, rows + step * 16 * Layout::kRowBytes,
+                       part() * (Shape::kPartWidth / 16));
+    }
+  }
+
+  /// gradient += a rows: 16 rows at `rows`, from column 16 * first_pair on.
+  template <int kRowTiles, int kColumnTiles>
+  __device__ static void multiply_columns(float (&gradient)[kRowTiles][kColumnTiles][4],
+                                          const uint32_t (&a)[kRowTiles][4], uint32_t rows,
+                                          int first_pair) {
+#pragma unroll
+    for (int n = 0; n < kColumnTiles; n += 2) {
+      uint32_t b[4];
+      load_matrices_transposed(b, Layout::advance(rows, first_pair + n / 2));
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m) {
+        mma_16x8x16<Element>(gradient[m][n], a[m], b[0], b[1]);
+        mma_16x8x16<Element>(gradient[m][n + 1], a[m], b[2], b[3]);
+      }
+    }
+  }
+
+  __device__ void stage_out(unsigned char* tile, const Gradient& gradient, float factor);
+
+  __device__ static int row_index(int r) { return first_key() + r * 8 + lane() / 4; }
+
+  const BackwardCall& call_;
+  BackwardMemory<Shape>& memory_;
+  Gradient grad_key_, grad_value_;
+};
+
+/// dS K of the tile, 64 rows of it over the block's warps, added to the sums in memory.
+template <typename Shape>
+__device__ void BackwardWarp<Shape>::add_grad_query(const Columns& columns) {
+  constexpr int kRowTiles = Shape::kSumRows / 16, kColumnTiles = Shape::kSumWidth / 8;
+  const int warp = threadIdx.x / 32;
+  const int first_row = warp % Shape::kRowWarps * Shape::kSumRows;
+  const int first_pair = warp / Shape::kRowWarps * (Shape::kSumWidth / 16);
+  const uint32_t scores =
+      shared_address(memory_.scores) +
+      Weights::offset(lane() % 8 + lane() / 16 * 8, first_row / 8 + lane() / 8 % 2);
+  const uint32_t keys = shared_address(memory_.key) + Layout::offset(lane() % 16, lane() / 16);
+  float sums[kRowTiles][kColumnTiles][4];
+  set_zero(sums);
+#pragma unroll
+  for (int step = 0; step < Shape::kKeys / 16; ++step) {
+    uint32_t a[kRowTiles][4];
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+      load_matrices_transposed(a[m], (scores ^ (m * 32)) + step * 16 * Weights::kRowBytes);
+    }
+    multiply_columns(sums, a, keys + step * 16 * Layout::kRowBytes, first_pair);
+  }
+#pragma unroll
+  for (int r = 0; r < 2 * kRowTiles; ++r) {
+    const int column = first_pair * 16 + lane() % 4 * 4;
+    float* to = call_.grad_query.row(columns.row[first_row + r * 8 + lane() / 4]) + column;
+#pragma unroll
+    for (int n = 0; n < kColumnTiles; n += 2) {
+      const float *low = &sums[r / 2][n][r % 2 * 2], *high = &sums[r / 2][n + 1][r % 2 * 2];
+      if ((first_pair + n / 2) * 16 < call_.grad_query.width) {
+        reduce_add_4(to + n * 8, {low[0], low[1], high[0], high[1]});
+      }
+    }
+  }
+}
+
+template <typename Shape>
+__device__ void BackwardWarp<Shape>::stage_out(unsigned char* tile, const Gradient& gradient,
+                                               float factor) {
+#pragma unroll
+  for (int r = 0; r < 2 * kTiles; ++r) {
+#pragma unroll
+    for (int n = 0; n < kWidthTiles; ++n) {
+      const float* value = &gradient[r / 2][n][r % 2 * 2];
+      *reinterpret_cast<uint32_t*>(tile + Layout::offset(row_index(r), part() * kWidthTiles + n) +
+                                   lane() % 4 * 4) =
+          pack<Element>(value[0] * factor, value[1] * factor);
+    }
+  }
+}
+
+/// Rows of a tile in shared memory to the tensor, by all threads of the block.
+template <typename Shape>
+__device__ void write_rows(const BackwardMemory<Shape>& memory, const unsigned char* tile,
+                           const MutableRows& out, int32_t head_dim, bool is_aligned) {
+  using Tile = typename Shape::Keys;
+  const BackwardItem& item = memory.item;
+  const int64_t start = item.work.batch * out.strides.batch + item.work.head * out.strides.head;
+  for (int row = threadIdx.x / Tile::kLanes; row < item.rows; row += Tile::kRowsAtOnce) {
+    uint16_t* to = static_cast<uint16_t*>(out.data) + start +
+                   (memory.key_position[row] - item.key_begin) * out.strides.row;
+    for (int chunk = threadIdx.x % Tile::kLanes; chunk * 8 < head_dim; chunk += Tile::kLanes) {
+      const unsigned char* from = tile + Shape::Layout::offset(row, chunk);
+      if (is_aligned) {
+        *reinterpret_cast<int4*>(to + chunk * 8) = *reinterpret_cast<const int4*>(from);
+      } else {
+        for (int e = 0; e < 8 && chunk * 8 + e < head_dim; ++e) {
+          to[chunk * 8 + e] = reinterpret_cast<const uint16_t*>(from)[e];
+        }
+      }
+    }
+  }
+}
+
+/// Writes grad_key and grad_value, over the tiles that the block no longer needs.
+template <typename Shape>
+__device__ void BackwardWarp<Shape>::finish() {
+  __syncthreads();
+  stage_out(memory_.key, grad_key_, call_.args.scale);
+  stage_out(memory_.value, grad_value_, 1);
+  __syncthreads();
+  const int32_t head_dim = static_cast<int32_t>(call_.args.head_dim);
+  write_rows(memory_, memory_.key, call_.args.grad_key, head_dim, call_.grad_key_aligned);
+  write_rows(memory_, memory_.value, call_.args.grad_value, head_dim, call_.grad_value_aligned);
+}
+
+}  // namespace dilated::kernels::cuda

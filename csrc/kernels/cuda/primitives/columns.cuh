@@ -1,0 +1,159 @@
+// From lists of runs to rows in memory: which position column c of a tile's concatenated, clipped
+// runs has.
+//
+// One warp reads the list together, 32 runs at a time: lane l clips run l, a scan over the lanes
+// gives where each run's columns end, and each lane finds the run of its own columns by bisection.
+// A tile that lies within one run, the common case, costs one multiply-add a column.
+#pragma once
+
+#include <dilated/pattern_layout.h>
+
+#include <climits>
+#include <cstdint>
+
+#include "kernels/cuda/primitives/numerics.cuh"
+
+namespace dilated::kernels::cuda {
+
+/// One column (or row) of a list.
+struct Column {
+  int32_t position;  // past the end of the list: that of the last column, so that loads stay legal
+  uint32_t tag;      // Run's multiplicity, and its head << 16; 0 past the end of the list
+
+  __device__ uint32_t multiplicity() const { return tag & 0xffffu; }
+  __device__ uint32_t head() const { return tag >> 16; }
+  /// What is added to a logit in base 2; -inf past the end.
+  __device__ float log2_multiplicity() const {
+    return log2_approx(static_cast<float>(multiplicity()));
+  }
+};
+
+/// A run's positions that the window lowest..highest leaves.
+struct ClippedRun {
+  int32_t first, stride, count;
+  uint32_t tag;
+};
+
+__device__ inline ClippedRun load_clipped(const Run* run, int32_t origin, int32_t lowest,
+                                          int32_t highest) {
+  const int4 words = __ldg(reinterpret_cast<const int4*>(run));
+  ClippedRun clipped{origin + words.x, words.y, words.z, static_cast<uint32_t>(words.w)};
+  if (clipped.first < lowest) {
+    const int32_t skip =
+        min((lowest - clipped.first + clipped.stride - 1) / clipped.stride, clipped.count);
+    clipped.first += skip * clipped.stride;
+    clipped.count -= skip;
+  }
+  if (clipped.count > 0 && clipped.first + clipped.stride * (clipped.count - 1) > highest) {
+    clipped.count = highest < clipped.first ? 0 : (highest - clipped.first) / clipped.stride + 1;
+  }
+  return clipped;
+}
+
+/// Columns that the window leaves of the whole list. All lanes of the warp call it and get the
+/// same.
+__device__ inline int32_t count_columns(const Run* runs, int32_t run_count, int32_t origin,
+                                        int32_t lowest, int32_t highest) {
+  int32_t count = 0;
+  for (int32_t run = threadIdx.x % 32; run < run_count; run += 32) {
+    count += load_clipped(runs + run, origin, lowest, highest).count;
+  }
+  return static_cast<int32_t>(__reduce_add_sync(kAllLanes, static_cast<unsigned>(count)));
+}
+
+/// Reads a list from front to back. All lanes of a warp hold the same cursor and call it together.
+class ColumnCursor {
+ public:
+  /// Positions outside lowest..highest are dropped.
+  __device__ ColumnCursor(const Run* runs, int32_t run_count, int32_t origin,
+                          int32_t lowest = INT_MIN, int32_t highest = INT_MAX)
+      : runs_(runs), run_count_(run_count), origin_(origin), lowest_(lowest), highest_(highest) {}
+
+  /// columns[i] becomes column first + 32 * i + lane. `first` must not fall from call to call. True
+  /// if all of them lie in one run.
+  template <int kPerLane>
+  __device__ bool read(int32_t first, Column (&columns)[kPerLane]) {
+    const int32_t lane = threadIdx.x % 32;
+    if (first + 32 * kPerLane <= begin_ + current_.count && first >= begin_) {
+#pragma unroll
+      for (int i = 0; i < kPerLane; ++i) {
+        columns[i] = {current_.first + current_.stride * (first - begin_ + 32 * i + lane),
+                      current_.tag};
+      }
+      return true;
+    }
+    search(first, columns);
+    return false;
+  }
+
+ private:
+  template <int kPerLane>
+  __device__ void search(int32_t first, Column (&columns)[kPerLane]);
+
+  const Run* runs_;
+  int32_t run_count_, origin_, lowest_, highest_;
+  int32_t index_ = 0;  // run that current_ was read from
+  int32_t begin_ = 0;  // columns before it
+  ClippedRun current_{0, 1, 0, 0};
+};
+
+template <int kPerLane>
+__device__ void ColumnCursor::search(int32_t first, Column (&columns)[kPerLane]) {
+  const int32_t lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    columns[i] = {current_.first + current_.stride * (current_.count - 1), 0};
+  }
+  for (int32_t base = index_, before = begin_; base < run_count_; base += 32) {
+    ClippedRun run{0, 1, 0, 0};
+    if (base + lane < run_count_) {
+      run = load_clipped(runs_ + base + lane, origin_, lowest_, highest_);
+    }
+    int32_t end = run.count;  // becomes where the run ends, in columns
+#pragma unroll
+    for (int delta = 1; delta < 32; delta *= 2) {
+      const int32_t below = __shfl_up_sync(kAllLanes, end, delta);
+      end += lane >= delta ? below : 0;
+    }
+    end += before;
+    const int32_t batch_end = __shfl_sync(kAllLanes, end, 31);
+    const uint32_t occupied = __ballot_sync(kAllLanes, run.count > 0);
+    const int32_t last = occupied == 0 ? 0 : 31 - __clz(occupied);
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      const int32_t column = first + 32 * i + lane;
+      int32_t owner = 0;  // first run that ends after the column
+#pragma unroll
+      for (int step = 16; step > 0; step /= 2) {
+        owner += __shfl_sync(kAllLanes, end, owner + step - 1) <= column ? step : 0;
+      }
+      const bool past = column >= batch_end;
+      owner = past ? last : owner;
+      const int32_t owner_count = __shfl_sync(kAllLanes, run.count, owner);
+      const int32_t owner_begin = __shfl_sync(kAllLanes, end, owner) - owner_count;
+      const int32_t owner_first = __shfl_sync(kAllLanes, run.first, owner);
+      const int32_t owner_stride = __shfl_sync(kAllLanes, run.stride, owner);
+      const uint32_t owner_tag = __shfl_sync(kAllLanes, run.tag, owner);
+      const int32_t rank = past ? owner_count - 1 : column - owner_begin;
+      if (column >= before && occupied != 0) {
+        columns[i] = {owner_first + owner_stride * rank, past ? 0 : owner_tag};
+      }
+    }
+    // The next tile begins in, or after, the run that holds this tile's last column.
+    const uint32_t reaching =
+        __ballot_sync(kAllLanes, end >= first + 32 * kPerLane && run.count > 0);
+    if (reaching != 0) {
+      const int32_t owner = __ffs(reaching) - 1;
+      index_ = base + owner;
+      current_.first = __shfl_sync(kAllLanes, run.first, owner);
+      current_.stride = __shfl_sync(kAllLanes, run.stride, owner);
+      current_.count = __shfl_sync(kAllLanes, run.count, owner);
+      current_.tag = __shfl_sync(kAllLanes, run.tag, owner);
+      begin_ = __shfl_sync(kAllLanes, end, owner) - current_.count;
+      return;
+    }
+    before = batch_end;
+  }
+}
+
+}  // namespace dilated::kernels::cuda
