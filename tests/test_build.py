@@ -1,6 +1,8 @@
 """How the library was built, when it refuses to load, and when the build refuses to start."""
 
+import importlib.util
 import shutil
+import site
 import subprocess
 import sys
 from collections.abc import Callable
@@ -138,3 +140,26 @@ def test_torch_cuda_arch_list_is_translated(tmp_path: Path) -> None:
     assert choose("8.6 9.0a+PTX") == "86-real;90a"
     assert choose("8.0;12.0+PTX") == "80-real;120"
     assert 'TORCH_CUDA_ARCH_LIST: "Hopper" is not of the form' in choose("Hopper")
+
+
+@pytest.mark.parametrize("own, system, expected", [(1, 1, "venv"), (0, 1, "base"), (0, 0, None)])
+def test_build_isolation_finds_the_torch_that_will_run(
+    own: bool, system: bool, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A virtual environment with or without a torch of its own, with or without its base's."""
+    query = importlib.util.spec_from_file_location("query_torch", ROOT / "cmake/query_torch.py")
+    assert query is not None and query.loader is not None
+    module = importlib.util.module_from_spec(query)
+    query.loader.exec_module(module)
+    for prefix in ["venv", "base"] if own else ["base"]:
+        folder = Path(site.getsitepackages([str(tmp_path / prefix)])[0])
+        (folder / "torch" / "include" / "ATen").mkdir(parents=True)
+    (tmp_path / "venv").mkdir(exist_ok=True)
+    flag = "true" if system else "false"
+    (tmp_path / "venv" / "pyvenv.cfg").write_text(f"include-system-site-packages = {flag}\n")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # as pip's isolation does
+    monkeypatch.setattr(site, "getusersitepackages", lambda: str(tmp_path / "user"))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path / "base"))
+    found = module.find_torch()
+    assert (None if found is None else found.relative_to(tmp_path).parts[0]) == expected

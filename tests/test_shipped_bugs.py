@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dilated_attention_pytorch import (
+    _C,
     DilatedAttention,
     MultiheadDilatedAttention,
     RingDilatedAttentionV2,
@@ -23,6 +24,7 @@ from dilated_attention_pytorch import (
     dilated_attention,
 )
 from tests.conftest import Exact, make_qkv
+from tests.planning import Spec
 from tests.reference import interleaved_table, multiplicities, reference_attention
 from tests.torchscale_reference import torchscale_attention
 
@@ -256,9 +258,6 @@ def test_half_precision_autocast_gives_no_nan(device: str) -> None:
 
 def test_dilation_saves_work() -> None:
     """Keys were repeated back to the segment's length, so a rate saved nothing (DarcStar V2)."""
-    from dilated_attention_pytorch import _C
-    from tests.planning import Spec
-
     computed = [
         _C.report(*Spec(8192, [4096], [rate], 8).arguments)["computed"] for rate in (1, 2, 4, 8)
     ]

@@ -25,7 +25,7 @@ void fill_common(const AttentionCall& call, kernels::AttentionArgs& args) {
   args.is_causal = call.is_causal;
   args.scale64 = scale_of(call);
   args.scale = static_cast<float>(args.scale64);
-  args.dropout = {static_cast<float>(call.dropout_p), nullptr};
+  args.dropout = {static_cast<float>(call.dropout_p), 1.0 - call.dropout_p, nullptr};
 }
 
 at::Tensor empty_rows(const at::Tensor& like) {
@@ -36,7 +36,7 @@ at::Tensor empty_rows(const at::Tensor& like) {
 const int32_t* host_pattern(const AttentionCall& call, std::vector<int32_t>& storage) {
   const PatternSpec spec = spec_of(call);
   if (call.pattern.has_value()) {
-    check_pattern(*call.pattern, spec, call.query.device());
+    check_contents(*call.pattern, spec);
     return call.pattern->const_data_ptr<int32_t>();
   }
   storage = plan(spec);

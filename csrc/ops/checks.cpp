@@ -3,6 +3,7 @@
 #include <c10/util/Exception.h>
 
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 
 namespace dilated::ops {
@@ -53,19 +54,41 @@ Padding padding_of(std::string_view padding) {
   return padding == "zeros" ? Padding::kZeros : Padding::kMasked;
 }
 
+void check_offsets(const AttentionCall& call) {
+  if (!call.head_offsets.has_value()) {
+    return;
+  }
+  const at::Tensor& table = *call.head_offsets;
+  const auto branches = static_cast<int64_t>(call.segment_lengths.size());
+  const auto heads = call.query.sym_size(2);
+  // A fake call's tensors are all on the meta device.
+  TORCH_CHECK_VALUE(table.scalar_type() == at::kLong &&
+                        (table.device().is_cpu() || call.query.device().is_meta()),
+                    "head_offsets: must be an int64 tensor on the CPU, got ", table.scalar_type(),
+                    " on ", table.device());
+  TORCH_CHECK_VALUE(table.dim() == 2 && table.sym_size(0) == branches && table.sym_size(1) == heads,
+                    "head_offsets: must be [branches, heads] = [", branches, ", ", heads, "], got ",
+                    table.sym_sizes());
+}
+
+void check_pattern(const AttentionCall& call) {
+  if (!call.pattern.has_value()) {
+    return;
+  }
+  const at::Tensor& pattern = *call.pattern;
+  TORCH_CHECK_VALUE(pattern.scalar_type() == at::kInt && pattern.dim() == 1,
+                    "pattern: must be a one-dimensional int32 tensor, got ", pattern.scalar_type(),
+                    " ", pattern.sym_sizes());
+  TORCH_CHECK_VALUE(pattern.device() == call.query.device(),
+                    "pattern: must be on the device of query, ", call.query.device(), ", got ",
+                    pattern.device());
+}
+
 std::vector<int64_t> offsets_of(const AttentionCall& call, int64_t heads) {
   if (!call.head_offsets.has_value()) {
     return interleaved_offsets(call.dilation_rates.vec(), heads);
   }
-  const at::Tensor& table = *call.head_offsets;
-  const auto branches = static_cast<int64_t>(call.segment_lengths.size());
-  TORCH_CHECK_VALUE(table.scalar_type() == at::kLong && table.device().is_cpu(),
-                    "head_offsets: must be an int64 tensor on the CPU, got ", table.scalar_type(),
-                    " on ", table.device());
-  TORCH_CHECK_VALUE(table.dim() == 2 && table.size(0) == branches && table.size(1) == heads,
-                    "head_offsets: must be [branches, heads] = [", branches, ", ", heads, "], got ",
-                    table.sizes());
-  const at::Tensor rows = table.contiguous();
+  const at::Tensor rows = call.head_offsets->contiguous();
   return {rows.const_data_ptr<int64_t>(), rows.const_data_ptr<int64_t>() + rows.numel()};
 }
 
@@ -93,6 +116,8 @@ void check_call(const AttentionCall& call) {
                     "query: 1 <= head_dim <= 256 must hold, got ", call.query.sym_size(3));
   padding_of(call.padding);
   check_dropout(call);
+  check_offsets(call);
+  check_pattern(call);
 }
 
 PatternSpec spec_of(const AttentionCall& call) {
@@ -113,18 +138,13 @@ PatternSpec spec_of(const AttentionCall& call) {
   return spec;
 }
 
-void check_pattern(const at::Tensor& pattern, const PatternSpec& spec, const at::Device& device) {
-  TORCH_CHECK_VALUE(
-      pattern.scalar_type() == at::kInt && pattern.dim() == 1 && pattern.is_contiguous(),
-      "pattern: must be a contiguous one-dimensional int32 tensor, got ", pattern.scalar_type(),
-      " ", pattern.sizes());
-  TORCH_CHECK_VALUE(pattern.device() == device, "pattern: must be on the device of query, ", device,
-                    ", got ", pattern.device());
+void check_contents(const at::Tensor& pattern, const PatternSpec& spec) {
   constexpr int64_t kHeaderWords = sizeof(Header) / sizeof(int32_t);
-  TORCH_CHECK_VALUE(pattern.numel() >= kHeaderWords, "pattern: at least ", kHeaderWords,
-                    " numbers are needed, got ", pattern.numel());
-  if (!device.is_cpu()) {
-    return;
+  TORCH_CHECK_VALUE(pattern.numel() >= kHeaderWords && pattern.is_contiguous(),
+                    "pattern: must be contiguous with at least ", kHeaderWords, " numbers, got ",
+                    pattern.sizes(), " with strides ", pattern.strides());
+  if (!pattern.is_cpu()) {
+    return;  // check_pattern() in kernels/cuda does it there
   }
   const Header& header = PatternView{pattern.const_data_ptr<int32_t>()}.header();
   const uint64_t hash = fingerprint(spec);
@@ -160,7 +180,9 @@ double scale_of(const AttentionCall& call) {
 }
 
 at::Tensor readable(const at::Tensor& tensor) {
-  return tensor.stride(-1) == 1 || tensor.size(-1) == 1 ? tensor : tensor.contiguous();
+  const bool is_readable = (tensor.stride(3) == 1 || tensor.size(3) == 1) &&
+                           tensor.stride(1) <= std::numeric_limits<int32_t>::max();
+  return is_readable ? tensor : tensor.contiguous();
 }
 
 kernels::Rows rows_of(const at::Tensor& tensor) {

@@ -34,14 +34,13 @@ void check_call(const AttentionCall& call);
 /// The pattern's specification; throws c10::ValueError where the planner finds it wrong.
 PatternSpec spec_of(const AttentionCall& call);
 
-/// A pattern that the caller passed: its type and place always, its contents where the host can
-/// read them.
-void check_pattern(const at::Tensor& pattern, const PatternSpec& spec, const at::Device& device);
+/// A pattern that the caller passed against the call, as far as the host can read it.
+void check_contents(const at::Tensor& pattern, const PatternSpec& spec);
 
 kernels::Dtype dtype_of(const at::Tensor& tensor);
 double scale_of(const AttentionCall& call);
 
-/// A tensor that a kernel can read: last dimension contiguous.
+/// A tensor that a kernel can read: last dimension contiguous, rows less than 2^31 elements apart.
 at::Tensor readable(const at::Tensor& tensor);
 
 kernels::Rows rows_of(const at::Tensor& tensor);

@@ -1,7 +1,5 @@
 """Dilated attention (LongNet, arXiv 2307.02486) with exact gradients, on CPU and GPU."""
 
-from importlib.metadata import version
-
 # First: loads libdilated.so, whose operators the modules below name.
 from ._load import cmake_prefix_path, include_path, library_path  # isort: skip
 from .dilated_attention import DilatedAttention
@@ -11,8 +9,6 @@ from .multihead_dilated_attention import MultiheadDilatedAttention
 from .pattern import CacheStatistics, PatternCache, default_pattern_cache, head_group_offsets
 from .ring_dilated_attention_v2 import RingDilatedAttentionV2
 from .ring_dilated_attention_v3 import RingDilatedAttentionV3
-
-__version__ = version("ring-dilated-attention")
 
 __all__ = [
     "CacheStatistics",

@@ -12,6 +12,8 @@ from types import ModuleType
 
 import torch
 
+__all__ = ["build_info", "cmake_prefix_path", "include_path", "library_path", "mismatch"]
+
 _REBUILD = (
     "Install it again, with the torch that you use, from the repository's root: "
     "pip install --no-build-isolation --no-deps --force-reinstall ."
@@ -54,4 +56,4 @@ from . import _build_info as build_info  # noqa: E402  (exists where _C does)
 _reason = mismatch(build_info, torch.__version__, torch.version.cuda)
 if _reason is not None:
     raise ImportError(f"{__package__} {_reason}. {_REBUILD}")
-torch.ops.load_library(library_path)
+torch.ops.load_library(library_path)  # type: ignore[no-untyped-call]

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <ostream>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -23,6 +24,13 @@ PatternSpec make_spec(int64_t seq_len, std::vector<int64_t> lengths, std::vector
   spec.kv_heads = kv_heads;
   spec.row_tile = 16;
   return spec;
+}
+
+void PrintTo(const PatternSpec& spec, std::ostream* out) {
+  *out << "seq_len " << spec.seq_len << ", causal " << spec.is_causal << ", branches";
+  for (size_t i = 0; i < spec.segment_lengths.size(); ++i) {
+    *out << ' ' << spec.segment_lengths[i] << '/' << spec.dilation_rates[i];
+  }
 }
 
 /// How many branches hold (query, key) of a head, for all of them: [heads][seq_len][seq_len].

@@ -14,6 +14,7 @@ from tests.conftest import Exact
 from tests.reference import dropout_keep, reference_attention
 
 Tensors = tuple[Tensor, Tensor, Tensor]
+HEAD_DIMS = [8, 16, 24, 32, 40, 48, 64, 72, 80, 96, 100, 128, 160, 192, 256]
 
 
 class Result(NamedTuple):

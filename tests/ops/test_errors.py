@@ -149,7 +149,7 @@ def test_attention_names_what_is_wrong(name: str) -> None:
         call(change)
     message = str(caught.value)
     assert named in message, message
-    assert "got" in message and given in message, message
+    assert given in message, message
 
 
 def test_truncated_pattern_is_refused() -> None:
@@ -244,7 +244,7 @@ def test_branch_operators_name_what_is_wrong(
     assert given in str(caught.value)
 
 
-def test_cuda_arguments_on_the_wrong_device_are_refused(device: str) -> None:
+def test_arguments_on_another_device_are_refused(device: str) -> None:
     q, k, v = make_qkv(24, 4, 16, dtype=torch.float32, device=device)
     elsewhere = "meta" if device == "cpu" else "cpu"
     seed = torch.tensor([1]).to(elsewhere)
@@ -256,3 +256,8 @@ def test_cuda_arguments_on_the_wrong_device_are_refused(device: str) -> None:
     table = torch.zeros(1, 4, dtype=torch.int64, device="meta")
     with pytest.raises(ValueError, match="head_offsets"):
         torch.ops.dilated.attention(q, k, v, [8], [1], head_offsets=table)
+    if device == "cuda":
+        with pytest.raises(ValueError, match="query|pattern"):
+            torch.ops.dilated.attention(
+                q.cpu(), k.cpu(), v.cpu(), [8], [1], pattern=pattern.to(device)
+            )

@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dilated_attention_pytorch import dilated_attention
 from tests.conftest import Exact, make_qkv
 from tests.reference import blocked_table
 from tests.torchscale_reference import torchscale_attention
@@ -77,8 +78,6 @@ def test_what_the_rates_do_not_divide(
 
 
 def test_public_function_takes_torchscale_settings_by_name() -> None:
-    from dilated_attention_pytorch import dilated_attention
-
     q, k, v = make_qkv(363, 16, 16)
     out, lse = dilated_attention(
         q, k, v, SMALL, RATES, head_offsets="blocked", padding="zeros", return_lse=True

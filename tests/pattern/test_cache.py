@@ -268,13 +268,41 @@ def test_concurrent_use_loses_no_count_and_mixes_no_patterns():
     assert cache.statistics().bytes == 0
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda cache: cache.lookup(BASE),
+        lambda cache: cache.lookup(spec(99)),
+        lambda cache: cache.resize(max_entries=1),
+        PatternCache.clear,
+        PatternCache.statistics,
+        len,
+        lambda cache: BASE in cache,
+    ],
+    ids=["hit", "miss", "resize", "clear", "statistics", "len", "in"],
+)
+def test_every_method_waits_for_the_lock(use):
+    cache = PatternCache()
+    cache.lookup(BASE)
+    worker = threading.Thread(target=use, args=(cache,))
+    with cache._lock:
+        worker.start()
+        worker.join(timeout=0.05)
+        assert worker.is_alive()
+    worker.join(timeout=10)
+    assert not worker.is_alive()
+
+
 def test_report_counts_pairs():
-    report = Pattern.plan(BASE).report()
-    # Heads 0..3 all take part in both branches, with offsets h mod r: 16^2 a segment, and 16^2 of a
-    # whole and 8^2 of the cut segment of the dilated branch.
-    assert report["nominal"] == 4 * (3 * 16**2 + 16**2 + 8**2)
-    assert report["distinct"] < report["nominal"] <= report["computed"] * report["tiles"]
-    assert report["bytes"] == Pattern.plan(BASE).nbytes
+    pattern = Pattern.plan(BASE)
+    report = pattern.report()
+    # A head, of 48 positions: three segments of 16; of the lattice, 16 positions of the first
+    # segment of 32 and 8 of the cut one, of which pairs within 16 positions are in both branches.
+    dense, dilated, shared = 3 * 16**2, 16**2 + 8**2, 3 * 8**2
+    assert report["nominal"] == 4 * (dense + dilated)
+    assert report["distinct"] == 4 * (dense + dilated - shared)
+    assert report["computed"] >= report["distinct"]
+    assert report["bytes"] == pattern.nbytes
 
 
 @needs_cuda

@@ -65,7 +65,8 @@ struct Table {
                            // transposed), class by class
   int32_t span_tiles_at;   // int32[spans * classes + 1]: tiles of (span s, class c) begin at [s *
                            // classes + c]
-  int32_t tiles_at;   // Tile[tiles], ordered by span, then class, then longest column lists first
+  int32_t tiles_at;   // Tile[tiles], ordered by span, then class, then rank: longer column lists
+                      // before shorter
   int32_t groups_at;  // Group[groups]
   int32_t runs_at;    // Run[runs]
   int32_t reserved;
@@ -124,8 +125,8 @@ DILATED_HOST_DEVICE inline int32_t count_through(const Run& run, int32_t origin,
   if (last < first) {
     return 0;
   }
-  const int32_t reach = (last - first) / run.stride + 1;
-  return reach < run.count ? reach : run.count;
+  const int32_t reach = (last - first) / run.stride;
+  return reach < run.count ? reach + 1 : run.count;
 }
 
 }  // namespace dilated

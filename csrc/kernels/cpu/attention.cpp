@@ -22,7 +22,9 @@ struct FreeAligned {
 };
 using Buffer = std::unique_ptr<std::byte, FreeAligned>;
 
-Buffer allocate(size_t bytes) { return Buffer(static_cast<std::byte*>(operator new(bytes, kAlignment))); }
+Buffer allocate(size_t bytes) {
+  return Buffer(static_cast<std::byte*>(operator new(bytes, kAlignment)));
+}
 
 const TileKernels& kernels_of(Isa isa) {
 #if defined(__x86_64__)
@@ -42,13 +44,14 @@ const TileKernels& kernels_of(Isa isa) {
 
 std::atomic<const TileKernels*>& chosen_kernels() {
   static std::atomic<const TileKernels*> chosen{&kernels_of(supports(Isa::kAvx512) ? Isa::kAvx512
-                                                            : supports(Isa::kAvx2) ? Isa::kAvx2
-                                                                                   : Isa::kBaseline)};
+                                                            : supports(Isa::kAvx2)
+                                                                ? Isa::kAvx2
+                                                                : Isa::kBaseline)};
   return chosen;
 }
 
-/// Calls work(task, scratch) for every task. Threads take the next one as they finish, so tasks may differ in length;
-/// which thread does which never changes a result.
+/// Calls work(task, scratch) for every task. Threads take the next one as they finish, so tasks may
+/// differ in length; which thread does which never changes a result.
 template <typename Work>
 void for_each_task(int64_t tasks, size_t scratch_bytes, const Work& work) {
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), tasks);
@@ -72,35 +75,62 @@ ClassHeads heads_of(const TableView& table, int32_t head_class) {
   return {table.class_heads() + begin[0], begin[1] - begin[0]};
 }
 
-/// Calls work(TileTask, scratch) for every tile, head of its class and batch. Neighbouring tasks are tiles of the same
-/// head: they share columns, and with them the cache.
+/// Calls work(TileTask, scratch) for tiles begin <= t < end of one head; tiles that follow each
+/// other in a group, at one origin, are one task and share their columns.
+template <typename Work>
+void for_joined_tiles(const TableView& table, int32_t begin, int32_t end, int64_t batch,
+                      int64_t slot, void* scratch, const Work& work) {
+  while (begin < end) {
+    Tile joined = table.tiles()[begin];
+    for (++begin; begin < end; ++begin) {
+      const Tile& next = table.tiles()[begin];
+      const bool follows = next.group == joined.group && next.origin == joined.origin &&
+                           next.first_row == joined.first_row + joined.rows;
+      if (!follows) {
+        break;
+      }
+      joined.rows += next.rows;
+    }
+    const ClassHeads heads = heads_of(table, table.groups()[joined.group].head_class);
+    if (slot < heads.count) {
+      work(TileTask{batch, heads.heads[slot], joined}, scratch);
+    }
+  }
+}
+
+/// Tiles of one head that a task takes: as many as gain from sharing columns, while there are
+/// plenty of tasks. Not a function of the number of threads, for what is joined decides how sums
+/// round.
+int64_t tiles_per_task(int64_t tiles) {
+  constexpr int64_t kPlenty = 128, kMost = 4;
+  return std::clamp<int64_t>(tiles / kPlenty, 1, kMost);
+}
+
+/// Calls work(TileTask, scratch) for every tile, head of its class and batch. Neighbouring tasks
+/// are tiles of the same head: they share columns, and with them the cache.
 template <typename Work>
 void for_each_tile(const TableView& table, int64_t batch, size_t scratch_bytes, const Work& work) {
   const int64_t tiles = table.table->tiles;
   const int64_t slots = table.table->max_class_heads;
-  for_each_task(batch * slots * tiles, scratch_bytes, [&](int64_t task, void* scratch) {
-    const Tile& tile = table.tiles()[task % tiles];
-    const int64_t slot = task / tiles % slots;
-    const ClassHeads heads = heads_of(table, table.groups()[tile.group].head_class);
-    if (slot < heads.count) {
-      work(TileTask{task / tiles / slots, heads.heads[slot], &tile}, scratch);
-    }
+  const int64_t step = tiles_per_task(batch * slots * tiles);
+  const int64_t stretches = (tiles + step - 1) / step;
+  for_each_task(batch * slots * stretches, scratch_bytes, [&](int64_t task, void* scratch) {
+    const int64_t begin = task % stretches * step;
+    const int64_t end = std::min(begin + step, tiles);
+    for_joined_tiles(table, static_cast<int32_t>(begin), static_cast<int32_t>(end),
+                     task / stretches / slots, task / stretches % slots, scratch, work);
   });
 }
 
 /// As above, but the tiles of one span and head are one task, in order: only they share query rows.
 template <typename Work>
 void for_each_span(const TableView& table, int64_t batch, size_t scratch_bytes, const Work& work) {
-  const int64_t classes = table.table->classes;
   const int64_t slots = table.table->max_class_heads;
-  const int64_t stretches = table.table->spans * classes;
+  const int64_t stretches = int64_t{table.table->spans} * table.table->classes;
   for_each_task(batch * slots * stretches, scratch_bytes, [&](int64_t task, void* scratch) {
-    const int64_t stretch = task % stretches;
-    const int64_t slot = task / stretches % slots;
-    const ClassHeads heads = heads_of(table, static_cast<int32_t>(stretch % classes));
-    for (int32_t t = table.span_tiles()[stretch]; slot < heads.count && t < table.span_tiles()[stretch + 1]; ++t) {
-      work(TileTask{task / stretches / slots, heads.heads[slot], &table.tiles()[t]}, scratch);
-    }
+    const int32_t* span = table.span_tiles() + task % stretches;
+    for_joined_tiles(table, span[0], span[1], task / stretches / slots, task / stretches % slots,
+                     scratch, work);
   });
 }
 
@@ -118,7 +148,8 @@ size_t size_of(Dtype dtype) {
 }
 
 /// The address of a row of all heads' vectors.
-std::byte* row_of(const MutableRows& rows, size_t element, int64_t batch, int64_t row, int64_t head) {
+std::byte* row_of(const MutableRows& rows, size_t element, int64_t batch, int64_t row,
+                  int64_t head) {
   const int64_t at = batch * rows.strides.batch + row * rows.strides.row + head * rows.strides.head;
   return static_cast<std::byte*>(rows.data) + static_cast<int64_t>(element) * at;
 }
@@ -137,7 +168,8 @@ void for_each_query_row(const BackwardArgs& args, const Work& work) {
 
 void backward_by_span(const BackwardArgs& args, const TileKernels& kernels) {
   const size_t element = size_of(args.dtype);
-  const auto row_bytes = static_cast<size_t>(args.head_dim) * std::max<size_t>(element, sizeof(float));
+  const auto row_bytes =
+      static_cast<size_t>(args.head_dim) * std::max<size_t>(element, sizeof(float));
   // Half precisions are summed up beside grad_query and rounded once, at the end.
   const bool in_place = element >= sizeof(float);
   Buffer buffer;
@@ -166,10 +198,12 @@ void backward_by_span(const BackwardArgs& args, const TileKernels& kernels) {
 
 void backward_by_tile(const BackwardArgs& args, const TileKernels& kernels) {
   const PatternView pattern{args.pattern};
-  for_each_tile(pattern.transposed(), args.batch, kernels.scratch_bytes(args),
-                [&](const TileTask& task, void* scratch) { kernels.backward_keys(args, task, {}, scratch); });
-  for_each_tile(pattern.forward(), args.batch, kernels.scratch_bytes(args),
-                [&](const TileTask& task, void* scratch) { kernels.backward_queries(args, task, scratch); });
+  for_each_tile(
+      pattern.transposed(), args.batch, kernels.scratch_bytes(args),
+      [&](const TileTask& task, void* scratch) { kernels.backward_keys(args, task, {}, scratch); });
+  for_each_tile(
+      pattern.forward(), args.batch, kernels.scratch_bytes(args),
+      [&](const TileTask& task, void* scratch) { kernels.backward_queries(args, task, scratch); });
 }
 
 }  // namespace
@@ -182,7 +216,8 @@ void attention_forward(const ForwardArgs& args) {
 
 void attention_backward(const BackwardArgs& args) {
   const TileKernels& kernels = *chosen_kernels().load();
-  const int64_t tasks = args.batch * args.kv_heads * PatternView{args.pattern}.transposed().table->spans;
+  const int64_t tasks =
+      args.batch * args.kv_heads * PatternView{args.pattern}.transposed().table->spans;
   if (splits_by_span(tasks, at::get_num_threads())) {
     backward_by_span(args, kernels);
   } else {
@@ -191,7 +226,8 @@ void attention_backward(const BackwardArgs& args) {
 }
 
 bool splits_by_span(int64_t span_tasks, int64_t threads) {
-  // Tasks of equal length are done in `rounds` turns of all threads; five products a pair against seven.
+  // Tasks of equal length are done in `rounds` turns of all threads; five products a pair against
+  // seven.
   const int64_t rounds = (span_tasks + threads - 1) / threads;
   return 5 * rounds * threads <= 7 * span_tasks;
 }

@@ -1,8 +1,10 @@
-// The tile kernels of one instruction set. Compiled once for each, with DILATED_ISA naming the inner namespace.
+// The tile kernels of one instruction set. Compiled once for each, with DILATED_ISA naming the
+// inner namespace.
 //
-// No header of the standard library but <cstdint>/<cstddef>: an inline function compiled here for a newer machine could
-// be the copy that the linker keeps for everyone.
-#include "kernels/cpu/backward_tile.h"
+// No header of the standard library but <cstdint>/<cstddef>: an inline function compiled here for a
+// newer machine could be the copy that the linker keeps for everyone.
+#include "kernels/cpu/backward_keys.h"
+#include "kernels/cpu/backward_queries.h"
 #include "kernels/cpu/forward_tile.h"
 
 namespace dilated::kernels::cpu::DILATED_ISA {
@@ -26,8 +28,10 @@ auto with_element(Dtype dtype, Body body) {
 
 template <typename T>
 size_t scratch_bytes_of(int64_t head_dim) {
-  const size_t forward = sizeof(ForwardScratch<T>) + sizeof(T) * ForwardScratch<T>::panels(head_dim);
-  const size_t backward = sizeof(BackwardScratch<T>) + sizeof(T) * BackwardScratch<T>::panels(head_dim);
+  const size_t forward =
+      sizeof(ForwardScratch<T>) + sizeof(T) * ForwardScratch<T>::panel_numbers(head_dim);
+  const size_t backward =
+      sizeof(BackwardScratch<T>) + sizeof(T) * BackwardScratch<T>::panel_numbers(head_dim);
   return forward > backward ? forward : backward;
 }
 
@@ -37,15 +41,23 @@ size_t scratch_bytes(const AttentionArgs& args) {
 }
 
 void forward(const ForwardArgs& args, const TileTask& task, void* scratch) {
-  with_element(args.dtype, [&]<typename Element>(Element) { forward_tile<Element>(args, task, scratch); });
+  with_element(args.dtype,
+               [&]<typename Element>(Element) { forward_tile<Element>(args, task, scratch); });
 }
 
-void backward_keys(const BackwardArgs& args, const TileTask& task, const QuerySums& sums, void* scratch) {
-  with_element(args.dtype, [&]<typename Element>(Element) { backward_keys_tile<Element>(args, task, sums, scratch); });
+void backward_keys(const BackwardArgs& args, const TileTask& task, const QuerySums& sums,
+                   void* scratch) {
+  with_element(args.dtype, [&]<typename Element>(Element) {
+    run_backward(BackwardKeysTile<Element>(
+        args, task, sums, backward_scratch<Compute<Element>>(scratch, args.head_dim)));
+  });
 }
 
 void backward_queries(const BackwardArgs& args, const TileTask& task, void* scratch) {
-  with_element(args.dtype, [&]<typename Element>(Element) { backward_queries_tile<Element>(args, task, scratch); });
+  with_element(args.dtype, [&]<typename Element>(Element) {
+    run_backward(BackwardQueriesTile<Element>(
+        args, task, backward_scratch<Compute<Element>>(scratch, args.head_dim)));
+  });
 }
 
 void round_row(Dtype dtype, const void* from, void* to, int64_t head_dim) {
@@ -59,7 +71,8 @@ void round_row(Dtype dtype, const void* from, void* to, int64_t head_dim) {
 }  // namespace
 
 const TileKernels& tile_kernels() {
-  static constexpr TileKernels kKernels{scratch_bytes, forward, backward_keys, backward_queries, round_row};
+  static constexpr TileKernels kKernels{scratch_bytes, forward, backward_keys, backward_queries,
+                                        round_row};
   return kKernels;
 }
 

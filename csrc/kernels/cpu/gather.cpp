@@ -17,10 +17,12 @@ using baseline::BFloat16, baseline::Half, baseline::narrow, baseline::widen;
 
 constexpr int64_t kElementsPerTask = 32768;
 
-/// Calls work(batch, slot, head, row) for every slot of every head, on torch's threads; row = -1: none.
+/// Calls work(batch, slot, head, row) for every slot of every head, on torch's threads; row = -1:
+/// none.
 template <typename Work>
 void for_each_slot(const GatherArgs& args, const Work& work) {
-  const int64_t grain = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, args.heads * args.head_dim));
+  const int64_t grain =
+      std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, args.heads * args.head_dim));
   at::parallel_for(0, args.batch * args.slots, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t slot = i % args.slots;
@@ -40,11 +42,13 @@ template <typename Element>
 void gather_elements(const GatherForwardArgs& args) {
   const auto bytes = static_cast<size_t>(args.head_dim) * sizeof(Element);
   for_each_slot(args, [&](int64_t batch, int64_t slot, int64_t head, int64_t row) {
-    Element* to = static_cast<Element*>(args.packed.data) + element_at(args.packed.strides, batch, slot, head);
+    Element* to = static_cast<Element*>(args.packed.data) +
+                  element_at(args.packed.strides, batch, slot, head);
     if (row < 0) {
       std::memset(to, 0, bytes);
     } else {
-      const Element* from = static_cast<const Element*>(args.rows.data) + element_at(args.rows.strides, batch, row, head);
+      const Element* from = static_cast<const Element*>(args.rows.data) +
+                            element_at(args.rows.strides, batch, row, head);
       std::memcpy(to, from, bytes);
     }
   });
@@ -56,9 +60,10 @@ void scatter_add_elements(const ScatterAddArgs& args) {
     if (row < 0) {
       return;
     }
-    const Element* from =
-        static_cast<const Element*>(args.packed.data) + element_at(args.packed.strides, batch, slot, head);
-    Element* to = static_cast<Element*>(args.rows.data) + element_at(args.rows.strides, batch, row, head);
+    const Element* from = static_cast<const Element*>(args.packed.data) +
+                          element_at(args.packed.strides, batch, slot, head);
+    Element* to =
+        static_cast<Element*>(args.rows.data) + element_at(args.rows.strides, batch, row, head);
     for (int64_t d = 0; d < args.head_dim; ++d) {
       narrow(widen(to[d]) + widen(from[d]), to[d]);
     }

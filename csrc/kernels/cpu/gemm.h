@@ -1,7 +1,8 @@
 // The one matrix product of the CPU kernels: C[m, n] (+)= sum_k A(m, k) * B[k, n].
 //
-// A is read as broadcast scalars and may have any strides (so it is never packed); B's and C's rows are contiguous
-// vectors. A register block of kBlockRows x kBlockVectors accumulators stays in registers for the whole of k:
+// A is read as broadcast scalars and may have any strides (so it is never packed); B's and C's rows
+// are contiguous vectors. A register block of kBlockRows x kBlockVectors accumulators stays in
+// registers for the whole of k:
 //
 //            B[k, n]   b0   b1   b2   b3          (vectors)
 //   A(m, k)   a0       +=   +=   +=   +=   C[m, n]
@@ -30,8 +31,9 @@ struct Panel {
 };
 
 template <typename T, int kRows, int kVectors>
-[[gnu::always_inline]] inline void gemm_block(int64_t depth, const T* a, int64_t a_row, int64_t a_column, const T* b,
-                                              int64_t b_stride, T* c, int64_t c_stride, bool accumulate) {
+[[gnu::always_inline]] inline void gemm_block(int64_t depth, const T* a, int64_t a_row,
+                                              int64_t a_column, const T* b, int64_t b_stride, T* c,
+                                              int64_t c_stride, bool accumulate) {
   Vector<T> sum[kRows][kVectors];
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) {
@@ -68,11 +70,11 @@ template <typename T, int kRows, int kVectors>
 
 /// All rows of one column block.
 template <typename T, int kVectors>
-[[gnu::noinline]] void gemm_columns(int rows, int64_t depth, Scalars<T> a, const T* b, int64_t b_stride, T* c,
-                                    int64_t c_stride, bool accumulate) {
+[[gnu::noinline]] void gemm_columns(int rows, int64_t depth, Scalars<T> a, const T* b,
+                                    int64_t b_stride, T* c, int64_t c_stride, bool accumulate) {
   const auto block = [&]<int kRows>(int i) {
-    gemm_block<T, kRows, kVectors>(depth, a.data + i * a.row, a.row, a.column, b, b_stride, c + i * c_stride, c_stride,
-                                   accumulate);
+    gemm_block<T, kRows, kVectors>(depth, a.data + i * a.row, a.row, a.column, b, b_stride,
+                                   c + i * c_stride, c_stride, accumulate);
   };
   int i = 0;
   for (; i + kBlockRows <= rows; i += kBlockRows) {
@@ -92,14 +94,17 @@ template <typename T, int kVectors>
   }
 }
 
-/// C[0..rows, 0..vectors * kLanes) (+)= A * B. Rows of B and C must be readable to the end of the last vector.
+/// C[0..rows, 0..vectors * kLanes) (+)= A * B. Rows of B and C must be readable to the end of the
+/// last vector.
 template <typename T>
-void gemm(int rows, int vectors, int64_t depth, Scalars<T> a, Panel<const T> b, Panel<T> c, bool accumulate) {
+void gemm(int rows, int vectors, int64_t depth, Scalars<T> a, Panel<const T> b, Panel<T> c,
+          bool accumulate) {
   for (int j = 0; j < vectors; j += kBlockVectors) {
     const T* b_columns = b.data + j * kLanes<T>;
     T* c_columns = c.data + j * kLanes<T>;
     const auto run = [&]<int kVectors>() {
-      gemm_columns<T, kVectors>(rows, depth, a, b_columns, b.stride, c_columns, c.stride, accumulate);
+      gemm_columns<T, kVectors>(rows, depth, a, b_columns, b.stride, c_columns, c.stride,
+                                accumulate);
     };
     switch (vectors - j) {
       case 1:

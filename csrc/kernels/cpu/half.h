@@ -1,7 +1,8 @@
 // Stored types and their conversion to and from the type of the arithmetic.
 //
-// Integer arithmetic that compilers vectorise; rounding is to nearest even. Lives in the includer's inner namespace (see
-// simd.h), so that what is compiled for one instruction set stays there; `baseline` where nothing is said.
+// Integer arithmetic that compilers vectorise; rounding is to nearest even. Lives in the includer's
+// inner namespace (see simd.h), so that what is compiled for one instruction set stays there;
+// `baseline` where nothing is said.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +40,8 @@ using Compute = typename ComputeOf<Element>::Type;
 [[gnu::always_inline]] inline float widen(Half value) {
   constexpr uint32_t kRebias = uint32_t{127 - 15} << 23;
   const uint32_t magnitude = value.bits & 0x7fffu;
-  const uint32_t special = magnitude >= 0x7c00u ? kRebias : 0;  // inf and NaN keep an exponent of all ones
+  const uint32_t special =
+      magnitude >= 0x7c00u ? kRebias : 0;  // inf and NaN keep an exponent of all ones
   const float subnormal = static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f;
   const uint32_t normal = (magnitude << 13) + kRebias + special;
   const uint32_t bits = magnitude < 0x400u ? __builtin_bit_cast(uint32_t, subnormal) : normal;
@@ -57,7 +59,8 @@ using Compute = typename ComputeOf<Element>::Type;
 [[gnu::always_inline]] inline void narrow(float value, Half& to) {
   const uint32_t bits = __builtin_bit_cast(uint32_t, value);
   const uint32_t magnitude = bits & 0x7fffffffu;
-  const uint32_t normal = (magnitude + 0xfffu + (magnitude >> 13 & 1) - (uint32_t{127 - 15} << 23)) >> 13;
+  const uint32_t normal =
+      (magnitude + 0xfffu + (magnitude >> 13 & 1) - (uint32_t{127 - 15} << 23)) >> 13;
   // Adding 1/2 leaves a multiple of 2^-24, rounded by the hardware, in the low bits.
   const uint32_t subnormal =
       __builtin_bit_cast(uint32_t, __builtin_bit_cast(float, magnitude) + 0.5f) - 0x3f000000u;

@@ -1,4 +1,5 @@
-// Tensor rows in, tensor rows out: between a [batch, seq_len, heads, head_dim] tensor and the tiles' panels.
+// Tensor rows in, tensor rows out: between a [batch, seq_len, heads, head_dim] tensor and the
+// tiles' panels.
 #pragma once
 
 #include "kernels/attention.h"
@@ -9,8 +10,8 @@ namespace dilated::kernels::cpu::DILATED_ISA {
 
 /// Converts `count` rows, row_stride elements apart, to consecutive rows of head_dim numbers.
 template <typename Element, typename T>
-inline void gather_rows(T* __restrict to, const Element* __restrict from, int64_t row_stride, int count,
-                        int64_t head_dim) {
+inline void gather_rows(T* __restrict to, const Element* __restrict from, int64_t row_stride,
+                        int count, int64_t head_dim) {
   for (int i = 0; i < count; ++i, from += row_stride, to += head_dim) {
     for (int64_t d = 0; d < head_dim; ++d) {
       to[d] = widen(from[d]);
@@ -18,19 +19,21 @@ inline void gather_rows(T* __restrict to, const Element* __restrict from, int64_
   }
 }
 
-/// Column `lane` of a [head_dim][kTileRows] panel <- row * factor.
+/// Column `lane` of a [head_dim][kPanelRows] panel <- row * factor.
 template <typename Element, typename T>
-inline void pack_lane(T* __restrict panel, int lane, const Element* __restrict row, int64_t head_dim, T factor) {
+inline void pack_lane(T* __restrict panel, int lane, const Element* __restrict row,
+                      int64_t head_dim, T factor) {
   for (int64_t d = 0; d < head_dim; ++d) {
-    panel[d * kTileRows + lane] = widen(row[d]) * factor;
+    panel[d * kPanelRows + lane] = widen(row[d]) * factor;
   }
 }
 
-/// Row <- column `lane` of a [head_dim][kTileRows] panel * factor.
+/// Row <- column `lane` of a [head_dim][kPanelRows] panel * factor.
 template <typename Element, typename T>
-inline void unpack_lane(Element* __restrict row, const T* __restrict panel, int lane, int64_t head_dim, T factor) {
+inline void unpack_lane(Element* __restrict row, const T* __restrict panel, int lane,
+                        int64_t head_dim, T factor) {
   for (int64_t d = 0; d < head_dim; ++d) {
-    narrow(panel[d * kTileRows + lane] * factor, row[d]);
+    narrow(panel[d * kPanelRows + lane] * factor, row[d]);
   }
 }
 

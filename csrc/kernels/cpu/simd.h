@@ -1,7 +1,8 @@
 // Vectors of the instruction set that the including file is compiled for, and exp2 on them.
 //
-// GCC and Clang vector extensions, so that one source serves SSE2, AVX2, AVX-512 and NEON. Everything here lives in an
-// inner namespace named by DILATED_ISA: no function compiled for a newer machine may be linked into older code.
+// GCC and Clang vector extensions, so that one source serves SSE2, AVX2, AVX-512 and NEON.
+// Everything here lives in an inner namespace named by DILATED_ISA: no function compiled for a
+// newer machine may be linked into older code.
 #pragma once
 
 #include <cstdint>
@@ -27,8 +28,9 @@ inline constexpr int kBlockVectors = 2;
 #endif
 #endif
 
-/// Rows of a tile: the rows (queries forward, keys backward) are vector lanes, so softmax never reduces across lanes.
-inline constexpr int kTileRows = 64;
+/// Rows of a panel: the rows (queries forward, keys backward) are vector lanes, so softmax never
+/// reduces across lanes.
+inline constexpr int kPanelRows = 64;
 
 template <typename T>
 struct Simd;
@@ -36,10 +38,13 @@ struct Simd;
 template <>
 struct Simd<float> {
   using Int = int32_t;
-  static constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
+  static constexpr float kRound =
+      0x1.8p23f;  // adding it leaves the nearest integer in the low bits
   static constexpr int kMantissa = 23, kBias = 127;
-  // 2^x = sum c_j x^j on [-1/2, 1/2], near-minimax (Chebyshev interpolation): relative error 1e-8 before rounding.
-  static constexpr float kExp2[] = {0x1p+0f, 0x1.62e43p-1f, 0x1.ebfbep-3f, 0x1.c6aeccp-5f, 0x1.3b2a1cp-7f, 0x1.5f48cp-10f, 0x1.444p-13f};
+  // 2^x = sum c_j x^j on [-1/2, 1/2], near-minimax (Chebyshev interpolation): relative error 1e-8
+  // before rounding.
+  static constexpr float kExp2[] = {0x1p+0f,        0x1.62e43p-1f,  0x1.ebfbep-3f, 0x1.c6aeccp-5f,
+                                    0x1.3b2a1cp-7f, 0x1.5f48cp-10f, 0x1.444p-13f};
 };
 
 template <>
@@ -48,7 +53,18 @@ struct Simd<double> {
   static constexpr double kRound = 0x1.8p52;
   static constexpr int kMantissa = 52, kBias = 1023;
   // As above: relative error 5e-18 before rounding.
-  static constexpr double kExp2[] = {0x1p+0, 0x1.62e42fefa39efp-1, 0x1.ebfbdff82c5aep-3, 0x1.c6b08d704a0c6p-5, 0x1.3b2ab6fb9f1a5p-7, 0x1.5d87fe78a3f9cp-10, 0x1.430913112c61bp-13, 0x1.ffcbfc6da6ed1p-17, 0x1.62bfc2c86d7p-20, 0x1.b524ebd13a55fp-24, 0x1.e6228acd1c6e5p-28, 0x1.e9ec1fcb69a7fp-32};
+  static constexpr double kExp2[] = {0x1p+0,
+                                     0x1.62e42fefa39efp-1,
+                                     0x1.ebfbdff82c5aep-3,
+                                     0x1.c6b08d704a0c6p-5,
+                                     0x1.3b2ab6fb9f1a5p-7,
+                                     0x1.5d87fe78a3f9cp-10,
+                                     0x1.430913112c61bp-13,
+                                     0x1.ffcbfc6da6ed1p-17,
+                                     0x1.62bfc2c86d7p-20,
+                                     0x1.b524ebd13a55fp-24,
+                                     0x1.e6228acd1c6e5p-28,
+                                     0x1.e9ec1fcb69a7fp-32};
 };
 
 template <typename T>
@@ -102,12 +118,14 @@ template <typename T>
     power = power * fraction + S::kExp2[j];
   }
   // The low bits of `shifted` hold the integer part; adding the bias makes them an exponent.
-  const IntVector<T> exponent = (reinterpret_cast<IntVector<T>>(shifted) + S::kBias) << S::kMantissa;
+  const IntVector<T> exponent = (reinterpret_cast<IntVector<T>>(shifted) + S::kBias)
+                                << S::kMantissa;
   power *= reinterpret_cast<Vector<T>>(exponent);
   return x < Vector<T>{} - (S::kBias - 1) ? Vector<T>{} : power;
 }
 
-/// dropout_keeps() of dropout.h from what it mixes, row key ^ key position * constant; each lane all bits or none.
+/// dropout_keeps() of dropout.h from what it mixes, row key ^ key position * constant; each lane
+/// all bits or none.
 template <typename T>
 [[gnu::always_inline]] inline IntVector<T> keep_mask(HashVector<T> x, uint32_t threshold) {
   x = (x ^ (x >> 16)) * 0x7feb352du;

@@ -9,24 +9,28 @@
 
 namespace dilated::kernels::cpu {
 
-/// One tile of one head: a query head, or a KV head where the table is the transposed one.
+/// Rows first_row .. first_row + rows - 1 of a group at an origin (one tile, or several that follow
+/// each other) of one head: a query head, or a KV head where the table is the transposed one.
 struct TileTask {
   int64_t batch, head;
-  const Tile* tile;
+  Tile tile;
 };
 
-/// Where grad_query is summed up, in the type of the arithmetic; data == nullptr: this pass leaves it out.
+/// Where grad_query is summed up, in the type of the arithmetic; data == nullptr: this pass leaves
+/// it out.
 struct QuerySums {
   void* data;
   Strides strides;
 };
 
-/// Functions of one instruction set. `scratch` is 64-byte aligned, scratch_bytes() long, of one thread, uninitialised.
+/// Functions of one instruction set. `scratch` is 64-byte aligned, scratch_bytes() long, of one
+/// thread, uninitialised.
 struct TileKernels {
   size_t (*scratch_bytes)(const AttentionArgs&);
   /// out and lse of the tile's rows.
   void (*forward)(const ForwardArgs&, const TileTask&, void* scratch);
-  /// Transposed table: writes grad_key and grad_value of the tile's rows and adds their part to the sums.
+  /// Transposed table: writes grad_key and grad_value of the tile's rows and adds their part to the
+  /// sums.
   void (*backward_keys)(const BackwardArgs&, const TileTask&, const QuerySums&, void* scratch);
   /// Forward table: writes grad_query of the tile's rows.
   void (*backward_queries)(const BackwardArgs&, const TileTask&, void* scratch);

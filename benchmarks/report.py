@@ -1,0 +1,90 @@
+"""Writes what the documents say about speed, from the committed results: no number is typed.
+
+    python -m benchmarks.report
+
+README.md gets its table, docs/performance.md its sections, docs/figures its plots. Running it twice
+changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from . import schema
+from .environment import RESULTS, ROOT
+from .plots import draw
+from .tables import (
+    Document,
+    floors_section,
+    measured,
+    measurements_section,
+    planning_section,
+    readme_section,
+)
+
+
+def load(folder: Path, prefix: str = "ops") -> list[Document]:
+    """The results files of GPU runs (ops) or of planning (plan), oldest first.
+
+    Raises:
+        ValueError: a file that is not what schema.py describes.
+    """
+    documents = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{prefix}-*.json"))]
+    if prefix == "ops":
+        for document in documents:
+            schema.check(document)
+        documents = [d for d in documents if d.get("device_type", "cuda") == "cuda"]
+    return sorted(documents, key=lambda document: str(document["date"]))
+
+
+def replace_section(text: str, name: str, body: str) -> str:
+    """Puts `body` between the comments `name` and `/name`; ValueError if they are not there."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"the text must hold {begin} and then {end}, once each")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{body}\n{end}{rest.split(end)[1]}"
+
+
+def section(text: str, name: str) -> str:
+    """What stands between the comments `name` and `/name`."""
+    return text.split(f"<!-- {name} -->\n")[1].split(f"\n<!-- /{name} -->")[0]
+
+
+def sections(results: Path) -> dict[str, dict[str, str]]:
+    """What is generated: file, section, text."""
+    operations, plans = load(results), load(results, "plan")
+    return {
+        "README.md": {"benchmarks": readme_section(operations)},
+        "docs/performance.md": {
+            "floors": floors_section(operations),
+            "measurements": measurements_section(operations),
+            "planning": planning_section(plans),
+        },
+    }
+
+
+def update(path: Path, bodies: dict[str, str]) -> bool:
+    """Rewrites the sections of one file; says whether anything changed."""
+    text = changed = path.read_text()
+    for name, body in bodies.items():
+        changed = replace_section(changed, name, body)
+    if changed != text:
+        path.write_text(changed)
+    return changed != text
+
+
+def main(root: Path = ROOT, say: Callable[[str], None] = print) -> None:
+    results = root / RESULTS.relative_to(ROOT)
+    for name, bodies in sections(results).items():
+        say(f"{name}: {'changed' if update(root / name, bodies) else 'unchanged'}")
+    operations = load(results)
+    scaled = measured(operations, ("scale-N",))
+    if scaled:
+        draw(scaled, root / "docs" / "figures")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""The tables that report.py puts into the documents, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from . import bench_plan, schema
+from .workloads import DEFAULT_GROUPS, WORKLOADS, Ceilings, Workload, floor, pairs
+
+Document = dict[str, Any]
+Row = dict[str, Any]
+
+NOTHING = "No measurement is committed in [benchmarks/results]({up}benchmarks/results)."
+_BOUNDS = ("library-bound-cudnn", "library-bound-fa4")
+
+
+def newest(documents: Sequence[Document], workload: str) -> Document | None:
+    """The last run with this library on the workload; peers are taken from the same run."""
+    for document in reversed(documents):
+        for row in document["rows"]:
+            if row["workload"] == workload and row["impl"] == "ours":
+                return document
+    return None
+
+
+def find(
+    document: Document, workload: str, causal: bool, impl: str, pass_: str, protocol: str
+) -> Row | None:
+    wanted = (workload, causal, impl, pass_, protocol)
+    for row in document["rows"]:
+        if (row["workload"], row["causal"], row["impl"], row["pass"], row["protocol"]) == wanted:
+            return dict(row)
+    return None
+
+
+def _title(workload: str, causal: bool) -> str:
+    return f"{workload}, causal" if causal else workload
+
+
+def _ms(row: Row | None) -> str:
+    return "-" if row is None else f"{row['ms']:.3g}"
+
+
+def _mib(row: Row | None) -> str:
+    peak = None if row is None else row["peak_mib"]
+    return "-" if peak is None else f"{peak:.0f}"
+
+
+def _floor_ms(row: Row) -> str:
+    return f"{max(row.get('floor_arithmetic_ms', 0.0), row.get('floor_bytes_ms', 0.0)):.3g}"
+
+
+def _summary_line(document: Document, workload: Workload, causal: bool, pass_: str) -> str | None:
+    def get(impl: str) -> Row | None:
+        return find(document, workload.name, causal, impl, pass_, "sustained")
+
+    ours = get("ours")
+    if ours is None:
+        return None
+    bounds = [row for impl in _BOUNDS if (row := get(impl)) is not None]
+    bound = min(bounds, key=lambda row: float(row["ms"]), default=None)
+    torchscale = get("torchscale")
+    cells = [
+        _title(workload.name, causal),
+        pass_,
+        f"**{_ms(ours)}**",
+        f"{ours['nominal_tflops']:.0f}",
+        _floor_ms(ours),
+        _ms(bound),
+        _ms(get("sdpa-views")),
+        _ms(get("flex")),
+        _ms(torchscale),
+        _ms(get("full-attention")),
+        f"{_mib(ours)} / {_mib(torchscale)}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+_SUMMARY_HEAD = (
+    "workload",
+    "pass",
+    "**ours**, ms",
+    "TFLOP/s",
+    "floor",
+    "library bound",
+    "sdpa-views",
+    "flex",
+    "torchscale",
+    "full attention",
+    "peak MiB, ours / torchscale",
+)
+_LEGEND = (
+    "Milliseconds of sustained load; each line's figures were measured in turn, in one process. "
+    "TFLOP/s counts every branch on its own. *floor*: the distinct products at the rate of a large "
+    "matrix product, or the bytes at the rate of a copy, whichever is longer. *library bound*: the "
+    "fastest library attention called for every branch, with no merge. *sdpa-views*: the same with "
+    "cuDNN, merged to the exact result. *flex*: FlexAttention on tokens sorted by class. "
+    "*torchscale*: its own code on PyTorch's flash kernel. *full attention*: cuDNN, every key. "
+    "Memory is beyond the inputs. -: not measured. [docs/performance.md](docs/performance.md) has "
+    "the workloads, the protocol and every measurement."
+)
+
+
+def _head(cells: Sequence[str]) -> list[str]:
+    return [f"| {' | '.join(cells)} |", f"|{' --- |' * len(cells)}"]
+
+
+def _source(document: Document) -> str:
+    versions, clocks = document["versions"], document["clocks"]
+    ceilings = document["ceilings"]
+    parts = [
+        f"{document['device']}, driver {document['driver']}",
+        f"torch {versions.get('torch')}",
+        f"cuDNN {versions.get('cudnn')}",
+        f"matrix product {ceilings['matmul_tflops']:.0f} TFLOP/s",
+        f"copy {ceilings['copy_gbps'] / 1000:.2f} TB/s",
+    ]
+    if clocks.get("power_limit_watts"):
+        parts.append(f"{clocks['power_limit_watts']:.0f} W")
+    return f"{'; '.join(parts)}. Commit {document['commit'][:12]}, {document['date'][:10]}."
+
+
+def _sources(documents: Iterable[Document]) -> list[str]:
+    return list(dict.fromkeys(_source(document) for document in documents))
+
+
+def measured(
+    documents: Sequence[Document], groups: Sequence[str]
+) -> list[tuple[Workload, Document]]:
+    """The groups' workloads that some run measured, each with the newest such run."""
+    chosen = [w for w in WORKLOADS.values() if w.group in groups]
+    found = [(w, newest(documents, w.name)) for w in chosen]
+    return [(w, document) for w, document in found if document is not None]
+
+
+def readme_section(documents: Sequence[Document]) -> str:
+    """The README's table; a sentence where nothing is committed."""
+    chosen = measured(documents, DEFAULT_GROUPS)
+    lines = []
+    for workload, document in chosen:
+        for causal in workload.causal:
+            for pass_ in ("fwd", "fwd+bwd"):
+                line = _summary_line(document, workload, causal, pass_)
+                lines += [] if line is None else [line]
+    if not lines:
+        return NOTHING.format(up="")
+    body = [*_head(_SUMMARY_HEAD), *lines, "", _LEGEND, ""]
+    body += _host_sentences(documents)
+    body += [f"* {source}" for source in _sources(document for _, document in chosen)]
+    if measured(documents, ("scale-N",)):
+        body += ["", "![Time against length](docs/figures/time.svg)"]
+        body += ["![Memory against length](docs/figures/memory.svg)"]
+    return "\n".join(body)
+
+
+def _host_sentences(documents: Sequence[Document]) -> list[str]:
+    for document in reversed(documents):
+        for row in document["rows"]:
+            if row["pass"] == "host" and row["impl"] == "ours":
+                return [
+                    f"* A call at {WORKLOADS[row['workload']].seq_len} positions takes "
+                    f"{row['ms'] * 1e3:.0f} us of the host's time; launching any kernel through "
+                    f"PyTorch takes {row['launch_ms'] * 1e3:.0f} us."
+                ]
+    return []
+
+
+def measurements_section(documents: Sequence[Document]) -> str:
+    """Every row of the newest run of each workload."""
+    groups = list(dict.fromkeys(workload.group for workload in WORKLOADS.values()))
+    chosen = measured(documents, groups)
+    if not chosen:
+        return NOTHING.format(up="../")
+    body = _head(
+        ("workload", "implementation", "pass", "protocol", "ms (p10, p90)", "TFLOP/s", "floor, ms")
+        + ("peak MiB", "MHz", "W", "error")
+    )
+    for workload, document in chosen:
+        for row in document["rows"]:
+            if row["workload"] == workload.name:
+                body.append(_full_line(row))
+    sources = [f"* {source}" for source in _sources(document for _, document in chosen)]
+    return "\n".join([*body, "", *sources])
+
+
+def _full_line(row: Row) -> str:
+    error = row.get("relative_error")
+    cells = [
+        _title(row["workload"], row["causal"]),
+        row["impl"],
+        row["pass"],
+        row["protocol"],
+        f"{row['ms']:.4g} ({row['ms_p10']:.4g}, {row['ms_p90']:.4g})",
+        f"{row['nominal_tflops']:.0f}",
+        _floor_ms(row),
+        _mib(row),
+        "-" if row["sm_mhz"] is None else f"{row['sm_mhz']:.0f}",
+        "-" if row["watts"] is None else f"{row['watts']:.0f}",
+        "-" if error is None else f"{error:.1e}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def floors_section(documents: Sequence[Document]) -> str:
+    """What each workload costs at least, at the newest run's ceilings, else an H200's."""
+    ceilings = Ceilings(**documents[-1]["ceilings"]) if documents else Ceilings()
+    origin = "as the newest run measured" if documents else "an H200's, until a run is committed"
+    rates = f"{ceilings.matmul_tflops:.0f} TFLOP/s and {ceilings.copy_gbps / 1000:.2f} TB/s"
+    body = [
+        f"At {rates}, {origin}. Arithmetic / bytes, in milliseconds; nominal / distinct is "
+        "what computing shared pairs once saves, computed / distinct what tiles of 64 x 64 add.",
+        "",
+    ]
+    body += _head(
+        ("workload", "shape B x N x H x D", "offsets", "nominal / distinct", "computed / distinct")
+        + ("forward", "backward")
+    )
+    for workload in WORKLOADS.values():
+        for causal in workload.causal:
+            body.append(_floor_line(workload, causal, ceilings))
+    return "\n".join(body)
+
+
+def _floor_line(workload: Workload, causal: bool, ceilings: Ceilings) -> str:
+    count = pairs(workload, causal)
+    shape = " x ".join(str(size) for size in workload.query_shape)
+    if workload.key_heads != workload.heads:
+        shape += f" ({workload.key_heads} KV heads)"
+    cells = [
+        _title(workload.name, causal),
+        shape,
+        workload.head_offsets,
+        f"{count['nominal'] / count['distinct']:.2f}",
+        f"{count['computed'] / count['distinct']:.2f}",
+    ]
+    for pass_ in schema.PASSES[:2]:
+        least = floor(workload, causal, pass_, ceilings)
+        cells.append(f"{least.arithmetic_ms:.3g} / {least.bytes_ms:.3g}")
+    return f"| {' | '.join(cells)} |"
+
+
+def planning_section(documents: Sequence[Document]) -> str:
+    """The newest run of bench_plan."""
+    if not documents:
+        return NOTHING.format(up="../")
+    document = documents[-1]
+    source = f"{document['device']}, one core; commit {document['commit'][:12]}, "
+    return f"{bench_plan.table(document['rows'])}\n\n* {source}{document['date'][:10]}."

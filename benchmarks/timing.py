@@ -1,0 +1,259 @@
+"""The protocol: how long one launch takes, sustained and isolated, on a GPU or on the CPU.
+
+A power-limited GPU runs slower when it is busy, so there are two numbers. *Sustained*: launches
+back to back for at least half a second, of which the second half counts. *Isolated*: launches 40 ms
+apart with a flushed L2 cache. Whoever is compared is measured in turn, in the same process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from .device_state import Monitor, Sample, medians, sampling
+
+Launch = Callable[[], object]
+
+SUSTAINED_SECONDS = 0.5
+PAUSE_SECONDS = 0.04
+ISOLATED_LAUNCHES = 7
+HOST_LAUNCHES = 200
+_BATCH_SECONDS = 1e-3  # events are this far apart at least, so that recording them costs nothing
+_MIN_BATCHES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Milliseconds per launch (median, 10th, 90th percentile), and the device's state meanwhile."""
+
+    ms: float
+    ms_p10: float
+    ms_p90: float
+    launches: int
+    sm_mhz: float | None = None
+    watts: float | None = None
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Linear interpolation between the two nearest of the sorted values."""
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * percent / 100
+    below = math.floor(place)
+    above = min(below + 1, len(ordered) - 1)
+    # In this form two equal neighbours give exactly themselves, so percentiles stay ordered.
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def summarize(values: Sequence[float], launches: int, samples: Sequence[Sample] = ()) -> Timing:
+    """`values` are milliseconds per launch, at least one; `launches` is how many they stand for."""
+    sm_mhz, watts = medians(samples)
+    p10, middle, p90 = (percentile(values, percent) for percent in (10, 50, 90))
+    return Timing(middle, p10, p90, launches, sm_mhz, watts)
+
+
+class Mark(Protocol):
+    """A point in the device's time."""
+
+    def wait(self) -> None: ...
+    def ms_since(self, earlier: Any) -> float: ...
+
+
+class CudaMark:
+    def __init__(self) -> None:
+        self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        self._event.record()
+
+    def wait(self) -> None:
+        self._event.synchronize()
+
+    def ms_since(self, earlier: CudaMark) -> float:
+        return float(earlier._event.elapsed_time(self._event))
+
+
+class CpuMark:
+    def __init__(self) -> None:
+        self._at = time.perf_counter()
+
+    def wait(self) -> None:
+        pass
+
+    def ms_since(self, earlier: CpuMark) -> float:
+        return (self._at - earlier._at) * 1e3
+
+
+class Stopwatch:
+    """Marks, waits and flushes for one device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._waste: torch.Tensor | None = None
+        if device.type == "cuda":
+            l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
+            size = max(256 * 2**20, 4 * l2_bytes)
+            self._waste = torch.empty(size, dtype=torch.int8, device=device)
+
+    def mark(self) -> Mark:
+        return CudaMark() if self.device.type == "cuda" else CpuMark()
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def flush(self) -> None:
+        """Overwrites the L2 cache, for long enough that the host enqueues a launch meanwhile."""
+        if self._waste is not None:
+            for value in range(4):
+                self._waste.fill_(value)
+
+    def estimate_ms(self, launch: Launch) -> float:
+        """Warms up, then one launch's time, roughly."""
+        launch()
+        self.synchronize()
+        begin = self.mark()
+        launch()
+        end = self.mark()
+        end.wait()
+        return max(end.ms_since(begin), 1e-4)
+
+
+def sustained(
+    launch: Launch,
+    stopwatch: Stopwatch,
+    monitor: Monitor,
+    seconds: float = SUSTAINED_SECONDS,
+) -> Timing:
+    """The second half of at least `seconds` of back-to-back launches."""
+    estimate = stopwatch.estimate_ms(launch)
+    batch = max(1, round(_BATCH_SECONDS * 1e3 / estimate))
+    ahead = 4 if estimate < 10 else 1  # batches that the host enqueues beyond the one it waits for
+    stopwatch.synchronize()
+    started = time.perf_counter()
+    with sampling(monitor) as samples:
+        marks = [stopwatch.mark()]
+        elapsed = 0.0
+        while elapsed < seconds * 1e3 or len(marks) <= _MIN_BATCHES:
+            for _ in range(batch):
+                launch()
+            marks.append(stopwatch.mark())
+            reached = marks[max(0, len(marks) - 1 - ahead)]
+            reached.wait()
+            elapsed = reached.ms_since(marks[0])
+        marks[-1].wait()
+    halfway = started + (time.perf_counter() - started) / 2
+    values = second_half([mark.ms_since(marks[0]) for mark in marks])
+    per_launch = [value / batch for value in values]
+    return summarize(per_launch, batch * len(values), samples.since(halfway))
+
+
+def second_half(at: Sequence[float]) -> list[float]:
+    """Durations between consecutive times, of those that end in the second half; at least one."""
+    return [end - begin for begin, end in zip(at, at[1:], strict=False) if end > at[-1] / 2]
+
+
+def isolated(
+    launches: Sequence[Launch],
+    stopwatch: Stopwatch,
+    monitor: Monitor,
+    repeats: int = ISOLATED_LAUNCHES,
+    pause: float = PAUSE_SECONDS,
+) -> list[Timing]:
+    """Single launches `pause` seconds apart, the caches flushed before each, the peers in turn."""
+    for launch in launches:
+        launch()
+    times: list[list[float]] = [[] for _ in launches]
+    states: list[list[Sample]] = [[] for _ in launches]
+    for _ in range(repeats):
+        for launch, values, samples in zip(launches, times, states, strict=True):
+            stopwatch.synchronize()
+            time.sleep(pause)
+            stopwatch.flush()
+            begin = stopwatch.mark()
+            launch()
+            end = stopwatch.mark()
+            if monitor.is_fast:
+                samples.append(monitor.read())
+            end.wait()
+            values.append(end.ms_since(begin))
+    return [summarize(v, len(v), s) for v, s in zip(times, states, strict=True)]
+
+
+def host_time(launch: Launch, stopwatch: Stopwatch, repeats: int = HOST_LAUNCHES) -> Timing:
+    """The host's time until a call returns, the device being idle when it starts.
+
+    On the CPU that includes the work itself.
+    """
+    launch()
+    values = []
+    for _ in range(repeats):
+        stopwatch.synchronize()
+        begin = time.perf_counter()
+        launch()
+        values.append((time.perf_counter() - begin) * 1e3)
+    stopwatch.synchronize()
+    return summarize(values, repeats)
+
+
+def peak_mib(launch: Launch, stopwatch: Stopwatch) -> float | None:
+    """Most memory that one launch holds beyond what was allocated before it; None on the CPU."""
+    if stopwatch.device.type != "cuda":
+        return None
+    stopwatch.synchronize()
+    before = torch.cuda.memory_allocated(stopwatch.device)
+    torch.cuda.reset_peak_memory_stats(stopwatch.device)
+    result = launch()
+    stopwatch.synchronize()
+    peak = torch.cuda.max_memory_allocated(stopwatch.device)
+    del result
+    return (peak - before) / 2**20
+
+
+def captured(launch: Launch, device: torch.device) -> Launch:
+    """The launch as a CUDA graph, so that many small calls cost no host time; itself on the CPU."""
+    if device.type != "cuda":
+        return launch
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        launch()
+        launch()
+    torch.cuda.current_stream(device).wait_stream(side)
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        launch()
+    return graph.replay
+
+
+class Rotation:
+    """Calls one launch after the other, so that none finds its inputs in the cache."""
+
+    def __init__(self, launches: Sequence[Launch]) -> None:
+        self._launches = list(launches)
+        self._next = 0
+
+    def __call__(self) -> object:
+        launch = self._launches[self._next]
+        self._next = (self._next + 1) % len(self._launches)
+        return launch()
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """Binds this process to one of its cores while the body runs, where the system can."""
+    import os
+
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)

@@ -1,0 +1,231 @@
+"""The named workloads, and what each costs at least: operations, bytes and the floors they give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Literal
+
+import torch
+
+from dilated_attention_pytorch import _C
+from dilated_attention_pytorch.pattern import Padding, PatternSpec, make_branches
+
+from .schema import Pass
+
+_LONGNET = ((2048, 4096, 8192, 16384, 32768), (1, 2, 4, 8, 16))
+_GIGAPATH = ((1024, 5792, 32768, 185363, 1048576), (1, 2, 4, 8, 16))
+_LONGVIT = ((1024, 2048, 4096, 8192, 16384), (1, 2, 4, 8, 16))
+_SEED = ((512, 1024), (1, 2))
+
+BACKWARD_FLOPS = 2.5  # products of the backward over those of the forward: five against two
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """What one device reaches: a large bf16 matrix product, and a device-to-device copy.
+
+    The defaults are an H200's (8192^3 product; bytes read plus bytes written); a run of bench_ops
+    measures its own.
+    """
+
+    matmul_tflops: float = 790.0
+    copy_gbps: float = 4150.0
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """Milliseconds that no implementation gets under: by its products, and by its bytes."""
+
+    arithmetic_ms: float
+    bytes_ms: float
+
+    @property
+    def ms(self) -> float:
+        return max(self.arithmetic_ms, self.bytes_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One call of dilated attention on [batch, seq_len, heads, head_dim].
+
+    `causal` lists the variants that are measured. `head_offsets` is "blocked" unless the name says
+    otherwise: torchscale's rule, so that all implementations compute the same thing.
+    """
+
+    name: str
+    group: str
+    seq_len: int
+    heads: int
+    head_dim: int
+    segment_lengths: tuple[int, ...]
+    dilation_rates: tuple[int, ...]
+    batch: int = 1
+    kv_heads: int = 0  # 0: as many as heads
+    dtype: Literal["bfloat16", "float16"] = "bfloat16"
+    head_offsets: str = "blocked"
+    padding: Padding = "masked"
+    causal: tuple[bool, ...] = (False, True)
+
+    @property
+    def key_heads(self) -> int:
+        return self.kv_heads or self.heads
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.dtype == "bfloat16" else torch.float16
+
+    @property
+    def query_shape(self) -> tuple[int, int, int, int]:
+        return (self.batch, self.seq_len, self.heads, self.head_dim)
+
+    @property
+    def key_shape(self) -> tuple[int, int, int, int]:
+        return (self.batch, self.seq_len, self.key_heads, self.head_dim)
+
+    def spec(self, causal: bool) -> PatternSpec:
+        """The library's specification of the pattern."""
+        return PatternSpec(
+            self.seq_len,
+            make_branches(self.segment_lengths, self.dilation_rates),
+            self.head_offsets,
+            self.heads,
+            self.key_heads,
+            causal,
+            self.padding,
+        )
+
+
+def _longnet(name: str, seq_len: int, heads: int = 12, head_dim: int = 64) -> Workload:
+    return Workload(name, "anchors", seq_len, heads, head_dim, *_LONGNET)
+
+
+def _gigapath(name: str, seq_len: int, group: str = "anchors") -> Workload:
+    # "zeros" is what torchscale computes where the length is not a multiple of a segment.
+    return Workload(name, group, seq_len, 16, 48, *_GIGAPATH, padding="zeros", causal=(False,))
+
+
+def _seed(seq_len: int, batch: int) -> Workload:
+    return Workload(
+        f"seed-{seq_len}",
+        "seed",
+        seq_len,
+        8,
+        64,
+        *_SEED,
+        batch=batch,
+        dtype="float16",
+        causal=(False,),
+    )
+
+
+def _edges() -> Iterable[Workload]:
+    """Shapes in which nothing divides anything, where only the library computes all rows."""
+    yield Workload("edge-ragged", "edge", 16411, 12, 64, *_LONGNET)
+    yield Workload("edge-heads", "edge", 16384, 6, 64, (1024, 4096), (4, 8))
+    yield Workload("edge-short-segment", "edge", 16384, 8, 64, (4, 4096), (8, 2))
+    yield Workload("edge-short-sequence", "edge", 5, 8, 64, (4, 16), (1, 8))
+
+
+def _build() -> Iterable[Workload]:
+    longnet_128k = _longnet("longnet-128k", 131072)
+    llm = _longnet("llm-128k", 131072, heads=32, head_dim=128)
+    yield longnet_128k
+    yield llm
+    yield _longnet("longnet-32k", 32768)
+    yield _gigapath("gigapath-10k", 10001)
+    yield _gigapath("gigapath-65k", 65001)
+    for seq_len, batch in ((1024, 4), (4096, 2), (16384, 1)):
+        yield _seed(seq_len, batch)
+    for workload in (longnet_128k, llm):
+        yield replace(
+            workload,
+            name=f"{workload.name}-interleaved",
+            group="interleaved",
+            head_offsets="interleaved",
+        )
+    yield replace(llm, name="llm-128k-gqa", group="gqa", kv_heads=8)
+    yield _gigapath("gigapath-demo", 1069, "presets")
+    longvit = Workload("longvit-s", "presets", 16384, 16, 24, *_LONGVIT, dtype="float16")
+    yield replace(longvit, causal=(False,))
+    yield from _edges()
+    for kilo in (8, 16, 32, 64, 128, 256, 512, 1024):
+        base = _longnet(f"scale-{kilo}k", kilo * 1024)
+        yield replace(base, group="scale-N", causal=(False,))
+
+
+WORKLOADS = {workload.name: workload for workload in _build()}  # most important first
+DEFAULT_GROUPS = ("anchors", "seed")
+
+
+def select(names: Iterable[str]) -> list[Workload]:
+    """Workloads by name or by group, in the table's order; "default" and "all" are groups too.
+
+    Raises:
+        ValueError: a name that is neither.
+    """
+    groups = {workload.group for workload in WORKLOADS.values()}
+    wanted: set[str] = set()
+    for name in names:
+        if name == "default":
+            wanted.update(DEFAULT_GROUPS)
+        elif name == "all":
+            wanted.update(groups)
+        elif name in groups or name in WORKLOADS:
+            wanted.add(name)
+        else:
+            known = ", ".join([*sorted(groups), *WORKLOADS])
+            raise ValueError(f"workloads must be among default, all, {known}, got {name!r}")
+    return [w for w in WORKLOADS.values() if w.name in wanted or w.group in wanted]
+
+
+def nominal_flops(workload: Workload, causal: bool, pass_: Pass) -> float:
+    """Operations if each branch is computed by itself: sum of 4 D H (N / r) (min(w, N) / r).
+
+    A causal pattern counts half, the backward 2.5 times the forward.
+    """
+    forward = 0.0
+    for length, rate in zip(workload.segment_lengths, workload.dilation_rates, strict=True):
+        rows = workload.seq_len / rate
+        forward += 4 * workload.head_dim * rows * (min(length, workload.seq_len) / rate)
+    forward *= workload.batch * workload.heads * (0.5 if causal else 1.0)
+    return forward * _pass_factor(pass_)
+
+
+def _pass_factor(pass_: Pass) -> float:
+    return {"fwd": 1.0, "bwd": BACKWARD_FLOPS, "fwd+bwd": 1.0 + BACKWARD_FLOPS, "host": 0.0}[pass_]
+
+
+@cache
+def pairs(workload: Workload, causal: bool) -> dict[str, int]:
+    """The planner's counts of (query, key) pairs over all heads, of one batch element.
+
+    nominal: every branch on its own; distinct: each pair once; computed: with the tiles' corners.
+    """
+    return _C.report(*workload.spec(causal).plan_arguments())
+
+
+def distinct_flops(workload: Workload, causal: bool, pass_: Pass) -> float:
+    """Operations if each pair of positions is computed once, however many branches hold it."""
+    forward = 4.0 * workload.head_dim * pairs(workload, causal)["distinct"] * workload.batch
+    return forward * _pass_factor(pass_)
+
+
+def moved_bytes(workload: Workload, pass_: Pass) -> int:
+    """Each input read once and each output written once; lse is float32."""
+    batch, seq_len, heads, head_dim = workload.query_shape
+    size = workload.torch_dtype.itemsize
+    query = batch * seq_len * heads * head_dim * size
+    key = batch * seq_len * workload.key_heads * head_dim * size
+    lse = batch * seq_len * heads * 4
+    forward = 2 * query + 2 * key + lse  # reads q, k, v; writes out, lse
+    backward = 4 * query + 4 * key + lse  # reads q, k, v, out, grad_out, lse; writes dq, dk, dv
+    return {"fwd": forward, "bwd": backward, "fwd+bwd": forward + backward, "host": 0}[pass_]
+
+
+def floor(workload: Workload, causal: bool, pass_: Pass, ceilings: Ceilings) -> Floor:
+    return Floor(
+        distinct_flops(workload, causal, pass_) / ceilings.matmul_tflops * 1e-9,
+        moved_bytes(workload, pass_) / ceilings.copy_gbps * 1e-6,
+    )

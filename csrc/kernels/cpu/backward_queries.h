@@ -1,0 +1,59 @@
+// Backward pass of one tile over queries: S^T = K Q^T, dP^T = V dO^T and dQ^T += K^T dS^T.
+#pragma once
+
+#include "kernels/cpu/backward_tile.h"
+
+namespace dilated::kernels::cpu::DILATED_ISA {
+
+template <typename Element>
+struct BackwardQueriesTile : BackwardTile<Element> {
+  using Base = BackwardTile<Element>;
+  using T = typename Base::T;
+  using Base::args, Base::head_dim, Base::header, Base::s, Base::scale, Base::shared_by, Base::task;
+
+  BackwardQueriesTile(const BackwardArgs& args, const TileTask& task, BackwardScratch<T>& scratch)
+      : Base{args, task, PatternView{args.pattern}.forward(), false, scratch} {}
+
+  void start(int panel) {
+    Lanes<T>& lanes = s.panels.lanes[panel];
+    for (int lane = 0; lane < lanes.rows; ++lane) {
+      const int32_t position = lanes.position[lane];
+      const int64_t row = position - header.query_begin;
+      pack_lane(s.packed[panel].left, lane, row_at<Element>(args.query, task.batch, row, task.head),
+                head_dim, static_cast<T>(scale * kLog2E));
+      pack_lane(s.packed[panel].right, lane,
+                row_at<Element>(args.grad_out, task.batch, row, task.head), head_dim, T{1});
+      const int64_t at = Base::statistics_at(task.head, position);
+      lanes.bias[lane] = Base::query_bias(at);
+      lanes.delta[lane] = Base::query_delta(at);
+      lanes.hash[lane] = Base::query_hash(task.head, position);
+    }
+  }
+
+  void fill(const Stretch& stretch, int column) {
+    const int64_t row = stretch.first - header.key_begin;
+    const int64_t kv_head = task.head / shared_by;
+    Base::gather(args.key, row, kv_head, stretch, column, s.column_left);
+    Base::gather(args.value, row, kv_head, stretch, column, s.column_right);
+    for (int j = 0; j < stretch.count; ++j) {
+      s.columns.delta[column + j] = 0;
+      s.columns.hash[column + j] = Base::key_hash(stretch.first + stretch.stride * j);
+    }
+  }
+
+  void process(int panel, const Sight& sight) {
+    Base::score(panel, sight);
+    Base::add_to_lanes(sight, s.column_left, s.gradients, s.packed[panel].grad_left);
+  }
+
+  void finish(int panel) {
+    const Lanes<T>& lanes = s.panels.lanes[panel];
+    for (int lane = 0; lane < lanes.rows; ++lane) {
+      const int64_t row = lanes.position[lane] - header.query_begin;
+      unpack_lane(row_at<Element>(args.grad_query, task.batch, row, task.head),
+                  s.packed[panel].grad_left, lane, head_dim, scale);
+    }
+  }
+};
+
+}  // namespace dilated::kernels::cpu::DILATED_ISA

@@ -1,0 +1,202 @@
+"""bench_ops and bench_plan from their command line, on workloads that take milliseconds."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import bench_ops, bench_plan, environment, runner, schema
+from benchmarks.calls import Calls, Inputs
+from benchmarks.peers import Impl, make_impls
+from benchmarks.workloads import WORKLOADS, Workload
+
+TINY = Workload("seed-1024", "seed", 64, 4, 16, (16, 32), (1, 2), causal=(False, True))
+FAST = ["--device", "cpu", "--seconds", "0.002", "--repeats", "1", "--commit", "c0ffee"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny work on many threads takes longer than on one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def no_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"matmul_tflops": 1.0, "copy_gbps": 10.0}
+    monkeypatch.setattr(bench_ops, "ceilings", lambda stopwatch, monitor: found)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(WORKLOADS, "seed-1024", TINY)
+
+
+def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    path = bench_ops.main([*FAST, "--out", str(tmp_path), *arguments])
+    document: dict[str, Any] = json.loads(path.read_text())
+    schema.check(document)
+    return document
+
+
+@pytest.mark.usefixtures("tiny")
+def test_writes_a_row_for_every_pass_and_protocol(tmp_path: Path) -> None:
+    names = ["--workloads", "seed-1024", "--impls", "ours,sdpa-views,library-bound-cudnn,flex"]
+    document = run(tmp_path, *names)
+    found = {
+        (r["causal"], r["impl"], r["pass"], r["protocol"])
+        for r in document["rows"]
+        if r["pass"] != "host"
+    }
+    assert found == {
+        (causal, impl, pass_, protocol)
+        for causal in (False, True)
+        for impl in ("ours", "sdpa-views", "library-bound-cudnn")
+        for pass_ in ("fwd", "bwd", "fwd+bwd")
+        for protocol in ("sustained", "isolated")
+    }
+    assert {r["impl"] for r in document["rows"] if r["pass"] == "host"} == {"ours"}
+    assert document["commit"] == "c0ffee" and document["complete"]
+    views = [r for r in document["rows"] if r["impl"] == "sdpa-views"]
+    assert all(0 < r["relative_error"] < 0.03 for r in views)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_file_is_named_after_the_device_the_date_and_the_tag(tmp_path: Path) -> None:
+    document = run(tmp_path, "--workloads", "seed-1024", "--impls", "ours", "--tag", "a b")
+    (path,) = tmp_path.iterdir()
+    device = environment.slug(document["device"])
+    assert path.name == f"ops-{device}-{document['date'][:10]}-a-b.json"
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_peer_that_is_wrong_is_named_and_not_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(workload: Workload, causal: bool, inputs: Inputs) -> Calls:
+        return Calls(lambda: inputs.value * 2)
+
+    def broken(workload: Workload, causal: bool, inputs: Inputs) -> Calls:
+        raise RuntimeError("no kernel")
+
+    ours = make_impls(None)["ours"]
+    impls = {"ours": ours, "flex": Impl("flex", broken), "sdpa-views": Impl("sdpa-views", wrong)}
+    monkeypatch.setattr(bench_ops, "make_impls", lambda torchscale: impls)
+    document = run(tmp_path, "--workloads", "seed-1024", "--passes", "fwd")
+    assert {row["impl"] for row in document["rows"]} == {"ours"}
+    reasons = {entry["impl"]: entry["reason"] for entry in document["skipped"]}
+    assert "fwd differs from ours by" in reasons["sdpa-views"]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_when_the_time_is_up_the_file_says_what_is_missing(tmp_path: Path) -> None:
+    document = run(tmp_path, "--workloads", "seed", "--impls", "ours", "--budget-seconds", "0")
+    assert document["rows"] == [] and not document["complete"]
+    waiting = [(entry["workload"], entry["causal"]) for entry in document["skipped"]]
+    assert waiting == [
+        ("seed-1024", False), ("seed-1024", True), ("seed-4096", False), ("seed-16384", False)
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("tiny")
+def test_an_interrupted_run_leaves_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(bench: runner.Bench, workload: Workload, causal: bool, impls: object) -> None:
+        if causal:
+            raise SystemExit(143)
+        runner.run_case(bench, workload, causal, impls)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bench_ops, "run_case", interrupted)
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--workloads", "seed-1024", "--impls", "ours", "--passes", "fwd")
+    (path,) = tmp_path.iterdir()
+    document = json.loads(path.read_text())
+    assert [row["causal"] for row in document["rows"]] == [False, False]
+    assert [entry["causal"] for entry in document["skipped"]] == [True]
+
+
+def test_flex_comes_last() -> None:
+    impls = list(make_impls(None).values())
+    workloads = [WORKLOADS["longnet-32k"], WORKLOADS["seed-1024"]]
+    order = [(w.name, [impl.name for impl in chosen]) for w, _, chosen in
+             bench_ops.tasks(workloads, impls)]  # fmt: skip
+    assert [name for name, _ in order] == ["longnet-32k"] * 2 + ["seed-1024"] + ["longnet-32k"] * 2
+    assert all("flex" not in names for _, names in order[:3])
+    assert all(names == ["ours", "flex"] for _, names in order[3:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--impls", "ours,theirs"], "--impls must be among ours, .* got theirs"),
+        (["--passes", "forward"], "--passes must be among fwd, .* got forward"),
+        (["--protocols", "burst"], "--protocols must be among sustained, isolated, got burst"),
+        (["--workloads", "nothing"], "--workloads must be among .* got 'nothing'"),
+    ],
+)
+def test_command_line_names_what_it_does_not_know(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        bench_ops.parse(arguments)
+    assert re.search(complaint, capsys.readouterr().err)
+
+
+def test_relative_error_of_nan_passes_nothing() -> None:
+    error = runner.relative_error(torch.tensor([torch.nan]), torch.tensor([1.0]))
+    assert not error <= 1.0
+    assert runner.relative_error(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 0.0])) == 1.0
+
+
+def test_inputs_are_the_same_for_the_same_seed_and_never_zero() -> None:
+    make: Callable[[int], Inputs] = lambda seed: Inputs.make(  # noqa: E731
+        replace(TINY, kv_heads=2), torch.device("cpu"), torch.float16, seed
+    )
+    first, again, other = make(0), make(0), make(1)
+    assert first.key.shape == (1, 64, 2, 16)
+    assert torch.equal(first.query, again.query) and not torch.equal(first.query, other.query)
+    assert all(x.std() > 0.9 for x in (*first.qkv, first.grad_out))
+
+
+def test_commit_is_given_or_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")  # no git
+    monkeypatch.setenv(environment.COMMIT_VARIABLE, "feed")
+    assert environment.find_commit(None) == "feed"
+    assert environment.find_commit("beef") == "beef"
+
+
+def test_slug() -> None:
+    assert environment.slug("NVIDIA H200") == "nvidia-h200"
+    assert environment.slug("Intel(R) Xeon(R) @ 2.60GHz") == "intel-r-xeon-r-2-60ghz"
+
+
+def test_planning_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_plan, "plan_workloads", lambda: iter([TINY]))
+    arguments = ["--out", str(tmp_path), "--commit", "c0ffee", "--seconds", "0.001"]
+    path = bench_plan.main(arguments)
+    document = json.loads(path.read_text())
+    assert [row["causal"] for row in document["rows"]] == [False, True]
+    row = document["rows"][0]
+    assert row["distinct"] <= row["nominal"] and row["bytes"] > 0 and row["ms"] > 0
+    assert "| seed-1024 | yes |" in bench_plan.table(document["rows"])
+
+
+def test_planning_covers_both_rules_and_both_lengths() -> None:
+    names = [workload.name for workload in bench_plan.plan_workloads()]
+    assert names == [
+        f"{name}-{rule}"
+        for name in ("plan-128k", "plan-1m", "gigapath-10k", "gigapath-65k")
+        for rule in ("blocked", "interleaved")
+    ]
+    lengths = {w.name: (w.seq_len, w.heads) for w in bench_plan.plan_workloads()}
+    assert lengths["plan-1m-blocked"] == (1048576, 16)

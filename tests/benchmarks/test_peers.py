@@ -1,0 +1,161 @@
+"""Peers that claim to compute the same thing do, also where they are put together here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import peers, sdpa, sdpa_views
+from benchmarks.calls import Calls, Inputs, UnsupportedError
+from benchmarks.combine import make_pieces
+from benchmarks.flex import ClassOrder, block_mask, flex, multiplicities
+from benchmarks.runner import relative_error
+from benchmarks.schema import IMPLS
+from benchmarks.workloads import WORKLOADS, Workload
+from tests.reference import reference_attention
+
+SMALL = Workload("small", "test", 96, 6, 16, (16, 48), (1, 4), batch=2)
+FLEX = Workload("flex", "test", 1024, 3, 16, (256, 1024), (1, 2))
+# Rounding of the widest dtype that the library kernels take: float32, and on a GPU bfloat16.
+DTYPES = {"cpu": (torch.float32, 1e-5), "cuda": (torch.bfloat16, 2e-2)}
+
+
+def make_inputs(workload: Workload, device: str) -> tuple[Inputs, float]:
+    dtype, tolerance = DTYPES[device]
+    return Inputs.make(workload, torch.device(device), dtype, seed=0), tolerance
+
+
+def assert_same(got: Calls, expected: Calls, tolerance: float) -> None:
+    out, wanted = got.forward(), expected.forward()
+    assert out is not None and wanted is not None
+    assert relative_error(got.restore(out), wanted) < tolerance
+    assert got.both is not None and got.backward is not None and expected.both is not None
+    wanted_grads = expected.both()
+    for grads in (got.both(), got.backward(), got.backward()):
+        assert grads is not None and wanted_grads is not None
+        for one, other in zip(grads, wanted_grads, strict=True):
+            assert relative_error(got.restore(one), other) < 2 * tolerance
+
+
+@pytest.mark.parametrize("rule", ["blocked", "interleaved"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_sdpa_views_equals_ours(rule: str, causal: bool, device: str) -> None:
+    workload = replace(SMALL, head_offsets=rule)
+    if device == "cuda":  # cuDNN wants longer rows
+        workload = replace(workload, seq_len=1536, segment_lengths=(256, 768))
+    inputs, tolerance = make_inputs(workload, device)
+    ours = peers.ours(workload, causal, inputs)
+    assert_same(sdpa_views.sdpa_views(workload, causal, inputs), ours, tolerance)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("causal", [False, True])
+def test_flex_equals_ours(causal: bool) -> None:
+    # On the CPU FlexAttention runs uncompiled: the mask, the bias and the order are what is tested.
+    inputs, tolerance = make_inputs(FLEX, "cpu")
+    ours, calls = peers.ours(FLEX, causal, inputs), flex(FLEX, causal, inputs)
+    out = calls.forward()
+    wanted = ours.forward()
+    assert out is not None and wanted is not None
+    assert relative_error(calls.restore(out), wanted) < tolerance
+
+
+def test_class_order_is_a_permutation_that_sorts_by_residue() -> None:
+    order = ClassOrder.make(FLEX)
+    index = torch.arange(FLEX.seq_len)
+    position = order.position(index)
+    assert sorted(position.tolist()) == index.tolist()
+    assert torch.equal(position[:128] % order.rate, torch.zeros(128, dtype=torch.int64))
+    x = index.float()[None, :, None, None].expand(1, FLEX.seq_len, 2, 1)
+    assert torch.equal(order.sort(x)[0, 0, :, 0], position.float())
+    assert torch.equal(order.restore(order.sort(x)), x)
+
+
+def test_flex_computes_no_block_that_holds_nothing() -> None:
+    order = ClassOrder.make(FLEX)
+    count = multiplicities(FLEX, order, torch.device("cpu"))
+    pairs = int((count.long() > 0).sum()) * 128 * 128
+    nominal = int(count.long().sum()) * 128 * 128
+    assert nominal == sum(
+        3 * (1024 // r) * (w // r) for w, r in zip((256, 1024), (1, 2), strict=True)
+    )
+    mask = block_mask(count, order, causal=False)
+    assert mask.full_kv_num_blocks is not None
+    held = int(mask.full_kv_num_blocks.sum() + mask.kv_num_blocks.sum()) * 128 * 128
+    assert held == pairs < nominal
+
+
+@pytest.mark.parametrize(
+    ("change", "make"),
+    [
+        ({"seq_len": 97}, sdpa_views.sdpa_views),
+        ({"dilation_rates": (1, 5)}, sdpa_views.library_bound),
+        ({"kv_heads": 2}, sdpa_views.sdpa_views),
+        ({"kv_heads": 2}, peers.full_attention),
+        ({}, flex),
+    ],
+)
+def test_what_a_peer_cannot_do_it_says(
+    change: dict[str, object], make: Callable[[Workload, bool, Inputs], Calls]
+) -> None:
+    workload = replace(SMALL, **change)  # type: ignore[arg-type]
+    inputs, _ = make_inputs(workload, "cpu")
+    with pytest.raises(UnsupportedError):
+        make(workload, False, inputs)
+
+
+def test_pieces_cover_every_pair_of_position_and_head_that_a_branch_holds() -> None:
+    for rule in ("blocked", "interleaved"):
+        workload = replace(SMALL, head_offsets=rule)
+        seen = torch.zeros(1, workload.seq_len, workload.heads, 1)
+        for piece in make_pieces(workload):
+            piece.rows(seen).add_(1)
+        expected = torch.zeros_like(seen)
+        table = workload.spec(False).offset_table()
+        for (w, r), offsets in zip(((16, 1), (48, 4)), table, strict=True):
+            for position in range(workload.seq_len):
+                for head, offset in enumerate(offsets):
+                    expected[0, position, head] += float(position % w % r == offset)
+        assert torch.equal(seen, expected)
+
+
+def test_library_attention_returns_the_log_sum_exp() -> None:
+    query, key, value = (torch.randn(2, 32, 3, 16) for _ in range(3))
+    done = sdpa.forward((query, key, value), False, "cudnn")
+    scores = torch.einsum("bshd,bthd->bhst", query, key) / math.sqrt(16)
+    torch.testing.assert_close(done.lse, scores.logsumexp(-1))
+    expected = torch.einsum("bhst,bthd->bshd", scores.softmax(-1), value)
+    torch.testing.assert_close(done.out, expected)
+
+
+def test_ours_is_the_library_with_the_workloads_arguments() -> None:
+    workload = replace(SMALL, seq_len=37, padding="zeros")
+    inputs, tolerance = make_inputs(workload, "cpu")
+    out = peers.ours(workload, False, inputs).forward()
+    expected, _ = reference_attention(
+        *inputs.qkv,
+        workload.segment_lengths,
+        workload.dilation_rates,
+        head_offsets=torch.tensor(workload.spec(False).offset_table()),
+        padding=workload.padding,
+    )
+    assert out is not None and relative_error(out, expected) < tolerance
+
+
+def test_every_name_has_an_implementation() -> None:
+    assert set(peers.make_impls(None)) == set(IMPLS)
+    inputs, _ = make_inputs(SMALL, "cpu")
+    with pytest.raises(UnsupportedError, match="--torchscale"):
+        peers.make_impls(None)["torchscale"].prepare(SMALL, False, inputs)
+    with pytest.raises(ValueError, match="torchscale must be a checkout .* got nowhere"):
+        peers.make_impls(Path("nowhere"))
+
+
+def test_rates_of_gigapath_do_not_divide() -> None:
+    with pytest.raises(UnsupportedError, match="do not divide 10001"):
+        make_pieces(WORKLOADS["gigapath-10k"])

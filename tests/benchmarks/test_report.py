@@ -1,0 +1,221 @@
+"""What the documents say about speed is what the committed results say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import report, schema, tables
+from benchmarks.environment import RESULTS, ROOT
+from benchmarks.plots import points
+from benchmarks.workloads import WORKLOADS
+
+CEILINGS = {"matmul_tflops": 500.0, "copy_gbps": 2000.0}
+
+
+def make_row(workload: str, impl: str, ms: float, **changes: Any) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "workload": workload,
+        "causal": False,
+        "impl": impl,
+        "pass": "fwd",
+        "protocol": "sustained",
+        "ms": ms,
+        "ms_p10": ms * 0.9,
+        "ms_p90": ms * 1.1,
+        "nominal_tflops": 123.0,
+        "peak_mib": 456.0,
+        "sm_mhz": 1500.0,
+        "watts": 690.0,
+        "launches": 10,
+        "floor_arithmetic_ms": 0.5,
+        "floor_bytes_ms": 0.25,
+    }
+    return {**row, **changes}
+
+
+def make_document(date: str, rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "commit": "0123456789abcdef",
+        "device": "Test GPU",
+        "device_type": "cuda",
+        "driver": "1.2.3",
+        "versions": {"torch": "2.11.0", "cudnn": "91900"},
+        "clocks": {"power_limit_watts": 700.0},
+        "date": date,
+        "ceilings": CEILINGS,
+        "rows": rows,
+        "skipped": [],
+    }
+    return {**document, **changes}
+
+
+def save(folder: Path, name: str, document: dict[str, Any]) -> None:
+    schema.write(folder / name, document)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A repository with the documents, whose sections are empty, and no results."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    for name in ("README.md", "docs/performance.md"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def results(tree: Path) -> Path:
+    return tree / "benchmarks" / "results"
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/performance.md"])
+def test_documents_say_what_the_committed_results_say(name: str) -> None:
+    text = (ROOT / name).read_text()
+    for section, body in report.sections(RESULTS)[name].items():
+        assert report.section(text, section) == body, "run python -m benchmarks.report"
+
+
+def test_committed_results_are_what_the_schema_says() -> None:
+    documents = report.load(RESULTS)
+    assert all(document["commit"] != "unknown" for document in documents)
+    known = {row["workload"] for document in documents for row in document["rows"]}
+    assert known <= WORKLOADS.keys()
+
+
+def test_without_results_the_documents_say_so(tree: Path) -> None:
+    report.main(tree, lambda text: None)
+    for name in ("README.md", "docs/performance.md"):
+        assert "No measurement is committed" in (tree / name).read_text()
+    assert "longnet-128k" in report.section((tree / "docs/performance.md").read_text(), "floors")
+
+
+def test_table_holds_the_numbers_of_the_file(tree: Path) -> None:
+    rows = [
+        make_row("longnet-128k", "ours", 2.6543),
+        make_row("longnet-128k", "torchscale", 18.24, peak_mib=1773.0),
+        make_row("longnet-128k", "library-bound-cudnn", 3.55),
+        make_row("longnet-128k", "library-bound-fa4", 3.44),
+        make_row("longnet-128k", "ours", 2.4, protocol="isolated"),
+        make_row("seed-1024", "ours", 0.0305, **{"pass": "host", "launch_ms": 0.0042}),
+    ]
+    save(results(tree), "ops-test-gpu-2026-01-01.json", make_document("2026-01-01", rows))
+    report.main(tree, lambda text: None)
+    section = report.section((tree / "README.md").read_text(), "benchmarks")
+    (line,) = [line for line in section.splitlines() if line.startswith("| longnet-128k")]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells == [
+        "longnet-128k", "fwd", "**2.65**", "123", "0.5", "3.44", "-", "-", "18.2", "-", "456 / 1773"
+    ]  # fmt: skip
+    assert "takes 30 us of the host's time" in section and "takes 4 us" in section
+    assert "Test GPU, driver 1.2.3; torch 2.11.0" in section and "0123456789ab" in section
+    full = report.section((tree / "docs/performance.md").read_text(), "measurements")
+    assert full.count("| longnet-128k |") == 5
+    assert "2.4 (2.16, 2.64)" in full
+
+
+def test_writing_twice_changes_nothing(tree: Path) -> None:
+    rows = [make_row("seed-4096", "ours", 1.0)]
+    save(results(tree), "ops-test-gpu-2026-01-01.json", make_document("2026-01-01", rows))
+    said: list[str] = []
+    report.main(tree, said.append)
+    report.main(tree, said.append)
+    assert said[2:] == ["README.md: unchanged", "docs/performance.md: unchanged"]
+
+
+def test_a_line_comes_from_the_newest_run_as_a_whole(tree: Path) -> None:
+    old = [make_row("seed-4096", "ours", 2.0), make_row("seed-4096", "torchscale", 9.0)]
+    new = [make_row("seed-4096", "ours", 1.0)]
+    only_peer = [make_row("seed-4096", "torchscale", 8.0)]
+    save(results(tree), "ops-a.json", make_document("2026-01-03", only_peer))
+    save(results(tree), "ops-b.json", make_document("2026-01-02", new))
+    save(results(tree), "ops-c.json", make_document("2026-01-01", old))
+    documents = report.load(results(tree))
+    chosen = tables.newest(documents, "seed-4096")
+    assert chosen is not None and chosen["rows"] == new
+    assert "**1**" in tables.readme_section(documents)
+    assert "| 9 |" not in tables.readme_section(documents)
+
+
+def test_runs_on_a_cpu_are_not_reported(tree: Path) -> None:
+    document = make_document("2026-01-01", [make_row("seed-4096", "ours", 1.0)])
+    save(results(tree), "ops-cpu.json", {**document, "device_type": "cpu"})
+    assert report.load(results(tree)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"impl": "theirs"}, r"rows\[0\]: impl must be among .* got 'theirs'"),
+        ({"pass": "forward"}, "pass must be among"),
+        ({"protocol": "burst"}, "protocol must be among"),
+        ({"ms_p10": 5.0}, "ms_p10 <= ms <= ms_p90 must hold"),
+    ],
+)
+def test_schema_refuses_wrong_rows(change: dict[str, Any], complaint: str) -> None:
+    row = {**make_row("seed-4096", "ours", 1.0), **change}
+    with pytest.raises(ValueError, match=complaint):
+        schema.check(make_document("2026-01-01", [row]))
+
+
+@pytest.mark.parametrize("key", ["watts", "sm_mhz", "peak_mib", "nominal_tflops", "causal"])
+def test_schema_refuses_missing_fields(key: str) -> None:
+    row = make_row("seed-4096", "ours", 1.0)
+    del row[key]
+    with pytest.raises(ValueError, match=rf"rows\[0\]: \['{key}'\] must be there"):
+        schema.check(make_document("2026-01-01", [row]))
+    document = make_document("2026-01-01", [])
+    del document["commit"]
+    with pytest.raises(ValueError, match=r"\['commit'\] must be there"):
+        schema.check(document)
+
+
+def test_sections_must_be_there_once() -> None:
+    assert report.replace_section("a\n<!-- x -->\nold\n<!-- /x -->\nb", "x", "new") == (
+        "a\n<!-- x -->\nnew\n<!-- /x -->\nb"
+    )
+    for text in ("", "<!-- x -->", "<!-- /x -->\n<!-- x -->", "<!-- x --><!-- x --><!-- /x -->"):
+        with pytest.raises(ValueError, match="<!-- x --> and then <!-- /x -->"):
+            report.replace_section(text, "x", "new")
+
+
+def scale_document() -> dict[str, Any]:
+    rows = [
+        make_row(f"scale-{kilo}k", impl, float(kilo) * factor)
+        for kilo in (16, 8)
+        for impl, factor in (("torchscale", 3.0), ("ours", 1.0))
+    ]
+    return make_document("2026-01-01", rows)
+
+
+def test_plots_have_a_point_for_every_length() -> None:
+    document = scale_document()
+    measured = [(WORKLOADS[name], document) for name in ("scale-16k", "scale-8k")]
+    assert points(measured, "ms") == {
+        "ours": [(8192, 8.0), (16384, 16.0)],
+        "torchscale": [(8192, 24.0), (16384, 48.0)],
+        "floor": [(8192, 0.5), (16384, 0.5)],
+    }
+    assert points(measured, "peak_mib")["ours"] == [(8192, 456.0), (16384, 456.0)]
+
+
+def test_figures_are_reproducible(tree: Path) -> None:
+    pytest.importorskip("matplotlib")
+    save(results(tree), "ops-test-gpu-2026-01-01.json", scale_document())
+    figures = [tree / "docs" / "figures" / name for name in ("time.svg", "memory.svg")]
+    report.main(tree, lambda text: None)
+    first = [path.read_bytes() for path in figures]
+    report.main(tree, lambda text: None)
+    assert [path.read_bytes() for path in figures] == first
+    assert all(b"torchscale" in text or b"<svg" in text for text in first)
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "ops-x.json"
+    schema.write(path, {"rows": [1]})
+    schema.write(path, {"rows": [2]})
+    assert json.loads(path.read_text()) == {"rows": [2]}
+    assert [p.name for p in path.parent.iterdir()] == ["ops-x.json"]

@@ -1,0 +1,112 @@
+"""The timing protocol's pure parts, and the protocol itself on a clock that is moved by hand."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+import torch
+
+from benchmarks import timing
+from benchmarks.device_state import NoMonitor, Sample, medians
+from benchmarks.timing import Rotation, Stopwatch, percentile, second_half, summarize
+
+CPU = torch.device("cpu")
+
+
+class HandClock:
+    """Stands for time.perf_counter(): launches and pauses move it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(time, "sleep", self.move)
+
+    def move(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> HandClock:
+    return HandClock(monkeypatch)
+
+
+def test_percentiles() -> None:
+    values = list(range(11))
+    random.Random(0).shuffle(values)
+    assert [percentile(values, p) for p in (0, 10, 50, 90, 100)] == [0, 1, 5, 9, 10]
+    assert percentile([1.0, 2.0], 50) == 1.5
+    assert percentile([0.1], 90) == 0.1
+
+
+def test_summary_is_ordered_and_reports_the_state() -> None:
+    state = [Sample(0.0, 1500.0, 690.0), Sample(1.0, 1600.0, None), Sample(2.0, 1980.0, 700.0)]
+    got = summarize([3.0, 1.0, 2.0], 30, state)
+    assert [got.ms_p10, got.ms, got.ms_p90] == pytest.approx([1.2, 2.0, 2.8])
+    assert (got.launches, got.sm_mhz, got.watts) == (30, 1600.0, 695.0)
+    assert medians([]) == (None, None)
+
+
+def test_second_half_drops_what_ended_before_the_middle() -> None:
+    assert second_half([0.0, 4.0, 5.0, 9.0, 10.0]) == [4.0, 1.0]
+    assert second_half([0.0, 7.0]) == [7.0]
+
+
+def test_sustained_reports_the_settled_rate(clock: HandClock) -> None:
+    # The device slows down from 1 to 2 ms a launch after 100 ms, as a throttled clock does.
+    started = clock.now
+
+    def launch() -> None:
+        clock.move(1e-3 if clock.now - started < 0.1 else 2e-3)
+
+    got = timing.sustained(launch, Stopwatch(CPU), NoMonitor(), seconds=0.5)
+    assert got.ms == pytest.approx(2.0)
+    assert got.ms_p10 == pytest.approx(2.0)
+    assert clock.now - started >= 0.5
+    assert got.launches >= 100
+
+
+def test_sustained_times_short_launches_in_batches(clock: HandClock) -> None:
+    calls: list[None] = []
+
+    def launch() -> None:
+        calls.append(None)
+        clock.move(1e-5)
+
+    got = timing.sustained(launch, Stopwatch(CPU), NoMonitor(), seconds=0.02)
+    assert got.ms == pytest.approx(0.01)
+    assert len(calls) >= 2000
+
+
+def test_isolated_takes_turns_and_pauses(clock: HandClock) -> None:
+    order: list[tuple[str, float]] = []
+
+    def launch(name: str, seconds: float) -> None:
+        order.append((name, clock.now))
+        clock.move(seconds)
+
+    launches = [lambda: launch("a", 1e-3), lambda: launch("b", 3e-3)]
+    first, second = timing.isolated(launches, Stopwatch(CPU), NoMonitor(), 3, 0.04)
+    assert [first.ms, second.ms] == pytest.approx([1.0, 3.0])
+    assert [name for name, _ in order] == ["a", "b"] + ["a", "b"] * 3
+    starts = [at for _, at in order[2:]]
+    assert min(b - a for a, b in zip(starts, starts[1:], strict=False)) >= 0.04
+
+
+def test_host_time_is_the_time_of_the_call(clock: HandClock) -> None:
+    got = timing.host_time(lambda: clock.move(2e-5), Stopwatch(CPU), repeats=5)
+    assert got.ms == pytest.approx(0.02)
+    assert got.launches == 5
+
+
+def test_rotation_visits_all() -> None:
+    seen: list[int] = []
+    rotation = Rotation([lambda i=i: seen.append(i) for i in range(3)])  # type: ignore[misc]
+    for _ in range(7):
+        rotation()
+    assert seen == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_memory_is_not_known_on_the_cpu() -> None:
+    assert timing.peak_mib(lambda: torch.zeros(10), Stopwatch(CPU)) is None

@@ -1,0 +1,126 @@
+"""The table of workloads, and the arithmetic of what they cost."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.workloads import (
+    WORKLOADS,
+    Ceilings,
+    distinct_flops,
+    floor,
+    moved_bytes,
+    nominal_flops,
+    pairs,
+    select,
+)
+
+ANCHORS = ["longnet-128k", "llm-128k", "longnet-32k", "gigapath-10k", "gigapath-65k"]
+SEED = ["seed-1024", "seed-4096", "seed-16384"]
+
+
+def test_default_is_the_anchors_then_the_seed() -> None:
+    assert [w.name for w in select(["default"])] == ANCHORS + SEED
+
+
+def test_select_takes_names_and_groups_in_the_order_of_the_table() -> None:
+    assert [w.name for w in select(["seed-4096", "longnet-32k"])] == ["longnet-32k", "seed-4096"]
+    assert [w.seq_len // 1024 for w in select(["scale-N"])] == [8, 16, 32, 64, 128, 256, 512, 1024]
+    assert len(select(["all"])) == len(WORKLOADS)
+
+
+def test_select_names_what_it_does_not_know() -> None:
+    with pytest.raises(ValueError, match="workloads must be among .*longnet-128k.* got 'longnet'"):
+        select(["longnet"])
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype"),
+    [
+        ("longnet-32k", (1, 32768, 12, 64), torch.bfloat16),
+        ("longnet-128k", (1, 131072, 12, 64), torch.bfloat16),
+        ("llm-128k", (1, 131072, 32, 128), torch.bfloat16),
+        ("gigapath-10k", (1, 10001, 16, 48), torch.bfloat16),
+        ("gigapath-65k", (1, 65001, 16, 48), torch.bfloat16),
+        ("gigapath-demo", (1, 1069, 16, 48), torch.bfloat16),
+        ("seed-1024", (4, 1024, 8, 64), torch.float16),
+        ("seed-4096", (2, 4096, 8, 64), torch.float16),
+        ("seed-16384", (1, 16384, 8, 64), torch.float16),
+        ("longvit-s", (1, 16384, 16, 24), torch.float16),
+    ],
+)
+def test_shapes(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    assert WORKLOADS[name].query_shape == shape
+    assert WORKLOADS[name].torch_dtype == dtype
+
+
+def test_grouped_heads_and_offset_rules() -> None:
+    assert WORKLOADS["llm-128k-gqa"].key_shape == (1, 131072, 8, 128)
+    assert WORKLOADS["longnet-128k"].head_offsets == "blocked"
+    assert WORKLOADS["longnet-128k-interleaved"].head_offsets == "interleaved"
+    assert WORKLOADS["gigapath-10k"].padding == "zeros"
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_nominal_flops_on_longnet_by_hand(causal: bool) -> None:
+    # Each branch has N / r queries of w / r keys: per position 2048 / 1, 4096 / 4, 8192 / 16, ...
+    keys = 2048 + 1024 + 512 + 256 + 128
+    forward = 4 * 64 * 12 * 131072 * keys * (0.5 if causal else 1)
+    workload = WORKLOADS["longnet-128k"]
+    assert nominal_flops(workload, causal, "fwd") == forward
+    assert nominal_flops(workload, causal, "bwd") == 2.5 * forward
+    assert nominal_flops(workload, causal, "fwd+bwd") == 3.5 * forward
+
+
+def test_nominal_flops_clips_segments_and_counts_the_batch() -> None:
+    gigapath = WORKLOADS["gigapath-10k"]
+    lengths = (1024, 5792, 10001, 10001, 10001)
+    total = sum(
+        4 * 48 * 16 * (10001 / r) * (w / r) for w, r in zip(lengths, (1, 2, 4, 8, 16), strict=True)
+    )
+    assert nominal_flops(gigapath, False, "fwd") == pytest.approx(total, rel=1e-12)
+    seed = 4 * 64 * 8 * 4 * 1024 * (512 + 1024 / 4)
+    assert nominal_flops(WORKLOADS["seed-1024"], False, "fwd") == seed
+
+
+def test_planner_counts_the_same_nominal_pairs_where_everything_divides() -> None:
+    workload = WORKLOADS["seed-4096"]
+    nominal = nominal_flops(workload, False, "fwd")
+    assert 4 * 64 * 2 * pairs(workload, False)["nominal"] == nominal
+    # Of 512 + 256 keys of a covered query, 256 / 2 are shared: half of the queries are covered.
+    distinct = 4096 * 8 * (512 + (256 - 128))
+    assert pairs(workload, False)["distinct"] <= pairs(workload, False)["nominal"]
+    assert pairs(workload, False)["distinct"] == distinct
+    assert distinct_flops(workload, False, "fwd") == 4 * 64 * 2 * distinct
+
+
+def test_bytes_are_each_input_once_and_each_output_once() -> None:
+    workload = WORKLOADS["llm-128k-gqa"]
+    tokens = 131072
+    query, key, lse = tokens * 32 * 128 * 2, tokens * 8 * 128 * 2, tokens * 32 * 4
+    forward = 2 * query + 2 * key + lse
+    backward = 4 * query + 4 * key + lse
+    assert moved_bytes(workload, "fwd") == forward
+    assert moved_bytes(workload, "bwd") == backward
+    assert moved_bytes(workload, "fwd+bwd") == forward + backward
+
+
+def test_floor_is_operations_and_bytes_over_the_ceilings() -> None:
+    workload = WORKLOADS["seed-1024"]
+    least = floor(workload, False, "fwd", Ceilings(matmul_tflops=100.0, copy_gbps=1000.0))
+    flops, moved = distinct_flops(workload, False, "fwd"), moved_bytes(workload, "fwd")
+    assert least.arithmetic_ms == pytest.approx(flops / 100e12 * 1e3, rel=1e-12)
+    assert least.bytes_ms == pytest.approx(moved / 1e12 * 1e3, rel=1e-12)
+    assert least.ms == max(least.arithmetic_ms, least.bytes_ms)
+
+
+@pytest.mark.parametrize("name", sorted(WORKLOADS))
+def test_names_match_and_every_workload_can_be_planned(name: str) -> None:
+    workload = WORKLOADS[name]
+    assert workload.name == name
+    assert workload.heads % workload.key_heads == 0
+    if workload.seq_len <= 16411:
+        counts = pairs(workload, workload.causal[-1])
+        assert 0 < counts["distinct"] <= counts["nominal"]
+        assert counts["distinct"] <= counts["computed"]
