@@ -1,0 +1,168 @@
+"""What only a GPU shows: streams, graphs, memory, offsets past 2^31, determinism."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from dilated_attention_pytorch import dilated_attention
+from tests.conftest import make_qkv, missing_cuda
+
+LENGTHS, RATES = [128, 400], [1, 3]
+
+
+@pytest.fixture(autouse=True)
+def gpu() -> None:
+    if (reason := missing_cuda()) is not None:
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def inputs(requires_grad: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    return make_qkv(
+        777, 6, 48, kv_heads=3, dtype=torch.bfloat16, device="cuda", requires_grad=requires_grad
+    )
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    out = dilated_attention(q, k, v, LENGTHS, RATES, is_causal=True)
+    assert isinstance(out, Tensor)
+    return out
+
+
+def gradients(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(attend(q, k, v).float().square().sum(), (q, k, v))
+
+
+def test_deterministic_backward_repeats_to_the_bit(deterministic: None) -> None:
+    tensors = inputs()
+    first = gradients(*tensors)
+    for _ in range(3):
+        for again, before in zip(gradients(*tensors), first, strict=True):
+            assert torch.equal(again, before)
+
+
+def test_the_fast_backward_agrees_with_the_deterministic_one() -> None:
+    tensors = inputs()
+    fast = gradients(*tensors)
+    torch.use_deterministic_algorithms(True)
+    try:
+        slow = gradients(*tensors)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for a, b in zip(fast, slow, strict=True):
+        assert (a.float() - b.float()).norm() <= 1e-2 * b.float().norm()
+
+
+def test_a_graph_replays_forward_and_backward(deterministic: None) -> None:
+    q, k, v = inputs()
+    gradients(q, k, v)  # plans, copies the pattern and warms up
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        gradients(q, k, v)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = gradients(q, k, v)
+    fresh = make_qkv(777, 6, 48, kv_heads=3, dtype=torch.bfloat16, device="cuda", seed=1)
+    with torch.no_grad():
+        for tensor, value in zip((q, k, v), fresh, strict=True):
+            tensor.copy_(value)
+    graph.replay()
+    for replayed, expected in zip(captured, gradients(q, k, v), strict=True):
+        assert torch.equal(replayed, expected)
+
+
+def test_work_follows_the_current_stream() -> None:
+    q, k, v = inputs(requires_grad=False)
+    expected = attend(q, k, v)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        # The side stream is busy first: work on another stream would read the zeros.
+        late = torch.zeros_like(q)
+        torch.cuda._sleep(20_000_000)
+        late.copy_(q)
+        out = attend(late, k, v)
+    side.synchronize()
+    assert torch.equal(out, expected)
+
+
+def _peak_beyond(function, kept: int) -> int:  # type: ignore[no-untyped-def]
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    result = function()
+    torch.cuda.synchronize()
+    del result
+    return torch.cuda.max_memory_allocated() - before - kept
+
+
+def test_memory_beyond_inputs_and_outputs() -> None:
+    shape = (1, 32768, 12, 64)
+    q, k, v, g = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(4))
+    branches = ([2048, 4096, 8192, 16384, 32768], [1, 2, 4, 8, 16])
+    lse_bytes = 4 * shape[1] * shape[2]
+    dilated_attention(q, k, v, *branches)  # the pattern is cached from now on
+    extra = _peak_beyond(lambda: dilated_attention(q, k, v, *branches), q.nbytes)
+    assert extra <= 0.05 * q.nbytes + lse_bytes
+    for tensor in (q, k, v):
+        tensor.requires_grad_()
+    out = dilated_attention(q, k, v, *branches)
+    assert isinstance(out, Tensor)
+    extra = _peak_beyond(
+        lambda: torch.autograd.grad(out, (q, k, v), g, retain_graph=True), 3 * q.nbytes
+    )
+    assert extra <= 2.2 * q.nbytes
+
+
+def test_offsets_past_two_to_the_31() -> None:
+    rows, heads, head_dim, segment = 2**18, 66, 128, 256
+    assert rows * heads * head_dim > 2**31
+    tensors = [
+        torch.randn((1, rows, heads, head_dim), device="cuda", dtype=torch.bfloat16)
+        for _ in range(3)
+    ]
+    grad = torch.randn_like(tensors[0])
+
+    def run(parts: list[Tensor], upstream: Tensor) -> list[Tensor]:
+        parts = [part.detach().requires_grad_() for part in parts]
+        out = dilated_attention(parts[0], parts[1], parts[2], [segment], [1])
+        assert isinstance(out, Tensor)
+        return [out.detach(), *torch.autograd.grad(out, parts, upstream)]
+
+    whole = run(tensors, grad)
+    tail = run([t[:, -segment:].contiguous() for t in tensors], grad[:, -segment:].contiguous())
+    for large, small in zip(whole, tail, strict=True):
+        difference = (large[:, -segment:].float() - small.float()).norm()
+        assert difference <= 1e-2 * small.float().norm()
+
+
+FOREIGN = """
+import torch, dilated_attention_pytorch
+from dilated_attention_pytorch import _C
+words = _C.plan(120, [32], [1], [0, 0], 2, 2, False, False, 0, 120, 0, 120, 64)
+pattern = torch.frombuffer(words, dtype=torch.int32).cuda()
+q = torch.zeros(1, 100, 2, 16, device="cuda", dtype=torch.float16)
+torch.ops.dilated.attention(q, q, q, [32], [1], pattern=pattern)
+torch.cuda.synchronize()
+"""
+
+
+def test_a_pattern_of_another_call_stops_the_program() -> None:
+    done = subprocess.run([sys.executable, "-c", FOREIGN], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "pattern was planned for the arguments of this call" in done.stderr + done.stdout
+    assert "device-side assert" in done.stderr
