@@ -9,8 +9,9 @@ changes nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from . import schema
 from .environment import RESULTS, ROOT
@@ -36,7 +37,31 @@ def load(folder: Path, prefix: str = "ops") -> list[Document]:
         for document in documents:
             schema.check(document)
         documents = [d for d in documents if d.get("device_type", "cuda") == "cuda"]
-    return sorted(documents, key=lambda document: str(document["date"]))
+        return join(sorted(documents, key=_date))
+    return sorted(documents, key=_date)
+
+
+def join(documents: Sequence[Document]) -> list[Document]:
+    """Runs of one commit on one device and day become one document, oldest first.
+
+    A peer that could not run beside the others has a run of its own; what an earlier run measured
+    stays.
+    """
+    joined: dict[tuple[str, ...], Document] = {}
+    for document in documents:
+        key = (document["commit"], document["device"], document["driver"], _date(document)[:10])
+        first = joined.setdefault(key, {**document, "rows": []})
+        known = {_identity(row) for row in first["rows"]}
+        first["rows"] += [row for row in document["rows"] if _identity(row) not in known]
+    return list(joined.values())
+
+
+def _date(document: Document) -> str:
+    return str(document["date"])
+
+
+def _identity(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("workload", "causal", "impl", "pass", "protocol"))
 
 
 def replace_section(text: str, name: str, body: str) -> str:

@@ -91,7 +91,8 @@ _SUMMARY_HEAD = (
     "peak MiB, ours / torchscale",
 )
 _LEGEND = (
-    "Milliseconds of sustained load; each line's figures were measured in turn, in one process. "
+    "Milliseconds of sustained load; a line's figures come from one commit, device and day, the "
+    "peers in turn. "
     "TFLOP/s counts every branch on its own. *floor*: the distinct products at the rate of a large "
     "matrix product, or the bytes at the rate of a copy, whichever is longer. *library bound*: the "
     "fastest library attention called for every branch, with no merge. *sdpa-views*: the same with "

@@ -72,6 +72,22 @@ def results(tree: Path) -> Path:
     return tree / "benchmarks" / "results"
 
 
+def test_runs_of_one_commit_are_one(tree: Path) -> None:
+    first = [make_row("longnet-128k", "ours", 2.0), make_row("longnet-128k", "torchscale", 9.0)]
+    second = [make_row("longnet-128k", "ours", 3.0), make_row("longnet-128k", "sdpa-views", 4.0)]
+    save(results(tree), "ops-a.json", make_document("2026-01-02T01:00:00", first))
+    save(results(tree), "ops-b.json", make_document("2026-01-02T02:00:00", second))
+    other = make_document("2026-01-02T03:00:00", [], commit="f" * 16)
+    save(results(tree), "ops-c.json", other)
+    joined, last = report.load(results(tree))
+    assert [(row["impl"], row["ms"]) for row in joined["rows"]] == [
+        ("ours", 2.0),
+        ("torchscale", 9.0),
+        ("sdpa-views", 4.0),
+    ]
+    assert last["commit"] == "f" * 16
+
+
 @pytest.mark.parametrize("name", ["README.md", "docs/performance.md"])
 def test_documents_say_what_the_committed_results_say(name: str) -> None:
     text = (ROOT / name).read_text()
