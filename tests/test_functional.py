@@ -221,8 +221,19 @@ def test_autocast_casts_the_inputs(device):
 WRONG = {
     "no branches": ({"segment_lengths": [], "dilation_rates": []}, ValueError, "at least 1, got 0"),
     "unequal lists": ({"segment_lengths": [8]}, ValueError, "same length.*got 1 and 2"),
-    "segment of 0": ({"segment_lengths": [8, 0]}, ValueError, "segment_lengths.*positive, got 0"),
-    "negative rate": ({"dilation_rates": [1, -2]}, ValueError, "dilation_rates.*positive, got -2"),
+    "segment of 0": ({"segment_lengths": [8, 0]}, ValueError, "segment_lengths.*positive.*got 0"),
+    "segment past 64 bits": ({"segment_lengths": [8, 2**70]}, ValueError, "segment_lengths.*2.63"),
+    "negative rate": ({"dilation_rates": [1, -2]}, ValueError, "dilation_rates.*positive.*got -2"),
+    "rate past 32 bits": ({"dilation_rates": [1, 2**31]}, ValueError, "dilation_rates.*2.31"),
+    "causal as a word": ({"is_causal": "no"}, TypeError, "is_causal must be a bool, got 'no'"),
+    "causal as a tensor": (
+        {"is_causal": torch.tensor(True)},
+        TypeError,
+        "is_causal must be a bool",
+    ),
+    "scale as a word": ({"scale": "a"}, TypeError, "scale must be a number, got 'a'"),
+    "scale of nan": ({"scale": float("nan")}, ValueError, "scale must be finite, got nan"),
+    "dropout as a word": ({"dropout_p": "a"}, TypeError, "dropout_p must be a number, got 'a'"),
     "float rate": ({"dilation_rates": [1, 2.0]}, TypeError, "dilation_rates must be a sequence of"),
     "bare number": ({"segment_lengths": 8}, TypeError, "segment_lengths must be a sequence of"),
     "offsets' name": ({"head_offsets": "spiral"}, ValueError, "'interleaved', 'blocked'.*'spiral'"),
@@ -260,6 +271,21 @@ def test_wrong_arguments_are_named(case, cache):
     call = {"query": q, "key": k, "value": v, "segment_lengths": [8, 16], "dilation_rates": [1, 2]}
     with pytest.raises(error, match=message):
         dilated_attention(**{**call, **options}, pattern_cache=cache)
+
+
+@pytest.mark.parametrize("cache", [True, "x"])
+def test_what_is_no_cache_is_refused(cache):
+    q, k, v = make_qkv(40, dtype=torch.float32)
+    with pytest.raises(TypeError, match="pattern_cache must be a PatternCache, None or False"):
+        dilated_attention(q, k, v, [8], [1], pattern_cache=cache)
+
+
+def test_parameters_use_the_cache():
+    cache = PatternCache()
+    weight = torch.nn.Parameter(torch.randn(1, 40, 4, 16))
+    for _ in range(3):
+        dilated_attention(weight, weight, weight, [8], [1], pattern_cache=cache)
+    assert (cache.statistics().misses, cache.statistics().hits) == (1, 2)
 
 
 def test_unknown_keywords_are_refused():

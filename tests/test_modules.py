@@ -340,3 +340,15 @@ def test_multihead_under_autocast(device):
     torch.testing.assert_close(out.float(), expected, atol=0.05, rtol=0.05)
     out.float().square().sum().backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in module.parameters())
+
+
+def test_settings_are_checked_at_construction():
+    with pytest.raises(TypeError, match="scale must be a number"):
+        DilatedAttention([4], [1], scale="x")
+    with pytest.raises(TypeError, match="pattern_cache must be"):
+        DilatedAttention([4], [1], pattern_cache="x")
+    with pytest.raises(ValueError, match="gamma_init must be at least 0, got -1"):
+        MultiheadDilatedAttention(8, 4, [4], [1], gamma_init=-1)
+    layer = MultiheadDilatedAttention(8, 4, [4], [1])
+    with pytest.raises(TypeError, match="query must be a tensor, got str"):
+        layer("x")

@@ -83,7 +83,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward_cpu(
     const std::optional<at::Tensor>& pattern) {
   const AttentionCall call{query,     key,   value,   segment_lengths, dilation_rates, head_offsets,
                            is_causal, scale, padding, dropout_p,       dropout_seed,   pattern};
-  check_call(call);
+  check_backward(call, {grad_out, grad_lse, out, lse});
   BackwardCall backward = prepare_backward(call, {grad_out, grad_lse, out, lse});
   fill_delta(backward);
   std::vector<int32_t> words;
@@ -117,24 +117,36 @@ ForwardCall prepare_forward(const AttentionCall& call) {
   return forward;
 }
 
+void check_backward(const AttentionCall& call, const BackwardInputs& inputs) {
+  check_call(call);
+  const at::Tensor& query = call.query;
+  const auto like_query = [&](const at::Tensor& tensor, const char* name) {
+    TORCH_CHECK_VALUE(tensor.sym_sizes() == query.sym_sizes() &&
+                          tensor.scalar_type() == query.scalar_type() &&
+                          tensor.device() == query.device(),
+                      name, ": must have the shape, dtype and device of query, ", query.sym_sizes(),
+                      " ", query.scalar_type(), " ", query.device(), ", got ", tensor.sym_sizes(),
+                      " ", tensor.scalar_type(), " ", tensor.device());
+  };
+  like_query(inputs.grad_out, "grad_out");
+  like_query(inputs.out, "out");
+  const std::array<c10::SymInt, 3> rows{query.sym_size(0), query.sym_size(2), query.sym_size(1)};
+  const auto row_sums = [&](const at::Tensor& tensor, const char* name) {
+    TORCH_CHECK_VALUE(
+        tensor.sym_sizes() == c10::SymIntArrayRef(rows) && tensor.device() == query.device(), name,
+        ": must be [batch, heads, seq_len] = ", c10::SymIntArrayRef(rows), " on ", query.device(),
+        ", got ", tensor.sym_sizes(), " on ", tensor.device());
+  };
+  row_sums(inputs.lse, "lse");
+  TORCH_CHECK_VALUE(inputs.lse.scalar_type() == lse_dtype(query), "lse: must be ", lse_dtype(query),
+                    ", got ", inputs.lse.scalar_type());
+  if (inputs.grad_lse.has_value() && inputs.grad_lse->defined()) {
+    row_sums(*inputs.grad_lse, "grad_lse");
+  }
+}
+
 BackwardCall prepare_backward(const AttentionCall& call, const BackwardInputs& inputs) {
   const at::Tensor& query = call.query;
-  TORCH_CHECK_VALUE(inputs.grad_out.sizes() == query.sizes() &&
-                        inputs.grad_out.scalar_type() == query.scalar_type() &&
-                        inputs.grad_out.device() == query.device(),
-                    "grad_out: must have the shape, dtype and device of query, ", query.sizes(),
-                    " ", query.scalar_type(), " ", query.device(), ", got ",
-                    inputs.grad_out.sizes(), " ", inputs.grad_out.scalar_type(), " ",
-                    inputs.grad_out.device());
-  TORCH_CHECK_VALUE(
-      inputs.out.sizes() == query.sizes() && inputs.out.scalar_type() == query.scalar_type(),
-      "out: must have the shape and dtype of query, ", query.sizes(), " ", query.scalar_type(),
-      ", got ", inputs.out.sizes(), " ", inputs.out.scalar_type());
-  const std::array<int64_t, 3> rows{query.size(0), query.size(2), query.size(1)};
-  TORCH_CHECK_VALUE(
-      inputs.lse.sizes() == at::IntArrayRef(rows) && inputs.lse.scalar_type() == lse_dtype(query),
-      "lse: must be [batch, heads, seq_len] = ", at::IntArrayRef(rows), " ", lse_dtype(query),
-      ", got ", inputs.lse.sizes(), " ", inputs.lse.scalar_type());
   BackwardCall backward;
   backward.query = readable(query);
   backward.key = readable(call.key);
@@ -143,9 +155,6 @@ BackwardCall prepare_backward(const AttentionCall& call, const BackwardInputs& i
   backward.out = readable(inputs.out);
   backward.lse = inputs.lse.contiguous();
   if (inputs.grad_lse.has_value() && inputs.grad_lse->defined()) {
-    TORCH_CHECK_VALUE(inputs.grad_lse->sizes() == at::IntArrayRef(rows),
-                      "grad_lse: must have the shape of lse, ", at::IntArrayRef(rows), ", got ",
-                      inputs.grad_lse->sizes());
     backward.grad_lse = inputs.grad_lse->to(lse_dtype(query)).contiguous();
   }
   backward.delta = at::empty_like(backward.lse);

@@ -25,6 +25,9 @@ struct BackwardInputs {
   const at::Tensor& lse;
 };
 
+/// Throws c10::ValueError where the forward's arguments or these are wrong. Works on fake tensors.
+void check_backward(const AttentionCall& call, const BackwardInputs& inputs);
+
 /// Likewise for a backward call; delta is allocated for the device to fill.
 struct BackwardCall {
   at::Tensor grad_query, grad_key, grad_value;

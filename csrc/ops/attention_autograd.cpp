@@ -116,10 +116,15 @@ std::tuple<at::Tensor, at::Tensor> attention_meta(
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward_meta(
-    const at::Tensor&, const OptionalTensor&, const at::Tensor& query, const at::Tensor& key,
-    const at::Tensor& value, const at::Tensor&, const at::Tensor&, at::IntArrayRef, at::IntArrayRef,
-    const OptionalTensor&, bool, std::optional<double>, std::string_view, double,
-    const OptionalTensor&, const OptionalTensor&) {
+    const at::Tensor& grad_out, const OptionalTensor& grad_lse, const at::Tensor& query,
+    const at::Tensor& key, const at::Tensor& value, const at::Tensor& out, const at::Tensor& lse,
+    at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
+    const OptionalTensor& head_offsets, bool is_causal, std::optional<double> scale,
+    std::string_view padding, double dropout_p, const OptionalTensor& dropout_seed,
+    const OptionalTensor& pattern) {
+  check_backward({query, key, value, segment_lengths, dilation_rates, head_offsets, is_causal,
+                  scale, padding, dropout_p, dropout_seed, pattern},
+                 {grad_out, grad_lse, out, lse});
   const auto like = [](const at::Tensor& tensor) {
     return tensor.new_empty_symint(tensor.sym_sizes());
   };

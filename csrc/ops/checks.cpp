@@ -54,6 +54,20 @@ Padding padding_of(std::string_view padding) {
   return padding == "zeros" ? Padding::kZeros : Padding::kMasked;
 }
 
+/// The lists alone, so that a call without data is checked too.
+void check_branches(const AttentionCall& call) {
+  PatternSpec spec;
+  spec.seq_len = 1;
+  spec.segment_lengths = call.segment_lengths.vec();
+  spec.dilation_rates = call.dilation_rates.vec();
+  spec.head_offsets.assign(spec.segment_lengths.size(), 0);
+  try {
+    validate(spec);
+  } catch (const std::invalid_argument& error) {
+    C10_THROW_ERROR(ValueError, error.what());
+  }
+}
+
 void check_offsets(const AttentionCall& call) {
   if (!call.head_offsets.has_value()) {
     return;
@@ -116,6 +130,7 @@ void check_call(const AttentionCall& call) {
                     "query: 1 <= head_dim <= 256 must hold, got ", call.query.sym_size(3));
   padding_of(call.padding);
   check_dropout(call);
+  check_branches(call);
   check_offsets(call);
   check_pattern(call);
 }

@@ -78,7 +78,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward_cuda(
     const OptionalTensor& pattern) {
   const AttentionCall call{query,     key,   value,   segment_lengths, dilation_rates, head_offsets,
                            is_causal, scale, padding, dropout_p,       dropout_seed,   pattern};
-  check_call(call);
+  check_backward(call, {grad_out, grad_lse, out, lse});
   const c10::cuda::CUDAGuard guard(query.device());
   BackwardCall backward = prepare_backward(call, {grad_out, grad_lse, out, lse});
   const at::Tensor words = place_pattern(call, backward.args);

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 
 #include "kernels/cpu/gather.h"
 #include "ops/checks.h"
@@ -42,8 +43,9 @@ void check_branch(const at::Tensor& input, const BranchCall& branch) {
                     input.dim(), " dimensions ", input.sym_sizes());
   TORCH_CHECK_VALUE(branch.segment_length > 0, "segment_length: must be positive, got ",
                     branch.segment_length);
-  TORCH_CHECK_VALUE(branch.dilation_rate > 0, "dilation_rate: must be positive, got ",
-                    branch.dilation_rate);
+  TORCH_CHECK_VALUE(
+      0 < branch.dilation_rate && branch.dilation_rate <= std::numeric_limits<int32_t>::max(),
+      "dilation_rate: must be positive and below 2^31, got ", branch.dilation_rate);
   TORCH_CHECK_VALUE(branch.start >= 0, "start: must not be negative, got ", branch.start);
   dtype_of(input);
 }
@@ -122,10 +124,16 @@ at::Tensor gather_meta(const at::Tensor& input, int64_t segment_length, int64_t 
                                  input.sym_size(2), input.sym_size(3)});
 }
 
-at::Tensor scatter_add_meta(const at::Tensor& input, const at::Tensor&, int64_t segment_length,
-                            int64_t dilation_rate, const OptionalTensor& head_offsets,
-                            int64_t start) {
-  check_branch(input, {segment_length, dilation_rate, head_offsets, start});
+at::Tensor scatter_add_meta(const at::Tensor& input, const at::Tensor& packed,
+                            int64_t segment_length, int64_t dilation_rate,
+                            const OptionalTensor& head_offsets, int64_t start) {
+  const BranchCall branch{segment_length, dilation_rate, head_offsets, start};
+  check_branch(input, branch);
+  const std::array<c10::SymInt, 4> sizes{input.sym_size(0), count_slots(input.sym_size(1), branch),
+                                         input.sym_size(2), input.sym_size(3)};
+  TORCH_CHECK_VALUE(packed.sym_sizes() == c10::SymIntArrayRef(sizes),
+                    "packed: must have the shape that gather gives, ", c10::SymIntArrayRef(sizes),
+                    ", got ", packed.sym_sizes());
   return input.new_empty_symint(input.sym_sizes());
 }
 

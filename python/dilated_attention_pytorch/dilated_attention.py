@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .functional import CacheArgument, attend, check_dropout
+from .functional import CacheArgument, attend, check_cache, check_dropout, check_scale
 from .pattern import HeadOffsets, Padding, Scheme
 
 
@@ -40,9 +40,9 @@ class DilatedAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.scheme = Scheme.make(segment_lengths, dilation_rates, head_offsets, padding)
-        self.scale = scale
+        self.scale = check_scale(scale)
         self.dropout = check_dropout(dropout)
-        self.pattern_cache = pattern_cache
+        self.pattern_cache = check_cache(pattern_cache)
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool = False

@@ -85,7 +85,7 @@ def create_multihead_dilated_attention(
 
 
 def _class_of(attention_type: str) -> type[DilatedAttention]:
-    if attention_type not in _TYPES:
+    if not isinstance(attention_type, str) or attention_type not in _TYPES:
         raise ValueError(f"attention_type must be one of {list(_TYPES)}, got {attention_type!r}")
     return _TYPES[attention_type]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from . import ops
 from .pattern import HeadOffsets, Padding, PatternCache, PatternSpec, Scheme, default_pattern_cache
@@ -66,6 +68,9 @@ def dilated_attention(
         TypeError, ValueError: naming the argument, what must hold and what was given.
     """
     scheme = Scheme.make(segment_lengths, dilation_rates, head_offsets, padding)
+    check_scale(scale)
+    check_dropout(dropout_p, "dropout_p")
+    check_cache(pattern_cache)
     out, lse = attend(
         query,
         key,
@@ -94,8 +99,11 @@ def attend(
     _check_tensor(query, "query")
     _check_tensor(key, "key")
     _check_tensor(value, "value")
+    if is_causal is not True and is_causal is not False:
+        raise TypeError(f"is_causal must be a bool, got {is_causal!r}")
     # Compilers and tensor subclasses (fake tensors among them) must not meet the cache's tensors.
-    if pattern_cache is False or torch.compiler.is_compiling() or type(query) is not Tensor:
+    is_plain = type(query) is Tensor or type(query) is Parameter
+    if pattern_cache is False or torch.compiler.is_compiling() or not is_plain:
         offsets = None
         if scheme.head_offsets != "interleaved":
             table = scheme.offset_table(query.size(2))
@@ -135,11 +143,33 @@ def attend(
     )
 
 
-def check_dropout(dropout: float) -> float:
-    """A module's dropout probability; raises ValueError outside 0 <= dropout < 1."""
+def check_dropout(dropout: float, name: str = "dropout") -> float:
+    """A dropout probability; raises TypeError if it is no number, ValueError outside [0, 1)."""
+    _check_number(dropout, name)
     if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
+        raise ValueError(f"{name} must be at least 0 and below 1, got {dropout}")
     return dropout
+
+
+def check_scale(scale: float | None) -> float | None:
+    """Raises TypeError if it is no number, ValueError if it is not finite."""
+    if scale is not None:
+        _check_number(scale, "scale")
+        if not math.isfinite(scale):
+            raise ValueError(f"scale must be finite, got {scale}")
+    return scale
+
+
+def check_cache(pattern_cache: CacheArgument) -> CacheArgument:
+    """Raises TypeError if it is not what `pattern_cache` takes."""
+    if pattern_cache is None or pattern_cache is False or isinstance(pattern_cache, PatternCache):
+        return pattern_cache
+    raise TypeError(f"pattern_cache must be a PatternCache, None or False, got {pattern_cache!r}")
+
+
+def _check_number(value: float, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def _check_tensor(tensor: Tensor, name: str) -> None:

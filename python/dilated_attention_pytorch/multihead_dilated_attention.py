@@ -62,6 +62,8 @@ class MultiheadDilatedAttention(nn.Module):
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         _check_heads(embed_dim, num_heads, num_kv_heads)
+        if not gamma_init >= 0:
+            raise ValueError(f"gamma_init must be at least 0, got {gamma_init}")
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
@@ -113,7 +115,8 @@ class MultiheadDilatedAttention(nn.Module):
     ) -> tuple[Tensor, None]:
         """[batch, seq_len, embed_dim] -> the same, and None for the weights, which never exist.
 
-        key is query by default, value is key. All have the same seq_len. Raises ValueError.
+        key is query by default, value is key. All have the same seq_len. Raises TypeError and
+        ValueError.
         """
         if key is None:
             if value is not None:
@@ -121,6 +124,8 @@ class MultiheadDilatedAttention(nn.Module):
             key = query
         value = key if value is None else value
         for tensor, name in ((query, "query"), (key, "key"), (value, "value")):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
             if tensor.dim() != 3 or tensor.size(2) != self.embed_dim:
                 raise ValueError(
                     f"{name} must be [batch, seq_len, embed_dim = {self.embed_dim}], "

@@ -176,6 +176,8 @@ def test_float64_on_cuda_is_refused(device: str) -> None:
         ({"grad_lse": rows(2, 24, 4)}, "grad_lse", "2, 24, 4"),
         ({"out": rows(2, 24, 2, 16)}, "out", "2, 24, 2"),
         ({"lse": rows(2, 4, 23)}, "lse", "23"),
+        ({"lse": rows(2, 4, 24).to("meta")}, "lse", "meta"),
+        ({"out": rows(2, 24, 4, 16).to("meta")}, "out", "meta"),
     ],
 )
 def test_backward_names_what_is_wrong(change: dict[str, Any], named: str, given: str) -> None:
@@ -261,3 +263,21 @@ def test_arguments_on_another_device_are_refused(device: str) -> None:
             torch.ops.dilated.attention(
                 q.cpu(), k.cpu(), v.cpu(), [8], [1], pattern=pattern.to(device)
             )
+
+
+@pytest.mark.parametrize(
+    ("lengths", "rates", "named"),
+    [([3, 4], [1], "dilation_rates"), ([0], [1], "segment_lengths"), ([4], [-1], "dilation_rates")],
+)
+def test_fake_calls_are_checked_too(lengths: list[int], rates: list[int], named: str) -> None:
+    x = torch.empty(1, 8, 2, 4, device="meta")
+    with pytest.raises(ValueError, match=named):
+        torch.ops.dilated.attention(x, x, x, lengths, rates)
+
+
+def test_fake_scatter_add_wants_the_shape_that_gather_gives() -> None:
+    x = torch.empty(1, 10, 2, 4, device="meta")
+    packed = torch.ops.dilated.gather(x, 10, 2)
+    assert torch.ops.dilated.scatter_add(x, packed, 10, 2).shape == x.shape
+    with pytest.raises(ValueError, match="packed"):
+        torch.ops.dilated.scatter_add(x, packed[:, :3], 10, 2)

@@ -23,10 +23,14 @@ class Branch:
     dilation_rate: int
 
     def __post_init__(self) -> None:
-        if self.segment_length < 1:
-            raise ValueError(f"segment_lengths must be positive, got {self.segment_length}")
-        if self.dilation_rate < 1:
-            raise ValueError(f"dilation_rates must be positive, got {self.dilation_rate}")
+        if not 1 <= self.segment_length < 2**63:
+            raise ValueError(
+                f"segment_lengths must be positive and below 2^63, got {self.segment_length}"
+            )
+        if not 1 <= self.dilation_rate < 2**31:
+            raise ValueError(
+                f"dilation_rates must be positive and below 2^31, got {self.dilation_rate}"
+            )
 
 
 def make_branches(
@@ -36,7 +40,7 @@ def make_branches(
 
     Raises:
         TypeError: one of them is not a sequence of integers.
-        ValueError: they are empty, differ in length, or hold a number below 1.
+        ValueError: they are empty, differ in length, or hold a number below 1 or too large.
     """
     lengths = _integers(segment_lengths, "segment_lengths")
     rates = _integers(dilation_rates, "dilation_rates")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -170,9 +171,13 @@ class PatternCache:
 
 
 def _capacity(value: int, name: str) -> int:
-    if value < 0:
+    try:
+        capacity = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if capacity < 0:
         raise ValueError(f"{name} must be at least 0, got {value}")
-    return value
+    return capacity
 
 
 _default = PatternCache()

@@ -93,6 +93,7 @@ def head_group_offsets(dilation_rates: Sequence[int], heads: int) -> OffsetTable
     Raises:
         ValueError: a rate below 1, or fewer heads than branches, which would leave a branch empty.
     """
+    dilation_rates = [operator.index(rate) for rate in dilation_rates]
     branches = len(dilation_rates)
     if not 1 <= branches <= heads:
         raise ValueError(
