@@ -90,12 +90,24 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
   }
 };
 
+/// Whether anything is to be derived, backward or forward: the latter is refused by
+/// AttentionFunction.
+bool is_differentiated(const at::Tensor& tensor) {
+  return (tensor.requires_grad() && at::GradMode::is_enabled()) ||
+         tensor._fw_grad(/*level=*/0).defined();
+}
+
 std::tuple<at::Tensor, at::Tensor> attention_autograd(
     const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
     at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
     const OptionalTensor& head_offsets, bool is_causal, std::optional<double> scale,
     std::string_view padding, double dropout_p, const OptionalTensor& dropout_seed,
     const OptionalTensor& pattern) {
+  if (!is_differentiated(query) && !is_differentiated(key) && !is_differentiated(value)) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return forward_op().call(query, key, value, segment_lengths, dilation_rates, head_offsets,
+                             is_causal, scale, padding, dropout_p, dropout_seed, pattern);
+  }
   const auto result =
       AttentionFunction::apply(query, key, value, segment_lengths, dilation_rates, head_offsets,
                                is_causal, scale, padding, dropout_p, dropout_seed, pattern);
@@ -108,8 +120,10 @@ std::tuple<at::Tensor, at::Tensor> attention_meta(
     const OptionalTensor& head_offsets, bool is_causal, std::optional<double> scale,
     std::string_view padding, double dropout_p, const OptionalTensor& dropout_seed,
     const OptionalTensor& pattern) {
-  check_call({query, key, value, segment_lengths, dilation_rates, head_offsets, is_causal, scale,
-              padding, dropout_p, dropout_seed, pattern});
+  const AttentionCall call{query,     key,   value,   segment_lengths, dilation_rates, head_offsets,
+                           is_causal, scale, padding, dropout_p,       dropout_seed,   pattern};
+  check_call(call);
+  check_branches(call);
   return {query.new_empty_symint(query.sym_sizes()),
           query.new_empty_symint({query.sym_size(0), query.sym_size(2), query.sym_size(1)},
                                  query.options().dtype(lse_dtype(query)))};
@@ -122,9 +136,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward_meta(
     const OptionalTensor& head_offsets, bool is_causal, std::optional<double> scale,
     std::string_view padding, double dropout_p, const OptionalTensor& dropout_seed,
     const OptionalTensor& pattern) {
-  check_backward({query, key, value, segment_lengths, dilation_rates, head_offsets, is_causal,
-                  scale, padding, dropout_p, dropout_seed, pattern},
-                 {grad_out, grad_lse, out, lse});
+  const AttentionCall call{query,     key,   value,   segment_lengths, dilation_rates, head_offsets,
+                           is_causal, scale, padding, dropout_p,       dropout_seed,   pattern};
+  check_backward(call, {grad_out, grad_lse, out, lse});
+  check_branches(call);
   const auto like = [](const at::Tensor& tensor) {
     return tensor.new_empty_symint(tensor.sym_sizes());
   };

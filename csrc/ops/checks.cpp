@@ -54,20 +54,6 @@ Padding padding_of(std::string_view padding) {
   return padding == "zeros" ? Padding::kZeros : Padding::kMasked;
 }
 
-/// The lists alone, so that a call without data is checked too.
-void check_branches(const AttentionCall& call) {
-  PatternSpec spec;
-  spec.seq_len = 1;
-  spec.segment_lengths = call.segment_lengths.vec();
-  spec.dilation_rates = call.dilation_rates.vec();
-  spec.head_offsets.assign(spec.segment_lengths.size(), 0);
-  try {
-    validate(spec);
-  } catch (const std::invalid_argument& error) {
-    C10_THROW_ERROR(ValueError, error.what());
-  }
-}
-
 void check_offsets(const AttentionCall& call) {
   if (!call.head_offsets.has_value()) {
     return;
@@ -85,7 +71,7 @@ void check_offsets(const AttentionCall& call) {
                     table.sym_sizes());
 }
 
-void check_pattern(const AttentionCall& call) {
+void check_words(const AttentionCall& call) {
   if (!call.pattern.has_value()) {
     return;
   }
@@ -130,9 +116,21 @@ void check_call(const AttentionCall& call) {
                     "query: 1 <= head_dim <= 256 must hold, got ", call.query.sym_size(3));
   padding_of(call.padding);
   check_dropout(call);
-  check_branches(call);
   check_offsets(call);
-  check_pattern(call);
+  check_words(call);
+}
+
+void check_branches(const AttentionCall& call) {
+  PatternSpec spec;
+  spec.seq_len = 1;
+  spec.segment_lengths = call.segment_lengths.vec();
+  spec.dilation_rates = call.dilation_rates.vec();
+  spec.head_offsets.assign(spec.segment_lengths.size(), 0);
+  try {
+    validate(spec);
+  } catch (const std::invalid_argument& error) {
+    C10_THROW_ERROR(ValueError, error.what());
+  }
 }
 
 PatternSpec spec_of(const AttentionCall& call) {
@@ -159,7 +157,7 @@ void check_contents(const at::Tensor& pattern, const PatternSpec& spec) {
                     "pattern: must be contiguous with at least ", kHeaderWords, " numbers, got ",
                     pattern.sizes(), " with strides ", pattern.strides());
   if (!pattern.is_cpu()) {
-    return;  // check_pattern() in kernels/cuda does it there
+    return;  // compare_fingerprint() in kernels/cuda does it there
   }
   const Header& header = PatternView{pattern.const_data_ptr<int32_t>()}.header();
   const uint64_t hash = fingerprint(spec);

@@ -31,6 +31,9 @@ struct AttentionCall {
 /// Ranks, sizes, dtypes, devices, dropout: all that needs no data. Works on fake tensors.
 void check_call(const AttentionCall& call);
 
+/// The lists of lengths and rates, for calls without data; spec_of() checks those of all others.
+void check_branches(const AttentionCall& call);
+
 /// The pattern's specification; throws c10::ValueError where the planner finds it wrong.
 PatternSpec spec_of(const AttentionCall& call);
 

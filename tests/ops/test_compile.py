@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from dilated_attention_pytorch import dilated_attention
@@ -163,6 +164,23 @@ def test_public_function_compiles(device: str) -> None:
     expected = loss_and_gradients(function, 50, device)
     for ours, theirs in zip(loss_and_gradients(compiled, 50, device), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_fake_calls_take_a_table_on_the_host_beside_tensors_on_a_gpu() -> None:
+    with FakeTensorMode():
+        q = torch.empty(2, 37, 4, 16, device="cuda")
+        table = torch.zeros(2, 4, dtype=torch.int64)
+        out, lse = torch.ops.dilated.attention(q, q, q, [8, 20], [1, 2], head_offsets=table)
+        grads = torch.ops.dilated.attention_backward(
+            out, None, q, q, q, out, lse, [8, 20], [1, 2], head_offsets=table
+        )
+        packed = torch.ops.dilated.gather(q, 8, 2, head_offsets=table[1])
+        spread = torch.ops.dilated.scatter_add(q, packed, 8, 2, head_offsets=table[1])
+        one, _ = torch.ops.dilated.segment_attention(q, q, q, 20, 2, head_offsets=table[1:])
+        for tensor in (out, lse, *grads, packed, spread, one):
+            assert tensor.device.type == "cuda"
+        with pytest.raises(ValueError, match="head_offsets: must be"):
+            torch.ops.dilated.attention(q, q, q, [8], [1], head_offsets=table)
 
 
 def test_meta_tensors_give_shapes_without_computing() -> None:

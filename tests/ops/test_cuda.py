@@ -153,16 +153,32 @@ def test_offsets_past_two_to_the_31() -> None:
 FOREIGN = """
 import torch, dilated_attention_pytorch
 from dilated_attention_pytorch import _C
-words = _C.plan(120, [32], [1], [0, 0], 2, 2, False, False, 0, 120, 0, 120, 64)
-pattern = torch.frombuffer(words, dtype=torch.int32).cuda()
+def plan(seq_len):
+    words = _C.plan(seq_len, [32], [1], [0, 0], 2, 2, False, False, 0, seq_len, 0, seq_len, 64)
+    return torch.frombuffer(words, dtype=torch.int32).cuda()
+pattern, foreign = plan(100), plan(120)
 q = torch.zeros(1, 100, 2, 16, device="cuda", dtype=torch.float16)
-torch.ops.dilated.attention(q, q, q, [32], [1], pattern=pattern)
-torch.cuda.synchronize()
+def attend(words):
+    torch.ops.dilated.attention(q, q, q, [32], [1], pattern=words)
+    torch.cuda.synchronize()
+attend(pattern)
+print("its own pattern passes")
+{misuse}
 """
 
 
-def test_a_pattern_of_another_call_stops_the_program() -> None:
-    done = subprocess.run([sys.executable, "-c", FOREIGN], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    "misuse",
+    [
+        "attend(foreign)",
+        "pattern[: len(foreign)] = foreign[: len(pattern)]; attend(pattern)",
+        "pattern.set_(foreign); attend(pattern)",
+    ],
+)
+def test_a_pattern_of_another_call_stops_the_program(misuse: str) -> None:
+    program = FOREIGN.replace("{misuse}", misuse)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "its own pattern passes" in done.stdout
     assert done.returncode != 0
     assert "pattern was planned for the arguments of this call" in done.stderr + done.stdout
     assert "device-side assert" in done.stderr

@@ -4,6 +4,7 @@ query is [B, N, H, D]; key and value are [B, N, Hkv, D] with Hkv dividing H. Arg
 ValueErrors that the library raises.
 """
 
+from . import fake as _fake  # noqa: F401  (registers)
 from .attention import attention, attention_backward
 from .gather import gather, scatter_add
 from .segment_attention import segment_attention

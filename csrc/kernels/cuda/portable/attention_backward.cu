@@ -7,6 +7,7 @@
 #include "kernels/cuda/portable/attention_backward.cuh"
 #include "kernels/cuda/portable/backward_query.cuh"
 #include "kernels/cuda/portable/backward_scalar.cuh"
+#include "kernels/cuda/primitives/launch.cuh"
 
 namespace dilated::kernels::cuda {
 namespace {
@@ -39,19 +40,6 @@ cudaError_t find_device(Device& device) {
                                    index);
   }
   return error;
-}
-
-template <typename Kernel, typename Call>
-cudaError_t launch_kernel(Kernel kernel, const Call& call, int64_t blocks, int threads,
-                          size_t shared_bytes, cudaStream_t stream) {
-  const cudaError_t error = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-  if (error != cudaSuccess) {
-    return error;
-  }
-  kernel<<<static_cast<unsigned>(std::min(blocks, kMaxBlocks)), threads, shared_bytes, stream>>>(
-      call);
-  return cudaGetLastError();
 }
 
 /// One block for each tile if tiles are full; where there are more tiles than that, blocks take
@@ -104,8 +92,8 @@ bool launch_keys(const Launch& launch, cudaError_t& error) {
   const int64_t blocks = std::min(
       count_blocks(args.keys, args.kv_heads, args.batch),
       static_cast<int64_t>(launch.device.multiprocessors) * std::max<int64_t>(1, Shape::kBlocks));
-  error = launch_kernel(attention_backward_kernel<Element, kWidth, kKeys>, call, blocks,
-                        Shape::kThreads, bytes, launch.stream);
+  error = launch_kernel<attention_backward_kernel<Element, kWidth, kKeys>>(
+      call, blocks, Shape::kThreads, bytes, launch.stream);
   return true;
 }
 
@@ -121,9 +109,9 @@ cudaError_t launch_queries(const Launch& launch) {
                                aligned(args.value),
                                aligned(args.grad_out),
                                aligned(args.grad_query)};
-  return launch_kernel(backward_query_kernel<Element, kWidth>, call,
-                       count_blocks(args.queries, args.heads, args.batch), Shape::kThreads,
-                       sizeof(BackwardQueryMemory<Shape>), launch.stream);
+  return launch_kernel<backward_query_kernel<Element, kWidth>>(
+      call, count_blocks(args.queries, args.heads, args.batch), Shape::kThreads,
+      sizeof(BackwardQueryMemory<Shape>), launch.stream);
 }
 
 template <typename Element>
@@ -151,16 +139,15 @@ template <typename Element, int kWidth>
 cudaError_t launch_scalar(const Launch& launch) {
   using Shape = ScalarShape<kWidth>;
   const BackwardArgs& args = launch.args;
-  const cudaError_t error =
-      launch_kernel(backward_scalar_kernel<Element, kWidth, true>, args,
-                    count_blocks(args.keys, args.kv_heads, args.batch), Shape::kThreads,
-                    sizeof(ScalarMemory<kWidth>), launch.stream);
+  const cudaError_t error = launch_kernel<backward_scalar_kernel<Element, kWidth, true>>(
+      args, count_blocks(args.keys, args.kv_heads, args.batch), Shape::kThreads,
+      sizeof(ScalarMemory<kWidth>), launch.stream);
   if (error != cudaSuccess) {
     return error;
   }
-  return launch_kernel(backward_scalar_kernel<Element, kWidth, false>, args,
-                       count_blocks(args.queries, args.heads, args.batch), Shape::kThreads,
-                       sizeof(ScalarMemory<kWidth>), launch.stream);
+  return launch_kernel<backward_scalar_kernel<Element, kWidth, false>>(
+      args, count_blocks(args.queries, args.heads, args.batch), Shape::kThreads,
+      sizeof(ScalarMemory<kWidth>), launch.stream);
 }
 
 /// The shapes to try, largest first.

@@ -1,11 +1,11 @@
 // Launches the forward pass: from run-time dtype and head_dim to a kernel.
-#include <algorithm>
 #include <cstdint>
 #include <limits>
 
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/portable/attention_forward.cuh"
 #include "kernels/cuda/portable/attention_forward_float.cuh"
+#include "kernels/cuda/primitives/launch.cuh"
 
 namespace dilated::kernels::cuda {
 namespace {
@@ -13,39 +13,27 @@ namespace {
 constexpr int64_t kRowTile = 64;         // of the pattern
 constexpr size_t kSharedBytes = 101376;  // that a block may have on every GPU from sm_80 on
 
-using Kernel = void (*)(ForwardCall);
-
 /// One block for each tile if tiles are full. Blocks that find nothing end at once; where there are
 /// more tiles than that, blocks take several.
-cudaError_t launch(Kernel kernel, const ForwardCall& call, int threads, size_t shared_bytes,
-                   cudaStream_t stream) {
-  const ForwardArgs& args = call.args;
-  const cudaError_t error = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-  if (error != cudaSuccess) {
-    return error;
-  }
+int64_t count_blocks(const ForwardArgs& args) {
   const int64_t tiles = (args.queries + kRowTile - 1) / kRowTile * args.heads * args.batch;
-  const int64_t blocks =
-      std::min<int64_t>(tiles + tiles / 4 + 1, std::numeric_limits<int32_t>::max());
-  kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream>>>(call);
-  return cudaGetLastError();
+  return tiles + tiles / 4 + 1;
 }
 
 template <typename Element, int kHeadDim, int kWarps, int kWarpTiles>
 cudaError_t launch_tensor_cores(const ForwardCall& call, cudaStream_t stream) {
   using Shape = ForwardShape<kHeadDim, kWarps, kWarpTiles>;
   static_assert(sizeof(ForwardMemory<Shape>) <= kSharedBytes);
-  return launch(attention_forward_kernel<Element, kHeadDim, kWarps, kWarpTiles>, call,
-                Shape::kThreads, sizeof(ForwardMemory<Shape>), stream);
+  return launch_kernel<attention_forward_kernel<Element, kHeadDim, kWarps, kWarpTiles>>(
+      call, count_blocks(call.args), Shape::kThreads, sizeof(ForwardMemory<Shape>), stream);
 }
 
 template <int kHeadDim>
 cudaError_t launch_float(const ForwardCall& call, cudaStream_t stream) {
   using Shape = FloatShape<kHeadDim>;
   static_assert(sizeof(FloatMemory<Shape>) <= kSharedBytes);
-  return launch(attention_forward_float_kernel<kHeadDim>, call, Shape::kThreads,
-                sizeof(FloatMemory<Shape>), stream);
+  return launch_kernel<attention_forward_float_kernel<kHeadDim>>(
+      call, count_blocks(call.args), Shape::kThreads, sizeof(FloatMemory<Shape>), stream);
 }
 
 /// The width that holds head_dim, with the block that measured best on it. 128 rows halve what is

@@ -15,20 +15,20 @@ extern "C" __host__ __device__ void __assert_fail(const char* assertion, const c
 namespace dilated::kernels::cuda {
 namespace {
 
-__global__ void check_pattern_kernel(const int32_t* pattern, uint32_t low, uint32_t high) {
+__global__ void compare_fingerprint_kernel(const int32_t* pattern, uint32_t low, uint32_t high) {
   const Header& header = PatternView{pattern}.header();
   if (header.magic != kPatternMagic || header.fingerprint[0] != low ||
       header.fingerprint[1] != high) {
     __assert_fail("pattern was planned for the arguments of this call", "dilated::attention", 0,
-                  "check_pattern");
+                  "compare_fingerprint");
   }
 }
 
 }  // namespace
 
-cudaError_t check_pattern(const int32_t* pattern, uint64_t fingerprint, cudaStream_t stream) {
-  check_pattern_kernel<<<1, 1, 0, stream>>>(pattern, static_cast<uint32_t>(fingerprint),
-                                            static_cast<uint32_t>(fingerprint >> 32));
+cudaError_t compare_fingerprint(const int32_t* pattern, uint64_t fingerprint, cudaStream_t stream) {
+  compare_fingerprint_kernel<<<1, 1, 0, stream>>>(pattern, static_cast<uint32_t>(fingerprint),
+                                                  static_cast<uint32_t>(fingerprint >> 32));
   return cudaGetLastError();
 }
 

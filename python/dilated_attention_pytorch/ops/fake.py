@@ -1,0 +1,33 @@
+"""Fake calls (torch.compile, opcheck) of operators that take a table from the host.
+
+FakeTensorMode refuses operators whose tensors lie on two devices before it asks their Meta kernel,
+and `torch.library.register_fake` refuses operators that have one. The table of head offsets is a
+few numbers on the CPU beside tensors that may be on a GPU. So a fake call with such a table is
+repeated with the table where the others are, which for tensors without data is a matter of a label.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch._subclasses.fake_impls import register_op_impl
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+_dilated = torch.ops.dilated
+
+
+@register_op_impl(  # type: ignore[untyped-decorator, unused-ignore]
+    [
+        _dilated.attention.default,
+        _dilated.attention_backward.default,
+        _dilated.gather.default,
+        _dilated.scatter_add.default,
+    ]
+)
+def _with_table_on_device(mode: FakeTensorMode, func: Any, *args: Any, **kwargs: Any) -> Any:
+    table, device = kwargs.get("head_offsets"), args[0].device
+    if table is None or table.device == device:
+        return NotImplemented
+    with mode:
+        return func(*args, **{**kwargs, "head_offsets": table.to(device)})
