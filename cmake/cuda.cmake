@@ -80,7 +80,8 @@ function(dilated_add_cuda target)
     target_compile_definitions(${_name} PRIVATE C10_CUDA_NO_CMAKE_CONFIGURE_FILE)
     set_target_properties(${_name} PROPERTIES EXCLUDE_FROM_ALL ON)
   else()
-    target_compile_options(${_name} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--threads=2>) # architectures side by side
+    # Architectures and kernels of a file side by side: the files are few and hold dozens of kernels.
+    target_compile_options(${_name} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:--threads=2;--split-compile=0>")
     target_sources(${target} PRIVATE $<TARGET_OBJECTS:${_name}>)
     target_link_libraries(${target} PRIVATE CUDA::cudart
       "${DILATED_TORCH_DIR}/lib/libtorch_cuda.so" "${DILATED_TORCH_DIR}/lib/libc10_cuda.so")
