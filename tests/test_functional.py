@@ -280,6 +280,21 @@ def test_what_is_no_cache_is_refused(cache):
         dilated_attention(q, k, v, [8], [1], pattern_cache=cache)
 
 
+def test_a_call_is_checked_also_after_an_equal_one_was_right():
+    q, k, v = make_qkv(40, dtype=torch.float32)
+    lengths, rate = [8, 16], torch.tensor(2)
+    dilated_attention(q, k, v, lengths, [1, 2])
+    for wrong in ([1, 2.0], [True, 2.0], [1, 2, 2]):
+        with pytest.raises((TypeError, ValueError), match="dilation_rates"):
+            dilated_attention(q, k, v, lengths, wrong)
+    before = dilated_attention(q, k, v, lengths, [1, rate])
+    rate += 1  # under the same identity
+    lengths[1] = 24
+    after = dilated_attention(q, k, v, lengths, [1, rate])
+    assert torch.equal(after, dilated_attention(q, k, v, [8, 24], [1, 3]))
+    assert not torch.equal(before, after)
+
+
 def test_parameters_use_the_cache():
     cache = PatternCache()
     weight = torch.nn.Parameter(torch.randn(1, 40, 4, 16))

@@ -67,7 +67,8 @@ def dilated_attention(
     Raises:
         TypeError, ValueError: naming the argument, what must hold and what was given.
     """
-    scheme = Scheme.make(segment_lengths, dilation_rates, head_offsets, padding)
+    make = Scheme.make if torch.compiler.is_compiling() else Scheme.recall
+    scheme = make(segment_lengths, dilation_rates, head_offsets, padding)
     check_scale(scale)
     check_dropout(dropout_p, "dropout_p")
     check_cache(pattern_cache)

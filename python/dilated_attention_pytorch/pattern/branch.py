@@ -5,15 +5,15 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
 from .offsets import HeadOffsets, OffsetTable, normalize_head_offsets, offset_table
 
 Padding = Literal["masked", "zeros"]
 
 
-@dataclass(frozen=True, slots=True)
-class Branch:
+class Branch(NamedTuple):
     """Segments of `segment_length` positions, of which every `dilation_rate`-th takes part.
 
     LongNet, arXiv 2307.02486, eqs. 3-5: w and r. Nothing has to divide anything.
@@ -21,16 +21,6 @@ class Branch:
 
     segment_length: int
     dilation_rate: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.segment_length < 2**63:
-            raise ValueError(
-                f"segment_lengths must be positive and below 2^63, got {self.segment_length}"
-            )
-        if not 1 <= self.dilation_rate < 2**31:
-            raise ValueError(
-                f"dilation_rates must be positive and below 2^31, got {self.dilation_rate}"
-            )
 
 
 def make_branches(
@@ -49,6 +39,11 @@ def make_branches(
             "segment_lengths and dilation_rates must have the same length, at least 1, "
             f"got {len(lengths)} and {len(rates)}"
         )
+    for length, rate in zip(lengths, rates, strict=True):
+        if not 1 <= length < 2**63:
+            raise ValueError(f"segment_lengths must be positive and below 2^63, got {length}")
+        if not 1 <= rate < 2**31:
+            raise ValueError(f"dilation_rates must be positive and below 2^31, got {rate}")
     return tuple(Branch(length, rate) for length, rate in zip(lengths, rates, strict=True))
 
 
@@ -92,6 +87,25 @@ class Scheme:
             rates,
         )
 
+    @staticmethod
+    def recall(
+        segment_lengths: Sequence[int],
+        dilation_rates: Sequence[int],
+        head_offsets: HeadOffsets,
+        padding: Padding,
+    ) -> Scheme:
+        """As `make`, but remembers recent schemes; not for torch.compile to trace.
+
+        Only of plain integers and names: anything else may change under its old identity, or equal
+        what it is not, as 2.0 does.
+        """
+        lists = {type(segment_lengths), type(dilation_rates)} <= _SEQUENCES
+        if lists and type(head_offsets) is str and type(padding) is str:
+            lengths, rates = tuple(segment_lengths), tuple(dilation_rates)
+            if {*map(type, lengths), *map(type, rates)} == _INTEGERS:
+                return _recall(lengths, rates, head_offsets, padding)
+        return Scheme.make(segment_lengths, dilation_rates, head_offsets, padding)
+
     def offset_table(self, heads: int) -> OffsetTable:
         """[branches, heads]; raises ValueError if an explicit table has another number of heads."""
         return offset_table(self.head_offsets, self.dilation_rates, heads)
@@ -104,3 +118,8 @@ class Scheme:
             table = isinstance(self.head_offsets, tuple)
             text += f", head_offsets={'table' if table else repr(self.head_offsets)}"
         return text if self.padding == "masked" else f"{text}, padding={self.padding!r}"
+
+
+_SEQUENCES = {list, tuple}
+_INTEGERS = {int}
+_recall = lru_cache(maxsize=256)(Scheme.make)

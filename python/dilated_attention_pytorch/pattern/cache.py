@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .device_words import DeviceWords
+from .device_words import DeviceWords, PlainWords
 from .pattern import Pattern, PatternSpec
+from .transfers import CudaTransfers, Transfers
 
 _CPU = torch.device("cpu")
 
@@ -38,12 +39,15 @@ class CacheStatistics:
         return self.hits / lookups if lookups else 0.0
 
 
+_Words = DeviceWords | PlainWords
+
+
 class _Entry:
     __slots__ = ("copies", "nbytes", "pattern")
 
     def __init__(self, pattern: Pattern) -> None:
         self.pattern = pattern
-        self.copies: dict[torch.device, DeviceWords] = {}
+        self.copies: dict[torch.device, _Words] = {_CPU: PlainWords(pattern.words, _CPU)}
         self.nbytes = pattern.nbytes
 
 
@@ -63,13 +67,16 @@ class PatternCache:
         ValueError: a capacity below 0.
     """
 
+    _transfers: Transfers = CudaTransfers()
+
     def __init__(self, max_entries: int = 128, max_bytes: int = 256 * 2**20) -> None:
         self._lock = threading.Lock()
         self._entries: OrderedDict[PatternSpec, _Entry] = OrderedDict()
-        self._captured: set[DeviceWords] = set()
+        self._newest: _Entry | None = None
+        self._captured: set[_Words] = set()
         self._max_entries = _capacity(max_entries, "max_entries")
         self._max_bytes = _capacity(max_bytes, "max_bytes")
-        self._bytes = self._hits = self._misses = self._evictions = self._transfers = 0
+        self._bytes = self._hits = self._misses = self._evictions = self._copies_made = 0
 
     @property
     def max_entries(self) -> int:
@@ -90,7 +97,9 @@ class PatternCache:
             entry = self._entries.get(spec)
             if entry is not None:
                 self._hits += 1
-                self._entries.move_to_end(spec)
+                if entry is not self._newest:
+                    self._entries.move_to_end(spec)
+                    self._newest = entry
                 return entry.pattern, self._words(entry, device)
             self._misses += 1
         # Planned outside the lock, so that look-ups of other patterns need not wait.
@@ -98,30 +107,41 @@ class PatternCache:
         with self._lock:
             entry = self._entries.get(spec)
             if entry is None:
-                entry = self._entries[spec] = _Entry(pattern)
+                entry = self._entries[spec] = self._newest = _Entry(pattern)
                 self._bytes += entry.nbytes
             words = self._words(entry, device)
             self._evict()
             return entry.pattern, words
 
     def _words(self, entry: _Entry, device: torch.device) -> Tensor:
-        if device.type == "cpu":
-            return entry.pattern.words
-        copy = entry.copies.get(device)
-        if copy is None:
-            copy = entry.copies[device] = DeviceWords(entry.pattern.words, device)
-            entry.nbytes += copy.nbytes
-            self._bytes += copy.nbytes
-            self._transfers += 1
-            self._evict()
+        copy = entry.copies.get(device) or self._copy(entry, device)
         words, captured = copy.read()
         if captured:
             self._captured.add(copy)
         return words
 
+    def _copy(self, entry: _Entry, device: torch.device) -> _Words:
+        """The entry's words on a device that did not have them."""
+        device = _full_device(device)
+        if device in entry.copies:
+            return entry.copies[device]
+        copy: _Words
+        if device.type == "cuda":
+            copy = DeviceWords(entry.pattern.words, device, self._transfers)
+        else:
+            copy = PlainWords(entry.pattern.words, device)
+        entry.copies[device] = copy
+        entry.nbytes += copy.nbytes
+        self._bytes += copy.nbytes
+        self._copies_made += 1
+        self._evict()
+        return copy
+
     def _evict(self) -> None:
         while len(self._entries) > self._max_entries or self._bytes > self._max_bytes:
             _, entry = self._entries.popitem(last=False)
+            if entry is self._newest:
+                self._newest = None
             self._bytes -= entry.nbytes
             self._evictions += 1
 
@@ -133,7 +153,7 @@ class PatternCache:
                 self._hits,
                 self._misses,
                 self._evictions,
-                self._transfers,
+                self._copies_made,
             )
 
     def clear(self) -> None:
@@ -141,7 +161,8 @@ class PatternCache:
         with self._lock:
             self._entries.clear()
             self._captured.clear()
-            self._bytes = self._hits = self._misses = self._evictions = self._transfers = 0
+            self._newest = None
+            self._bytes = self._hits = self._misses = self._evictions = self._copies_made = 0
 
     def resize(self, *, max_entries: int | None = None, max_bytes: int | None = None) -> None:
         """Sets the capacities that are given and evicts what no longer fits."""
@@ -168,6 +189,13 @@ class PatternCache:
             f"PatternCache(max_entries={self._max_entries}, max_bytes={self._max_bytes}): "
             f"{self.statistics()}"
         )
+
+
+def _full_device(device: torch.device) -> torch.device:
+    """The name under which copies are kept: the CPU has no index, a GPU has one."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return _CPU if device.type == "cpu" else device
 
 
 def _capacity(value: int, name: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +18,7 @@ _PlanArguments = tuple[
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class PatternSpec:
+class PatternSpec(NamedTuple):
     """Everything that a pattern depends on; hashable, so it is the key of the caches.
 
     `queries` and `keys` are the positions (begin, end) that the rows of the query and of the
@@ -36,10 +36,6 @@ class PatternSpec:
     queries: tuple[int, int] = (0, -1)
     keys: tuple[int, int] = (0, -1)
     row_tile: int = 64
-
-    def __hash__(self) -> int:
-        # Of a few fields only, as every call hashes its specification; equality compares them all.
-        return hash((self.seq_len, self.heads, self.kv_heads, self.is_causal))
 
     def offset_table(self) -> OffsetTable:
         """[branches, heads], -1 where a head is not in a branch."""
