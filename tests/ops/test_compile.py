@@ -39,6 +39,11 @@ def samples(device: str, dtype: torch.dtype) -> list[Sample]:
     out, lse = torch.ops.dilated.attention(*plain, *branches)
     packed = torch.ops.dilated.gather(plain[0], 8, 2).requires_grad_()
     grad_lse = torch.randn_like(lse)
+    middle = (plain[0][:, 5:25], plain[1][:, 12:], plain[2][:, 12:], 37, 5, 12)
+    middle_pattern = plan_tensor(Spec(37, *branches, 4, 2, queries=(5, 25), keys=(12, 37)), device)
+    running = {"out": out[:, 5:25].to(lse.dtype), "lse": lse[:, :, 5:25]}
+    final = (out[:, 5:25], lse[:, :, 5:25])
+    backward = (final[0], grad_lse[:, :, 5:25], *middle[:3], *final, *middle[3:])
     return [
         ("attention", (q, k, v, *branches), {}),
         ("attention", (q, k, v, *branches), {"pattern": pattern}),
@@ -46,6 +51,11 @@ def samples(device: str, dtype: torch.dtype) -> list[Sample]:
         ("attention", (q, k, v, *branches), {"padding": "zeros"}),
         ("attention_backward", (out, None, *plain, out, lse, *branches), {}),
         ("attention_backward", (out, grad_lse, *plain, out, lse, *branches), {"pattern": pattern}),
+        ("attention_block", (*middle, *branches), {}),
+        ("attention_block", (*middle, *branches), {"pattern": middle_pattern, "partial": True}),
+        ("attention_block", (*middle, *branches), {**options, **running, "padding": "zeros"}),
+        ("attention_block_backward", (*backward, *branches), {}),
+        ("attention_block_backward", (*backward, *branches), {**options, "partial": True}),
         ("segment_attention", (q, k, v, 16, 3), {}),
         ("segment_attention", (q, k, v, 16, 3), {"padding": "zeros"}),
         ("gather", (q, 8, 3), {"start": 5}),
@@ -54,10 +64,10 @@ def samples(device: str, dtype: torch.dtype) -> list[Sample]:
     ]
 
 
-@pytest.mark.parametrize("index", range(11))
+@pytest.mark.parametrize("index", range(16))
 def test_opcheck(index: int, device: str) -> None:
     everything = samples(device, torch.float32)
-    assert len(everything) == 11
+    assert len(everything) == 16
     name, arguments, keywords = everything[index]
     torch.library.opcheck(getattr(torch.ops.dilated, name).default, arguments, keywords)
 
@@ -174,10 +184,13 @@ def test_fake_calls_take_a_table_on_the_host_beside_tensors_on_a_gpu() -> None:
         grads = torch.ops.dilated.attention_backward(
             out, None, q, q, q, out, lse, [8, 20], [1, 2], head_offsets=table
         )
+        block = torch.ops.dilated.attention_block(
+            q, q, q, 74, 37, 0, [8, 20], [1, 2], head_offsets=table
+        )
         packed = torch.ops.dilated.gather(q, 8, 2, head_offsets=table[1])
         spread = torch.ops.dilated.scatter_add(q, packed, 8, 2, head_offsets=table[1])
         one, _ = torch.ops.dilated.segment_attention(q, q, q, 20, 2, head_offsets=table[1:])
-        for tensor in (out, lse, *grads, packed, spread, one):
+        for tensor in (out, lse, *grads, *block, packed, spread, one):
             assert tensor.device.type == "cuda"
         with pytest.raises(ValueError, match="head_offsets: must be"):
             torch.ops.dilated.attention(q, q, q, [8], [1], head_offsets=table)
@@ -188,6 +201,10 @@ def test_meta_tensors_give_shapes_without_computing() -> None:
     out, lse = torch.ops.dilated.attention(q, q, q, [2048, 4096], [1, 2])
     assert out.shape == q.shape and out.dtype == torch.bfloat16
     assert lse.shape == (2, 12, 10**7) and lse.dtype == torch.float32
+    block = torch.ops.dilated.attention_block(
+        q[:, :50], q, q, 10**7, 0, 0, [2048], [1], partial=True
+    )
+    assert block[0].shape == (2, 50, 12, 64) and block[0].dtype == torch.float32
     packed = torch.ops.dilated.gather(q, 2048, 3)
     pieces, rest = divmod(10**7, 2048)
     assert packed.shape == (2, pieces * 683 + -(-rest // 3), 12, 64)

@@ -6,7 +6,16 @@ ValueErrors that the library raises.
 
 from . import fake as _fake  # noqa: F401  (registers)
 from .attention import attention, attention_backward
+from .attention_block import attention_block, attention_block_backward
 from .gather import gather, scatter_add
 from .segment_attention import segment_attention
 
-__all__ = ["attention", "attention_backward", "gather", "scatter_add", "segment_attention"]
+__all__ = [
+    "attention",
+    "attention_backward",
+    "attention_block",
+    "attention_block_backward",
+    "gather",
+    "scatter_add",
+    "segment_attention",
+]

@@ -21,6 +21,8 @@ _dilated = torch.ops.dilated
     [
         _dilated.attention.default,
         _dilated.attention_backward.default,
+        _dilated.attention_block.default,
+        _dilated.attention_block_backward.default,
         _dilated.gather.default,
         _dilated.scatter_add.default,
     ]
