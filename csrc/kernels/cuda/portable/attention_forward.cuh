@@ -43,20 +43,11 @@ __device__ void begin_tile(const ForwardCall& call, const TableView& table,
                            ForwardMemory<Shape>& memory) {
   const ForwardArgs& args = call.args;
   const WorkItem& work = memory.work;
-  read_rows(table, work, args, memory.rows);
-  __syncthreads();
-  const Run* runs = table.runs() + work.group.column_runs;
-  int32_t columns = work.group.columns;
-  int32_t lowest = INT_MAX, highest = INT_MAX;
-  if (args.is_causal) {
-    find_extent(memory.rows, lowest, highest);
-    columns = count_columns(runs, work.group.column_run_count, work.tile.origin, INT_MIN, highest);
-  }
-  const int32_t tiles = (columns + Shape::kKeys - 1) / Shape::kKeys;
+  const KeyList keys = begin_rows(table, work, args, memory.rows);
+  const int32_t tiles = (keys.columns + Shape::kKeys - 1) / Shape::kKeys;
   if (threadIdx.x / 32 == 0) {
-    memory.cursor =
-        ColumnCursor(runs, work.group.column_run_count, work.tile.origin, INT_MIN, highest);
-    memory.last_plain_position = lowest;
+    memory.cursor = keys.cursor();
+    memory.last_plain_position = keys.lowest;
     memory.key_tiles = tiles;
     __syncwarp();
 #pragma unroll 1

@@ -270,18 +270,9 @@ __device__ void forward_float_tile(const ForwardCall& call, const TableView& tab
                                    FloatMemory<Shape>& memory) {
   const ForwardArgs& args = call.args;
   const int32_t head_dim = static_cast<int32_t>(args.head_dim);
-  read_rows(table, work, args, memory.rows);
-  __syncthreads();
-  const Run* runs = table.runs() + work.group.column_runs;
-  int32_t columns = work.group.columns;
-  int32_t lowest = INT_MAX, highest = INT_MAX;
-  if (args.is_causal) {
-    find_extent(memory.rows, lowest, highest);
-    columns = count_columns(runs, work.group.column_run_count, work.tile.origin, INT_MIN, highest);
-  }
+  const KeyList keys = begin_rows(table, work, args, memory.rows);
   if (threadIdx.x / 32 == 0) {
-    memory.cursor =
-        ColumnCursor(runs, work.group.column_run_count, work.tile.origin, INT_MIN, highest);
+    memory.cursor = keys.cursor();
     __syncwarp();
   }
   copy_float_rows<kHeadDim>(memory.query, memory.rows.position,
@@ -291,11 +282,11 @@ __device__ void forward_float_tile(const ForwardCall& call, const TableView& tab
   const char* key = row_origin(args.key, work, key_head, key_begin, 4);
   const char* value = row_origin(args.value, work, key_head, key_begin, 4);
   FloatThread<Shape> thread(call, memory);
-  for (int32_t first = 0; first < columns; first += Shape::kKeys) {
+  for (int32_t first = 0; first < keys.columns; first += Shape::kKeys) {
     __syncthreads();
     if (threadIdx.x / 32 == 0) {
       ColumnCursor cursor = memory.cursor;
-      read_keys(cursor, first, lowest, memory.keys);
+      read_keys(cursor, first, keys.lowest, memory.keys);
       __syncwarp();
       memory.cursor = cursor;  // every lane writes the same
     }

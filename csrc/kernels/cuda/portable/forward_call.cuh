@@ -86,6 +86,37 @@ __device__ inline void find_extent(const QueryTile<kRows>& rows, int32_t& lowest
   highest = __reduce_max_sync(kAllLanes, highest);
 }
 
+/// The keys that a tile walks. If causal, they end at the tile's last row, and those up to
+/// `lowest`, its first, are seen by every row.
+struct KeyList {
+  const Run* runs;
+  int32_t run_count, origin, columns;
+  int32_t lowest, highest;  // positions of the rows, as far as the keys depend on them
+
+  __device__ ColumnCursor cursor() const {
+    return ColumnCursor(runs, run_count, origin, INT_MIN, highest);
+  }
+};
+
+/// The whole block: reads the rows and finds their keys.
+template <int kRows>
+__device__ inline KeyList begin_rows(const TableView& table, const WorkItem& work,
+                                     const ForwardArgs& args, QueryTile<kRows>& rows) {
+  read_rows(table, work, args, rows);
+  __syncthreads();
+  KeyList keys{table.runs() + work.group.column_runs,
+               work.group.column_run_count,
+               work.tile.origin,
+               work.group.columns,
+               INT_MAX,
+               INT_MAX};
+  if (args.is_causal) {
+    find_extent(rows, keys.lowest, keys.highest);
+    keys.columns = count_columns(keys.runs, keys.run_count, keys.origin, INT_MIN, keys.highest);
+  }
+  return keys;
+}
+
 /// One warp: the next key tile of the list. Keys after last_plain_position lie after some row.
 template <int kKeys>
 __device__ inline void read_keys(ColumnCursor& cursor, int32_t first, int32_t last_plain_position,
