@@ -182,17 +182,15 @@ def test_pinned_patterns_make_way_for_no_prefetched_one(machine):
 
 def test_a_repeated_sequence_is_copied_ahead(machine):
     for predict in (True, False):
-        cache = fake_cache(
-            machine, promote_after=100, hot_bytes=block_bytes(44, 44), predict=predict
-        )
+        cache = fake_cache(machine, promote_after=100, hot_bytes=block_bytes(44), predict=predict)
         for _ in range(6):
             for n in (40, 41, 42, 43, 44):
-                use(cache, machine, n, n)
+                use(cache, machine, n)
                 cache.drain()
         statistics = cache.statistics()
         # The 11th and 12th item have been followed by the same one twice: 13 to 30 are foretold.
         assert statistics.prefetch_hits == (18 if predict else 0)
-        assert statistics.hot_hits == 2 * statistics.prefetch_hits
+        assert statistics.hot_hits == statistics.prefetch_hits
 
 
 def test_a_pattern_in_the_making_is_waited_for(machine, monkeypatch):
@@ -239,6 +237,7 @@ def test_other_devices_have_a_tier_too():
 def test_clear_forgets_what_was_learnt(machine):
     cache = fake_cache(machine)
     use(cache, machine, *[40, 41, 42] * 3)
+    cache.drain()
     cache.clear()
     use(cache, machine, 40, 41)
     cache.drain()
