@@ -13,6 +13,7 @@ from .pattern import (
     TieredPatternCache,
     current_pattern_cache,
     default_pattern_cache,
+    default_tiered_pattern_cache,
     head_group_offsets,
     using_pattern_cache,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "create_multihead_dilated_attention",
     "current_pattern_cache",
     "default_pattern_cache",
+    "default_tiered_pattern_cache",
     "dilated_attention",
     "head_group_offsets",
     "include_path",

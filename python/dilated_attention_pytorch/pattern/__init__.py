@@ -6,7 +6,12 @@ The floor of the package: it stands on the planner in `_C` and on nothing else o
 from .base_cache import BasePatternCache
 from .branch import Branch, Padding, Scheme, make_branches
 from .cache import PatternCache
-from .current_cache import current_pattern_cache, default_pattern_cache, using_pattern_cache
+from .current_cache import (
+    current_pattern_cache,
+    default_pattern_cache,
+    default_tiered_pattern_cache,
+    using_pattern_cache,
+)
 from .offsets import HeadOffsets, head_group_offsets
 from .pattern import Pattern, PatternSpec
 from .statistics import CacheStatistics, TieredCacheStatistics
@@ -26,6 +31,7 @@ __all__ = [
     "TieredPatternCache",
     "current_pattern_cache",
     "default_pattern_cache",
+    "default_tiered_pattern_cache",
     "head_group_offsets",
     "make_branches",
     "using_pattern_cache",

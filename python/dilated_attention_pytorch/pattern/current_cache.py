@@ -8,14 +8,21 @@ from contextvars import ContextVar
 
 from .base_cache import BasePatternCache
 from .cache import PatternCache
+from .tiered_cache import TieredPatternCache
 
 _default = PatternCache()
+_default_tiered = TieredPatternCache()
 _current: ContextVar[BasePatternCache] = ContextVar("pattern_cache", default=_default)
 
 
 def default_pattern_cache() -> PatternCache:
     """The process's cache, used wherever no other is given."""
     return _default
+
+
+def default_tiered_pattern_cache() -> TieredPatternCache:
+    """The process's cache with two tiers, which `RingDilatedAttentionV3` uses."""
+    return _default_tiered
 
 
 def current_pattern_cache() -> BasePatternCache:
