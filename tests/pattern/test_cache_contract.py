@@ -90,6 +90,7 @@ def test_lookups_are_counted(make):
     assert statistics.hit_rate == 0.5
     assert (statistics.size, statistics.bytes) == (2, words_bytes(40, 41))
     assert (statistics.transfers, statistics.transfer_seconds) == (0, 0.0)
+    assert (statistics.device_bytes, statistics.waiting_seconds) == (0, 0.0)
     assert statistics.planning_seconds > 0.0
 
 
@@ -492,6 +493,7 @@ def test_a_pattern_that_two_threads_miss_is_planned_once(make, monkeypatch):
     for worker in workers:
         worker.join(10)
     assert planned == [BASE] and found[0] is found[1]
+    assert cache.statistics().waiting_seconds > 0.0
 
 
 @pytest.mark.parametrize(

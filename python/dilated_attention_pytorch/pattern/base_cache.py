@@ -74,7 +74,7 @@ class BasePatternCache(ABC):
         """Forgets all counts, and what else an empty cache should not know."""
         self._bytes = self._hits = self._misses = self._evictions = 0
         self._transfers_made = self._bytes_transferred = 0
-        self._planning_seconds = self._transfer_seconds = 0.0
+        self._planning_seconds = self._transfer_seconds = self._waiting_seconds = 0.0
 
     @property
     def max_entries(self) -> int:
@@ -125,6 +125,7 @@ class BasePatternCache(ABC):
         return {
             "size": len(self._entries),
             "bytes": self._bytes,
+            "device_bytes": self._bytes - sum(e.pattern.nbytes for e in self._entries.values()),
             "hits": self._hits,
             "misses": self._misses,
             "evictions": self._evictions,
@@ -132,6 +133,7 @@ class BasePatternCache(ABC):
             "bytes_transferred": self._bytes_transferred,
             "planning_seconds": self._planning_seconds,
             "transfer_seconds": self._transfer_seconds,
+            "waiting_seconds": self._waiting_seconds,
         }
 
     @abstractmethod
@@ -166,7 +168,10 @@ class BasePatternCache(ABC):
                 if pending is None:
                     mine = self._planning[spec] = Future()
                     break
+            began = time.perf_counter()
             entry = pending.result()
+            with self._lock:
+                self._waiting_seconds += time.perf_counter() - began
             if entry is not None:  # else it failed, and this thread finds out why
                 return entry
         made: Entry | None = None

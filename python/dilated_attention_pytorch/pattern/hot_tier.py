@@ -23,10 +23,10 @@ class HotTier:
         self.prefetches = self.prefetch_hits = self.wasted_prefetches = 0
 
     def counts(self) -> dict[str, int]:
-        """What TieredCacheStatistics says of it."""
+        """Its part in TieredCacheStatistics."""
         return {
             "hot_size": len(self.copies),
-            "hot_bytes": self.bytes,
+            "device_bytes": self.bytes,
             "promotions": self.promotions,
             "demotions": self.demotions,
             "prefetches": self.prefetches,

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 class CacheStatistics:
     """A snapshot. `size` counts patterns; `bytes` their words on the host and on all devices.
 
-    A look-up is a hit if the pattern was planned already, else a miss. `transfers` counts copies to
-    devices, a batch being one, and `bytes_transferred` their bytes. The seconds are the host's:
-    spent planning, and spent enqueuing copies. That of hits is not measured, as two readings of a
-    clock would cost about as much as a hit.
+    `device_bytes` are those on devices. A look-up is a hit if the pattern was planned already, else
+    a miss. `transfers` counts copies to devices, a batch being one, and `bytes_transferred` their
+    bytes. The seconds are the host's: spent planning, spent enqueuing copies (or waiting for them),
+    and spent waiting for a plan that another thread was making. That of hits is not measured, as
+    two readings of a clock would cost about as much as a hit.
     """
 
     size: int
     bytes: int
+    device_bytes: int
     hits: int
     misses: int
     evictions: int
@@ -24,6 +26,7 @@ class CacheStatistics:
     bytes_transferred: int
     planning_seconds: float
     transfer_seconds: float
+    waiting_seconds: float
 
     @property
     def hit_rate(self) -> float:
@@ -36,14 +39,12 @@ class CacheStatistics:
 class TieredCacheStatistics(CacheStatistics):
     """The same, by tier: hot is on a device, cold on the host.
 
-    `size` and `bytes` are of both, `hot_size` and `hot_bytes` of copies on devices. A hit is hot if
-    the device had the words, which includes those on their way. `prefetches` counts copies that
-    were made ahead, `prefetch_hits` those that were then used, `wasted_prefetches` those that were
-    dropped unused.
+    `hot_size` counts copies on devices. A hit is hot if the device had the words, which includes
+    those on their way. `prefetches` counts copies that were made ahead, `prefetch_hits` those that
+    were then used, `wasted_prefetches` those that were dropped unused.
     """
 
     hot_size: int
-    hot_bytes: int
     hot_hits: int
     cold_hits: int
     promotions: int
@@ -51,3 +52,8 @@ class TieredCacheStatistics(CacheStatistics):
     prefetches: int
     prefetch_hits: int
     wasted_prefetches: int
+
+    @property
+    def hot_bytes(self) -> int:
+        """Bytes of the hot tiers; `bytes - hot_bytes` are the cold one's."""
+        return self.device_bytes

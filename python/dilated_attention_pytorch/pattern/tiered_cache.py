@@ -114,10 +114,11 @@ class TieredPatternCache(BasePatternCache):
         with self._lock:
             tiers = [tier.counts() for tier in (HotTier(), *self._tiers.values())]
             hot = {name: sum(tier[name] for tier in tiers) for name in tiers[0]}
-            counts = self._counts()
-            counts["bytes"] += hot["hot_bytes"]
-            hits = {"hot_hits": self._hot_hits, "cold_hits": self._cold_hits}
-            return TieredCacheStatistics(**counts, **hits, **hot)
+            counts = {**self._counts(), **hot}
+            counts["bytes"] += hot["device_bytes"]
+            return TieredCacheStatistics(
+                **counts, hot_hits=self._hot_hits, cold_hits=self._cold_hits
+            )
 
     def resize(
         self,
