@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from dilated_attention_pytorch import PatternCache
@@ -19,7 +19,7 @@ from .timing import Stopwatch
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Milliseconds of a step, on average.
+    """Milliseconds of a step, on average (of like steps' kernels, the median).
 
     planning, transfer: the host's time to plan, and to enqueue copies; V3's are mostly on a thread
     of its own. waiting: the caller's, for a plan that this thread was making. management: the
@@ -68,7 +68,8 @@ def attach(clock: Clock, cache: BasePatternCache) -> None:
 def split(steps: Steps, numbers: Sequence[int], warm: int, stopwatch: Stopwatch) -> Split:
     """Of the numbered steps, after `warm` repetitions of the first one."""
     known = steps.with_cache(PatternCache())
-    kernel = fmean(kernel_ms(known, number, stopwatch) for number in numbers)
+    kernels = [kernel_ms(known, number, stopwatch) for number in numbers]
+    kernel = fmean(kernels) if steps.workload.is_changing else median(kernels)
     if steps.cache is None:
         return _split_without_cache(steps, known, numbers, kernel, stopwatch)
     for _ in range(warm):

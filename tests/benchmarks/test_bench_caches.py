@@ -14,10 +14,20 @@ from benchmarks.cache_workloads import CacheWorkload, slide_lengths
 from benchmarks.workloads import WORKLOADS
 
 NAMES = ["seed-1024", "seed-4096", "seed-16384", "longnet-128k", "slides"]
-ROW = (
-    "workload cache ms ms_p10 ms_p90 planning_ms transfer_ms management_ms kernel_ms gpu_mib "
-    "host_mib hit_rate"
-).split()
+ROW = [
+    "workload",
+    "cache",
+    "ms",
+    "ms_p10",
+    "ms_p90",
+    "planning_ms",
+    "transfer_ms",
+    "management_ms",
+    "kernel_ms",
+    "gpu_mib",
+    "host_mib",
+    "hit_rate",
+]
 
 
 @pytest.fixture
