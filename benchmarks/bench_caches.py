@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from dilated_attention_pytorch import TieredPatternCache
-from dilated_attention_pytorch.pattern import PatternSpec
+from dilated_attention_pytorch.pattern import BasePatternCache, PatternSpec
 
 from . import cache_options, schema
 from .cache_split import split
@@ -66,6 +66,13 @@ def rounds_of(
         size = max(1, len(workload.lengths) // rounds)
         return [range(first, first + size) for first in range(0, size * rounds, size)]
     return [range(max(1, round(round_ms / estimate)))] * rounds
+
+
+def forget(cache: BasePatternCache | None) -> None:
+    if isinstance(cache, TieredPatternCache):
+        cache.drain()
+    if cache is not None:
+        cache.clear()
 
 
 class Run:
@@ -128,8 +135,7 @@ class Run:
         rounds = rounds_of(workload, self._options.rounds, estimate, self._options.round_ms)
         if workload.is_changing:
             for steps in peers.values():
-                if steps.cache is not None:
-                    steps.cache.clear()
+                forget(steps.cache)
         samples = self._take_turns(workload, peers, rounds)
         for name, steps in peers.items():
             yield self._row(steps, name, samples[name])
