@@ -65,7 +65,7 @@ class FakeDevice:
         self._lock = threading.RLock()
         self._current = threading.local()
         self._streams: dict[int, list[Step]] = {}
-        self._buffers: list[Buffer] = []
+        self.buffers: list[Buffer] = []
         self._pinned: list[Tensor] = []
         self._capture: list[tuple[Buffer, slice]] | None = None
         self.seen: list[Tensor] = []  # what reads saw, in the order in which they ran
@@ -99,7 +99,7 @@ class FakeDevice:
         with self._lock:
             self.copies += 1
             buffer = Buffer(size, self.stream(device))
-            self._buffers.append(buffer)
+            self.buffers.append(buffer)
             shown = buffer.memory[:]
             weakref.finalize(shown, self._free, buffer)
             block = torch.from_numpy(shown)
@@ -176,6 +176,6 @@ class FakeDevice:
             self._enqueue(Step(0, lambda: buffer.memory.fill(GARBAGE)), buffer.owner)
 
     def _buffer(self, words: Tensor) -> tuple[Buffer, slice]:
-        (buffer,) = [buffer for buffer in self._buffers if buffer.holds(words.data_ptr())]
+        (buffer,) = [buffer for buffer in self.buffers if buffer.holds(words.data_ptr())]
         begin = (words.data_ptr() - buffer.memory.ctypes.data) // WORD_BYTES
         return buffer, slice(begin, begin + words.numel())

@@ -10,6 +10,7 @@ import torch
 from dilated_attention_pytorch import TieredPatternCache
 from dilated_attention_pytorch.pattern import Pattern, PatternSpec
 
+from .fake_device import SIDE_STREAM
 from .machines import FakeMachine
 from .test_cache_contract import BASE, CPU, META, seq_len_of, spec, words_bytes
 
@@ -145,6 +146,14 @@ def test_memory_of_a_batch_counts_until_its_last_pattern_goes(machine):
     use(cache, machine, 40, 41)
     cache.resize(hot_bytes=block - 1)
     assert cache.statistics().hot_bytes == 0 and cache.statistics().demotions == 2
+
+
+def test_copies_made_ahead_are_on_a_stream_of_their_own(machine):
+    cache = fake_cache(machine)
+    cache.prefetch([spec(40)], machine.device)
+    cache.drain()
+    use(cache, machine, 41)
+    assert [buffer.owner for buffer in machine.fake.buffers] == [SIDE_STREAM, 0]
 
 
 def test_promised_copies_keep_their_place_until_they_are_used(machine):

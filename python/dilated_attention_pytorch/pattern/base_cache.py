@@ -5,7 +5,6 @@ Subclasses say when a pattern is copied to a device and how long it stays there.
 
 from __future__ import annotations
 
-import operator
 import os
 import threading
 import time
@@ -19,28 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .device_words import Copy, PlainWords, send
+from .bounds import at_least
+from .device_words import Copy, send
+from .entry import CPU, Entry
 from .pattern import Pattern, PatternSpec
 from .statistics import CacheStatistics
 from .transfers import CudaTransfers, Transfers
-
-CPU = torch.device("cpu")
-
-
-class Entry:
-    """A pattern, its words by device, and how often it was looked up (less as it ages).
-
-    `held` tells whether the cache counts it; what was evicted may still be in a caller's hands.
-    """
-
-    __slots__ = ("copies", "held", "host", "pattern", "uses")
-
-    def __init__(self, pattern: Pattern) -> None:
-        self.pattern = pattern
-        self.host = PlainWords(pattern.words)
-        self.copies: dict[torch.device, Copy] = {CPU: self.host}
-        self.uses = 0
-        self.held = False
 
 
 class BasePatternCache(ABC):
@@ -64,9 +47,9 @@ class BasePatternCache(ABC):
         self._planning: dict[PatternSpec, Future[Entry | None]] = {}
         self._captured: set[Copy] = set()
         self._abandoned: list[Copy] = []
-        self._max_entries = at_least_0(max_entries, "max_entries")
-        self._max_bytes = at_least_0(max_bytes, "max_bytes")
-        self._pin_after = None if pin_after is None else at_least_0(pin_after, "pin_after")
+        self._max_entries = at_least(0, max_entries, "max_entries")
+        self._max_bytes = at_least(0, max_bytes, "max_bytes")
+        self._pin_after = None if pin_after is None else at_least(0, pin_after, "pin_after")
         self._reset()
         _caches.add(self)
 
@@ -257,9 +240,9 @@ class BasePatternCache(ABC):
         """
         with self._lock:
             if max_entries is not None:
-                self._max_entries = at_least_0(max_entries, "max_entries")
+                self._max_entries = at_least(0, max_entries, "max_entries")
             if max_bytes is not None:
-                self._max_bytes = at_least_0(max_bytes, "max_bytes")
+                self._max_bytes = at_least(0, max_bytes, "max_bytes")
             self._evict()
 
     def __len__(self) -> int:
@@ -291,23 +274,6 @@ class BasePatternCache(ABC):
 
 def _remake(cache: type[BasePatternCache], settings: dict[str, Any]) -> BasePatternCache:
     return cache(**settings)
-
-
-def full_device(device: torch.device) -> torch.device:
-    """The name under which copies are kept: the CPU has no index, a GPU has one."""
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return CPU if device.type == "cpu" else device
-
-
-def at_least_0(value: int, name: str) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
-    if number < 0:
-        raise ValueError(f"{name} must be at least 0, got {value}")
-    return number
 
 
 _caches: weakref.WeakSet[BasePatternCache] = weakref.WeakSet()

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base_cache import CPU, BasePatternCache, Entry, at_least_0, full_device
+from .base_cache import BasePatternCache
+from .bounds import at_least
 from .device_words import Copy
+from .entry import CPU, Entry, full_device
 from .pattern import PatternSpec
 from .statistics import CacheStatistics
 
@@ -48,7 +50,7 @@ class PatternCache(BasePatternCache):
     ) -> None:
         super().__init__(max_entries, max_bytes, pin_after)
         self._batch_transfers = bool(batch_transfers)
-        self._async_bytes = None if async_bytes is None else at_least_0(async_bytes, "async_bytes")
+        self._async_bytes = None if async_bytes is None else at_least(0, async_bytes, "async_bytes")
 
     def prefetch(self, specs: Iterable[PatternSpec], device: torch.device) -> None:
         """Plans the patterns and copies them to `device`, in the current stream's order, now.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .base_cache import Entry
 from .device_words import Block, Copy
+from .entry import Entry
 
 
 class HotTier:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from .background import Background
-from .base_cache import CPU, BasePatternCache, Entry, at_least_0, full_device
+from .base_cache import BasePatternCache
+from .bounds import at_least
 from .device_words import Copy
+from .entry import CPU, Entry, full_device
 from .hot_tier import HotTier
 from .pattern import Pattern, PatternSpec
 from .predictor import Predictor
@@ -65,9 +67,9 @@ class TieredPatternCache(BasePatternCache):
         predict: bool = True,
         common: Iterable[PatternSpec] = (),
     ) -> None:
-        self._hot_bytes = at_least_0(hot_bytes, "hot_bytes")
-        self._promote_after = _at_least_1(promote_after, "promote_after")
-        self._ageing_period = _at_least_1(ageing_period, "ageing_period")
+        self._hot_bytes = at_least(0, hot_bytes, "hot_bytes")
+        self._promote_after = at_least(1, promote_after, "promote_after")
+        self._ageing_period = at_least(1, ageing_period, "ageing_period")
         self._predict = bool(predict)
         self._common = tuple(common)
         self._background = Background()
@@ -135,7 +137,7 @@ class TieredPatternCache(BasePatternCache):
         super().resize(max_entries=max_entries, max_bytes=max_bytes)
         if hot_bytes is not None:
             with self._lock:
-                self._hot_bytes = at_least_0(hot_bytes, "hot_bytes")
+                self._hot_bytes = at_least(0, hot_bytes, "hot_bytes")
                 for tier in self._tiers.values():
                     tier.shrink(self._hot_bytes, self._entries.values())
 
@@ -258,10 +260,3 @@ class TieredPatternCache(BasePatternCache):
         for tier in self._tiers.values():
             self._abandoned += tier.copies.values()
         self._tiers = {}
-
-
-def _at_least_1(value: int, name: str) -> int:
-    number = at_least_0(value, name)
-    if number < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return number
