@@ -85,6 +85,7 @@ class FakeDevice:
             yield
 
     def pin(self, words: Tensor, device: int) -> Tensor:
+        assert self._capture is None, "page-locking would make the capture fail"
         if not self.is_pinned(words):
             words = words.clone()
             self._pinned.append(words)
@@ -96,6 +97,7 @@ class FakeDevice:
         size, places = pack(sources)
         staged = torch.full((size,), GARBAGE, dtype=torch.int32)
         pack(sources, staged)
+        assert self._capture is None, "copying would make the capture fail"
         with self._lock:
             self.copies += 1
             buffer = Buffer(size, self.stream(device))

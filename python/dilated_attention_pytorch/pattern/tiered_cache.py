@@ -157,7 +157,8 @@ class TieredPatternCache(BasePatternCache):
         return self._page_locked(super()._make(spec, device), device)
 
     def _page_locked(self, pattern: Pattern, device: torch.device) -> Pattern:
-        if device.type != "cuda":
+        # During a capture no memory may be page-locked; what needs it there is refused later.
+        if device.type != "cuda" or self._is_captured(full_device(device)):
             return pattern
         with torch.inference_mode(False):
             words = self._transfers.pin(pattern.words, full_device(device).index)
