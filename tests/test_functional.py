@@ -276,7 +276,7 @@ def test_wrong_arguments_are_named(case, cache):
 @pytest.mark.parametrize("cache", [True, "x"])
 def test_what_is_no_cache_is_refused(cache):
     q, k, v = make_qkv(40, dtype=torch.float32)
-    with pytest.raises(TypeError, match="pattern_cache must be a PatternCache, None or False"):
+    with pytest.raises(TypeError, match="pattern_cache must be a PatternCache, a TieredP"):
         dilated_attention(q, k, v, [8], [1], pattern_cache=cache)
 
 

@@ -6,7 +6,17 @@ from .dilated_attention import DilatedAttention
 from .factory import create_dilated_attention, create_multihead_dilated_attention
 from .functional import dilated_attention
 from .multihead_dilated_attention import MultiheadDilatedAttention
-from .pattern import CacheStatistics, PatternCache, default_pattern_cache, head_group_offsets
+from .pattern import (
+    CacheStatistics,
+    PatternCache,
+    TieredCacheStatistics,
+    TieredPatternCache,
+    current_pattern_cache,
+    default_pattern_cache,
+    default_tiered_pattern_cache,
+    head_group_offsets,
+    using_pattern_cache,
+)
 from .ring_dilated_attention_v2 import RingDilatedAttentionV2
 from .ring_dilated_attention_v3 import RingDilatedAttentionV3
 
@@ -17,12 +27,17 @@ __all__ = [
     "PatternCache",
     "RingDilatedAttentionV2",
     "RingDilatedAttentionV3",
+    "TieredCacheStatistics",
+    "TieredPatternCache",
     "cmake_prefix_path",
     "create_dilated_attention",
     "create_multihead_dilated_attention",
+    "current_pattern_cache",
     "default_pattern_cache",
+    "default_tiered_pattern_cache",
     "dilated_attention",
     "head_group_offsets",
     "include_path",
     "library_path",
+    "using_pattern_cache",
 ]

@@ -11,9 +11,16 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from . import ops
-from .pattern import HeadOffsets, Padding, PatternCache, PatternSpec, Scheme, default_pattern_cache
+from .pattern import (
+    BasePatternCache,
+    HeadOffsets,
+    Padding,
+    PatternSpec,
+    Scheme,
+    current_pattern_cache,
+)
 
-CacheArgument = PatternCache | Literal[False] | None
+CacheArgument = BasePatternCache | Literal[False] | None
 _MAX_SEED = 2**63 - 1
 
 
@@ -57,8 +64,10 @@ def dilated_attention(
         dropout_p: probability of dropping an attention weight, whenever it is called, as in
             torch.nn.functional.scaled_dot_product_attention; draws from torch's generator.
         return_lse: also return the logarithm of the softmax's denominator.
-        pattern_cache: where planned patterns are kept: None for `default_pattern_cache()`, False
-            for no cache (each call plans again). Not used under torch.compile.
+        pattern_cache: where planned patterns are kept, a `PatternCache` or a `TieredPatternCache`:
+            None for `current_pattern_cache()`, False for no cache (each call plans again). Under
+            torch.compile each call plans again, too: the compiler may write into what an operator
+            returned, so no operator can return what a cache keeps.
 
     Returns:
         out, like query; with return_lse (out, lse), lse being [batch, heads, seq_len], float32
@@ -111,7 +120,7 @@ def attend(
             offsets = torch.tensor(table, dtype=torch.int64, device="cpu")
         words = None
     else:
-        cache = default_pattern_cache() if pattern_cache is None else pattern_cache
+        cache = current_pattern_cache() if pattern_cache is None else pattern_cache
         spec = PatternSpec(
             query.size(1),
             scheme.branches,
@@ -163,9 +172,16 @@ def check_scale(scale: float | None) -> float | None:
 
 def check_cache(pattern_cache: CacheArgument) -> CacheArgument:
     """Raises TypeError if it is not what `pattern_cache` takes."""
-    if pattern_cache is None or pattern_cache is False or isinstance(pattern_cache, PatternCache):
+    if (
+        pattern_cache is None
+        or pattern_cache is False
+        or isinstance(pattern_cache, BasePatternCache)
+    ):
         return pattern_cache
-    raise TypeError(f"pattern_cache must be a PatternCache, None or False, got {pattern_cache!r}")
+    raise TypeError(
+        "pattern_cache must be a PatternCache, a TieredPatternCache, None or False, "
+        f"got {pattern_cache!r}"
+    )
 
 
 def _check_number(value: float, name: str) -> None:

@@ -1,24 +1,36 @@
-"""RingDilatedAttentionV3: deprecated, the same as V2."""
+"""RingDilatedAttentionV3: deprecated, V2 with a cache of two tiers."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from .functional import CacheArgument
-from .pattern import HeadOffsets, Padding
+from .pattern import (
+    HeadOffsets,
+    Padding,
+    PatternSpec,
+    TieredPatternCache,
+    default_tiered_pattern_cache,
+)
 from .ring_dilated_attention_v2 import RingDilatedAttentionV2
 
 
 class RingDilatedAttentionV3(RingDilatedAttentionV2):
-    """Deprecated: `RingDilatedAttentionV2` under its former name, with the same results.
+    """Deprecated: `RingDilatedAttentionV2` with a `TieredPatternCache`, with the same results.
+
+    Kept so that the two caches can be compared; docs/reports/v2-v3.md does.
 
     Args:
-        cache_on_gpu: accepted and without effect: V2's cache keeps one copy of a pattern on each
-            device that used it.
+        cache_on_gpu: False keeps no pattern on the GPU: each call copies its own there.
+        pattern_cache: the cache to use; None for `default_tiered_pattern_cache()` or, without
+            cache_on_gpu, for one of the module's own.
         Others: as in `RingDilatedAttentionV2`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what must hold and what was given.
     """
 
     def __init__(
@@ -44,6 +56,12 @@ class RingDilatedAttentionV3(RingDilatedAttentionV2):
             DeprecationWarning,
             stacklevel=2,
         )
+        if not cache_on_gpu:
+            if pattern_cache is not None:
+                raise ValueError(
+                    "cache_on_gpu must be True where a pattern_cache is given, got False"
+                )
+            pattern_cache = TieredPatternCache(hot_bytes=0) if use_pattern_cache else None
         super().__init__(
             segment_lengths,
             dilation_rates,
@@ -57,3 +75,44 @@ class RingDilatedAttentionV3(RingDilatedAttentionV2):
             padding=padding,
             pattern_cache=pattern_cache,
         )
+
+    @property
+    def pattern_cache(self) -> CacheArgument:
+        """What the constructor was given, or the process's cache with two tiers."""
+        return default_tiered_pattern_cache() if self._given is None else self._given
+
+    @pattern_cache.setter
+    def pattern_cache(self, cache: CacheArgument) -> None:
+        self._given = cache
+
+    def prefetch(
+        self,
+        seq_lens: Iterable[int],
+        heads: int,
+        kv_heads: int | None = None,
+        *,
+        is_causal: bool = False,
+        device: torch.device | str,
+    ) -> None:
+        """Announces calls with these lengths: plans and copies their patterns in the background.
+
+        Raises:
+            ValueError: this module has no cache.
+            RuntimeError: a CUDA graph is being captured.
+        """
+        if self.pattern_cache is None or self.pattern_cache is False:
+            raise ValueError("use_pattern_cache must be True for prefetch, got False")
+        scheme = self.scheme
+        specs = [
+            PatternSpec(
+                seq_len,
+                scheme.branches,
+                scheme.head_offsets,
+                heads,
+                heads if kv_heads is None else kv_heads,
+                is_causal,
+                scheme.padding,
+            )
+            for seq_len in seq_lens
+        ]
+        self.pattern_cache.prefetch(specs, torch.device(device))

@@ -1,14 +1,24 @@
-"""Who attends to whom: branches, specifications, planned patterns and their cache.
+"""Who attends to whom: branches, specifications, planned patterns and their caches.
 
 The floor of the package: it stands on the planner in `_C` and on nothing else of the package.
 """
 
+from .base_cache import BasePatternCache
 from .branch import Branch, Padding, Scheme, make_branches
-from .cache import CacheStatistics, PatternCache, default_pattern_cache
+from .cache import PatternCache
+from .current_cache import (
+    current_pattern_cache,
+    default_pattern_cache,
+    default_tiered_pattern_cache,
+    using_pattern_cache,
+)
 from .offsets import HeadOffsets, head_group_offsets
 from .pattern import Pattern, PatternSpec
+from .statistics import CacheStatistics, TieredCacheStatistics
+from .tiered_cache import TieredPatternCache
 
 __all__ = [
+    "BasePatternCache",
     "Branch",
     "CacheStatistics",
     "HeadOffsets",
@@ -17,7 +27,12 @@ __all__ = [
     "PatternCache",
     "PatternSpec",
     "Scheme",
+    "TieredCacheStatistics",
+    "TieredPatternCache",
+    "current_pattern_cache",
     "default_pattern_cache",
+    "default_tiered_pattern_cache",
     "head_group_offsets",
     "make_branches",
+    "using_pattern_cache",
 ]

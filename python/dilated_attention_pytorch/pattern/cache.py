@@ -1,216 +1,124 @@
-"""The cache of planned patterns: bounded, locked, counted."""
+"""V2's cache of planned patterns: one tier, simple, and the one that is used by default."""
 
 from __future__ import annotations
 
-import operator
-import threading
-from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Iterable
+from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .device_words import DeviceWords, PlainWords
-from .pattern import Pattern, PatternSpec
-from .transfers import CudaTransfers, Transfers
-
-_CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True, slots=True)
-class CacheStatistics:
-    """A snapshot. `size` counts patterns; `bytes` their words on the host and on all devices.
-
-    A look-up is a hit if the pattern was planned already, else a miss. `transfers` counts copies
-    to devices: one per pattern and device until the pattern is evicted.
-    """
-
-    size: int
-    bytes: int
-    hits: int
-    misses: int
-    evictions: int
-    transfers: int
-
-    @property
-    def hit_rate(self) -> float:
-        """hits / look-ups, 0 before the first."""
-        lookups = self.hits + self.misses
-        return self.hits / lookups if lookups else 0.0
+from .base_cache import BasePatternCache
+from .bounds import at_least
+from .device_words import Copy
+from .entry import CPU, Entry, full_device
+from .pattern import PatternSpec
+from .statistics import CacheStatistics
 
 
-_Words = DeviceWords | PlainWords
-
-
-class _Entry:
-    __slots__ = ("copies", "nbytes", "pattern")
-
-    def __init__(self, pattern: Pattern) -> None:
-        self.pattern = pattern
-        self.copies: dict[torch.device, _Words] = {_CPU: PlainWords(pattern.words, _CPU)}
-        self.nbytes = pattern.nbytes
-
-
-class PatternCache:
+class PatternCache(BasePatternCache):
     """Patterns by specification, least recently used evicted first.
 
     Patterns live on the host; each device that asks gets one copy at first use, kept with the
     entry. Methods may be called from any thread and on any CUDA stream. A pattern that a CUDA graph
     captured stays in memory until `clear()`, even when it is evicted, since the graph holds only
-    its address. Pickling and copying give an empty cache of the same capacity.
+    its address. Pickling and copying give an empty cache with the same settings; a forked process
+    keeps the patterns of the host.
 
     Args:
         max_entries: most patterns held, 0 for none.
         max_bytes: most bytes of words held, copies on devices included.
+        pin_after: patterns looked up more often are evicted only when others are too few; each time
+            that one is passed over halves its count. None: all are alike.
+        batch_transfers: `prefetch` copies patterns of similar size (within a factor of 2) at once.
+        async_bytes: patterns of at least so many bytes go to a GPU through page-locked memory while
+            the host goes on; it waits for smaller ones. 0: for none; None: for all.
 
     Raises:
-        ValueError: a capacity below 0.
+        ValueError: a number below 0.
     """
 
-    _transfers: Transfers = CudaTransfers()
+    def __init__(
+        self,
+        max_entries: int = 128,
+        max_bytes: int = 256 * 2**20,
+        *,
+        pin_after: int | None = None,
+        batch_transfers: bool = False,
+        async_bytes: int | None = 0,
+    ) -> None:
+        super().__init__(max_entries, max_bytes, pin_after)
+        self._batch_transfers = bool(batch_transfers)
+        self._async_bytes = None if async_bytes is None else at_least(0, async_bytes, "async_bytes")
 
-    def __init__(self, max_entries: int = 128, max_bytes: int = 256 * 2**20) -> None:
-        self._lock = threading.Lock()
-        self._entries: OrderedDict[PatternSpec, _Entry] = OrderedDict()
-        self._newest: _Entry | None = None
-        self._captured: set[_Words] = set()
-        self._max_entries = _capacity(max_entries, "max_entries")
-        self._max_bytes = _capacity(max_bytes, "max_bytes")
-        self._bytes = self._hits = self._misses = self._evictions = self._copies_made = 0
+    def prefetch(self, specs: Iterable[PatternSpec], device: torch.device) -> None:
+        """Plans the patterns and copies them to `device`, in the current stream's order, now.
 
-    @property
-    def max_entries(self) -> int:
-        return self._max_entries
-
-    @property
-    def max_bytes(self) -> int:
-        return self._max_bytes
-
-    def lookup(self, spec: PatternSpec, device: torch.device = _CPU) -> tuple[Pattern, Tensor]:
-        """The pattern, planned if need be, and its words on `device` for the current stream.
+        Counts as no look-up.
 
         Raises:
-            ValueError: the specification is wrong.
-            RuntimeError: the words are not on the device and a CUDA graph is being captured.
+            ValueError: a specification is wrong.
+            RuntimeError: a CUDA graph is being captured.
         """
+        device = full_device(device)
+        self._refuse_capture(device)
+        entries = [self._planned(spec, device) for spec in dict.fromkeys(specs)]
         with self._lock:
-            entry = self._entries.get(spec)
-            if entry is not None:
-                self._hits += 1
-                if entry is not self._newest:
-                    self._entries.move_to_end(spec)
-                    self._newest = entry
-                return entry.pattern, self._words(entry, device)
-            self._misses += 1
-        # Planned outside the lock, so that look-ups of other patterns need not wait.
-        pattern = Pattern.plan(spec)
-        with self._lock:
-            entry = self._entries.get(spec)
-            if entry is None:
-                entry = self._entries[spec] = self._newest = _Entry(pattern)
-                self._bytes += entry.nbytes
-            words = self._words(entry, device)
-            self._evict()
-            return entry.pattern, words
+            for entry in entries:
+                if entry.held:
+                    self._entries.move_to_end(entry.pattern.spec)
+            missing = sorted((e for e in entries if device not in e.copies), key=_size_class)
+            for _, group in groupby(missing, _size_class if self._batch_transfers else id):
+                self._keep([entry for entry in group if entry.held], device)
 
-    def _words(self, entry: _Entry, device: torch.device) -> Tensor:
-        copy = entry.copies.get(device) or self._copy(entry, device)
+    def statistics(self) -> CacheStatistics:
+        with self._lock:
+            return CacheStatistics(**self._counts())
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "max_entries": self._max_entries,
+            "max_bytes": self._max_bytes,
+            "pin_after": self._pin_after,
+            "batch_transfers": self._batch_transfers,
+            "async_bytes": self._async_bytes,
+        }
+
+    def _words(self, entry: Entry, device: torch.device, hit: bool) -> Tensor:
+        copy = entry.copies.get(device) or self._copy(entry, full_device(device))
         words, captured = copy.read()
         if captured:
             self._captured.add(copy)
         return words
 
-    def _copy(self, entry: _Entry, device: torch.device) -> _Words:
-        """The entry's words on a device that did not have them."""
-        device = _full_device(device)
-        if device in entry.copies:
-            return entry.copies[device]
-        copy: _Words
-        if device.type == "cuda":
-            copy = DeviceWords(entry.pattern.words, device, self._transfers)
-        else:
-            copy = PlainWords(entry.pattern.words, device)
-        entry.copies[device] = copy
-        entry.nbytes += copy.nbytes
-        self._bytes += copy.nbytes
-        self._copies_made += 1
+    def _copy(self, entry: Entry, device: torch.device) -> Copy:
+        if device not in entry.copies:
+            (copy,) = self._keep([entry], device)
+            return copy
+        return entry.copies[device]
+
+    def _keep(self, entries: list[Entry], device: torch.device) -> list[Copy]:
+        """Locked. Copies by one transfer, kept with those entries that are held."""
+        if not entries:
+            return []
+        least = min(entry.pattern.nbytes for entry in entries)
+        blocking = self._async_bytes is None or least < self._async_bytes
+        copies, nbytes = self._send(entries, device, blocking)
+        self._bytes += nbytes
+        for entry, copy in zip(entries, copies, strict=True):
+            if entry.held:
+                entry.copies[device] = copy
+            else:
+                self._bytes -= copy.block.release()
         self._evict()
-        return copy
+        return copies
 
-    def _evict(self) -> None:
-        while len(self._entries) > self._max_entries or self._bytes > self._max_bytes:
-            _, entry = self._entries.popitem(last=False)
-            if entry is self._newest:
-                self._newest = None
-            self._bytes -= entry.nbytes
-            self._evictions += 1
-
-    def statistics(self) -> CacheStatistics:
-        with self._lock:
-            return CacheStatistics(
-                len(self._entries),
-                self._bytes,
-                self._hits,
-                self._misses,
-                self._evictions,
-                self._copies_made,
-            )
-
-    def clear(self) -> None:
-        """Drops all patterns and counts. Graphs that captured one must not be replayed after."""
-        with self._lock:
-            self._entries.clear()
-            self._captured.clear()
-            self._newest = None
-            self._bytes = self._hits = self._misses = self._evictions = self._copies_made = 0
-
-    def resize(self, *, max_entries: int | None = None, max_bytes: int | None = None) -> None:
-        """Sets the capacities that are given and evicts what no longer fits."""
-        with self._lock:
-            if max_entries is not None:
-                self._max_entries = _capacity(max_entries, "max_entries")
-            if max_bytes is not None:
-                self._max_bytes = _capacity(max_bytes, "max_bytes")
-            self._evict()
-
-    def __len__(self) -> int:
-        with self._lock:
-            return len(self._entries)
-
-    def __contains__(self, spec: object) -> bool:
-        with self._lock:
-            return spec in self._entries
-
-    def __reduce__(self) -> tuple[type[PatternCache], tuple[int, int]]:
-        return PatternCache, (self._max_entries, self._max_bytes)
-
-    def __repr__(self) -> str:
-        return (
-            f"PatternCache(max_entries={self._max_entries}, max_bytes={self._max_bytes}): "
-            f"{self.statistics()}"
-        )
+    def _drop(self, entry: Entry) -> None:
+        for copy in entry.copies.values():
+            self._bytes -= copy.block.release()
+        entry.copies = {CPU: entry.host}
 
 
-def _full_device(device: torch.device) -> torch.device:
-    """The name under which copies are kept: the CPU has no index, a GPU has one."""
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return _CPU if device.type == "cpu" else device
-
-
-def _capacity(value: int, name: str) -> int:
-    try:
-        capacity = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
-    if capacity < 0:
-        raise ValueError(f"{name} must be at least 0, got {value}")
-    return capacity
-
-
-_default = PatternCache()
-
-
-def default_pattern_cache() -> PatternCache:
-    """The process's cache, used wherever no other is given."""
-    return _default
+def _size_class(entry: Entry) -> int:
+    return entry.pattern.nbytes.bit_length()

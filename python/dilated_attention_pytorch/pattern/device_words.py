@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from .transfers import DEFAULT_STREAM, Transfers
+from .transfers import DEFAULT_STREAM, Event, Transfers
+
+
+class Block:
+    """Device memory that holds the words of one pattern or, after a batched copy, of several."""
+
+    __slots__ = ("nbytes", "users")
+
+    def __init__(self, nbytes: int, users: int) -> None:
+        self.nbytes = nbytes
+        self.users = users
+
+    def release(self) -> int:
+        """One user less. The bytes that no cache holds any more: all of them after the last."""
+        self.users -= 1
+        return 0 if self.users else self.nbytes
 
 
 class DeviceWords:
-    """Copies at construction, once; `read()` orders the reader after the copy.
+    """`read()` orders the reader after the copy.
 
-    The host does not wait for the copy: it is ordered by the stream that made it, and by an event
-    on all others. The memory is released only after the last stream that read it has finished. Not
-    locked: the cache's lock covers it.
-
-    Raises:
-        RuntimeError: a CUDA graph is being captured.
+    The copy is ordered by the stream that made it, and by an event on all others. The memory is
+    released only after the last stream that read it has finished. Not locked: the cache's lock
+    covers it.
     """
 
-    def __init__(self, words: Tensor, device: torch.device, transfers: Transfers) -> None:
+    def __init__(
+        self, words: Tensor, copied: Event, block: Block, device: int, transfers: Transfers
+    ) -> None:
+        self._words = words
+        self._copied = copied
+        self.block = block
+        self._index = device
         self._transfers = transfers
-        self._index = device.index
-        if transfers.capturing(self._index):
-            raise RuntimeError(
-                "this pattern is not on the GPU yet and can't be copied there while a CUDA "
-                "graph is captured: call once with the same shapes before the capture"
-            )
-        # An inference tensor could not be saved for a later call's backward.
-        with torch.inference_mode(False):
-            self._words, self._copied = transfers.copy(words, self._index)
         # Streams whose work follows the copy, and after which the memory is released.
-        self._readers = {transfers.stream(self._index)}
-
-    @property
-    def nbytes(self) -> int:
-        return self._words.nbytes
+        self._readers = {transfers.stream(device)}
 
     def read(self) -> tuple[Tensor, bool]:
         """The words for work on the current stream, and whether a CUDA graph captures that work.
@@ -61,10 +68,26 @@ class DeviceWords:
 class PlainWords:
     """The same for a device whose copies the host waits for: the host itself, among others."""
 
-    def __init__(self, words: Tensor, device: torch.device) -> None:
-        with torch.inference_mode(False):
-            self._words = words.to(device)
-        self.nbytes = 0 if device.type == "cpu" else self._words.nbytes
+    def __init__(self, words: Tensor) -> None:
+        self._words = words
+        self.block = Block(0 if words.is_cpu else words.nbytes, 1)
 
     def read(self) -> tuple[Tensor, bool]:
         return self._words, False
+
+
+Copy = DeviceWords | PlainWords
+
+
+def send(
+    sources: Sequence[Tensor], device: torch.device, transfers: Transfers, blocking: bool
+) -> tuple[list[Copy], int]:
+    """A copy of each source, all made at once, and the bytes that they hold together."""
+    # An inference tensor could not be saved for a later call's backward.
+    with torch.inference_mode(False):
+        if device.type != "cuda":
+            copies: list[Copy] = [PlainWords(source.to(device)) for source in sources]
+            return copies, sum(copy.block.nbytes for copy in copies)
+        memory, words, copied = transfers.copy(sources, device.index, blocking)
+    block = Block(memory.nbytes, len(words))
+    return [DeviceWords(x, copied, block, device.index, transfers) for x in words], block.nbytes

@@ -5,12 +5,16 @@ The one place that names them. Streams are known by their handles; 0 is the defa
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 DEFAULT_STREAM = 0
+WORD_BYTES = 4
+_ALIGNMENT = 64  # words, 256 bytes: as the allocator aligns what it gives
 
 
 class Event(Protocol):
@@ -29,10 +33,19 @@ class Transfers(Protocol):
     def capturing(self, device: int) -> bool:
         """Whether a graph captures what is enqueued on the current stream."""
 
-    def copy(self, words: Tensor, device: int) -> tuple[Tensor, Event]:
-        """Words on the device, and the event after which they hold what the host's hold.
+    def side_stream(self, device: int) -> contextlib.AbstractContextManager[object]:
+        """Within it, a stream of this object's own is current: what it does waits for nobody."""
 
-        The copy is enqueued on the current stream, which owns the memory; the host does not wait.
+    def pin(self, words: Tensor, device: int) -> Tensor:
+        """The same words in page-locked memory; as they are if they lie there."""
+
+    def copy(
+        self, sources: Sequence[Tensor], device: int, blocking: bool
+    ) -> tuple[Tensor, list[Tensor], Event]:
+        """One block of memory, views of it that get the sources' words, and the event after that.
+
+        One copy, enqueued on the current stream, which owns the memory. The host waits for it if
+        `blocking`, else it goes through page-locked memory; the sources may be released at once.
         """
 
     def wait(self, event: Event, device: int) -> None:
@@ -42,12 +55,26 @@ class Transfers(Protocol):
         """Their memory, once released, is not used again before the current stream's work ends."""
 
 
+def pack(sources: Sequence[Tensor], block: Tensor | None = None) -> tuple[int, list[slice]]:
+    """The words that the sources take one after the other, aligned, and where each then lies.
+
+    With a block they are copied into it.
+    """
+    places, end = [], 0
+    for source in sources:
+        places.append(slice(end, end + source.numel()))
+        if block is not None:
+            block[places[-1]] = source
+        end += -(-source.numel() // _ALIGNMENT) * _ALIGNMENT
+    return end, places
+
+
 def _current_stream(device: int, /) -> int:
     return torch.cuda.current_stream(device).cuda_stream
 
 
 class CudaTransfers:
-    """CUDA's, by PyTorch's allocators: memory that a stream uses is not given out before its end.
+    """CUDA's, by PyTorch's allocators, which don't reuse memory before the streams that use it end.
 
     `stream` is in every look-up. What it names where it can is the function that torch.compile's
     generated code calls for the same purpose; the public way makes an object each time.
@@ -55,19 +82,41 @@ class CudaTransfers:
 
     stream = staticmethod(getattr(torch._C, "_cuda_getCurrentRawStream", _current_stream))
 
+    def __init__(self) -> None:
+        self._side_streams: dict[int, torch.cuda.Stream] = {}
+
     def capturing(self, device: int) -> bool:
         if torch.cuda.current_device() == device:
             return torch.cuda.is_current_stream_capturing()
         with torch.cuda.device(device):
             return torch.cuda.is_current_stream_capturing()
 
-    def copy(self, words: Tensor, device: int) -> tuple[Tensor, Event]:
+    @contextlib.contextmanager
+    def side_stream(self, device: int) -> Iterator[None]:
+        if device not in self._side_streams:
+            self._side_streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(self._side_streams[device]):
+            yield
+
+    def pin(self, words: Tensor, device: int) -> Tensor:
         with torch.cuda.device(device):
-            pinned = words if words.is_pinned() else words.pin_memory()
-            copied = pinned.to(torch.device("cuda", device), non_blocking=True)
+            return words.pin_memory()
+
+    def copy(
+        self, sources: Sequence[Tensor], device: int, blocking: bool
+    ) -> tuple[Tensor, list[Tensor], Event]:
+        size, places = pack(sources)
+        with torch.cuda.device(device):
+            if len(sources) == 1:
+                staged = sources[0] if blocking else sources[0].pin_memory()
+            else:
+                staged = torch.empty(size, dtype=torch.int32, pin_memory=not blocking)
+                pack(sources, staged)
+            # The allocator of page-locked memory keeps what a copy reads until it is done.
+            block = staged.to(torch.device("cuda", device), non_blocking=not blocking)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
-            return copied, event
+        return block, [block[place] for place in places], event
 
     def wait(self, event: Event, device: int) -> None:
         torch.cuda.current_stream(device).wait_event(event)  # type: ignore[arg-type]

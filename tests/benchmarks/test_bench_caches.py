@@ -1,0 +1,102 @@
+"""bench_caches from its command line, on workloads that take milliseconds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import bench_caches, cache_workloads
+from benchmarks.cache_workloads import CacheWorkload, slide_lengths
+from benchmarks.workloads import WORKLOADS
+
+NAMES = ["seed-1024", "seed-4096", "seed-16384", "longnet-128k", "slides"]
+ROW = [
+    "workload",
+    "cache",
+    "ms",
+    "ms_p10",
+    "ms_p90",
+    "planning_ms",
+    "transfer_ms",
+    "management_ms",
+    "kernel_ms",
+    "gpu_mib",
+    "host_mib",
+    "hit_rate",
+]
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = replace(WORKLOADS["seed-1024"], seq_len=64, heads=2, head_dim=8)
+
+    def workloads(slides: int) -> list[CacheWorkload]:
+        lengths = tuple(range(40, 40 + slides))
+        fixed = [CacheWorkload(name, base, 1, (64,)) for name in NAMES[:-1]]
+        return [*fixed, CacheWorkload("slides", replace(base, seq_len=100), 2, lengths)]
+
+    monkeypatch.setattr(bench_caches, "cache_workloads", workloads)
+    monkeypatch.setattr(bench_caches, "_HITS", 10)
+    monkeypatch.setattr("benchmarks.cache_options.PIN_AFTER", 3)
+
+
+def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    options = ["--device", "cpu", "--commit", "c0ffee", "--out", str(tmp_path), "--slides", "60"]
+    fast = ["--rounds", "4", "--round-ms", "0.1", "--large", "200"]
+    path = bench_caches.main([*options, *fast, *arguments])
+    document: dict[str, Any] = json.loads(path.read_text())
+    return document
+
+
+@pytest.mark.usefixtures("tiny")
+def test_writes_a_row_for_every_workload_and_cache(tmp_path: Path) -> None:
+    document = run(tmp_path)
+    rows = document["rows"]
+    assert [(row["workload"], row["cache"]) for row in rows] == [
+        (name, cache) for name in NAMES for cache in ("none", "v2", "v3")
+    ]
+    for row in rows:
+        assert set(ROW) <= row.keys()
+        assert 0 < row["ms_p10"] <= row["ms"] <= row["ms_p90"]
+        assert row["kernel_ms"] > 0 and row["gpu_mib"] == 0
+    found = {(row["workload"], row["cache"]): row for row in rows}
+    assert (
+        found["seed-1024", "v2"]["hit_rate"] > 0.7 and found["seed-1024", "none"]["host_mib"] == 0
+    )
+    # A new length in each of 60 steps of two calls: V2 misses it once, V3 has it ahead.
+    assert found["slides", "v2"]["hit_rate"] == 0.5
+    assert found["slides", "v2"]["statistics"]["misses"] == 60
+    assert found["slides", "v3"]["hit_rate"] > 0.5
+    assert [*found["slides", "v2"]["samples_ms"]] == ["0", "1", "2", "3"]
+    assert [*found["slides", "none"]["samples_ms"]] == ["0"]
+    assert found["slides", "none"]["planning_ms"] > 0 == found["slides", "none"]["management_ms"]
+    assert found["seed-1024", "v2"]["management_ms"] > 0
+    assert document["device_type"] == "cpu" and document["commit"] == "c0ffee"
+    assert [hit["cache"] for hit in document["hits"]] == ["v2", "v3"]
+    options = {option["option"]: option for option in document["options"]}
+    assert [*options] == ["pinning", "batched transfer", "asynchronous transfer"]
+    assert all(len(o["on_ms"]) == len(o["off_ms"]) == 2 for o in options.values())
+
+
+@pytest.mark.usefixtures("tiny")
+def test_when_the_time_is_up_the_file_says_what_is_missing(tmp_path: Path) -> None:
+    document = run(tmp_path, "--budget-seconds", "0", "--workloads", "seed-1024,slides")
+    assert {row["workload"] for row in document["rows"]} == {"seed-1024", "slides"}
+    assert [*document["rows"][1]["samples_ms"]] == ["0", "1"]
+    assert {"workload": "slides", "reason": "2 of 4 rounds: no time"} in document["skipped"]
+    assert {"option": "pinning", "reason": "no time"} in document["skipped"]
+
+
+def test_lengths_of_slides_are_distinct_and_the_same_each_time() -> None:
+    lengths = slide_lengths(1000)
+    assert lengths == slide_lengths(1000) and len(set(lengths)) == 1000
+    assert min(lengths) >= 500 and max(lengths) <= 70_000
+    assert 4_000 < sorted(lengths)[500] < 9_000
+    workloads = cache_workloads.cache_workloads(1000)
+    assert [workload.name for workload in workloads] == NAMES
+    assert workloads[-1].spec(1).seq_len == lengths[1]
+    assert [workload.base.batch for workload in workloads[:3]] == [4, 2, 1]
