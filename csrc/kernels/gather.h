@@ -1,5 +1,5 @@
-// What the gather kernels are given, on every device. Filled and checked by csrc/ops/gather.cpp;
-// kernels trust it.
+// What the gather and scatter kernels are given, on every device. Filled and checked by
+// csrc/ops/gather.cpp; kernels trust it.
 #pragma once
 
 #include <dilated/pattern_layout.h>
@@ -28,10 +28,11 @@ struct GatherForwardArgs : GatherArgs {
   MutableRows packed;
 };
 
-/// scatter_add: rows += packed; slots without a position are ignored.
-struct ScatterAddArgs : GatherArgs {
+/// scatter: rows <- packed, or rows += packed; slots without a position are ignored.
+struct ScatterArgs : GatherArgs {
   Rows packed;
   MutableRows rows;
+  bool accumulate;
 };
 
 /// The slots of a stretch: where piece `piece` begins in the sequence, ends, and in the packed

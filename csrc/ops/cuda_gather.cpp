@@ -1,4 +1,5 @@
-// gather and scatter_add on CUDA devices: puts the offsets there and launches.
+// gather, scatter_add and their in-place forms on CUDA devices: puts the offsets there and
+// launches.
 #include <ATen/core/Tensor.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -24,29 +25,47 @@ at::Tensor device_offsets(const BranchCall& branch, const at::Device& device,
   return offsets;
 }
 
-at::Tensor gather_cuda(const at::Tensor& input, int64_t segment_length, int64_t dilation_rate,
-                       const OptionalTensor& head_offsets, int64_t start) {
-  const BranchCall branch{segment_length, dilation_rate, head_offsets, start};
-  const c10::cuda::CUDAGuard guard(input.device());
-  GatherCall call = prepare_gather(input, branch);
-  const at::Tensor offsets = device_offsets(branch, input.device(), call.args);
+at::Tensor launch_gather(GatherCall call, const BranchCall& branch) {
+  const at::Tensor offsets = device_offsets(branch, call.rows.device(), call.args);
   if (call.packed.numel() > 0) {
     C10_CUDA_CHECK(kernels::cuda::gather(call.args, c10::cuda::getCurrentCUDAStream()));
   }
   return call.packed;
 }
 
+at::Tensor gather_cuda(const at::Tensor& input, int64_t segment_length, int64_t dilation_rate,
+                       const OptionalTensor& head_offsets, int64_t start) {
+  const BranchCall branch{segment_length, dilation_rate, head_offsets, start};
+  const c10::cuda::CUDAGuard guard(input.device());
+  return launch_gather(prepare_gather(input, branch), branch);
+}
+
+void gather_into_cuda(at::Tensor& packed, const at::Tensor& input, int64_t segment_length,
+                      int64_t dilation_rate, const OptionalTensor& head_offsets, int64_t start) {
+  const BranchCall branch{segment_length, dilation_rate, head_offsets, start};
+  const c10::cuda::CUDAGuard guard(input.device());
+  launch_gather(prepare_gather(input, branch, packed), branch);
+}
+
+void scatter_into_cuda(at::Tensor& rows, const at::Tensor& packed, int64_t segment_length,
+                       int64_t dilation_rate, const OptionalTensor& head_offsets, int64_t start,
+                       bool accumulate) {
+  const BranchCall branch{segment_length, dilation_rate, head_offsets, start};
+  const c10::cuda::CUDAGuard guard(rows.device());
+  ScatterCall call = prepare_scatter(rows, packed, branch, accumulate);
+  const at::Tensor offsets = device_offsets(branch, rows.device(), call.args);
+  if (call.packed.numel() > 0) {
+    C10_CUDA_CHECK(kernels::cuda::scatter(call.args, c10::cuda::getCurrentCUDAStream()));
+  }
+}
+
 at::Tensor scatter_add_cuda(const at::Tensor& input, const at::Tensor& packed,
                             int64_t segment_length, int64_t dilation_rate,
                             const OptionalTensor& head_offsets, int64_t start) {
-  const BranchCall branch{segment_length, dilation_rate, head_offsets, start};
   const c10::cuda::CUDAGuard guard(input.device());
-  ScatterAddCall call = prepare_scatter_add(input, packed, branch);
-  const at::Tensor offsets = device_offsets(branch, input.device(), call.args);
-  if (call.packed.numel() > 0) {
-    C10_CUDA_CHECK(kernels::cuda::scatter_add(call.args, c10::cuda::getCurrentCUDAStream()));
-  }
-  return call.rows;
+  at::Tensor rows = input.clone(at::MemoryFormat::Contiguous);
+  scatter_into_cuda(rows, packed, segment_length, dilation_rate, head_offsets, start, true);
+  return rows;
 }
 
 }  // namespace
@@ -55,4 +74,6 @@ at::Tensor scatter_add_cuda(const at::Tensor& input, const at::Tensor& packed,
 TORCH_LIBRARY_IMPL(dilated, CUDA, m) {
   m.impl("gather", &dilated::ops::gather_cuda);
   m.impl("scatter_add", &dilated::ops::scatter_add_cuda);
+  m.impl("gather_into", &dilated::ops::gather_into_cuda);
+  m.impl("scatter_into", &dilated::ops::scatter_into_cuda);
 }

@@ -40,6 +40,12 @@ TORCH_LIBRARY(dilated, m) {
   m.def(
       "scatter_add(Tensor input, Tensor packed, int segment_length, int dilation_rate, *, "
       "Tensor? head_offsets=None, int start=0) -> Tensor");
+  m.def(
+      "gather_into(Tensor(a!) packed, Tensor input, int segment_length, int dilation_rate, *, "
+      "Tensor? head_offsets=None, int start=0) -> ()");
+  m.def(
+      "scatter_into(Tensor(a!) rows, Tensor packed, int segment_length, int dilation_rate, *, "
+      "Tensor? head_offsets=None, int start=0, bool accumulate=False) -> ()");
 }
 
 }  // namespace dilated

@@ -50,13 +50,15 @@ def samples(device: str, dtype: torch.dtype) -> list[Sample]:
         ("gather", (q, 8, 3), {"start": 5}),
         ("gather", (q, 8, 3), {"head_offsets": torch.tensor([0, 2, -1, 1])}),
         ("scatter_add", (q, packed, 8, 2), {}),
+        ("gather_into", (packed.detach().clone(), plain[0], 8, 2), {}),
+        ("scatter_into", (plain[0].clone(), packed.detach(), 8, 2), {"accumulate": True}),
     ]
 
 
-@pytest.mark.parametrize("index", range(11))
+@pytest.mark.parametrize("index", range(13))
 def test_opcheck(index: int, device: str) -> None:
     everything = samples(device, torch.float32)
-    assert len(everything) == 11
+    assert len(everything) == 13
     name, arguments, keywords = everything[index]
     torch.library.opcheck(getattr(torch.ops.dilated, name).default, arguments, keywords)
 

@@ -1,4 +1,6 @@
-"""gather and scatter_add against index arithmetic, each the other's transpose."""
+"""gather and scatter_add against index arithmetic, each the other's transpose; their in-place
+forms.
+"""
 
 from __future__ import annotations
 
@@ -170,3 +172,40 @@ def test_pieces_of_a_split_sequence_hold_what_the_whole_holds(device: str) -> No
     position = torch.arange(100, device=device) % w % r
     on = position[:, None] == torch.arange(5, device=device) % r
     assert torch.equal(whole, x * on[None, :, :, None])
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_in_place_forms_write_what_they_are_given_and_nothing_else(
+    case: tuple[int, int, int, int], accumulate: bool, device: str
+) -> None:
+    length, w, r, start = case
+    offsets = [-1, 0, r - 1, r // 2, 0]
+    keywords = {"head_offsets": torch.tensor(offsets), "start": start}
+    slots = [slot_positions(length, w, r, start, offset) for offset in offsets]
+    for dtype in DTYPES[device]:
+        x = rows(length, dtype, device)
+        storage = torch.full((2, len(slots[0]) + 2, 6, 16), torch.nan, dtype=dtype, device=device)
+        packed = storage[:, 1:-1, :5, :12]
+        torch.ops.dilated.gather_into(packed, x, w, r, **keywords)
+        assert torch.equal(packed, torch.ops.dilated.gather(x, w, r, **keywords))
+        packed.fill_(torch.nan)
+        assert storage.isnan().all(), "rows beside the packed ones were written"
+
+        source = rows(len(slots[0]), dtype, device, seed=1)
+        expected = x.clone()
+        for head, positions in enumerate(slots):
+            for slot, position in enumerate(positions):
+                if position >= 0:
+                    before = expected[:, position - start, head] if accumulate else 0
+                    expected[:, position - start, head] = before + source[:, slot, head]
+        torch.ops.dilated.scatter_into(x, source, w, r, accumulate=accumulate, **keywords)
+        assert torch.equal(x, expected)
+
+
+def test_in_place_forms_have_no_gradients(device: str) -> None:
+    x = rows(20, torch.float32, device).requires_grad_()
+    packed = torch.empty(2, 8, 5, 12, device=device)
+    torch.ops.dilated.gather_into(packed, x, 10, 3)
+    with pytest.raises(RuntimeError, match="not implemented"):
+        packed.sum().backward()

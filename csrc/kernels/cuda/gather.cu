@@ -1,4 +1,4 @@
-// gather and scatter_add: copies between a branch's lattice points and packed rows, bound by
+// gather and scatter: copies between a branch's lattice points and packed rows, bound by
 // memory.
 //
 // A block takes kSlots consecutive slots of one batch entry, all heads. What depends on the slot
@@ -109,9 +109,9 @@ __device__ Element add(Element a, Element b) {
   }
 }
 
-template <typename Element, int kElements>
+template <typename Element, int kElements, bool kAccumulate>
 __global__ void __launch_bounds__(kThreads)
-    scatter_add_kernel(const __grid_constant__ ScatterAddArgs args) {
+    scatter_kernel(const __grid_constant__ ScatterArgs args) {
   int64_t batch, first_slot;
   find_block(args, batch, first_slot);
   using Packet = Vector<Element, kElements>;
@@ -123,16 +123,18 @@ __global__ void __launch_bounds__(kThreads)
     const auto at = [&](const auto& rows, int64_t n) {
       return batch * rows.strides.batch + n * rows.strides.row + head * rows.strides.head + d;
     };
-    const Packet added = *reinterpret_cast<const Packet*>(
-        static_cast<const Element*>(args.packed.data) + at(args.packed, slot));
-    Packet* sum =
+    Packet values = *reinterpret_cast<const Packet*>(static_cast<const Element*>(args.packed.data) +
+                                                     at(args.packed, slot));
+    Packet* to =
         reinterpret_cast<Packet*>(static_cast<Element*>(args.rows.data) + at(args.rows, row));
-    Packet values = *sum;
+    if constexpr (kAccumulate) {
+      const Packet sum = *to;
 #pragma unroll
-    for (int e = 0; e < kElements; ++e) {
-      values.elements[e] = add(values.elements[e], added.elements[e]);
+      for (int e = 0; e < kElements; ++e) {
+        values.elements[e] = add(sum.elements[e], values.elements[e]);
+      }
     }
-    *sum = values;
+    *to = values;
   };
   for_each_vector(args, first_slot, static_cast<int32_t>(args.head_dim / kElements), move);
 }
@@ -166,14 +168,43 @@ cudaError_t gather_elements(const GatherForwardArgs& args, cudaStream_t stream) 
   return launch(gather_kernel<Element, 1>, args, stream);
 }
 
-template <typename Element>
-cudaError_t scatter_add_elements(const ScatterAddArgs& args, cudaStream_t stream) {
+template <typename Element, bool kAccumulate>
+cudaError_t scatter_elements(const ScatterArgs& args, cudaStream_t stream) {
   constexpr int kVector = 16 / sizeof(Element);
   if (args.head_dim % kVector == 0 && is_aligned(args.rows.data, args.rows.strides, kVector) &&
       is_aligned(args.packed.data, args.packed.strides, kVector)) {
-    return launch(scatter_add_kernel<Element, kVector>, args, stream);
+    return launch(scatter_kernel<Element, kVector, kAccumulate>, args, stream);
   }
-  return launch(scatter_add_kernel<Element, 1>, args, stream);
+  return launch(scatter_kernel<Element, 1, kAccumulate>, args, stream);
+}
+
+cudaError_t copy_rows(const ScatterArgs& args, cudaStream_t stream) {
+  switch (args.dtype) {
+    case Dtype::kFloat16:
+    case Dtype::kBFloat16:
+      return scatter_elements<uint16_t, false>(args, stream);
+    case Dtype::kFloat32:
+      return scatter_elements<uint32_t, false>(args, stream);
+    case Dtype::kFloat64:
+      return scatter_elements<uint64_t, false>(args, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+cudaError_t add_rows(const ScatterArgs& args, cudaStream_t stream) {
+  switch (args.dtype) {
+    case Dtype::kFloat16:
+      return scatter_elements<__half, true>(args, stream);
+    case Dtype::kBFloat16:
+      return scatter_elements<__nv_bfloat16, true>(args, stream);
+    case Dtype::kFloat32:
+      return scatter_elements<float, true>(args, stream);
+    case Dtype::kFloat64:
+      return scatter_elements<double, true>(args, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
 }
 
 }  // namespace
@@ -192,19 +223,8 @@ cudaError_t gather(const GatherForwardArgs& args, cudaStream_t stream) {
   }
 }
 
-cudaError_t scatter_add(const ScatterAddArgs& args, cudaStream_t stream) {
-  switch (args.dtype) {
-    case Dtype::kFloat16:
-      return scatter_add_elements<__half>(args, stream);
-    case Dtype::kBFloat16:
-      return scatter_add_elements<__nv_bfloat16>(args, stream);
-    case Dtype::kFloat32:
-      return scatter_add_elements<float>(args, stream);
-    case Dtype::kFloat64:
-      return scatter_add_elements<double>(args, stream);
-    default:
-      return cudaErrorInvalidValue;
-  }
+cudaError_t scatter(const ScatterArgs& args, cudaStream_t stream) {
+  return args.accumulate ? add_rows(args, stream) : copy_rows(args, stream);
 }
 
 }  // namespace dilated::kernels::cuda

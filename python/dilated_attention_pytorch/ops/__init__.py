@@ -5,7 +5,15 @@ ValueErrors that the library raises.
 """
 
 from .attention import attention, attention_backward
-from .gather import gather, scatter_add
+from .gather import gather, gather_into, scatter_add, scatter_into
 from .segment_attention import segment_attention
 
-__all__ = ["attention", "attention_backward", "gather", "scatter_add", "segment_attention"]
+__all__ = [
+    "attention",
+    "attention_backward",
+    "gather",
+    "gather_into",
+    "scatter_add",
+    "scatter_into",
+    "segment_attention",
+]
