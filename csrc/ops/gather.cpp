@@ -6,7 +6,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <dilated/ops.h>
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -25,6 +24,10 @@ using OptionalTensor = std::optional<at::Tensor>;
 using Gather = at::Tensor(const at::Tensor&, int64_t, int64_t, const OptionalTensor&, int64_t);
 using ScatterAdd = at::Tensor(const at::Tensor&, const at::Tensor&, int64_t, int64_t,
                               const OptionalTensor&, int64_t);
+using GatherInto = void(at::Tensor&, const at::Tensor&, int64_t, int64_t, const OptionalTensor&,
+                        int64_t);
+using ScatterInto = void(at::Tensor&, const at::Tensor&, int64_t, int64_t, const OptionalTensor&,
+                         int64_t, bool);
 
 const c10::TypedOperatorHandle<Gather>& gather_op() {
   static const auto op =
@@ -36,6 +39,20 @@ const c10::TypedOperatorHandle<ScatterAdd>& scatter_add_op() {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("dilated::scatter_add", "")
                              .typed<ScatterAdd>();
+  return op;
+}
+
+const c10::TypedOperatorHandle<GatherInto>& gather_into_op() {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("dilated::gather_into", "")
+                             .typed<GatherInto>();
+  return op;
+}
+
+const c10::TypedOperatorHandle<ScatterInto>& scatter_into_op() {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("dilated::scatter_into", "")
+                             .typed<ScatterInto>();
   return op;
 }
 
@@ -261,6 +278,34 @@ at::Tensor scatter_add_autograd(const at::Tensor& input, const at::Tensor& packe
                                    start);
 }
 
+/// What is written has no gradient: where one is wanted, that is an error, not silently zero.
+void check_no_gradient(const at::Tensor& to, const at::Tensor& from, const char* name,
+                       const char* instead) {
+  TORCH_CHECK(!at::GradMode::is_enabled() || !(to.requires_grad() || from.requires_grad()), name,
+              ": must not be given tensors that require gradients, as it is not differentiable; "
+              "call ",
+              instead, " or use torch.no_grad()");
+}
+
+void gather_into_autograd(at::Tensor& packed, const at::Tensor& input, int64_t segment_length,
+                          int64_t dilation_rate, const OptionalTensor& head_offsets,
+                          int64_t start) {
+  check_no_gradient(packed, input, "gather_into", "gather");
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  gather_into_op().call(packed, input, segment_length, dilation_rate, head_offsets, start);
+  packed.unsafeGetTensorImpl()->bump_version();
+}
+
+void scatter_into_autograd(at::Tensor& rows, const at::Tensor& packed, int64_t segment_length,
+                           int64_t dilation_rate, const OptionalTensor& head_offsets, int64_t start,
+                           bool accumulate) {
+  check_no_gradient(rows, packed, "scatter_into", "scatter_add");
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  scatter_into_op().call(rows, packed, segment_length, dilation_rate, head_offsets, start,
+                         accumulate);
+  rows.unsafeGetTensorImpl()->bump_version();
+}
+
 }  // namespace
 
 GatherCall prepare_gather(const at::Tensor& input, const BranchCall& branch,
@@ -323,8 +368,8 @@ TORCH_LIBRARY_IMPL(dilated, CPU, m) {
 TORCH_LIBRARY_IMPL(dilated, Autograd, m) {
   m.impl("gather", &dilated::ops::gather_autograd);
   m.impl("scatter_add", &dilated::ops::scatter_add_autograd);
-  m.impl("gather_into", torch::autograd::autogradNotImplementedFallback());
-  m.impl("scatter_into", torch::autograd::autogradNotImplementedFallback());
+  m.impl("gather_into", &dilated::ops::gather_into_autograd);
+  m.impl("scatter_into", &dilated::ops::scatter_into_autograd);
 }
 
 TORCH_LIBRARY_IMPL(dilated, Meta, m) {

@@ -203,9 +203,16 @@ def test_in_place_forms_write_what_they_are_given_and_nothing_else(
         assert torch.equal(x, expected)
 
 
-def test_in_place_forms_have_no_gradients(device: str) -> None:
+def test_in_place_forms_refuse_gradients_and_count_versions(device: str) -> None:
     x = rows(20, torch.float32, device).requires_grad_()
     packed = torch.empty(2, 8, 5, 12, device=device)
-    torch.ops.dilated.gather_into(packed, x, 10, 3)
-    with pytest.raises(RuntimeError, match="not implemented"):
-        packed.sum().backward()
+    with pytest.raises(RuntimeError, match="gather_into: .*call gather"):
+        torch.ops.dilated.gather_into(packed, x, 10, 3)
+    with pytest.raises(RuntimeError, match="scatter_into: .*call scatter_add"):
+        torch.ops.dilated.scatter_into(x, packed, 10, 3)
+    assert packed._version == 0
+    with torch.no_grad():
+        torch.ops.dilated.gather_into(packed, x, 10, 3)
+    assert packed._version == 1
+    with pytest.raises(ValueError, match="packed: .*contiguous"):
+        torch.ops.dilated.gather_into(packed.repeat(1, 1, 1, 2)[..., ::2], x.detach(), 10, 3)

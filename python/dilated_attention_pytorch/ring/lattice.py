@@ -117,11 +117,10 @@ def make_pieces(
     for k in range(max(map(len, strands), default=0)):
         column = [head[k] if len(head) > k else None for head in strands]
         head = first_head
-        for stretch, run in groupby(column, lambda strand: strand and strand[:2]):
-            residues = tuple(strand[2] for strand in run if strand) if stretch else ()
+        for stretch, group in groupby(column, lambda strand: strand and strand[:2]):
+            run = list(group)
             if stretch:
-                pieces.append(Piece(*stretch, rate, head, residues))
-                head += len(residues)
-            else:
-                head += sum(1 for _ in run)
+                residues = tuple(strand[2] for strand in run if strand)
+                pieces.append(Piece(stretch[0], stretch[1], rate, head, residues))
+            head += len(run)
     return tuple(pieces)
