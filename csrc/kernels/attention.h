@@ -14,7 +14,7 @@ struct Strides {
   int64_t batch, row, head;
 };
 
-/// A [batch, seq_len, heads, head_dim] tensor of the call's dtype.
+/// A [batch, seq_len, heads, head_dim] tensor of the call's dtype, where nothing else is said.
 struct Rows {
   const void* data;
   Strides strides;
@@ -37,6 +37,7 @@ struct AttentionArgs {
   int64_t batch, heads, kv_heads, head_dim;
   int64_t queries, keys;  // rows of the query and of the key tensors
   bool is_causal;
+  bool is_partial;  // results are in lse's dtype instead of dtype: other blocks of keys follow
   float scale;
   double scale64;  // the same, for float64
   Dropout dropout;
@@ -46,15 +47,19 @@ struct AttentionArgs {
 
 /// out has query's shape and dtype; lse is [batch, heads, queries], natural logarithm, float32
 /// (float64 for float64). Every row is written: a row that attends to nothing gets out = 0 and lse
-/// = -inf.
+/// = -inf. Where there is a running result, of the same queries and other keys, out and lse are
+/// those of its keys and of these together.
 struct ForwardArgs : AttentionArgs {
   MutableRows out;
   void* lse;
+  Rows running_out;         // in lse's dtype; a row whose running lse is -inf is not read
+  const void* running_lse;  // laid out as lse; nullptr: no running result
 };
 
 /// delta[b, h, n] = sum_d grad_out * out - grad_lse, in lse's dtype; with P = multiplicity *
 /// exp(score - lse): dS = P * (grad_out . value * dropout - delta), grad_query = scale * dS key,
-/// grad_key = scale * dS^T query, grad_value = (P * dropout)^T grad_out.
+/// grad_key = scale * dS^T query, grad_value = (P * dropout)^T grad_out. Every row of the three is
+/// written. lse and delta are those of all keys, whatever part of them is here.
 struct BackwardArgs : AttentionArgs {
   Rows grad_out;
   const void* lse;

@@ -3,17 +3,19 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <tuple>
+
 #include "kernels/attention.h"
 #include "ops/checks.h"
 
 namespace dilated::ops {
 
-/// The outputs of a forward call, allocated but not written, and what the kernel is given. `inputs`
-/// keeps alive what the arguments point into; args.pattern and args.dropout.seed are the device's
-/// business.
+/// The outputs of a forward call, allocated but not written, and what the kernel is given. The
+/// other tensors keep alive what the arguments point into; args.pattern and args.dropout.seed are
+/// the device's business.
 struct ForwardCall {
   at::Tensor out, lse;
-  at::Tensor query, key, value;
+  at::Tensor query, key, value, running_out, running_lse;  // the last two may be undefined
   kernels::ForwardArgs args{};
 };
 ForwardCall prepare_forward(const AttentionCall& call);
@@ -36,7 +38,14 @@ struct BackwardCall {
 };
 BackwardCall prepare_backward(const AttentionCall& call, const BackwardInputs& inputs);
 
-/// The dtype of lse and delta.
-at::ScalarType lse_dtype(const at::Tensor& query);
+/// Checks and runs a call whose tensors are on the CPU.
+std::tuple<at::Tensor, at::Tensor> forward_cpu(const AttentionCall& call);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_cpu(const AttentionCall& call,
+                                                            const BackwardInputs& inputs);
+
+/// Checks a call of fake tensors and returns results of the right shapes and dtypes.
+std::tuple<at::Tensor, at::Tensor> forward_meta(const AttentionCall& call);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_meta(const AttentionCall& call,
+                                                             const BackwardInputs& inputs);
 
 }  // namespace dilated::ops

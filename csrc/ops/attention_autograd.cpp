@@ -8,23 +8,14 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "ops/attention.h"
+#include "ops/signatures.h"
 
 namespace dilated {
 namespace ops {
 namespace {
 
-using OptionalTensor = std::optional<at::Tensor>;
-using Forward = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&,
-                                                   const at::Tensor&, at::IntArrayRef,
-                                                   at::IntArrayRef, const OptionalTensor&, bool,
-                                                   std::optional<double>, std::string_view, double,
-                                                   const OptionalTensor&, const OptionalTensor&);
-using Backward = std::tuple<at::Tensor, at::Tensor, at::Tensor>(
-    const at::Tensor&, const OptionalTensor&, const at::Tensor&, const at::Tensor&,
-    const at::Tensor&, const at::Tensor&, const at::Tensor&, at::IntArrayRef, at::IntArrayRef,
-    const OptionalTensor&, bool, std::optional<double>, std::string_view, double,
-    const OptionalTensor&, const OptionalTensor&);
+using Forward = decltype(attention_with<forward_meta>);
+using Backward = decltype(attention_backward_with<backward_meta>);
 
 const c10::TypedOperatorHandle<Forward>& forward_op() {
   static const auto op =
@@ -102,35 +93,6 @@ std::tuple<at::Tensor, at::Tensor> attention_autograd(
   return {result[0], result[1]};
 }
 
-std::tuple<at::Tensor, at::Tensor> attention_meta(
-    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
-    const OptionalTensor& head_offsets, bool is_causal, std::optional<double> scale,
-    std::string_view padding, double dropout_p, const OptionalTensor& dropout_seed,
-    const OptionalTensor& pattern) {
-  check_call({query, key, value, segment_lengths, dilation_rates, head_offsets, is_causal, scale,
-              padding, dropout_p, dropout_seed, pattern});
-  return {query.new_empty_symint(query.sym_sizes()),
-          query.new_empty_symint({query.sym_size(0), query.sym_size(2), query.sym_size(1)},
-                                 query.options().dtype(lse_dtype(query)))};
-}
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward_meta(
-    const at::Tensor& grad_out, const OptionalTensor& grad_lse, const at::Tensor& query,
-    const at::Tensor& key, const at::Tensor& value, const at::Tensor& out, const at::Tensor& lse,
-    at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
-    const OptionalTensor& head_offsets, bool is_causal, std::optional<double> scale,
-    std::string_view padding, double dropout_p, const OptionalTensor& dropout_seed,
-    const OptionalTensor& pattern) {
-  check_backward({query, key, value, segment_lengths, dilation_rates, head_offsets, is_causal,
-                  scale, padding, dropout_p, dropout_seed, pattern},
-                 {grad_out, grad_lse, out, lse});
-  const auto like = [](const at::Tensor& tensor) {
-    return tensor.new_empty_symint(tensor.sym_sizes());
-  };
-  return {like(query), like(key), like(value)};
-}
-
 template <c10::DispatchKey kAutocast, c10::DeviceType kDevice>
 std::tuple<at::Tensor, at::Tensor> attention_autocast(
     const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
@@ -148,6 +110,24 @@ std::tuple<at::Tensor, at::Tensor> attention_autocast(
 }
 
 }  // namespace
+
+std::tuple<at::Tensor, at::Tensor> forward_meta(const AttentionCall& call) {
+  check_call(call);
+  const at::Tensor& query = call.query;
+  return {query.new_empty_symint(query.sym_sizes(), query.options().dtype(result_dtype(call))),
+          query.new_empty_symint({query.sym_size(0), query.sym_size(2), query.sym_size(1)},
+                                 query.options().dtype(lse_dtype(query)))};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_meta(const AttentionCall& call,
+                                                             const BackwardInputs& inputs) {
+  check_backward(call, inputs);
+  const auto like = [&](const at::Tensor& tensor) {
+    return tensor.new_empty_symint(tensor.sym_sizes(), tensor.options().dtype(result_dtype(call)));
+  };
+  return {like(call.query), like(call.key), like(call.value)};
+}
+
 }  // namespace ops
 
 std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& query, const at::Tensor& key,
@@ -169,8 +149,9 @@ TORCH_LIBRARY_IMPL(dilated, Autograd, m) {
 }
 
 TORCH_LIBRARY_IMPL(dilated, Meta, m) {
-  m.impl("attention", &dilated::ops::attention_meta);
-  m.impl("attention_backward", &dilated::ops::attention_backward_meta);
+  using namespace dilated::ops;
+  m.impl("attention", &attention_with<forward_meta>);
+  m.impl("attention_backward", &attention_backward_with<backward_meta>);
 }
 
 TORCH_LIBRARY_IMPL(dilated, AutocastCPU, m) {

@@ -2,6 +2,7 @@
 
 #include <c10/util/Exception.h>
 
+#include <array>
 #include <cmath>
 #include <limits>
 #include <stdexcept>
@@ -14,17 +15,19 @@ void check_rank(const at::Tensor& tensor, const char* name) {
                     tensor.dim(), " dimensions ", tensor.sym_sizes());
 }
 
-void check_like_query(const at::Tensor& query, const at::Tensor& tensor, const char* name) {
+/// A block's keys have a length of their own.
+void check_like_query(const AttentionCall& call, const at::Tensor& tensor, const char* name) {
+  const at::Tensor& query = call.query;
   check_rank(tensor, name);
   TORCH_CHECK_VALUE(tensor.scalar_type() == query.scalar_type(), name,
                     ": must have the dtype of query, ", query.scalar_type(), ", got ",
                     tensor.scalar_type());
   TORCH_CHECK_VALUE(tensor.device() == query.device(), name, ": must be on the device of query, ",
                     query.device(), ", got ", tensor.device());
-  TORCH_CHECK_VALUE(
-      tensor.sym_size(0) == query.sym_size(0) && tensor.sym_size(1) == query.sym_size(1), name,
-      ": must have the batch and seq_len of query, ", query.sym_sizes(), ", got ",
-      tensor.sym_sizes());
+  TORCH_CHECK_VALUE(tensor.sym_size(0) == query.sym_size(0) &&
+                        (call.block.has_value() || tensor.sym_size(1) == query.sym_size(1)),
+                    name, ": must have the batch and seq_len of query, ", query.sym_sizes(),
+                    ", got ", tensor.sym_sizes());
   TORCH_CHECK_VALUE(tensor.sym_size(3) == query.sym_size(3), name,
                     ": must have the head_dim of query, ", query.sym_size(3), ", got ",
                     tensor.sym_size(3));
@@ -98,6 +101,32 @@ void check_pattern(const AttentionCall& call) {
                     pattern.device());
 }
 
+void check_range(int64_t begin, const at::Tensor& tensor, int64_t seq_len, const char* name) {
+  TORCH_CHECK_VALUE(0 <= begin && begin <= seq_len && tensor.sym_size(1) <= seq_len - begin, name,
+                    ": 0 <= ", name, " and ", name, " + rows <= seq_len must hold, got ", name, " ",
+                    begin, ", rows ", tensor.sym_size(1), ", seq_len ", seq_len);
+}
+
+void check_block(const AttentionCall& call) {
+  if (!call.block.has_value()) {
+    return;
+  }
+  const AttentionBlock& block = *call.block;
+  TORCH_CHECK_VALUE(block.seq_len >= 0, "seq_len: must not be negative, got ", block.seq_len);
+  check_range(block.query_begin, call.query, block.seq_len, "query_begin");
+  check_range(block.key_begin, call.key, block.seq_len, "key_begin");
+  TORCH_CHECK_VALUE(block.out.has_value() == block.lse.has_value(),
+                    "out and lse: both or neither of a running result must be given, got ",
+                    block.out.has_value() ? "out" : "lse", " alone");
+  if (block.out.has_value()) {
+    const at::ScalarType dtype = lse_dtype(call.query);
+    check_rows(call.query, *block.out, dtype, "out");
+    check_row_sums(call.query, *block.lse, "lse");
+    TORCH_CHECK_VALUE(block.lse->scalar_type() == dtype, "lse: must be ", dtype, ", got ",
+                      block.lse->scalar_type());
+  }
+}
+
 std::vector<int64_t> offsets_of(const AttentionCall& call, int64_t heads) {
   if (!call.head_offsets.has_value()) {
     return interleaved_offsets(call.dilation_rates.vec(), heads);
@@ -118,8 +147,11 @@ void check_call(const AttentionCall& call) {
   TORCH_CHECK_VALUE(!is_double || !call.query.is_cuda(),
                     "query: float64 is supported on the CPU only, got float64 on ",
                     call.query.device());
-  check_like_query(call.query, call.key, "key");
-  check_like_query(call.query, call.value, "value");
+  check_like_query(call, call.key, "key");
+  check_like_query(call, call.value, "value");
+  TORCH_CHECK_VALUE(call.value.sym_size(1) == call.key.sym_size(1),
+                    "value: must have the seq_len of key, ", call.key.sym_size(1), ", got ",
+                    call.value.sym_size(1));
   TORCH_CHECK_VALUE(call.value.sym_size(2) == call.key.sym_size(2),
                     "value: must have the heads of key, ", call.key.sym_size(2), ", got ",
                     call.value.sym_size(2));
@@ -129,10 +161,37 @@ void check_call(const AttentionCall& call) {
   TORCH_CHECK_VALUE(call.query.sym_size(3) >= 1 && call.query.sym_size(3) <= 256,
                     "query: 1 <= head_dim <= 256 must hold, got ", call.query.sym_size(3));
   padding_of(call.padding);
+  check_block(call);
   check_dropout(call);
   check_branches(call);
   check_offsets(call);
   check_pattern(call);
+}
+
+void check_rows(const at::Tensor& query, const at::Tensor& tensor, at::ScalarType dtype,
+                const char* name) {
+  TORCH_CHECK_VALUE(tensor.sym_sizes() == query.sym_sizes() && tensor.scalar_type() == dtype &&
+                        tensor.device() == query.device(),
+                    name, ": must have the shape and device of query, ", query.sym_sizes(), " ",
+                    query.device(), ", and be ", dtype, ", got ", tensor.sym_sizes(), " ",
+                    tensor.device(), " ", tensor.scalar_type());
+}
+
+void check_row_sums(const at::Tensor& query, const at::Tensor& tensor, const char* name) {
+  const std::array<c10::SymInt, 3> rows{query.sym_size(0), query.sym_size(2), query.sym_size(1)};
+  TORCH_CHECK_VALUE(
+      tensor.sym_sizes() == c10::SymIntArrayRef(rows) && tensor.device() == query.device(), name,
+      ": must be [batch, heads, seq_len] = ", c10::SymIntArrayRef(rows), " on ", query.device(),
+      ", got ", tensor.sym_sizes(), " on ", tensor.device());
+}
+
+at::ScalarType lse_dtype(const at::Tensor& query) {
+  return query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+at::ScalarType result_dtype(const AttentionCall& call) {
+  const bool is_partial = call.block.has_value() && call.block->partial;
+  return is_partial ? lse_dtype(call.query) : call.query.scalar_type();
 }
 
 PatternSpec spec_of(const AttentionCall& call) {
@@ -144,6 +203,12 @@ PatternSpec spec_of(const AttentionCall& call) {
   spec.kv_heads = call.key.size(2);
   spec.is_causal = call.is_causal;
   spec.padding = padding_of(call.padding);
+  if (call.block.has_value()) {
+    const AttentionBlock& block = *call.block;
+    spec.seq_len = block.seq_len;
+    spec.queries = {block.query_begin, block.query_begin + call.query.size(1)};
+    spec.keys = {block.key_begin, block.key_begin + call.key.size(1)};
+  }
   try {
     spec.head_offsets = offsets_of(call, spec.heads);
     validate(spec);
@@ -167,8 +232,8 @@ void check_contents(const at::Tensor& pattern, const PatternSpec& spec) {
       header.magic == kPatternMagic && header.words == pattern.numel() &&
           header.fingerprint[0] == static_cast<uint32_t>(hash) &&
           header.fingerprint[1] == static_cast<uint32_t>(hash >> 32),
-      "pattern: was planned for other arguments (seq_len, heads, branches, offsets, is_causal, "
-      "padding) than those given: it says seq_len ",
+      "pattern: was planned for other arguments (seq_len, ranges of queries and keys, heads, "
+      "branches, offsets, is_causal, padding) than those given: it says seq_len ",
       header.seq_len, ", heads ", header.heads, "; the call has seq_len ", spec.seq_len, ", heads ",
       spec.heads);
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <dilated/ops.h>
 #include <dilated/pattern.h>
 
 #include <optional>
@@ -26,10 +27,24 @@ struct AttentionCall {
   double dropout_p;
   const std::optional<at::Tensor>& dropout_seed;
   const std::optional<at::Tensor>& pattern;
+  std::optional<AttentionBlock> block = std::nullopt;  // otherwise all of a sequence
 };
 
 /// Ranks, sizes, dtypes, devices, dropout: all that needs no data. Works on fake tensors.
 void check_call(const AttentionCall& call);
+
+/// That the tensor has query's shape and device, and this dtype.
+void check_rows(const at::Tensor& query, const at::Tensor& tensor, at::ScalarType dtype,
+                const char* name);
+
+/// That the tensor is [batch, heads, rows of query], on query's device.
+void check_row_sums(const at::Tensor& query, const at::Tensor& tensor, const char* name);
+
+/// The dtype of lse and delta, and of what is to be continued.
+at::ScalarType lse_dtype(const at::Tensor& query);
+
+/// The dtype of out and of the gradients.
+at::ScalarType result_dtype(const AttentionCall& call);
 
 /// The pattern's specification; throws c10::ValueError where the planner finds it wrong.
 PatternSpec spec_of(const AttentionCall& call);

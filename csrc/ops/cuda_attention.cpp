@@ -12,12 +12,10 @@
 #include <cstring>
 
 #include "kernels/cuda/attention.h"
-#include "ops/attention.h"
+#include "ops/signatures.h"
 
 namespace dilated::ops {
 namespace {
-
-using OptionalTensor = std::optional<at::Tensor>;
 
 /// Plans, and copies the words on the current stream.
 at::Tensor planned_pattern(const PatternSpec& spec, const at::Device& device) {
@@ -50,39 +48,24 @@ at::Tensor place_pattern(const AttentionCall& call, kernels::AttentionArgs& args
   return pattern;
 }
 
-std::tuple<at::Tensor, at::Tensor> attention_cuda(
-    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
-    const OptionalTensor& head_offsets, bool is_causal, std::optional<double> scale,
-    std::string_view padding, double dropout_p, const OptionalTensor& dropout_seed,
-    const OptionalTensor& pattern) {
-  const AttentionCall call{query,     key,   value,   segment_lengths, dilation_rates, head_offsets,
-                           is_causal, scale, padding, dropout_p,       dropout_seed,   pattern};
+Results forward_cuda(const AttentionCall& call) {
   check_call(call);
-  const c10::cuda::CUDAGuard guard(query.device());
+  const c10::cuda::CUDAGuard guard(call.query.device());
   ForwardCall forward = prepare_forward(call);
   const at::Tensor words = place_pattern(call, forward.args);
-  if (query.numel() > 0) {
+  if (call.query.numel() > 0) {
     C10_CUDA_CHECK(
         kernels::cuda::attention_forward(forward.args, c10::cuda::getCurrentCUDAStream()));
   }
   return {forward.out, forward.lse};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward_cuda(
-    const at::Tensor& grad_out, const OptionalTensor& grad_lse, const at::Tensor& query,
-    const at::Tensor& key, const at::Tensor& value, const at::Tensor& out, const at::Tensor& lse,
-    at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
-    const OptionalTensor& head_offsets, bool is_causal, std::optional<double> scale,
-    std::string_view padding, double dropout_p, const OptionalTensor& dropout_seed,
-    const OptionalTensor& pattern) {
-  const AttentionCall call{query,     key,   value,   segment_lengths, dilation_rates, head_offsets,
-                           is_causal, scale, padding, dropout_p,       dropout_seed,   pattern};
-  check_backward(call, {grad_out, grad_lse, out, lse});
-  const c10::cuda::CUDAGuard guard(query.device());
-  BackwardCall backward = prepare_backward(call, {grad_out, grad_lse, out, lse});
+Gradients backward_cuda(const AttentionCall& call, const BackwardInputs& inputs) {
+  check_backward(call, inputs);
+  const c10::cuda::CUDAGuard guard(call.query.device());
+  BackwardCall backward = prepare_backward(call, inputs);
   const at::Tensor words = place_pattern(call, backward.args);
-  if (query.numel() == 0) {
+  if (call.query.numel() == 0) {
     return {backward.grad_query, backward.grad_key, backward.grad_value};
   }
   const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream();
@@ -93,7 +76,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward_cuda(
   const bool deterministic = at::globalContext().deterministicAlgorithms();
   const auto bytes = static_cast<int64_t>(
       kernels::cuda::attention_backward_workspace(backward.args, deterministic));
-  const at::Tensor workspace = at::empty({bytes}, query.options().dtype(at::kByte));
+  const at::Tensor workspace = at::empty({bytes}, call.query.options().dtype(at::kByte));
   C10_CUDA_CHECK(kernels::cuda::attention_backward(backward.args, workspace.mutable_data_ptr(),
                                                    deterministic, stream));
   return {backward.grad_query, backward.grad_key, backward.grad_value};
@@ -103,6 +86,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward_cuda(
 }  // namespace dilated::ops
 
 TORCH_LIBRARY_IMPL(dilated, CUDA, m) {
-  m.impl("attention", &dilated::ops::attention_cuda);
-  m.impl("attention_backward", &dilated::ops::attention_backward_cuda);
+  using namespace dilated::ops;
+  m.impl("attention", &attention_with<forward_cuda>);
+  m.impl("attention_backward", &attention_backward_with<backward_cuda>);
 }

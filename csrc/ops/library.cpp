@@ -30,6 +30,32 @@ TORCH_LIBRARY(dilated, m) {
       "str padding=\"masked\", float dropout_p=0.0, Tensor? dropout_seed=None, "
       "Tensor? pattern=None) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)");
   m.def(
+      "attention_block(Tensor query, Tensor key, Tensor value, int seq_len, int query_begin, "
+      "int key_begin, int[] segment_lengths, int[] dilation_rates, *, Tensor? out=None, "
+      "Tensor? lse=None, Tensor? head_offsets=None, bool is_causal=False, float? scale=None, "
+      "str padding=\"masked\", float dropout_p=0.0, Tensor? dropout_seed=None, "
+      "Tensor? pattern=None, bool partial=False) -> (Tensor out, Tensor lse)");
+  m.def(
+      "attention_block_backward(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, "
+      "Tensor value, Tensor out, Tensor lse, int seq_len, int query_begin, int key_begin, "
+      "int[] segment_lengths, int[] dilation_rates, *, Tensor? head_offsets=None, "
+      "bool is_causal=False, float? scale=None, str padding=\"masked\", float dropout_p=0.0, "
+      "Tensor? dropout_seed=None, Tensor? pattern=None, bool partial=False) "
+      "-> (Tensor grad_query, Tensor grad_key, Tensor grad_value)");
+  m.def(
+      "ring_attention(Tensor query, Tensor key, Tensor value, int[] segment_lengths, "
+      "int[] dilation_rates, str group_name, *, Tensor? head_offsets=None, bool is_causal=False, "
+      "float? scale=None, str padding=\"masked\", float dropout_p=0.0, "
+      "Tensor? dropout_seed=None, int[]? shard_lengths=None, str strategy=\"auto\") "
+      "-> (Tensor out, Tensor lse)");
+  m.def(
+      "ring_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, "
+      "Tensor value, Tensor out, Tensor lse, int[] segment_lengths, int[] dilation_rates, "
+      "str group_name, *, Tensor? head_offsets=None, bool is_causal=False, float? scale=None, "
+      "str padding=\"masked\", float dropout_p=0.0, Tensor? dropout_seed=None, "
+      "int[]? shard_lengths=None, str strategy=\"auto\") "
+      "-> (Tensor grad_query, Tensor grad_key, Tensor grad_value)");
+  m.def(
       "segment_attention(Tensor query, Tensor key, Tensor value, int segment_length, "
       "int dilation_rate, *, Tensor? head_offsets=None, bool is_causal=False, "
       "float? scale=None, str padding=\"masked\", float dropout_p=0.0, "

@@ -4,7 +4,8 @@ gradients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,16 @@ class Result(NamedTuple):
     grad_query: Tensor
     grad_key: Tensor
     grad_value: Tensor
+
+
+@contextmanager
+def deterministic_mode() -> Iterator[None]:
+    """torch.use_deterministic_algorithms: another backward path on GPUs, and NaN in new memory."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def output_gradients(query: Tensor, seed: int = 99) -> tuple[Tensor, Tensor]:

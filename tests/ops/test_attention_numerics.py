@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from tests.ops.calls import (
     HEAD_DIMS,
     Result,
     check_attention,
+    deterministic_mode,
     output_gradients,
     run_operator,
     run_reference,
@@ -27,16 +27,6 @@ def test_float32(device: str) -> None:
     for head_dim in (8, 48, 64, 128):
         tensors = make_qkv(150, 4, head_dim, kv_heads=2, dtype=torch.float32, device=device)
         check_attention(tensors, [32, 96], [1, 3], Exact(torch.float32, 1e-5, 5e-5))
-
-
-@contextmanager
-def deterministic_mode() -> Iterator[None]:
-    """torch.use_deterministic_algorithms: another backward path on GPUs, and NaN in new memory."""
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 def check_16_bit_errors(

@@ -38,6 +38,11 @@ def samples(device: str, dtype: torch.dtype) -> list[Sample]:
     out, lse = torch.ops.dilated.attention(*plain, *branches)
     packed = torch.ops.dilated.gather(plain[0], 8, 2).requires_grad_()
     grad_lse = torch.randn_like(lse)
+    middle = (plain[0][:, 5:25], plain[1][:, 12:], plain[2][:, 12:], 37, 5, 12)
+    middle_pattern = plan_tensor(Spec(37, *branches, 4, 2, queries=(5, 25), keys=(12, 37)), device)
+    running = {"out": out[:, 5:25].to(lse.dtype), "lse": lse[:, :, 5:25]}
+    final = (out[:, 5:25], lse[:, :, 5:25])
+    backward = (final[0], grad_lse[:, :, 5:25], *middle[:3], *final, *middle[3:])
     return [
         ("attention", (q, k, v, *branches), {}),
         ("attention", (q, k, v, *branches), {"pattern": pattern}),
@@ -45,6 +50,11 @@ def samples(device: str, dtype: torch.dtype) -> list[Sample]:
         ("attention", (q, k, v, *branches), {"padding": "zeros"}),
         ("attention_backward", (out, None, *plain, out, lse, *branches), {}),
         ("attention_backward", (out, grad_lse, *plain, out, lse, *branches), {"pattern": pattern}),
+        ("attention_block", (*middle, *branches), {}),
+        ("attention_block", (*middle, *branches), {"pattern": middle_pattern, "partial": True}),
+        ("attention_block", (*middle, *branches), {**options, **running, "padding": "zeros"}),
+        ("attention_block_backward", (*backward, *branches), {}),
+        ("attention_block_backward", (*backward, *branches), {**options, "partial": True}),
         ("segment_attention", (q, k, v, 16, 3), {}),
         ("segment_attention", (q, k, v, 16, 3), {"padding": "zeros"}),
         ("gather", (q, 8, 3), {"start": 5}),
@@ -55,10 +65,10 @@ def samples(device: str, dtype: torch.dtype) -> list[Sample]:
     ]
 
 
-@pytest.mark.parametrize("index", range(13))
+@pytest.mark.parametrize("index", range(18))
 def test_opcheck(index: int, device: str) -> None:
     everything = samples(device, torch.float32)
-    assert len(everything) == 13
+    assert len(everything) == 18
     name, arguments, keywords = everything[index]
     torch.library.opcheck(getattr(torch.ops.dilated, name).default, arguments, keywords)
 
@@ -68,8 +78,9 @@ def test_every_operator_has_samples() -> None:
     assert named <= set(dir(torch.ops.dilated)) | named
     schemas = torch._C._jit_get_all_schemas()
     registered = {s.name for s in schemas if s.name.startswith("dilated::")}
-    # ring_attention needs processes: the ring's own tests exercise it.
-    assert registered - {"dilated::ring_attention"} == {f"dilated::{name}" for name in named}
+    # These need a process group: tests/ring/test_compile.py has their samples.
+    ring = {"dilated::ring_attention", "dilated::ring_attention_backward"}
+    assert registered - ring == {f"dilated::{name}" for name in named}
 
 
 @pytest.mark.parametrize("outputs", ["out", "lse", "both"])
@@ -172,6 +183,10 @@ def test_meta_tensors_give_shapes_without_computing() -> None:
     out, lse = torch.ops.dilated.attention(q, q, q, [2048, 4096], [1, 2])
     assert out.shape == q.shape and out.dtype == torch.bfloat16
     assert lse.shape == (2, 12, 10**7) and lse.dtype == torch.float32
+    block = torch.ops.dilated.attention_block(
+        q[:, :50], q, q, 10**7, 0, 0, [2048], [1], partial=True
+    )
+    assert block[0].shape == (2, 50, 12, 64) and block[0].dtype == torch.float32
     packed = torch.ops.dilated.gather(q, 2048, 3)
     pieces, rest = divmod(10**7, 2048)
     assert packed.shape == (2, pieces * 683 + -(-rest // 3), 12, 64)

@@ -192,6 +192,72 @@ def test_backward_names_what_is_wrong(change: dict[str, Any], named: str, given:
     assert given in str(caught.value)
 
 
+def block_call(**change: Any) -> Any:
+    """Queries 4 .. 11 against keys 6 .. 15 of 24 positions."""
+    q, k, v = good_tensors().values()
+    tensors = {"query": q[:, 4:12], "key": k[:, 6:16], "value": v[:, 6:16]}
+    arguments = {**tensors, "seq_len": 24, "query_begin": 4, "key_begin": 6, **GOOD, **change}
+    positional = [
+        arguments.pop(name) for name in (*tensors, "seq_len", "query_begin", "key_begin", *GOOD)
+    ]
+    return torch.ops.dilated.attention_block(*positional, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "named", "given"),
+    [
+        ({"seq_len": -1}, "seq_len", "-1"),
+        ({"seq_len": 2**31}, "seq_len", str(2**31)),
+        ({"seq_len": 15}, "key_begin", "15"),
+        ({"query_begin": -1}, "query_begin", "-1"),
+        ({"query_begin": 17}, "query_begin", "query_begin 17, rows 8, seq_len 24"),
+        ({"query_begin": 2**62}, "query_begin", str(2**62)),
+        ({"key_begin": -2}, "key_begin", "-2"),
+        ({"key_begin": 15}, "key_begin", "key_begin 15, rows 10, seq_len 24"),
+        ({"value": rows(2, 9, 2, 16)}, "value", "9"),
+        ({"key": rows(1, 10, 2, 16)}, "key", "1, 10"),
+        ({"out": rows(2, 8, 4, 16)}, "out and lse", "out alone"),
+        ({"lse": rows(2, 4, 8)}, "out and lse", "lse alone"),
+        ({"out": rows(2, 9, 4, 16), "lse": rows(2, 4, 8)}, "out", "2, 9"),
+        ({"out": rows(2, 8, 4, 16).half(), "lse": rows(2, 4, 8)}, "out", "Half"),
+        ({"out": rows(2, 8, 4, 16), "lse": rows(2, 4, 9)}, "lse", "9"),
+        ({"out": rows(2, 8, 4, 16), "lse": rows(2, 4, 8).double()}, "lse", "Double"),
+        ({"out": rows(2, 8, 4, 16).to("meta"), "lse": rows(2, 4, 8)}, "out", "meta"),
+        ({"pattern": plan_tensor(Spec(24, [8, 16], [1, 2], 4, 2))}, "pattern", "ranges"),
+        ({"head_offsets": torch.zeros(2, 3, dtype=torch.int64)}, "head_offsets", "2, 3"),
+        ({"padding": "reflect"}, "padding", "reflect"),
+        ({"dilation_rates": [1, 0]}, "dilation_rates", "0"),
+    ],
+)
+def test_block_names_what_is_wrong(change: dict[str, Any], named: str, given: str) -> None:
+    block_call()
+    block_call(out=rows(2, 8, 4, 16), lse=rows(2, 4, 8))
+    with pytest.raises(ValueError, match=named) as caught:
+        block_call(**change)
+    assert given in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "named", "given"),
+    [
+        ({"out": rows(2, 8, 4, 16).double()}, "out", "Double"),
+        ({"grad_out": rows(2, 7, 4, 16)}, "grad_out", "7"),
+        ({"lse": rows(2, 4, 24)}, "lse", "24"),
+        ({"key_begin": 15}, "key_begin", "15"),
+    ],
+)
+def test_block_backward_names_what_is_wrong(change: dict[str, Any], named: str, given: str) -> None:
+    q, k, v = good_tensors().values()
+    out, lse = block_call()
+    good = {"grad_out": out, "grad_lse": None, "query": q[:, 4:12], "key": k[:, 6:16]}
+    good |= {"value": v[:, 6:16], "out": out, "lse": lse}
+    good |= {"seq_len": 24, "query_begin": 4, "key_begin": 6, **GOOD}
+    torch.ops.dilated.attention_block_backward(*good.values())
+    with pytest.raises(ValueError, match=named) as caught:
+        torch.ops.dilated.attention_block_backward(*{**good, **change}.values())
+    assert given in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("operator", "arguments", "keywords", "named", "given"),
     [

@@ -39,7 +39,34 @@ DILATED_API std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& query
                                                          at::IntArrayRef dilation_rates,
                                                          const AttentionOptions& options = {});
 
-/// The same with a single branch.
+/// What a block is of: row n of query is position query_begin + n of a sequence of seq_len, row n
+/// of key and value is position key_begin + n.
+struct AttentionBlock {
+  int64_t seq_len = 0, query_begin = 0, key_begin = 0;
+  std::optional<at::Tensor> out, lse;  // the running result that is continued; both or neither
+  bool partial = false;  // results in float32 (float64 for float64) instead of query's dtype
+};
+
+/// Attention of query [B, Nq, H, D] over the keys of one block, key and value [B, Nk, Hkv, D]. With
+/// a running result (out and lse as this function returns them with partial = true) the softmax is
+/// over its keys and these, so that all blocks together, in any order, are attention(). padding =
+/// "zeros" counts a row's zero keys in the block that holds the row's own position. Rows of key and
+/// value that no query meets are not read. Not differentiable by itself.
+DILATED_API std::tuple<at::Tensor, at::Tensor> attention_block(
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+    const AttentionBlock& block, at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
+    const AttentionOptions& options = {});
+
+/// One block's share of the gradients of query, key and value: summed over all blocks they are the
+/// gradients. out (in query's dtype) and lse are the final ones, of all blocks, and so are their
+/// gradients. block.out and block.lse must not be given.
+DILATED_API std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_block_backward(
+    const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_lse, const at::Tensor& query,
+    const at::Tensor& key, const at::Tensor& value, const at::Tensor& out, const at::Tensor& lse,
+    const AttentionBlock& block, at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
+    const AttentionOptions& options = {});
+
+/// The same as attention() with a single branch.
 DILATED_API std::tuple<at::Tensor, at::Tensor> segment_attention(
     const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, int64_t segment_length,
     int64_t dilation_rate, const AttentionOptions& options = {});

@@ -168,10 +168,10 @@ void for_each_query_row(const BackwardArgs& args, const Work& work) {
 
 void backward_by_span(const BackwardArgs& args, const TileKernels& kernels) {
   const size_t element = size_of(args.dtype);
-  const auto row_bytes =
-      static_cast<size_t>(args.head_dim) * std::max<size_t>(element, sizeof(float));
+  const size_t sum_element = std::max<size_t>(element, sizeof(float));
+  const size_t row_bytes = static_cast<size_t>(args.head_dim) * sum_element;
   // Half precisions are summed up beside grad_query and rounded once, at the end.
-  const bool in_place = element >= sizeof(float);
+  const bool in_place = args.is_partial || element == sum_element;
   Buffer buffer;
   MutableRows sums = args.grad_query;
   if (!in_place) {
@@ -179,7 +179,6 @@ void backward_by_span(const BackwardArgs& args, const TileKernels& kernels) {
     const int64_t row = args.heads * args.head_dim;
     sums = {buffer.get(), {args.queries * row, row, args.head_dim}};
   }
-  const size_t sum_element = std::max<size_t>(element, sizeof(float));
   for_each_query_row(args, [&](int64_t batch, int64_t row, int64_t head) {
     std::byte* to = row_of(sums, sum_element, batch, row, head);
     std::fill(to, to + row_bytes, std::byte{0});

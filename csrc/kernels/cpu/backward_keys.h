@@ -90,10 +90,8 @@ struct BackwardKeysTile : BackwardTile<Element> {
     const Lanes<T>& lanes = s.panels.lanes[panel];
     for (int lane = 0; lane < lanes.rows; ++lane) {
       const int64_t row = lanes.position[lane] - header.key_begin;
-      unpack_lane(row_at<Element>(args.grad_key, task.batch, row, task.head),
-                  s.packed[panel].grad_left, lane, head_dim, scale);
-      unpack_lane(row_at<Element>(args.grad_value, task.batch, row, task.head),
-                  s.packed[panel].grad_right, lane, head_dim, T{1});
+      Base::write_row(args.grad_key, row, s.packed[panel].grad_left, lane, scale);
+      Base::write_row(args.grad_value, row, s.packed[panel].grad_right, lane, T{1});
     }
   }
 };

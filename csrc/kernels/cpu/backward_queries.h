@@ -50,8 +50,7 @@ struct BackwardQueriesTile : BackwardTile<Element> {
     const Lanes<T>& lanes = s.panels.lanes[panel];
     for (int lane = 0; lane < lanes.rows; ++lane) {
       const int64_t row = lanes.position[lane] - header.query_begin;
-      unpack_lane(row_at<Element>(args.grad_query, task.batch, row, task.head),
-                  s.packed[panel].grad_left, lane, head_dim, scale);
+      Base::write_row(args.grad_query, row, s.packed[panel].grad_left, lane, scale);
     }
   }
 };

@@ -178,6 +178,14 @@ struct BackwardTile {
             {columns, 1, head_dim}, {weights + lane, kPanelRows}, {grad + lane, kPanelRows}, true);
   }
 
+  /// Row <- column `lane` of a panel * factor, of task.head.
+  void write_row(const MutableRows& rows, int64_t row, const T* panel, int lane, T factor) const {
+    args.is_partial
+        ? unpack_lane(row_at<T>(rows, task.batch, row, task.head), panel, lane, head_dim, factor)
+        : unpack_lane(row_at<Element>(rows, task.batch, row, task.head), panel, lane, head_dim,
+                      factor);
+  }
+
   /// start(panel), then fill and process for every chunk, then finish(panel).
   template <typename Start, typename Fill, typename Process, typename Finish>
   void run(Start start, Fill fill, Process process, Finish finish) {

@@ -9,6 +9,7 @@
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/lanes.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/cpu/running.h"
 #include "kernels/cpu/tile_kernels.h"
 #include "kernels/dropout.h"
 
@@ -152,21 +153,34 @@ struct ForwardTile {
             {s.scores + lane, kPanelRows}, {s.sums[panel].out + lane, kPanelRows}, true);
   }
 
-  /// Divides by the sums, rounds once and writes.
+  /// Divides by the sums, merges with the running result, rounds once and writes.
+  template <typename Stored>
   void write_panel(int panel) {
     const Lanes<T>& lanes = s.panels.lanes[panel];
     const ForwardPanel<T>& sums = s.sums[panel];
-    T* lse = static_cast<T*>(args.lse) + (task.batch * args.heads + task.head) * args.queries;
+    const int64_t first = (task.batch * args.heads + task.head) * args.queries;
     const T kept = static_cast<T>(args.dropout.kept);
+    const T minus_infinity = -static_cast<T>(__builtin_inf());
     for (int lane = 0; lane < lanes.rows; ++lane) {
       const int64_t row = lanes.position[lane] - header.query_begin;
       const T total = sums.total[lane];
       const bool empty = total == 0;
-      lse[row] =
-          empty ? -static_cast<T>(__builtin_inf())
+      const T block_lse =
+          empty ? minus_infinity
                 : sums.highest[lane] * static_cast<T>(kLn2) + static_cast<T>(__builtin_log(total));
-      unpack_lane(row_at<Element>(args.out, task.batch, row, task.head), sums.out, lane, head_dim,
-                  empty ? T{0} : 1 / (total * kept));
+      const T running_lse = args.running_lse == nullptr
+                                ? minus_infinity
+                                : static_cast<const T*>(args.running_lse)[first + row];
+      const Merged<T> merged = merge(running_lse, block_lse);
+      static_cast<T*>(args.lse)[first + row] = merged.lse;
+      const T factor = empty ? T{0} : merged.block_weight / (total * kept);
+      Stored* out = row_at<Stored>(args.out, task.batch, row, task.head);
+      if (running_lse == minus_infinity) {
+        unpack_lane(out, sums.out, lane, head_dim, factor);
+      } else {
+        unpack_lane(out, sums.out, lane, head_dim, factor,
+                    row_at<T>(args.running_out, task.batch, row, task.head), merged.running_weight);
+      }
     }
   }
 
@@ -181,7 +195,7 @@ struct ForwardTile {
           [&](const Stretch& stretch, int column) { fill(stretch, column); },
           [&](int panel, const Sight& sight) { process(panel, sight); });
       for (int panel = 0; panel < s.panels.count; ++panel) {
-        write_panel(panel);
+        args.is_partial ? write_panel<T>(panel) : write_panel<Element>(panel);
       }
     }
   }

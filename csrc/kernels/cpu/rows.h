@@ -37,6 +37,15 @@ inline void unpack_lane(Element* __restrict row, const T* __restrict panel, int 
   }
 }
 
+/// The same, plus other * other_factor.
+template <typename Element, typename T>
+inline void unpack_lane(Element* __restrict row, const T* __restrict panel, int lane,
+                        int64_t head_dim, T factor, const T* __restrict other, T other_factor) {
+  for (int64_t d = 0; d < head_dim; ++d) {
+    narrow(panel[d * kPanelRows + lane] * factor + other[d] * other_factor, row[d]);
+  }
+}
+
 template <typename Element>
 inline const Element* row_at(const Rows& rows, int64_t batch, int64_t row, int64_t head) {
   const Strides& at = rows.strides;

@@ -5,14 +5,20 @@ ValueErrors that the library raises.
 """
 
 from .attention import attention, attention_backward
+from .attention_block import attention_block, attention_block_backward
 from .gather import gather, gather_into, scatter_add, scatter_into
+from .ring_attention import register_ring_attention, ring_attention
 from .segment_attention import segment_attention
 
 __all__ = [
     "attention",
     "attention_backward",
+    "attention_block",
+    "attention_block_backward",
     "gather",
     "gather_into",
+    "register_ring_attention",
+    "ring_attention",
     "scatter_add",
     "scatter_into",
     "segment_attention",

@@ -72,6 +72,22 @@ class HeadPlan:
         """What this rank computes."""
         return tuple(share for share in self.shares if share.owner == self.rank)
 
+    @property
+    def inner(self) -> tuple[Share, ...]:
+        """Of that, what has only this rank's rows."""
+        return tuple(share for share in self.own if len(share.parts) == 1)
+
+    @property
+    def divided(self) -> tuple[Share, ...]:
+        """And what has rows of other ranks too."""
+        return tuple(share for share in self.own if len(share.parts) > 1)
+
+    @property
+    def mine(self) -> tuple[tuple[Share, Part], ...]:
+        """The shares that are divided among ranks, with this rank's rows."""
+        divided = ((s, s.part_of(self.rank)) for s in self.shares if len(s.parts) > 1)
+        return tuple((share, part) for share, part in divided if part is not None)
+
     def outgoing(self, peer: int) -> list[tuple[Share, Part]]:
         """Of this rank's rows, what the peer computes."""
         if peer == self.rank:

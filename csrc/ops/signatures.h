@@ -1,0 +1,70 @@
+// The attention operators' signatures, written once: from the schemas' arguments to a call, and to
+// what a device does with it.
+#pragma once
+
+#include "ops/attention.h"
+
+namespace dilated::ops {
+
+using OptionalTensor = std::optional<at::Tensor>;
+using Results = std::tuple<at::Tensor, at::Tensor>;                // out, lse
+using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;  // of query, key, value
+
+using RunForward = Results (*)(const AttentionCall&);
+using RunBackward = Gradients (*)(const AttentionCall&, const BackwardInputs&);
+
+template <RunForward kRun>
+Results attention_with(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                       at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
+                       const OptionalTensor& head_offsets, bool is_causal,
+                       std::optional<double> scale, std::string_view padding, double dropout_p,
+                       const OptionalTensor& dropout_seed, const OptionalTensor& pattern) {
+  return kRun({query, key, value, segment_lengths, dilation_rates, head_offsets, is_causal, scale,
+               padding, dropout_p, dropout_seed, pattern});
+}
+
+template <RunBackward kRun>
+Gradients attention_backward_with(const at::Tensor& grad_out, const OptionalTensor& grad_lse,
+                                  const at::Tensor& query, const at::Tensor& key,
+                                  const at::Tensor& value, const at::Tensor& out,
+                                  const at::Tensor& lse, at::IntArrayRef segment_lengths,
+                                  at::IntArrayRef dilation_rates,
+                                  const OptionalTensor& head_offsets, bool is_causal,
+                                  std::optional<double> scale, std::string_view padding,
+                                  double dropout_p, const OptionalTensor& dropout_seed,
+                                  const OptionalTensor& pattern) {
+  return kRun({query, key, value, segment_lengths, dilation_rates, head_offsets, is_causal, scale,
+               padding, dropout_p, dropout_seed, pattern},
+              {grad_out, grad_lse, out, lse});
+}
+
+template <RunForward kRun>
+Results attention_block_with(const at::Tensor& query, const at::Tensor& key,
+                             const at::Tensor& value, int64_t seq_len, int64_t query_begin,
+                             int64_t key_begin, at::IntArrayRef segment_lengths,
+                             at::IntArrayRef dilation_rates, const OptionalTensor& out,
+                             const OptionalTensor& lse, const OptionalTensor& head_offsets,
+                             bool is_causal, std::optional<double> scale, std::string_view padding,
+                             double dropout_p, const OptionalTensor& dropout_seed,
+                             const OptionalTensor& pattern, bool partial) {
+  return kRun({query, key, value, segment_lengths, dilation_rates, head_offsets, is_causal, scale,
+               padding, dropout_p, dropout_seed, pattern,
+               AttentionBlock{seq_len, query_begin, key_begin, out, lse, partial}});
+}
+
+template <RunBackward kRun>
+Gradients attention_block_backward_with(
+    const at::Tensor& grad_out, const OptionalTensor& grad_lse, const at::Tensor& query,
+    const at::Tensor& key, const at::Tensor& value, const at::Tensor& out, const at::Tensor& lse,
+    int64_t seq_len, int64_t query_begin, int64_t key_begin, at::IntArrayRef segment_lengths,
+    at::IntArrayRef dilation_rates, const OptionalTensor& head_offsets, bool is_causal,
+    std::optional<double> scale, std::string_view padding, double dropout_p,
+    const OptionalTensor& dropout_seed, const OptionalTensor& pattern, bool partial) {
+  return kRun(
+      {query, key, value, segment_lengths, dilation_rates, head_offsets, is_causal, scale, padding,
+       dropout_p, dropout_seed, pattern,
+       AttentionBlock{seq_len, query_begin, key_begin, std::nullopt, std::nullopt, partial}},
+      {grad_out, grad_lse, out, lse});
+}
+
+}  // namespace dilated::ops

@@ -1,0 +1,124 @@
+"""torch.ops.dilated.attention_block and its backward: a step of a ring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_attention_block = torch.ops.dilated.attention_block.default
+_attention_block_backward = torch.ops.dilated.attention_block_backward.default
+
+
+def attention_block(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    seq_len: int,
+    query_begin: int,
+    key_begin: int,
+    segment_lengths: Sequence[int],
+    dilation_rates: Sequence[int],
+    *,
+    out: Tensor | None = None,
+    lse: Tensor | None = None,
+    head_offsets: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    padding: str = "masked",
+    dropout_p: float = 0.0,
+    dropout_seed: Tensor | None = None,
+    pattern: Tensor | None = None,
+    partial: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """(out [B, Nq, H, D], lse [B, H, Nq]) of query over the keys of one block.
+
+    Row n of query [B, Nq, H, D] is position query_begin + n of a sequence of seq_len; row n of key
+    and value [B, Nk, Hkv, D] is position key_begin + n. out and lse, both or neither, are the
+    running result of other blocks of keys, as returned with partial=True; the softmax is then over
+    their keys and these. All blocks, in any order, give `attention`.
+
+    partial: out is returned in float32 (float64 for float64), to be continued; otherwise in query's
+    dtype. A row that has attended to nothing so far has out 0 and lse -inf, and its running out is
+    not read. padding="zeros" counts a row's zero keys in the block that holds the row's own
+    position. Rows of key and value that no query meets are not read. The remaining options are
+    those of `attention`, with head_offsets over all heads and a pattern planned for these ranges of
+    queries and keys. Not differentiable: `attention_block_backward` is called by hand.
+    """
+    result: tuple[Tensor, Tensor] = _attention_block(
+        query,
+        key,
+        value,
+        seq_len,
+        query_begin,
+        key_begin,
+        segment_lengths,
+        dilation_rates,
+        out=out,
+        lse=lse,
+        head_offsets=head_offsets,
+        is_causal=is_causal,
+        scale=scale,
+        padding=padding,
+        dropout_p=dropout_p,
+        dropout_seed=dropout_seed,
+        pattern=pattern,
+        partial=partial,
+    )
+    return result
+
+
+def attention_block_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    seq_len: int,
+    query_begin: int,
+    key_begin: int,
+    segment_lengths: Sequence[int],
+    dilation_rates: Sequence[int],
+    *,
+    head_offsets: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    padding: str = "masked",
+    dropout_p: float = 0.0,
+    dropout_seed: Tensor | None = None,
+    pattern: Tensor | None = None,
+    partial: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One block's share of the gradients of query, key and value: their sum over all blocks is the
+    gradient.
+
+    out (in query's dtype) and lse are the final ones, over all blocks, and grad_out and grad_lse
+    their gradients. partial: the shares come in float32 (float64 for float64), to be summed;
+    otherwise in query's dtype.
+    """
+    result: tuple[Tensor, Tensor, Tensor] = _attention_block_backward(
+        grad_out,
+        grad_lse,
+        query,
+        key,
+        value,
+        out,
+        lse,
+        seq_len,
+        query_begin,
+        key_begin,
+        segment_lengths,
+        dilation_rates,
+        head_offsets=head_offsets,
+        is_causal=is_causal,
+        scale=scale,
+        padding=padding,
+        dropout_p=dropout_p,
+        dropout_seed=dropout_seed,
+        pattern=pattern,
+        partial=partial,
+    )
+    return result
