@@ -102,13 +102,17 @@ def errors(actual: Result, expected: Result) -> dict[str, float]:
 
 
 def compare(size: int, case: Case, strategies: Sequence[str]) -> list[dict[str, float]]:
-    """Errors of each strategy on this rank."""
+    """Errors of each strategy on this rank, where memory that was not written holds NaN."""
     group = group_of(size)
     whole = rows_of_rank(case.whole(), case, group.rank())
-    return [
-        errors(run_ring(case, strategy, group.rank(), group.group_name), whole)
-        for strategy in strategies
-    ]
+    torch.use_deterministic_algorithms(True)
+    try:
+        return [
+            errors(run_ring(case, strategy, group.rank(), group.group_name), whole)
+            for strategy in strategies
+        ]
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def count_traffic(size: int, case: Case, strategy: str) -> tuple[Traffic, Traffic]:
