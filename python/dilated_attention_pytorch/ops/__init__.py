@@ -7,7 +7,7 @@ ValueErrors that the library raises.
 from .attention import attention, attention_backward
 from .attention_block import attention_block, attention_block_backward
 from .gather import gather, gather_into, scatter_add, scatter_into
-from .ring_attention import register_ring_attention, ring_attention
+from .ring_attention import ring_attention
 from .segment_attention import segment_attention
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "attention_block_backward",
     "gather",
     "gather_into",
-    "register_ring_attention",
     "ring_attention",
     "scatter_add",
     "scatter_into",

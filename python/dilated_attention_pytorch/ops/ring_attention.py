@@ -65,8 +65,8 @@ def register_ring_attention(
     backward: Callable[..., tuple[Tensor, Tensor, Tensor]],
 ) -> Library:
     """Makes these the kernels of both operators, on CPU and CUDA, while the result is kept."""
-    library = Library("dilated", "IMPL")
+    library = Library("dilated", "IMPL")  # type: ignore[no-untyped-call]
     for key in ("CPU", "CUDA"):
-        library.impl("ring_attention", forward, key)
-        library.impl("ring_attention_backward", backward, key)
+        library.impl("ring_attention", forward, key)  # type: ignore[no-untyped-call]
+        library.impl("ring_attention_backward", backward, key)  # type: ignore[no-untyped-call]
     return library

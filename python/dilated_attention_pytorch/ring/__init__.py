@@ -3,18 +3,9 @@
 Importing it registers the kernels of torch.ops.dilated.ring_attention.
 """
 
-from .exchange import Group, Traffic, group_name, group_size, traffic
-from .operator import check_shard_lengths
-from .strategy import STRATEGIES, Strategy, check_strategy
+from . import operator
+from .exchange import Group, Traffic, group_size, traffic
+from .sharding import Sharding
+from .strategy import Strategy
 
-__all__ = [
-    "STRATEGIES",
-    "Group",
-    "Strategy",
-    "Traffic",
-    "check_shard_lengths",
-    "check_strategy",
-    "group_name",
-    "group_size",
-    "traffic",
-]
+__all__ = ["Group", "Sharding", "Strategy", "Traffic", "group_size", "operator", "traffic"]

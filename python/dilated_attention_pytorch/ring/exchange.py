@@ -9,14 +9,18 @@ never. gloo sends from the host's memory; tensors on a GPU pass through it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+if dist.is_available():
+    from torch.distributed.device_mesh import DeviceMesh
 
 from .agreement import Agreement, Fields
 
@@ -69,7 +73,9 @@ class _State:
     is_connected: bool = False
 
 
-_states: WeakKeyDictionary[dist.ProcessGroup, _State] = WeakKeyDictionary()
+# Not typed, as names that begin with _ are not exported; 2.11 to 2.15 have them.
+_c10d: Any = getattr(dist, "distributed_c10d", None)
+_states: WeakKeyDictionary[Any, _State] = WeakKeyDictionary()
 _states_lock = threading.Lock()
 _MAX_AGREED = 4096
 
@@ -122,7 +128,9 @@ class Peers:
         if device.type == "cuda" and not self._sends_from(device):
             sends = [(peer, data.cpu()) for peer, data in sends]
             landings = [(data, torch.empty_like(data, device="cpu")) for _, data in receives]
-            receives = [(peer, host) for (peer, _), (_, host) in zip(receives, landings)]
+            receives = [
+                (peer, host) for (peer, _), (_, host) in zip(receives, landings, strict=True)
+            ]
         works = dist.batch_isend_irecv(
             [
                 *(self._operation(dist.isend, peer, data) for peer, data in sends),
@@ -131,7 +139,7 @@ class Peers:
         )
         return Transfer(works, landings).keep([*sends, *receives])
 
-    def _operation(self, kind: object, peer: int, data: Tensor) -> dist.P2POp:
+    def _operation(self, kind: Callable[..., object], peer: int, data: Tensor) -> dist.P2POp:
         return dist.P2POp(kind, data, group=self._group, group_peer=peer)
 
     def _count(self, sends: Sequence[Message], receives: Sequence[Message]) -> None:
@@ -161,7 +169,8 @@ def resolve(group_name: str) -> dist.ProcessGroup:
     if not dist.is_available():
         raise RuntimeError("a group needs torch.distributed, which this torch was built without")
     try:
-        return dist.distributed_c10d._resolve_process_group(group_name)
+        group: dist.ProcessGroup = _c10d._resolve_process_group(group_name)
+        return group
     except RuntimeError as error:
         raise RuntimeError(
             f"group must be a process group of this process, got the name {group_name!r}, which is "
@@ -179,7 +188,7 @@ def group_name(group: Group) -> str:
     if isinstance(group, str):
         return group
     if dist.is_available():
-        if isinstance(group, dist.DeviceMesh):
+        if isinstance(group, DeviceMesh):
             if group.ndim != 1:
                 raise ValueError(
                     "group must be a DeviceMesh of one dimension (take one: mesh['name']), got "
@@ -194,7 +203,7 @@ def group_name(group: Group) -> str:
 
 
 def _make_agreement(group: dist.ProcessGroup) -> Agreement:
-    store = dist.distributed_c10d._get_process_group_store(group)
+    store = _c10d._get_process_group_store(group)
     return Agreement(store, group.rank(), group.size(), timeout_of(group))
 
 
@@ -205,7 +214,7 @@ def timeout_of(group: dist.ProcessGroup) -> timedelta:
         timeout = getattr(options, "_timeout", None)
         if isinstance(timeout, timedelta):
             return timeout
-    return dist.distributed_c10d.default_pg_timeout
+    return timedelta(minutes=30)  # torch.distributed's own default
 
 
 def group_size(name: str) -> int:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..ops.ring_attention import register_ring_attention
 from ..pattern import Padding, PatternSpec, make_branches
 from .all_to_all import all_to_all_backward, all_to_all_forward
 from .attention import ring_backward, ring_forward
@@ -36,11 +37,6 @@ class Arguments:
     dropout_seed: Tensor | None = None
     shard_lengths: Sequence[int] | None = None
     strategy: str = "auto"
-
-    def options(self) -> dict[str, object]:
-        """Of these, what `ops.attention` takes."""
-        names = ("head_offsets", "is_causal", "scale", "padding", "dropout_p", "dropout_seed")
-        return {name: getattr(self, name) for name in names}
 
 
 def forward(
@@ -149,15 +145,25 @@ def _check(query: Tensor, key: Tensor, value: Tensor, arguments: Arguments, peer
         if x is not None and x.device != query.device:
             raise ValueError(f"{name}: must be on query's device, {query.device}, got {x.device}")
     fakes = [torch.empty_like(x, device="meta") for x in (query, key, value)]
-    options = arguments.options()
-    if arguments.dropout_seed is not None:
-        options["dropout_seed"] = torch.empty_like(arguments.dropout_seed, device="meta")
-    ops.attention(*fakes, arguments.segment_lengths, arguments.dilation_rates, **options)  # type: ignore[arg-type]
+    seed = arguments.dropout_seed
+    ops.attention(
+        fakes[0],
+        fakes[1],
+        fakes[2],
+        arguments.segment_lengths,
+        arguments.dilation_rates,
+        head_offsets=arguments.head_offsets,
+        is_causal=arguments.is_causal,
+        scale=arguments.scale,
+        padding=arguments.padding,
+        dropout_p=arguments.dropout_p,
+        dropout_seed=None if seed is None else torch.empty_like(seed, device="meta"),
+    )
     check_strategy(arguments.strategy)
     if arguments.strategy == "all_to_all" and arguments.dropout_p > 0:
         raise ValueError(
-            "strategy: must not be 'all_to_all' with dropout, whose pattern depends on where a head "
-            f"is computed, got dropout_p={arguments.dropout_p}"
+            "strategy: must not be 'all_to_all' with dropout, which depends on where a head is "
+            f"computed, got dropout_p={arguments.dropout_p}"
         )
     lengths = arguments.shard_lengths
     if lengths is not None:
@@ -178,4 +184,4 @@ def check_shard_lengths(shard_lengths: Sequence[int], size: int) -> None:
         )
 
 
-library = ops.register_ring_attention(forward, backward)
+library = register_ring_attention(forward, backward)
