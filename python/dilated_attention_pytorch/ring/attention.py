@@ -49,13 +49,12 @@ def ring_backward(
 ) -> Gradients:
     """Gradients of this rank's query, key and value, in their dtype."""
     plan = make_plan(call.spec, call.shard_lengths, peers.rank, call.strategy)
+    own = plan.queries
+    if plan.is_alone:
+        return differentiate(call, query, key, value, results, own, own, partial=False)
     travel = _travel(plan, peers, key, value)
     arriving = next(travel, None)
-    own = plan.queries
-    partial = arriving is not None
-    grads = differentiate(call, query, key, value, results, own, own, partial=partial)
-    if arriving is None:
-        return grads
+    grads = differentiate(call, query, key, value, results, own, own, partial=True)
     grad_query, grad_key, grad_value = grads
     returning: _Returning | None = None
     while arriving is not None:

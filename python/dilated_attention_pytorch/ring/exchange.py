@@ -158,7 +158,7 @@ class Peers:
         """NCCL connects a group's ranks in the first call, in which all must take part."""
         if not self._state.is_connected and device.type == "cuda" and self._sends_from(device):
             dist.all_reduce(torch.zeros(1, device=device), group=self._group)
-        self._state.is_connected = True
+            self._state.is_connected = True
 
 
 def resolve(group_name: str) -> dist.ProcessGroup:

@@ -77,13 +77,21 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A rank's share of the exchange. `queries`: its shard; `rounds`: those in which it takes part.
+    """A rank's share of the exchange. `queries`: its shard.
+
+    rounds: the same number on all ranks, some of which have no part in some of them. Ranks that
+    come to them in this order, and to what they do between two rounds there, never wait in a circle.
 
     rows_sent, rows_received: of keys; as many of values, for each batch entry.
     """
 
     queries: Span
     rounds: tuple[Round, ...]
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nothing is sent or received."""
+        return not any(r.sends or r.blocks for r in self.rounds)
 
     @property
     def rows_sent(self) -> int:
@@ -110,10 +118,9 @@ def make_plan(spec: PatternSpec, shard_lengths: tuple[int, ...], rank: int, stra
         to, source = peers(rank, step, size)
         sends = _message(spec, to, spans[rank], spans[to])
         receives = _message(spec, source, spans[source], spans[rank])
-        if sends or receives:
-            blocks = tuple(Block(message.span, (message,)) for message in receives)
-            rounds.append(Round(sends, blocks))
-    if strategy == "gather" and len(rounds) > 0:
+        blocks = tuple(Block(message.span, (message,)) for message in receives)
+        rounds.append(Round(sends, blocks))
+    if strategy == "gather":
         rounds = [_gather(rounds, rank)]
     return Plan(spans[rank], tuple(rounds))
 
