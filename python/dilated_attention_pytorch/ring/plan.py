@@ -79,8 +79,8 @@ class Round:
 class Plan:
     """A rank's share of the exchange. `queries`: its shard.
 
-    rounds: the same number on all ranks, some of which have no part in some of them. Ranks that
-    come to them in this order, and to what they do between two rounds there, never wait in a circle.
+    rounds: the same number on all ranks, some of which have no part in some of them. As all come
+    to them, and to what they do between two of them, in this order, none wait in a circle.
 
     rows_sent, rows_received: of keys; as many of values, for each batch entry.
     """
