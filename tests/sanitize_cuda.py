@@ -24,6 +24,43 @@ CASES = [
 ]
 
 
+# seq_len, queries, cuts of the keys, lengths, rates, heads, KV heads, head_dim, causal, padding,
+# deterministic
+BLOCKS = [
+    (301, (70, 201), [0, 0, 120, 301], [64, 150], [1, 3], 4, 2, 48, True, "masked", False),
+    (301, (0, 301), [0, 77, 301, 301], [64, 150], [2, 3], 3, 3, 20, False, "zeros", True),
+    (200, (40, 40), [0, 200], [64], [1], 2, 2, 64, False, "masked", False),
+    (260, (100, 260), [0, 90, 260], [64, 260], [1, 2], 2, 1, 128, True, "masked", False),
+    (130, (3, 130), [0, 65, 130], [64, 128], [1, 2], 2, 1, 256, False, "masked", False),
+]
+
+
+def run_blocks(dtype: torch.dtype) -> None:
+    """Forward and backward over one piece of queries and every piece of keys."""
+    for seq_len, (begin, end), cuts, lengths, rates, heads, kv_heads, dim, *rest in BLOCKS:
+        causal, padding, repeatable = rest
+        torch.use_deterministic_algorithms(repeatable)
+        q, k, v = (
+            torch.randn(2, rows, n, dim, device="cuda", dtype=dtype)
+            for rows, n in ((end - begin, heads), (seq_len, kv_heads), (seq_len, kv_heads))
+        )
+        options = {"is_causal": causal, "padding": padding, "partial": True}
+        pieces = [
+            (k[:, a:b], v[:, a:b], seq_len, begin, a, lengths, rates)
+            for a, b in zip(cuts, cuts[1:], strict=False)
+        ]
+        out = lse = None
+        for piece in pieces:
+            out, lse = torch.ops.dilated.attention_block(q, *piece, out=out, lse=lse, **options)
+        final = out.to(dtype)
+        for piece in pieces:
+            grads = torch.ops.dilated.attention_block_backward(
+                final, torch.ones_like(lse), q, *piece[:2], final, lse, *piece[2:], **options
+            )
+            if not all(torch.isfinite(x).all() for x in grads):
+                raise RuntimeError(f"{dtype}, {seq_len} positions: a share is not finite")
+
+
 def run(dtype: torch.dtype) -> None:
     for seq_len, lengths, rates, heads, kv_heads, dim, causal, p, padding, repeatable in CASES:
         torch.use_deterministic_algorithms(repeatable)
@@ -47,4 +84,5 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     for name in sys.argv[1:] or ["bfloat16", "float16", "float32"]:
         run(getattr(torch, name))
+        run_blocks(getattr(torch, name))
         print(f"{name}: done")

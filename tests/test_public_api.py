@@ -97,7 +97,14 @@ def test_the_typed_operators_call_the_library():
     out, lse = ops.segment_attention(x, x, x, 4, 2)
     several, lse_of_several = ops.attention(x, x, x, [4], [2])
     assert torch.equal(out, several) and torch.equal(lse, lse_of_several)
+    block = (8, 0, 0, [4], [2])
+    first = ops.attention_block(x, x[:, :3], x[:, :3], *block, partial=True)
+    second = (x, x[:, 3:], x[:, 3:], 8, 0, 3, [4], [2])
+    blocks = ops.attention_block(*second, out=first[0], lse=first[1])
+    torch.testing.assert_close(blocks, (out, lse))
     gradients = ops.attention_backward(x, None, x, x, x, out, lse, [4], [2])
+    shares = ops.attention_block_backward(x, None, x, x, x, out, lse, *block, partial=True)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, shares, strict=True))
     leaves = [x.clone().requires_grad_() for _ in range(3)]
     expected = torch.autograd.grad(ops.attention(*leaves, [4], [2])[0], leaves, x)
     for actual, gradient in zip(gradients, expected, strict=True):

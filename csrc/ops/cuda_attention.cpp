@@ -65,7 +65,7 @@ Gradients backward_cuda(const AttentionCall& call, const BackwardInputs& inputs)
   const c10::cuda::CUDAGuard guard(call.query.device());
   BackwardCall backward = prepare_backward(call, inputs);
   const at::Tensor words = place_pattern(call, backward.args);
-  if (call.query.numel() == 0) {
+  if (call.query.numel() == 0 && call.key.numel() == 0) {
     return {backward.grad_query, backward.grad_key, backward.grad_value};
   }
   const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream();
@@ -89,4 +89,6 @@ TORCH_LIBRARY_IMPL(dilated, CUDA, m) {
   using namespace dilated::ops;
   m.impl("attention", &attention_with<forward_cuda>);
   m.impl("attention_backward", &attention_backward_with<backward_cuda>);
+  m.impl("attention_block", &attention_block_with<forward_cuda>);
+  m.impl("attention_block_backward", &attention_block_backward_with<backward_cuda>);
 }

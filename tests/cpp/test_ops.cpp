@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <limits>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 namespace dilated {
@@ -69,6 +71,42 @@ TEST(Attention, UncoveredRowsAreZeroAndMinusInfinity) {
   EXPECT_TRUE(at::isneginf(lse).eq(covered.logical_not()).all().item<bool>());
   EXPECT_TRUE(out.index({at::indexing::Slice(), covered.logical_not()}).eq(0).all().item<bool>());
   EXPECT_TRUE(out.index({at::indexing::Slice(), covered}).ne(0).all().item<bool>());
+}
+
+TEST(AttentionBlock, BlocksAreTheWhole) {
+  const auto q = random_rows(60, 4), k = random_rows(60, 2), v = random_rows(60, 2);
+  AttentionOptions options;
+  options.is_causal = true;
+  const std::vector<at::Tensor> leaves = {q.clone().requires_grad_(), k.clone().requires_grad_(),
+                                          v.clone().requires_grad_()};
+  const auto [whole, whole_lse] =
+      attention(leaves[0], leaves[1], leaves[2], {16, 40}, {1, 3}, options);
+  const auto grad_out = at::randn_like(q), grad_lse = at::randn_like(whole_lse);
+  const auto expected = torch::autograd::grad({whole, whole_lse}, leaves, {grad_out, grad_lse});
+
+  AttentionBlock block{60, 10, 0};  // of the queries, those from 10 on
+  for (const auto& [begin, end] : {std::pair(25, 60), std::pair(0, 25)}) {
+    block.key_begin = begin;
+    block.partial = begin != 0;
+    std::tie(block.out, block.lse) =
+        attention_block(q.slice(1, 10), k.slice(1, begin, end), v.slice(1, begin, end), block,
+                        {16, 40}, {1, 3}, options);
+  }
+  expect_close(*block.out, whole.detach().slice(1, 10));
+  expect_close(*block.lse, whole_lse.detach().slice(2, 10));
+  const auto share = [&](int64_t begin, int64_t end) {
+    return attention_block_backward(
+        grad_out.slice(1, begin, end), grad_lse.slice(2, begin, end), q.slice(1, begin, end), k, v,
+        whole.detach().slice(1, begin, end), whole_lse.detach().slice(2, begin, end),
+        {60, begin, 0}, {16, 40}, {1, 3}, options);
+  };
+  const auto [first_query, first_key, first_value] = share(0, 10);
+  const auto [second_query, second_key, second_value] = share(10, 60);
+  expect_close(at::cat({first_query, second_query}, 1), expected[0]);
+  expect_close(first_key + second_key, expected[1]);
+  expect_close(first_value + second_value, expected[2]);
+  EXPECT_THROW(attention_block_backward(q, std::nullopt, q, k, v, q, whole_lse, block, {16}, {1}),
+               c10::ValueError);
 }
 
 TEST(SegmentAttention, IsAttentionWithOneBranch) {

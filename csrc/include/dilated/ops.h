@@ -43,7 +43,8 @@ DILATED_API std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& query
 /// of key and value is position key_begin + n.
 struct AttentionBlock {
   int64_t seq_len = 0, query_begin = 0, key_begin = 0;
-  std::optional<at::Tensor> out, lse;  // the running result that is continued; both or neither
+  // The running result that is continued; both or neither.
+  std::optional<at::Tensor> out = std::nullopt, lse = std::nullopt;
   bool partial = false;  // results in float32 (float64 for float64) instead of query's dtype
 };
 
@@ -51,7 +52,8 @@ struct AttentionBlock {
 /// a running result (out and lse as this function returns them with partial = true) the softmax is
 /// over its keys and these, so that all blocks together, in any order, are attention(). padding =
 /// "zeros" counts a row's zero keys in the block that holds the row's own position. Rows of key and
-/// value that no query meets are not read. Not differentiable by itself.
+/// value that no query would meet even without is_causal may hold anything. Not differentiable by
+/// itself.
 DILATED_API std::tuple<at::Tensor, at::Tensor> attention_block(
     const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
     const AttentionBlock& block, at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,

@@ -42,9 +42,12 @@ def attention_block(
     partial: out is returned in float32 (float64 for float64), to be continued; otherwise in query's
     dtype. A row that has attended to nothing so far has out 0 and lse -inf, and its running out is
     not read. padding="zeros" counts a row's zero keys in the block that holds the row's own
-    position. Rows of key and value that no query meets are not read. The remaining options are
-    those of `attention`, with head_offsets over all heads and a pattern planned for these ranges of
-    queries and keys. Not differentiable: `attention_block_backward` is called by hand.
+    position. Rows of key and value that no query would meet even without is_causal may hold
+    anything. The remaining options are those of `attention`, with a pattern planned for these
+    ranges of queries and keys. Not differentiable: `attention_block_backward` is called by hand.
+
+    Raises ValueError, naming the argument, where ranges leave the sequence, one of out and lse is
+    missing or has another shape, dtype or device, or where `attention` would raise.
     """
     result: tuple[Tensor, Tensor] = _attention_block(
         query,
@@ -97,7 +100,7 @@ def attention_block_backward(
 
     out (in query's dtype) and lse are the final ones, over all blocks, and grad_out and grad_lse
     their gradients. partial: the shares come in float32 (float64 for float64), to be summed;
-    otherwise in query's dtype.
+    otherwise in query's dtype. Raises ValueError as `attention_block` does.
     """
     result: tuple[Tensor, Tensor, Tensor] = _attention_block_backward(
         grad_out,

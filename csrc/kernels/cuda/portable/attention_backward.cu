@@ -179,8 +179,10 @@ cudaError_t launch_tensor_cores(const Launch& launch) {
   if (error != cudaSuccess) {
     return error;
   }
-  return launch.deterministic ? launch_queries<Element, kWidth>(launch)
-                              : round_sums<Element>(launch);
+  if (launch.deterministic) {
+    return launch_queries<Element, kWidth>(launch);
+  }
+  return launch.args.is_partial ? round_sums<float>(launch) : round_sums<Element>(launch);
 }
 
 template <typename Element>

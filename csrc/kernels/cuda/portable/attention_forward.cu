@@ -101,17 +101,19 @@ bool is_aligned(const void* data, const Strides& strides, int64_t head_dim, int6
 }
 
 ForwardCall prepare(const ForwardArgs& args) {
-  const int64_t bytes = args.dtype == Dtype::kFloat32 ? 4 : 2;
-  const auto aligned = [&](const auto& rows) {
+  const int64_t dtype_bytes = args.dtype == Dtype::kFloat32 ? 4 : 2;
+  const auto aligned_to = [&](const auto& rows, int64_t bytes) {
     return is_aligned(rows.data, rows.strides, args.head_dim, bytes);
   };
+  const auto aligned = [&](const Rows& rows) { return aligned_to(rows, dtype_bytes); };
   return {args,
           static_cast<int32_t>(args.heads / args.kv_heads),
           args.scale * kLog2E,
           aligned(args.query),
           aligned(args.key),
           aligned(args.value),
-          aligned(args.out)};
+          aligned_to(args.out, args.is_partial ? 4 : dtype_bytes),
+          aligned_to(args.running_out, 4)};
 }
 
 bool fits(const Rows& rows) {

@@ -9,6 +9,7 @@
 
 #include "kernels/cuda/portable/forward_call.cuh"
 #include "kernels/cuda/primitives/numerics.cuh"
+#include "kernels/cuda/primitives/running.cuh"
 
 namespace dilated::kernels::cuda {
 
@@ -221,6 +222,9 @@ __device__ void FloatThread<Shape>::finish(const WorkItem& work, int32_t rows,
   const float zero_keys = static_cast<float>(work.group.zero_keys);
   float* origin = reinterpret_cast<float*>(
       const_cast<char*>(row_origin(args.out, work, work.head, query_begin, 4)));
+  const float* running_origin =
+      reinterpret_cast<const float*>(row_origin(args.running_out, work, work.head, query_begin, 4));
+  const int64_t head_row = (work.batch * args.heads + work.head) * args.queries - query_begin;
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const int row = first_row_ + r;
@@ -233,19 +237,27 @@ __device__ void FloatThread<Shape>::finish(const WorkItem& work, int32_t rows,
       continue;
     }
     const int32_t position = memory_.rows.position[row];
+    const float running_lse =
+        args.running_lse == nullptr
+            ? negative_infinity()
+            : static_cast<const float*>(args.running_lse)[head_row + position];
+    const float block_lse = sum == 0 ? negative_infinity() : (reference + log2f(sum)) * kLn2;
+    const Merged merged = merge(running_lse, block_lse);
+    factor *= merged.block_weight;
     if (x_ == 0) {
-      static_cast<float*>(
-          args.lse)[(work.batch * args.heads + work.head) * args.queries + position - query_begin] =
-          sum == 0 ? negative_infinity() : (reference + log2f(sum)) * kLn2;
+      static_cast<float*>(args.lse)[head_row + position] = merged.lse;
     }
     float* to = origin + position * args.out.strides.row;
+    const float* running = running_origin + position * args.running_out.strides.row;
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
       const float values[4] = {out_[r][j].x, out_[r][j].y, out_[r][j].z, out_[r][j].w};
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        if (4 * x_ + 64 * j + e < args.head_dim) {
-          to[4 * x_ + 64 * j + e] = values[e] * factor;
+        const int d = 4 * x_ + 64 * j + e;
+        if (d < args.head_dim) {
+          const float before = running_lse == negative_infinity() ? 0 : running[d];
+          to[d] = values[e] * factor + before * merged.running_weight;
         }
       }
     }

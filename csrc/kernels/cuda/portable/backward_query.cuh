@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/portable/backward_call.cuh"
 #include "kernels/cuda/primitives/async_copy.cuh"
+#include "kernels/cuda/primitives/float_row.cuh"
 #include "kernels/cuda/primitives/mma.cuh"
 #include "kernels/cuda/primitives/numerics.cuh"
 
@@ -215,13 +216,25 @@ class BackwardQueryWarp {
   float bias_[2], delta_[2];  // -lse in base 2
 };
 
-/// Through the query tile's memory, of which each warp uses its own rows.
+/// 16-bit rows go through the query tile's memory, of which each warp uses its own rows.
 template <typename Shape>
 __device__ void BackwardQueryWarp<Shape>::finish(const WorkItem& work, int32_t query_begin) {
   const MutableRows& out = call_.args.grad_query;
   const float scale = call_.args.scale;
   const int32_t head_dim = static_cast<int32_t>(call_.args.head_dim);
   const int32_t rows = min(work.group.rows - work.tile.first_row, Shape::kRows);
+  const int64_t start = work.batch * out.strides.batch + work.head * out.strides.head;
+  if (call_.args.is_partial) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (row_index(r) < rows) {
+        const int64_t row = memory_.position[row_index(r)] - query_begin;
+        store_row(gradient_, r, static_cast<float*>(out.data) + start + row * out.strides.row,
+                  head_dim, call_.grad_query_aligned, scale);
+      }
+    }
+    return;
+  }
   __syncwarp();
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -233,7 +246,6 @@ __device__ void BackwardQueryWarp<Shape>::finish(const WorkItem& work, int32_t q
     }
   }
   __syncwarp();
-  const int64_t start = work.batch * out.strides.batch + work.head * out.strides.head;
   constexpr int kLanes = Shape::Queries::kLanes;
   for (int row = first_row() + lane() / kLanes; row < min(rows, first_row() + 16);
        row += 32 / kLanes) {

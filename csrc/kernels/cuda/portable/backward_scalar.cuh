@@ -236,14 +236,18 @@ class ScalarBackward {
     for (int i = 0; i < Shape::kOutputs; ++i) {
       const int row = threadIdx.x / Shape::kVectors + i * (Shape::kThreads / Shape::kVectors);
       if (row < rows) {
-        Element* to = static_cast<Element*>(out.data) + work_.batch * out.strides.batch +
-                      work_.head * out.strides.head +
-                      (memory_.rows.position[row] - begin) * out.strides.row;
+        const int64_t at = work_.batch * out.strides.batch + work_.head * out.strides.head +
+                           (memory_.rows.position[row] - begin) * out.strides.row + vector;
         const float values[4] = {sums[i].x, sums[i].y, sums[i].z, sums[i].w};
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          if (vector + e < args_.head_dim) {
-            to[vector + e] = from_float<Element>(values[e] * factor);
+          if (vector + e >= args_.head_dim) {
+            continue;
+          }
+          if (args_.is_partial) {
+            static_cast<float*>(out.data)[at + e] = values[e] * factor;
+          } else {
+            static_cast<Element*>(out.data)[at + e] = from_float<Element>(values[e] * factor);
           }
         }
       }

@@ -19,8 +19,19 @@ struct QuerySums {
   __device__ float* row(int64_t index) const { return data + index * width; }
 };
 
-/// out = scale * sums, 16 columns a thread. Rows are counted by [batch, head, query], as the sums
-/// lie.
+/// Two neighbours, rounded to nearest even.
+template <typename Element>
+__device__ inline void store_pair(Element* to, float low, float high) {
+  if constexpr (sizeof(Element) == 4) {
+    to[0] = low;
+    to[1] = high;
+  } else {
+    *reinterpret_cast<uint32_t*>(to) = pack<Element>(low, high);
+  }
+}
+
+/// out = scale * sums, 16 columns a thread, rounded to Element. Rows are counted by [batch, head,
+/// query], as the sums lie.
 template <typename Element>
 __global__ void round_sums_kernel(QuerySums sums, MutableRows out, int64_t heads, int64_t queries,
                                   int64_t rows, int32_t head_dim, float scale, bool is_aligned) {
@@ -37,27 +48,26 @@ __global__ void round_sums_kernel(QuerySums sums, MutableRows out, int64_t heads
                 (head_row - batch * heads) * out.strides.head +
                 (row - head_row * queries) * out.strides.row + column;
   const float4* from = reinterpret_cast<const float4*>(sums.data + row * sums.width + column);
-  uint32_t packed[8];
+  alignas(16) Element rounded[16];
 #pragma unroll
   for (int t = 0; t < 4; ++t) {
     const float4 four = from[t];
-    packed[t] = pack<Element>(four.x * scale, four.y * scale);
-    packed[4 + t] = pack<Element>(four.z * scale, four.w * scale);
+    store_pair(rounded + 2 * t, four.x * scale, four.y * scale);
+    store_pair(rounded + 8 + 2 * t, four.z * scale, four.w * scale);
   }
+  constexpr int kPerChunk = 16 / sizeof(Element);
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const uint32_t* words = packed + 4 * half;
+  for (int first = 0; first < 16; first += kPerChunk) {
     if (is_aligned) {
-      if (column + 8 * half < head_dim) {
-        *reinterpret_cast<uint4*>(to + 8 * half) = {words[0], words[1], words[2], words[3]};
+      if (column + first < head_dim) {
+        *reinterpret_cast<uint4*>(to + first) = *reinterpret_cast<const uint4*>(rounded + first);
       }
       continue;
     }
 #pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      if (column + 8 * half + e < head_dim) {
-        reinterpret_cast<uint16_t*>(to)[8 * half + e] =
-            static_cast<uint16_t>(words[e / 2] >> (e % 2 * 16));
+    for (int e = first; e < first + kPerChunk; ++e) {
+      if (column + e < head_dim) {
+        to[e] = rounded[e];
       }
     }
   }

@@ -12,6 +12,7 @@
 #pragma once
 
 #include "kernels/cuda/portable/backward_call.cuh"
+#include "kernels/cuda/primitives/float_row.cuh"
 #include "kernels/cuda/primitives/mma.cuh"
 #include "kernels/cuda/primitives/numerics.cuh"
 #include "kernels/cuda/primitives/reduce_add.cuh"
@@ -307,6 +308,8 @@ class BackwardWarp {
   }
 
   __device__ void stage_out(unsigned char* tile, const Gradient& gradient, float factor);
+  __device__ void write_partial(const MutableRows& out, const Gradient& gradient, float factor,
+                                bool is_aligned) const;
 
   __device__ static int row_index(int r) { return first_key() + r * 8 + lane() / 4; }
 
@@ -366,6 +369,25 @@ __device__ void BackwardWarp<Shape>::stage_out(unsigned char* tile, const Gradie
   }
 }
 
+/// The warp's part of the rows in float32, as they are.
+template <typename Shape>
+__device__ void BackwardWarp<Shape>::write_partial(const MutableRows& out, const Gradient& gradient,
+                                                   float factor, bool is_aligned) const {
+  const BackwardItem& item = memory_.item;
+  const int32_t first_column = part() * Shape::kPartWidth;
+  const int64_t start =
+      item.work.batch * out.strides.batch + item.work.head * out.strides.head + first_column;
+#pragma unroll
+  for (int r = 0; r < 2 * kTiles; ++r) {
+    if (row_index(r) < item.rows) {
+      const int64_t row = memory_.key_position[row_index(r)] - item.key_begin;
+      store_row(gradient[r / 2], r % 2,
+                static_cast<float*>(out.data) + start + row * out.strides.row,
+                static_cast<int32_t>(call_.args.head_dim) - first_column, is_aligned, factor);
+    }
+  }
+}
+
 /// Rows of a tile in shared memory to the tensor, by all threads of the block.
 template <typename Shape>
 __device__ void write_rows(const BackwardMemory<Shape>& memory, const unsigned char* tile,
@@ -392,13 +414,19 @@ __device__ void write_rows(const BackwardMemory<Shape>& memory, const unsigned c
 /// Writes grad_key and grad_value, over the tiles that the block no longer needs.
 template <typename Shape>
 __device__ void BackwardWarp<Shape>::finish() {
+  const BackwardArgs& args = call_.args;
+  if (args.is_partial) {
+    write_partial(args.grad_key, grad_key_, args.scale, call_.grad_key_aligned);
+    write_partial(args.grad_value, grad_value_, 1, call_.grad_value_aligned);
+    return;
+  }
   __syncthreads();
-  stage_out(memory_.key, grad_key_, call_.args.scale);
+  stage_out(memory_.key, grad_key_, args.scale);
   stage_out(memory_.value, grad_value_, 1);
   __syncthreads();
-  const int32_t head_dim = static_cast<int32_t>(call_.args.head_dim);
-  write_rows(memory_, memory_.key, call_.args.grad_key, head_dim, call_.grad_key_aligned);
-  write_rows(memory_, memory_.value, call_.args.grad_value, head_dim, call_.grad_value_aligned);
+  const int32_t head_dim = static_cast<int32_t>(args.head_dim);
+  write_rows(memory_, memory_.key, args.grad_key, head_dim, call_.grad_key_aligned);
+  write_rows(memory_, memory_.value, args.grad_value, head_dim, call_.grad_value_aligned);
 }
 
 }  // namespace dilated::kernels::cuda

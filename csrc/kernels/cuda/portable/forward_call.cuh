@@ -15,7 +15,8 @@ struct ForwardCall {
   ForwardArgs args;
   int32_t heads_per_key_head;
   float scale_log2;  // scale * log2(e): scores are in base 2
-  bool query_aligned, key_aligned, value_aligned, out_aligned;  // see RowSource::is_aligned
+  // See RowSource::is_aligned.
+  bool query_aligned, key_aligned, value_aligned, out_aligned, running_aligned;
 };
 
 /// A tile of keys as listed; past the end of the list their weight is 0.

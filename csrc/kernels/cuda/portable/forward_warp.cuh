@@ -8,8 +8,10 @@
 #pragma once
 
 #include "kernels/cuda/portable/forward_call.cuh"
+#include "kernels/cuda/primitives/float_row.cuh"
 #include "kernels/cuda/primitives/mma.cuh"
 #include "kernels/cuda/primitives/numerics.cuh"
+#include "kernels/cuda/primitives/running.cuh"
 
 namespace dilated::kernels::cuda {
 
@@ -320,12 +322,15 @@ class ForwardWarp {
   float reference_[kWarpRows], sum_[kWarpRows];
 };
 
-/// Normalises, and writes the rows that exist: out rounded once, lse as natural logarithm.
+/// Normalises, merges with the running result, and writes the rows that exist: out rounded at most
+/// once, lse as natural logarithm.
 template <typename Element, typename Shape>
 __device__ void ForwardWarp<Element, Shape>::finish(const WorkItem& work, int32_t rows,
                                                     int32_t query_begin) {
   const ForwardArgs& args = call_.args;
   const float zero_keys = static_cast<float>(work.group.zero_keys);
+  const int32_t head_dim = static_cast<int32_t>(args.head_dim);
+  const int64_t head_row = (work.batch * args.heads + work.head) * args.queries - query_begin;
 #pragma unroll
   for (int r = 0; r < kWarpRows; ++r) {
     float sum = quad_sum(sum_[r]);
@@ -337,18 +342,40 @@ __device__ void ForwardWarp<Element, Shape>::finish(const WorkItem& work, int32_
       sum = sum * factor + zero_keys * exp2_approx(-reference);
     }
     factor = sum == 0 ? 0 : factor / (sum * (1 - args.dropout.probability));
+    const int32_t position = row_position(r);
+    const float running_lse =
+        args.running_lse == nullptr
+            ? negative_infinity()
+            : static_cast<const float*>(args.running_lse)[head_row + position];
+    const float block_lse = sum == 0 ? negative_infinity() : (reference + log2f(sum)) * kLn2;
+    const Merged merged = merge(running_lse, block_lse);
+    factor *= merged.block_weight;
 #pragma unroll
     for (int n = 0; n < kValueTiles; ++n) {
       out_[r / 2][n][r % 2 * 2] *= factor;
       out_[r / 2][n][r % 2 * 2 + 1] *= factor;
     }
-    if (threadIdx.x % 4 == 0 && row_index(r) < rows) {
-      const int64_t head_row = (work.batch * args.heads + work.head) * args.queries;
-      static_cast<float*>(args.lse)[head_row + row_position(r) - query_begin] =
-          sum == 0 ? negative_infinity() : (reference + log2f(sum)) * kLn2;
+    if (running_lse != negative_infinity()) {
+      const char* origin = row_origin(args.running_out, work, work.head, query_begin, 4);
+      const float* row =
+          reinterpret_cast<const float*>(origin) + position * args.running_out.strides.row;
+      add_row(out_[r / 2], r % 2, row, head_dim, call_.running_aligned, merged.running_weight);
+    }
+    if (row_index(r) >= rows) {
+      continue;
+    }
+    if (threadIdx.x % 4 == 0) {
+      static_cast<float*>(args.lse)[head_row + position] = merged.lse;
+    }
+    if (args.is_partial) {
+      char* origin = const_cast<char*>(row_origin(args.out, work, work.head, query_begin, 4));
+      float* row = reinterpret_cast<float*>(origin) + position * args.out.strides.row;
+      store_row(out_[r / 2], r % 2, row, head_dim, call_.out_aligned, 1);
     }
   }
-  write_out(work, rows, query_begin);
+  if (!args.is_partial) {
+    write_out(work, rows, query_begin);
+  }
 }
 
 /// Through the query tile's memory, of which each warp uses its own rows, so that global stores are

@@ -1,0 +1,25 @@
+// A running result, continued: the softmax over its keys and this block's.
+#pragma once
+
+#include "kernels/cuda/primitives/numerics.cuh"
+
+namespace dilated::kernels::cuda {
+
+/// The log-sum-exp of both sets of keys, and what their outputs weigh in the common one.
+struct Merged {
+  float lse, running_weight, block_weight;
+};
+
+/// -inf stands for no keys; the other side then comes out as it went in.
+__device__ inline Merged merge(float running_lse, float block_lse) {
+  if (running_lse == negative_infinity()) {
+    return {block_lse, 0, 1};
+  }
+  const float highest = block_lse > running_lse ? block_lse : running_lse;
+  const float running = exp2_approx((running_lse - highest) * kLog2E);
+  const float block = exp2_approx((block_lse - highest) * kLog2E);
+  const float sum = running + block;
+  return {highest + log2f(sum) * kLn2, running / sum, block / sum};
+}
+
+}  // namespace dilated::kernels::cuda
