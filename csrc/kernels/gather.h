@@ -22,6 +22,13 @@ struct GatherArgs {
   const int64_t* offsets;  // [heads] where the tensors are, -1: none; nullptr: h mod dilation_rate
 };
 
+/// Offsets that travel to a GPU with a launch's arguments, which saves a copy of their own.
+inline constexpr int kInlineHeads = 256;
+struct InlineOffsets {
+  bool given;  // instead of GatherArgs::offsets
+  int32_t values[kInlineHeads];
+};
+
 /// gather: packed <- rows, zeros where a slot has no position.
 struct GatherForwardArgs : GatherArgs {
   Rows rows;

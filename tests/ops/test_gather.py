@@ -73,6 +73,14 @@ def test_gather_equals_index_arithmetic(
         assert torch.equal(packed.cpu(), expected_gather(x, w, r, start, offsets))
 
 
+def test_more_offsets_than_a_launch_carries(device: str) -> None:
+    offsets = [head * 7 % 4 - (head % 5 == 0) for head in range(300)]
+    offsets = [max(-1, offset) for offset in offsets]
+    x = rows(30, torch.float32, device, heads=300)
+    packed = torch.ops.dilated.gather(x, 12, 4, head_offsets=torch.tensor(offsets), start=3)
+    assert torch.equal(packed.cpu(), expected_gather(x, 12, 4, 3, offsets))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_scatter_add_adds_at_the_same_places(case: tuple[int, int, int, int], device: str) -> None:
     length, w, r, start = case
