@@ -38,7 +38,7 @@ def test_bytes_have_the_closed_forms(size: int, rate: int) -> None:
             # forward F, backward F + 2 F as gradients are float32
             assert keys_moved(spec, spans[rank], SIZES) == 4 * (m - 1) / rate * unit
             # forward q k v out: 2; backward q k v and out's gradient 2, float32 gradients 3
-            swapped = heads_moved(spec, spans, rank, SIZES)
+            swapped = heads_moved(spec, spans, SIZES)[rank]
             assert swapped == pytest.approx((2 + 2 + 3) * (m - 1) / (m * rate) * unit)
         m //= 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
 from ..pattern import PatternSpec
@@ -41,8 +42,9 @@ def check_strategy(strategy: str) -> str:
     return strategy
 
 
+@lru_cache(maxsize=256)
 def choose_strategy(
-    spec: PatternSpec, shard_lengths: Sequence[int], sizes: Sizes, *, has_dropout: bool = False
+    spec: PatternSpec, shard_lengths: tuple[int, ...], sizes: Sizes, *, has_dropout: bool = False
 ) -> str:
     """The strategy that "auto" stands for; the same on all ranks.
 
@@ -52,10 +54,9 @@ def choose_strategy(
     """
     spans = shards(shard_lengths)
     moved = max((keys_moved(spec, span, sizes) for span in spans), default=0.0)
-    if moved > 0 and not has_dropout:
-        swapped = max(heads_moved(spec, spans, rank, sizes) for rank in range(len(spans)))
-        if swapped <= ALL_TO_ALL_FRACTION * moved:
-            return "all_to_all"
+    most = ALL_TO_ALL_FRACTION * moved
+    if moved > 0 and not has_dropout and max(heads_moved(spec, spans, sizes)) <= most:
+        return "all_to_all"
     budget = max(
         GATHER_BYTES,
         GATHER_SHARDS * max(shard_lengths, default=0) * _bytes_of_keys(spec, sizes),
@@ -79,23 +80,22 @@ def keys_moved(spec: PatternSpec, span: Span, sizes: Sizes) -> float:
     return 2 * rows * sizes.row * (2 * sizes.element + sizes.wide)
 
 
-def heads_moved(spec: PatternSpec, spans: Sequence[Span], rank: int, sizes: Sizes) -> float:
-    """Bytes that a rank sends under "all_to_all", forward and backward."""
-    total = 0.0
+def heads_moved(spec: PatternSpec, spans: Sequence[Span], sizes: Sizes) -> list[float]:
+    """Bytes that each rank sends or receives under "all_to_all", forward and backward."""
+    moved = [0.0] * len(spans)
     for lattice in lattices(spec):
         queries = sum(offset >= 0 for offset in lattice.queries)
         keys = sum(map(len, lattice.keys))
         given = sizes.element * (4 * queries + 4 * keys)  # q k v out, then q k v grad_out
         returned = sizes.wide * (queries + 2 * keys)
+        row = (given + returned) * sizes.row / lattice.rate
         for segment in crossing_segments(lattice.segment_length, spans):
-            lengths = [max(0, e - b) for b, e in (intersection(s, segment) for s in spans)]
-            members = sum(length > 0 for length in lengths)
-            kept = lengths[rank] * (members - 1) / members
-            if lengths[rank] > 0:
-                total += max(kept, (sum(lengths) - lengths[rank]) / members) * (
-                    (given + returned) * sizes.row / lattice.rate
-                )
-    return total
+            parts = [(rank, intersection(span, segment)) for rank, span in enumerate(spans)]
+            held = {rank: end - begin for rank, (begin, end) in parts if begin < end}
+            for rank, rows in held.items():
+                others = sum(held.values()) - rows
+                moved[rank] += row * max(rows * (len(held) - 1), others) / len(held)
+    return moved
 
 
 def _stretches(spec: PatternSpec, lattice: Lattice, span: Span) -> tuple[int, int]:
