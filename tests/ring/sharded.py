@@ -62,10 +62,10 @@ class Case:
         return options
 
 
-def run_ring(case: Case, strategy: str, rank: int, group_name: str) -> Result:
+def run_ring(case: Case, strategy: str, rank: int, group_name: str, device: str = "cpu") -> Result:
     """This rank's rows of the results."""
     begin, end = shards(case.shard_lengths)[rank]
-    inputs = [x[:, begin:end].clone().requires_grad_() for x in case.tensors()]
+    inputs = [x[:, begin:end].clone().to(device).requires_grad_() for x in case.tensors()]
     equal = len(set(case.shard_lengths)) == 1
     outputs = torch.ops.dilated.ring_attention(
         *inputs,
@@ -76,7 +76,8 @@ def run_ring(case: Case, strategy: str, rank: int, group_name: str) -> Result:
         strategy=strategy,
         **case.tables(),
     )
-    grad_out, grad_lse = output_gradients(case.tensors()[0])
+    gradients = output_gradients(case.tensors()[0])
+    grad_out, grad_lse = (x.to(device) for x in gradients)
     return differentiate(
         outputs, inputs, (grad_out[:, begin:end], grad_lse[:, :, begin:end].contiguous())
     )
