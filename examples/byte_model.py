@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from sequence_shards import Shards
 from torch import Tensor, nn
 
 from dilated_attention_pytorch import MultiheadDilatedAttention
 
 BITS = 1.0 / math.log(2.0)  # nats to bits
+LOOK_BACK = 3  # bytes before each one that the model sees beside it
 
 
 class Block(nn.Module):
@@ -33,46 +35,54 @@ class Block(nn.Module):
 class ByteModel(nn.Module):
     """Bytes [batch, length] to the logits of each next byte [batch, length, 256].
 
-    `attention` are the arguments of MultiheadDilatedAttention past the width."""
+    `attention` are the arguments of MultiheadDilatedAttention past the width. Where those have a
+    group, the bytes are a stretch of the window that begins at `begin`, after those that it looks
+    back to, min(begin, LOOK_BACK) of them."""
 
     def __init__(self, width: int, layers: int, **attention: Any) -> None:
         super().__init__()
         self.embedding = nn.Embedding(256, width)
         # Segments end at fixed places: looking back a little, no byte starts blind.
-        self.look_back = nn.Conv1d(width, width, kernel_size=4)
+        self.look_back = nn.Conv1d(width, width, kernel_size=LOOK_BACK + 1)
         self.blocks = nn.ModuleList(
             Block(width, MultiheadDilatedAttention(width, **attention)) for _ in range(layers)
         )
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 256))
 
-    def forward(self, text: Tensor) -> Tensor:
+    def forward(self, text: Tensor, begin: int = 0) -> Tensor:
         x = self.embedding(text)
-        x = x + self.look_back(F.pad(x.transpose(1, 2), (3, 0))).transpose(1, 2)
-        x = x + sinusoids(text.shape[1], x.shape[2], x.device)
+        x = x + self.look_back(F.pad(x.transpose(1, 2), (LOOK_BACK, 0))).transpose(1, 2)
+        x = x[:, min(begin, LOOK_BACK) :]
+        x = x + sinusoids(begin, x.shape[1], x.shape[2], x.device)
         for block in self.blocks:
             x = block(x)
         logits: Tensor = self.head(x)
         return logits
 
 
-def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
-    """Position codes [length, width] of wavelengths 2 pi to 20000 pi."""
+def sinusoids(begin: int, length: int, width: int, device: torch.device) -> Tensor:
+    """Codes [length, width] of positions from `begin` on, of wavelengths 2 pi to 20000 pi."""
     frequency = torch.exp(torch.arange(0, width, 2, device=device) * (-math.log(1e4) / width))
-    angle = torch.arange(length, device=device)[:, None] * frequency
+    angle = torch.arange(begin, begin + length, device=device)[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
-def loss_of(model: ByteModel, windows: Tensor) -> Tensor:
-    """Mean negative log-likelihood, in nats per byte, of windows [batch, context + 1]."""
+def loss_of(model: ByteModel, windows: Tensor, shards: Shards) -> Tensor:
+    """This process's share of the mean negative log-likelihood, in nats per byte, of windows
+    [batch, context + 1]: summed over processes it is the mean."""
+    begin, end = shards.span(windows.shape[1] - 1)
     with torch.autocast(windows.device.type, dtype=torch.bfloat16, enabled=windows.is_cuda):
-        logits = model(windows[:, :-1])
-    return F.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten())
+        logits = model(windows[:, begin - min(begin, LOOK_BACK) : end], begin)
+    targets = windows[:, begin + 1 : end + 1].flatten()
+    total = F.cross_entropy(logits.float().flatten(0, 1), targets, reduction="sum")
+    return total / windows[:, 1:].numel()
 
 
 @torch.no_grad()
-def bits_per_byte(model: ByteModel, windows: list[Tensor], device: torch.device) -> float:
+def bits_per_byte(model: ByteModel, windows: list[Tensor], shards: Shards) -> float:
     model.eval()
-    losses = [loss_of(model, window[None].to(device)).item() for window in windows]
+    batches = [window[None].to(shards.device) for window in windows]
+    losses = [shards.sum(loss_of(model, batch, shards)).item() for batch in batches]
     model.train()
     return sum(losses) / len(losses) * BITS
 

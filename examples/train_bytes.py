@@ -8,6 +8,7 @@ with status 130.
 
     python examples/train_bytes.py
     python examples/train_bytes.py --resume     # as if it had not been stopped; on CPUs, to the bit
+    torchrun --nproc-per-node 2 -- examples/train_bytes.py      # each window over two processes
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 
 import torch
 from byte_model import BITS, ByteModel, bits_per_byte, loss_of, sample
+from sequence_shards import Shards
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -112,21 +114,33 @@ def baselines(corpus: Corpus, windows: list[Tensor]) -> tuple[float, float]:
 class Run:
     """A model in training and everything that continuing it needs."""
 
-    def __init__(self, config: Config, corpus: Corpus, device: torch.device) -> None:
+    def __init__(self, config: Config, corpus: Corpus, shards: Shards) -> None:
         torch.manual_seed(config.seed)
-        self.config, self.corpus, self.device, self.step = config, corpus, device, 0
-        self.model = ByteModel(
+        self.config, self.corpus, self.shards, self.step = config, corpus, shards, 0
+        self.device = shards.device
+        self.model = self.make_model()
+        if shards.group is not None:
+            lengths = shards.lengths(config.context)
+            sharded = self.make_model(group=shards.group, shard_lengths=lengths)
+            sharded.load_state_dict(self.model.state_dict())
+            self.model = sharded
+        parameters = self.model.parameters()
+        self.optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0.1)
+        self.order = torch.Generator().manual_seed(config.seed)
+        self.held_out = held_out_windows(corpus, config)
+
+    def make_model(self, **options: Any) -> ByteModel:
+        """On the run's device; options: further arguments of its attention."""
+        config = self.config
+        return ByteModel(
             config.width,
             config.layers,
             num_heads=config.heads,
             segment_lengths=config.segment_lengths,
             dilation_rates=config.dilation_rates,
             dropout=config.dropout,
-        ).to(device)
-        parameters = self.model.parameters()
-        self.optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0.1)
-        self.order = torch.Generator().manual_seed(config.seed)
-        self.held_out = held_out_windows(corpus, config)
+            **options,
+        ).to(self.device)
 
     def train_step(self) -> float:
         """One step on random windows of the training text; the loss before it, in nats per byte."""
@@ -134,19 +148,28 @@ class Run:
         choices = (len(self.corpus.train) - span + 1, (self.config.batch,))
         starts = torch.randint(*choices, generator=self.order).tolist()
         windows = torch.stack([self.corpus.train[s : s + span] for s in starts])
-        loss = loss_of(self.model, windows.to(self.device).long())
+        loss = loss_of(self.model, windows.to(self.device).long(), self.shards)
         self.optimizer.zero_grad()
         loss.backward()
+        self.shards.sum_gradients(self.model)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         cosine = 0.55 + 0.45 * math.cos(math.pi * self.step / self.config.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * min(1.0, (self.step + 1) / 10) * cosine
         self.optimizer.step()
         self.step += 1
-        return loss.item()
+        return self.shards.sum(loss.detach()).item()
+
+    def write(self, length: int) -> str:
+        """How the model goes on after 256 bytes of held-out text; in one process."""
+        model = self.make_model()
+        model.load_state_dict(self.model.state_dict())
+        return sample(model, self.held_out[0][:256], length, self.device)
 
     def save(self, path: Path) -> None:
         """Written beside `path` and renamed, so that `path` is a whole checkpoint at any time."""
+        if self.shards.rank > 0:
+            return
         cuda = self.device.type == "cuda"
         state = {
             "config": dataclasses.asdict(self.config),
@@ -161,6 +184,10 @@ class Run:
         partial = path.with_name(path.name + ".partial")
         torch.save(state, partial)
         os.replace(partial, path)
+
+    def agree(self, stop: bool) -> bool:
+        """Whether any process is to stop; the same on all."""
+        return bool(self.shards.sum(torch.tensor(float(stop), device=self.device)) > 0)
 
     def restore(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
@@ -192,9 +219,15 @@ class Interrupt:
 def train(run: Run, args: argparse.Namespace) -> tuple[float, float]:
     """Until the last step or Ctrl-C. Held-out bits per byte, and bytes trained on per second."""
     seconds, first_step, held_out = 1e-9, run.step, math.nan
-    bar = tqdm(total=run.config.steps, initial=run.step, unit="step", dynamic_ncols=True)
+    bar = tqdm(
+        total=run.config.steps,
+        initial=run.step,
+        unit="step",
+        dynamic_ncols=True,
+        disable=run.shards.rank > 0,
+    )
     with Interrupt() as interrupt, bar:
-        while run.step < run.config.steps and not interrupt.requested:
+        while run.step < run.config.steps and not run.agree(interrupt.requested):
             start = time.perf_counter()
             loss = run.train_step()
             seconds += time.perf_counter() - start
@@ -203,15 +236,15 @@ def train(run: Run, args: argparse.Namespace) -> tuple[float, float]:
             bar.set_postfix_str(f"loss {loss:.3f}, {loss * BITS:.3f} bits/byte, {rate:,.0f} tok/s")
             record = {"step": run.step, "loss": loss}
             if run.step % run.config.eval_every == 0 or run.step == run.config.steps:
-                record["held_out"] = held_out = bits_per_byte(run.model, run.held_out, run.device)
+                record["held_out"] = held_out = bits_per_byte(run.model, run.held_out, run.shards)
                 bar.write(f"step {run.step}: held-out {held_out:.3f} bits per byte")
                 run.save(args.checkpoint)
-            if args.log:
+            if args.log and run.shards.rank == 0:
                 with args.log.open("a") as log:
                     log.write(json.dumps(record) + "\n")
         run.save(args.checkpoint)
     if math.isnan(held_out) and run.step == run.config.steps:  # resumed at its end
-        held_out = bits_per_byte(run.model, run.held_out, run.device)
+        held_out = bits_per_byte(run.model, run.held_out, run.shards)
     return held_out, (run.step - first_step) * run.config.batch * run.config.context / seconds
 
 
@@ -263,7 +296,7 @@ def set_up(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Run:
     if min(len(corpus.train), len(corpus.held_out)) <= config.context:
         sizes = f"{len(corpus.train)} bytes to train on and {len(corpus.held_out)} held out"
         parser.error(f"--context must be below the text's sizes, {sizes}; got {config.context}")
-    run = Run(config, corpus, device)
+    run = Run(config, corpus, Shards(device))
     if state:
         run.restore(state)
     return run
@@ -273,6 +306,17 @@ def main() -> int:
     parser = make_parser()
     args = parser.parse_args()
     run = set_up(parser, args)
+    try:
+        return report(run, args)
+    finally:
+        run.shards.close()
+
+
+def report(run: Run, args: argparse.Namespace) -> int:
+    """Trains, and says what came of it, on the first process."""
+    if run.shards.rank > 0:
+        train(run, args)
+        return INTERRUPTED if run.step < run.config.steps else 0
     unigram, bigram = baselines(run.corpus, run.held_out)
     size = sum(p.numel() for p in run.model.parameters())
     print(f"{size:,} parameters on {run.device}; {len(run.corpus.train):,} bytes to train on")
@@ -283,7 +327,7 @@ def main() -> int:
         return INTERRUPTED
     if args.sample:
         print("---- 256 bytes of held-out text, and how the model goes on")
-        print(sample(run.model, run.held_out[0][:256], args.sample, run.device))
+        print(run.write(args.sample))
         print("----")
     print(
         f"held-out {held_out:.3f} bits per byte, unigram entropy {unigram:.3f}, "

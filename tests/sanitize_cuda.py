@@ -77,6 +77,12 @@ def run(dtype: torch.dtype) -> None:
     rows = torch.randn(2, 117, 3, 24, device="cuda", dtype=dtype)
     packed = torch.ops.dilated.gather(rows, 40, 3, start=7)
     torch.ops.dilated.scatter_add(rows, packed, 40, 3, start=7)
+    offsets = torch.tensor([2, -1, 0])
+    for accumulate in (False, True):
+        torch.ops.dilated.gather_into(packed, rows, 40, 3, head_offsets=offsets, start=7)
+        torch.ops.dilated.scatter_into(
+            rows[:, 1:], packed, 40, 3, head_offsets=offsets, start=8, accumulate=accumulate
+        )
     torch.cuda.synchronize()
 
 

@@ -192,3 +192,29 @@ def test_help_explains_every_option(
         assert field.metadata["help"].split()[0] in shown
     for option in ("--resume", "--checkpoint", "--log", "--text", "--device", "--sample"):
         assert option in shown
+
+
+def test_sharded_over_processes_it_learns_the_same(text: Path, tmp_path: Path) -> None:
+    """The loss curve of two processes, each with half of every window, is that of one."""
+    settings = as_options({**SETTINGS, "dropout": 0.0, "steps": 12, "eval-every": 6})
+    curves = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        program, *arguments = command(text, folder, *settings)
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        # Without "--" torchrun takes the program's --log for one of its own options.
+        done = subprocess.run(
+            [program, *launch, "--", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env=ENVIRONMENT,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1].startswith("held-out ")
+        curves.append(curve(folder))
+    assert len(curves[0]) == len(curves[1]) == 12
+    for one, two in zip(*curves, strict=True):
+        assert one.keys() == two.keys()
+        assert all(two[name] == pytest.approx(one[name], abs=2e-4) for name in one)

@@ -1,5 +1,5 @@
-// What the gather kernels are given, on every device. Filled and checked by csrc/ops/gather.cpp;
-// kernels trust it.
+// What the gather and scatter kernels are given, on every device. Filled and checked by
+// csrc/ops/gather.cpp; kernels trust it.
 #pragma once
 
 #include <dilated/pattern_layout.h>
@@ -22,16 +22,24 @@ struct GatherArgs {
   const int64_t* offsets;  // [heads] where the tensors are, -1: none; nullptr: h mod dilation_rate
 };
 
+/// Offsets that travel to a GPU with a launch's arguments, which saves a copy of their own.
+inline constexpr int kInlineHeads = 256;
+struct InlineOffsets {
+  bool given;  // instead of GatherArgs::offsets
+  int32_t values[kInlineHeads];
+};
+
 /// gather: packed <- rows, zeros where a slot has no position.
 struct GatherForwardArgs : GatherArgs {
   Rows rows;
   MutableRows packed;
 };
 
-/// scatter_add: rows += packed; slots without a position are ignored.
-struct ScatterAddArgs : GatherArgs {
+/// scatter: rows <- packed, or rows += packed; slots without a position are ignored.
+struct ScatterArgs : GatherArgs {
   Rows packed;
   MutableRows rows;
+  bool accumulate;
 };
 
 /// The slots of a stretch: where piece `piece` begins in the sequence, ends, and in the packed

@@ -1,5 +1,5 @@
 // gather and scatter_add: checks, the CPU's kernels, gradients (each is the other's transpose),
-// fake tensors.
+// fake tensors. gather_into and scatter_into write into what they are given, and have no gradients.
 #include "ops/gather.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -24,6 +24,10 @@ using OptionalTensor = std::optional<at::Tensor>;
 using Gather = at::Tensor(const at::Tensor&, int64_t, int64_t, const OptionalTensor&, int64_t);
 using ScatterAdd = at::Tensor(const at::Tensor&, const at::Tensor&, int64_t, int64_t,
                               const OptionalTensor&, int64_t);
+using GatherInto = void(at::Tensor&, const at::Tensor&, int64_t, int64_t, const OptionalTensor&,
+                        int64_t);
+using ScatterInto = void(at::Tensor&, const at::Tensor&, int64_t, int64_t, const OptionalTensor&,
+                         int64_t, bool);
 
 const c10::TypedOperatorHandle<Gather>& gather_op() {
   static const auto op =
@@ -35,6 +39,20 @@ const c10::TypedOperatorHandle<ScatterAdd>& scatter_add_op() {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("dilated::scatter_add", "")
                              .typed<ScatterAdd>();
+  return op;
+}
+
+const c10::TypedOperatorHandle<GatherInto>& gather_into_op() {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("dilated::gather_into", "")
+                             .typed<GatherInto>();
+  return op;
+}
+
+const c10::TypedOperatorHandle<ScatterInto>& scatter_into_op() {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("dilated::scatter_into", "")
+                             .typed<ScatterInto>();
   return op;
 }
 
@@ -106,22 +124,76 @@ at::Tensor gather_cpu(const at::Tensor& input, int64_t segment_length, int64_t d
   return call.packed;
 }
 
+void gather_into_cpu(at::Tensor& packed, const at::Tensor& input, int64_t segment_length,
+                     int64_t dilation_rate, const OptionalTensor& head_offsets, int64_t start) {
+  const BranchCall branch{segment_length, dilation_rate, head_offsets, start};
+  GatherCall call = prepare_gather(input, branch, packed);
+  call.args.offsets = host_offsets(branch);
+  kernels::cpu::gather(call.args);
+}
+
+void scatter_into_cpu(at::Tensor& rows, const at::Tensor& packed, int64_t segment_length,
+                      int64_t dilation_rate, const OptionalTensor& head_offsets, int64_t start,
+                      bool accumulate) {
+  const BranchCall branch{segment_length, dilation_rate, head_offsets, start};
+  ScatterCall call = prepare_scatter(rows, packed, branch, accumulate);
+  call.args.offsets = host_offsets(branch);
+  kernels::cpu::scatter(call.args);
+}
+
 at::Tensor scatter_add_cpu(const at::Tensor& input, const at::Tensor& packed,
                            int64_t segment_length, int64_t dilation_rate,
                            const OptionalTensor& head_offsets, int64_t start) {
-  const BranchCall branch{segment_length, dilation_rate, head_offsets, start};
-  ScatterAddCall call = prepare_scatter_add(input, packed, branch);
-  call.args.offsets = host_offsets(branch);
-  kernels::cpu::scatter_add(call.args);
-  return call.rows;
+  at::Tensor rows = input.clone(at::MemoryFormat::Contiguous);
+  scatter_into_cpu(rows, packed, segment_length, dilation_rate, head_offsets, start, true);
+  return rows;
+}
+
+std::array<c10::SymInt, 4> packed_sizes(const at::Tensor& input, const BranchCall& branch) {
+  return {input.sym_size(0), count_slots(input.sym_size(1), branch), input.sym_size(2),
+          input.sym_size(3)};
+}
+
+/// What needs no data: works on fake tensors.
+void check_packed(const at::Tensor& packed, const at::Tensor& input, const BranchCall& branch) {
+  const auto sizes = packed_sizes(input, branch);
+  TORCH_CHECK_VALUE(packed.sym_sizes() == c10::SymIntArrayRef(sizes),
+                    "packed: must have the shape that gather gives, ", c10::SymIntArrayRef(sizes),
+                    ", got ", packed.sym_sizes());
+  TORCH_CHECK_VALUE(
+      packed.scalar_type() == input.scalar_type() && packed.device() == input.device(),
+      "packed: must have the dtype and device of the rows, ", input.scalar_type(), " on ",
+      input.device(), ", got ", packed.scalar_type(), " on ", packed.device());
+}
+
+/// A tensor that is written to has to be one that kernels can address.
+void check_writable(const at::Tensor& tensor, const char* name) {
+  TORCH_CHECK_VALUE(readable(tensor).is_same(tensor), name,
+                    ": must be contiguous in its last dimension, with rows less than 2^31 elements "
+                    "apart, got sizes ",
+                    tensor.sizes(), " and strides ", tensor.strides());
 }
 
 at::Tensor gather_meta(const at::Tensor& input, int64_t segment_length, int64_t dilation_rate,
                        const OptionalTensor& head_offsets, int64_t start) {
   const BranchCall branch{segment_length, dilation_rate, head_offsets, start};
   check_branch(input, branch);
-  return input.new_empty_symint({input.sym_size(0), count_slots(input.sym_size(1), branch),
-                                 input.sym_size(2), input.sym_size(3)});
+  return input.new_empty_symint(packed_sizes(input, branch));
+}
+
+void gather_into_meta(at::Tensor& packed, const at::Tensor& input, int64_t segment_length,
+                      int64_t dilation_rate, const OptionalTensor& head_offsets, int64_t start) {
+  const BranchCall branch{segment_length, dilation_rate, head_offsets, start};
+  check_branch(input, branch);
+  check_packed(packed, input, branch);
+}
+
+void scatter_into_meta(at::Tensor& rows, const at::Tensor& packed, int64_t segment_length,
+                       int64_t dilation_rate, const OptionalTensor& head_offsets, int64_t start,
+                       bool /*accumulate*/) {
+  const BranchCall branch{segment_length, dilation_rate, head_offsets, start};
+  check_branch(rows, branch);
+  check_packed(packed, rows, branch);
 }
 
 at::Tensor scatter_add_meta(const at::Tensor& input, const at::Tensor& packed,
@@ -129,11 +201,7 @@ at::Tensor scatter_add_meta(const at::Tensor& input, const at::Tensor& packed,
                             const OptionalTensor& head_offsets, int64_t start) {
   const BranchCall branch{segment_length, dilation_rate, head_offsets, start};
   check_branch(input, branch);
-  const std::array<c10::SymInt, 4> sizes{input.sym_size(0), count_slots(input.sym_size(1), branch),
-                                         input.sym_size(2), input.sym_size(3)};
-  TORCH_CHECK_VALUE(packed.sym_sizes() == c10::SymIntArrayRef(sizes),
-                    "packed: must have the shape that gather gives, ", c10::SymIntArrayRef(sizes),
-                    ", got ", packed.sym_sizes());
+  check_packed(packed, input, branch);
   return input.new_empty_symint(input.sym_sizes());
 }
 
@@ -210,38 +278,67 @@ at::Tensor scatter_add_autograd(const at::Tensor& input, const at::Tensor& packe
                                    start);
 }
 
+/// What is written has no gradient: where one is wanted, that is an error, not silently zero.
+void check_no_gradient(const at::Tensor& to, const at::Tensor& from, const char* name,
+                       const char* instead) {
+  TORCH_CHECK(!at::GradMode::is_enabled() || !(to.requires_grad() || from.requires_grad()), name,
+              ": must not be given tensors that require gradients, as it is not differentiable; "
+              "call ",
+              instead, " or use torch.no_grad()");
+}
+
+void gather_into_autograd(at::Tensor& packed, const at::Tensor& input, int64_t segment_length,
+                          int64_t dilation_rate, const OptionalTensor& head_offsets,
+                          int64_t start) {
+  check_no_gradient(packed, input, "gather_into", "gather");
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  gather_into_op().call(packed, input, segment_length, dilation_rate, head_offsets, start);
+  packed.unsafeGetTensorImpl()->bump_version();
+}
+
+void scatter_into_autograd(at::Tensor& rows, const at::Tensor& packed, int64_t segment_length,
+                           int64_t dilation_rate, const OptionalTensor& head_offsets, int64_t start,
+                           bool accumulate) {
+  check_no_gradient(rows, packed, "scatter_into", "scatter_add");
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  scatter_into_op().call(rows, packed, segment_length, dilation_rate, head_offsets, start,
+                         accumulate);
+  rows.unsafeGetTensorImpl()->bump_version();
+}
+
 }  // namespace
 
-GatherCall prepare_gather(const at::Tensor& input, const BranchCall& branch) {
+GatherCall prepare_gather(const at::Tensor& input, const BranchCall& branch,
+                          const OptionalTensor& packed) {
   check_branch(input, branch);
   GatherCall call;
   fill(input, branch, call.args);
   call.rows = readable(input);
-  call.packed = at::empty({call.args.batch, call.args.slots, call.args.heads, call.args.head_dim},
-                          input.options());
+  if (packed.has_value()) {
+    check_packed(*packed, input, branch);
+    check_writable(*packed, "packed");
+    call.packed = *packed;
+  } else {
+    call.packed = at::empty({call.args.batch, call.args.slots, call.args.heads, call.args.head_dim},
+                            input.options());
+  }
   call.args.rows = rows_of(call.rows);
   call.args.packed = mutable_rows_of(call.packed);
   return call;
 }
 
-ScatterAddCall prepare_scatter_add(const at::Tensor& input, const at::Tensor& packed,
-                                   const BranchCall& branch) {
-  check_branch(input, branch);
-  ScatterAddCall call;
-  fill(input, branch, call.args);
-  const std::array<int64_t, 4> sizes{call.args.batch, call.args.slots, call.args.heads,
-                                     call.args.head_dim};
-  TORCH_CHECK_VALUE(packed.sizes() == at::IntArrayRef(sizes),
-                    "packed: must have the shape that gather gives, ", at::IntArrayRef(sizes),
-                    ", got ", packed.sizes());
-  TORCH_CHECK_VALUE(
-      packed.scalar_type() == input.scalar_type() && packed.device() == input.device(),
-      "packed: must have the dtype and device of input, ", input.scalar_type(), " on ",
-      input.device(), ", got ", packed.scalar_type(), " on ", packed.device());
-  call.rows = input.clone(at::MemoryFormat::Contiguous);
+ScatterCall prepare_scatter(const at::Tensor& rows, const at::Tensor& packed,
+                            const BranchCall& branch, bool accumulate) {
+  check_branch(rows, branch);
+  ScatterCall call;
+  fill(rows, branch, call.args);
+  check_packed(packed, rows, branch);
+  check_writable(rows, "rows");
+  call.rows = rows;
   call.packed = readable(packed);
   call.args.rows = mutable_rows_of(call.rows);
   call.args.packed = rows_of(call.packed);
+  call.args.accumulate = accumulate;
   return call;
 }
 
@@ -264,14 +361,20 @@ at::Tensor scatter_add(const at::Tensor& input, const at::Tensor& packed, int64_
 TORCH_LIBRARY_IMPL(dilated, CPU, m) {
   m.impl("gather", &dilated::ops::gather_cpu);
   m.impl("scatter_add", &dilated::ops::scatter_add_cpu);
+  m.impl("gather_into", &dilated::ops::gather_into_cpu);
+  m.impl("scatter_into", &dilated::ops::scatter_into_cpu);
 }
 
 TORCH_LIBRARY_IMPL(dilated, Autograd, m) {
   m.impl("gather", &dilated::ops::gather_autograd);
   m.impl("scatter_add", &dilated::ops::scatter_add_autograd);
+  m.impl("gather_into", &dilated::ops::gather_into_autograd);
+  m.impl("scatter_into", &dilated::ops::scatter_into_autograd);
 }
 
 TORCH_LIBRARY_IMPL(dilated, Meta, m) {
   m.impl("gather", &dilated::ops::gather_meta);
   m.impl("scatter_add", &dilated::ops::scatter_add_meta);
+  m.impl("gather_into", &dilated::ops::gather_into_meta);
+  m.impl("scatter_into", &dilated::ops::scatter_into_meta);
 }

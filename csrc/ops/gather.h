@@ -1,4 +1,5 @@
-// From gather's and scatter_add's arguments to a kernel's, the same for every device.
+// From the arguments of gather, scatter_add and their in-place forms to a kernel's, on any device.
+// every device.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -9,26 +10,28 @@
 
 namespace dilated::ops {
 
-/// The branch that gather and scatter_add are about, as the dispatcher hands it over.
+/// The branch that these operators are about, as the dispatcher hands it over.
 struct BranchCall {
   int64_t segment_length, dilation_rate;
   const std::optional<at::Tensor>& head_offsets;
   int64_t start;
 };
 
-/// Checks the arguments of gather and allocates its result; args.offsets is the device's business.
+/// Checks the arguments of gather and allocates its result, or takes the one that gather_into was
+/// given; args.offsets is the device's business.
 struct GatherCall {
   at::Tensor rows, packed;
   kernels::GatherForwardArgs args{};
 };
-GatherCall prepare_gather(const at::Tensor& input, const BranchCall& branch);
+GatherCall prepare_gather(const at::Tensor& input, const BranchCall& branch,
+                          const std::optional<at::Tensor>& packed = std::nullopt);
 
-/// Likewise for scatter_add; the result begins as a copy of input.
-struct ScatterAddCall {
+/// Likewise for scatter_into, which changes `rows`; scatter_add hands over a copy of its input.
+struct ScatterCall {
   at::Tensor rows, packed;
-  kernels::ScatterAddArgs args{};
+  kernels::ScatterArgs args{};
 };
-ScatterAddCall prepare_scatter_add(const at::Tensor& input, const at::Tensor& packed,
-                                   const BranchCall& branch);
+ScatterCall prepare_scatter(const at::Tensor& rows, const at::Tensor& packed,
+                            const BranchCall& branch, bool accumulate);
 
 }  // namespace dilated::ops

@@ -43,6 +43,19 @@ TORCH_LIBRARY(dilated, m) {
       "Tensor? dropout_seed=None, Tensor? pattern=None, bool partial=False) "
       "-> (Tensor grad_query, Tensor grad_key, Tensor grad_value)");
   m.def(
+      "ring_attention(Tensor query, Tensor key, Tensor value, int[] segment_lengths, "
+      "int[] dilation_rates, str group_name, *, Tensor? head_offsets=None, bool is_causal=False, "
+      "float? scale=None, str padding=\"masked\", float dropout_p=0.0, "
+      "Tensor? dropout_seed=None, int[]? shard_lengths=None, str strategy=\"auto\") "
+      "-> (Tensor out, Tensor lse)");
+  m.def(
+      "ring_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, "
+      "Tensor value, Tensor out, Tensor lse, int[] segment_lengths, int[] dilation_rates, "
+      "str group_name, *, Tensor? head_offsets=None, bool is_causal=False, float? scale=None, "
+      "str padding=\"masked\", float dropout_p=0.0, Tensor? dropout_seed=None, "
+      "int[]? shard_lengths=None, str strategy=\"auto\") "
+      "-> (Tensor grad_query, Tensor grad_key, Tensor grad_value)");
+  m.def(
       "segment_attention(Tensor query, Tensor key, Tensor value, int segment_length, "
       "int dilation_rate, *, Tensor? head_offsets=None, bool is_causal=False, "
       "float? scale=None, str padding=\"masked\", float dropout_p=0.0, "
@@ -53,6 +66,12 @@ TORCH_LIBRARY(dilated, m) {
   m.def(
       "scatter_add(Tensor input, Tensor packed, int segment_length, int dilation_rate, *, "
       "Tensor? head_offsets=None, int start=0) -> Tensor");
+  m.def(
+      "gather_into(Tensor(a!) packed, Tensor input, int segment_length, int dilation_rate, *, "
+      "Tensor? head_offsets=None, int start=0) -> ()");
+  m.def(
+      "scatter_into(Tensor(a!) rows, Tensor packed, int segment_length, int dilation_rate, *, "
+      "Tensor? head_offsets=None, int start=0, bool accumulate=False) -> ()");
 }
 
 }  // namespace dilated

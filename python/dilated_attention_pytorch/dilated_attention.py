@@ -7,8 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .functional import CacheArgument, attend, check_cache, check_dropout, check_scale
+from .functional import (
+    CacheArgument,
+    attend,
+    check_cache,
+    check_dropout,
+    check_ring_cache,
+    check_scale,
+)
 from .pattern import HeadOffsets, Padding, Scheme
+from .ring import Group, Sharding, Strategy
 
 
 class DilatedAttention(nn.Module):
@@ -20,6 +28,9 @@ class DilatedAttention(nn.Module):
         dropout: probability of dropping an attention weight, in training mode only.
         device, dtype: accepted as by every module. There are no parameters to place: input on any
             device and of any supported dtype is taken.
+        group, shard_lengths, strategy: as in `dilated_attention`; the input is then this rank's
+            rows. The module keeps the group's name, not the group: a copy works over the same
+            group, and where it is unpickled a group of that name must exist.
 
     Raises:
         TypeError, ValueError: naming the argument, what must hold and what was given.
@@ -37,12 +48,18 @@ class DilatedAttention(nn.Module):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
         pattern_cache: CacheArgument = None,
+        group: Group | None = None,
+        shard_lengths: Sequence[int] | None = None,
+        strategy: Strategy = "auto",
     ) -> None:
         super().__init__()
         self.scheme = Scheme.make(segment_lengths, dilation_rates, head_offsets, padding)
         self.scale = check_scale(scale)
         self.dropout = check_dropout(dropout)
         self.pattern_cache = check_cache(pattern_cache)
+        self.sharding = Sharding.make(group, shard_lengths, strategy)
+        if self.sharding is not None:
+            check_ring_cache(self.pattern_cache)
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool = False
@@ -60,6 +77,7 @@ class DilatedAttention(nn.Module):
             scale=self.scale,
             dropout_p=self.dropout if self.training else 0.0,
             pattern_cache=self.pattern_cache,
+            sharding=self.sharding,
         )
         return out
 
@@ -67,4 +85,6 @@ class DilatedAttention(nn.Module):
         text = self.scheme.extra_repr()
         if self.scale is not None:
             text += f", scale={self.scale}"
-        return f"{text}, dropout={self.dropout}" if self.dropout else text
+        if self.dropout:
+            text += f", dropout={self.dropout}"
+        return text if self.sharding is None else f"{text}, {self.sharding.extra_repr()}"

@@ -19,6 +19,7 @@ from .pattern import (
     Scheme,
     current_pattern_cache,
 )
+from .ring import Group, Sharding, Strategy
 
 CacheArgument = BasePatternCache | Literal[False] | None
 _MAX_SEED = 2**63 - 1
@@ -38,6 +39,9 @@ def dilated_attention(
     dropout_p: float = 0.0,
     return_lse: bool = False,
     pattern_cache: CacheArgument = None,
+    group: Group | None = None,
+    shard_lengths: Sequence[int] | None = None,
+    strategy: Strategy = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Dilated attention: LongNet, arXiv 2307.02486, eqs. 3-10, as one softmax.
 
@@ -67,14 +71,22 @@ def dilated_attention(
         pattern_cache: where planned patterns are kept, a `PatternCache` or a `TieredPatternCache`:
             None for `current_pattern_cache()`, False for no cache (each call plans again). Under
             torch.compile each call plans again, too: the compiler may write into what an operator
-            returned, so no operator can return what a cache keeps.
+            returned, so no operator can return what a cache keeps. With a group, None.
+        group: a ProcessGroup or one-dimensional DeviceMesh, or a group's name. The sequence is then
+            that of its ranks, one after the other, and query, key and value are this rank's rows.
+            All ranks call, with the same arguments, and all run the backward or none.
+        shard_lengths: rows of each rank, which may be 0; the same on all ranks by default.
+        strategy: how rows travel: "ring", "gather", "all_to_all", or "auto", by the number of
+            bytes; docs/ring.md.
 
     Returns:
         out, like query; with return_lse (out, lse), lse being [batch, heads, seq_len], float32
         (float64 for float64), -inf where a query attends to nothing. Both are differentiable.
 
     Raises:
-        TypeError, ValueError: naming the argument, what must hold and what was given.
+        TypeError, ValueError: naming the argument, what must hold and what was given; with a group
+            on every rank, if ranks differ.
+        RuntimeError: a rank of the group is dead, or did not come within the group's timeout.
     """
     make = Scheme.make if torch.compiler.is_compiling() else Scheme.recall
     scheme = make(segment_lengths, dilation_rates, head_offsets, padding)
@@ -90,6 +102,7 @@ def dilated_attention(
         scale=scale,
         dropout_p=dropout_p,
         pattern_cache=pattern_cache,
+        sharding=Sharding.make(group, shard_lengths, strategy),
     )
     return (out, lse) if return_lse else out
 
@@ -104,6 +117,7 @@ def attend(
     scale: float | None,
     dropout_p: float,
     pattern_cache: CacheArgument,
+    sharding: Sharding | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`dilated_attention` for a scheme that was checked before; returns (out, lse)."""
     _check_tensor(query, "query")
@@ -111,14 +125,33 @@ def attend(
     _check_tensor(value, "value")
     if is_causal is not True and is_causal is not False:
         raise TypeError(f"is_causal must be a bool, got {is_causal!r}")
+    seed = None
+    if dropout_p > 0.0:
+        # On the device, so that drawing it needs no synchronisation; activation checkpointing
+        # restores the generator and so repeats it.
+        seed = torch.randint(_MAX_SEED, (1,), dtype=torch.int64, device=query.device)
+    if sharding is not None:
+        check_ring_cache(pattern_cache)
+        return ops.ring_attention(
+            query,
+            key,
+            value,
+            scheme.segment_lengths,
+            scheme.dilation_rates,
+            sharding.group_name,
+            head_offsets=_offset_tensor(scheme, query.size(2)),
+            is_causal=is_causal,
+            scale=scale,
+            padding=scheme.padding,
+            dropout_p=dropout_p,
+            dropout_seed=seed,
+            shard_lengths=sharding.shard_lengths,
+            strategy=sharding.strategy,
+        )
     # Compilers and tensor subclasses (fake tensors among them) must not meet the cache's tensors.
     is_plain = type(query) is Tensor or type(query) is Parameter
     if pattern_cache is False or torch.compiler.is_compiling() or not is_plain:
-        offsets = None
-        if scheme.head_offsets != "interleaved":
-            table = scheme.offset_table(query.size(2))
-            offsets = torch.tensor(table, dtype=torch.int64, device="cpu")
-        words = None
+        offsets, words = _offset_tensor(scheme, query.size(2)), None
     else:
         cache = current_pattern_cache() if pattern_cache is None else pattern_cache
         spec = PatternSpec(
@@ -132,11 +165,6 @@ def attend(
         )
         pattern, words = cache.lookup(spec, query.device)
         offsets = pattern.head_offsets
-    seed = None
-    if dropout_p > 0.0:
-        # On the device, so that drawing it needs no synchronisation; activation checkpointing
-        # restores the generator and so repeats it.
-        seed = torch.randint(_MAX_SEED, (1,), dtype=torch.int64, device=query.device)
     return ops.attention(
         query,
         key,
@@ -151,6 +179,12 @@ def attend(
         dropout_seed=seed,
         pattern=words,
     )
+
+
+def _offset_tensor(scheme: Scheme, heads: int) -> Tensor | None:
+    if scheme.head_offsets == "interleaved":
+        return None
+    return torch.tensor(scheme.offset_table(heads), dtype=torch.int64, device="cpu")
 
 
 def check_dropout(dropout: float, name: str = "dropout") -> float:
@@ -182,6 +216,15 @@ def check_cache(pattern_cache: CacheArgument) -> CacheArgument:
         "pattern_cache must be a PatternCache, a TieredPatternCache, None or False, "
         f"got {pattern_cache!r}"
     )
+
+
+def check_ring_cache(pattern_cache: CacheArgument) -> None:
+    """Raises ValueError if a cache is given, which a ring does not use."""
+    if pattern_cache is not None:
+        raise ValueError(
+            "pattern_cache must be None where a group is given, whose patterns are kept in "
+            f"current_pattern_cache(), got {pattern_cache!r}"
+        )
 
 
 def _check_number(value: float, name: str) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .dilated_attention import DilatedAttention
 from .functional import CacheArgument
 from .pattern import HeadOffsets, Padding
+from .ring import Group, Strategy
 
 
 class MultiheadDilatedAttention(nn.Module):
@@ -30,6 +31,8 @@ class MultiheadDilatedAttention(nn.Module):
             projection.
         gamma_init: MAGNETO's gain of the value and output projections' initialization.
         device, dtype: of the parameters.
+        group, shard_lengths, strategy: as in `DilatedAttention`. Parameters are each rank's own:
+            their gradients are those of its rows, to be summed over the group.
 
     Attributes:
         attention: the module between the projections. Any module with `DilatedAttention`'s call
@@ -58,6 +61,9 @@ class MultiheadDilatedAttention(nn.Module):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
         pattern_cache: CacheArgument = None,
+        group: Group | None = None,
+        shard_lengths: Sequence[int] | None = None,
+        strategy: Strategy = "auto",
     ) -> None:
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
@@ -77,6 +83,9 @@ class MultiheadDilatedAttention(nn.Module):
             padding=padding,
             dropout=dropout,
             pattern_cache=pattern_cache,
+            group=group,
+            shard_lengths=shard_lengths,
+            strategy=strategy,
         )
         self.attention.scheme.offset_table(num_heads)  # a table has one column for each head
         kv_dim = num_kv_heads * self.head_dim

@@ -10,20 +10,24 @@ from torch import Tensor
 from .dilated_attention import DilatedAttention
 from .functional import CacheArgument
 from .pattern import HeadOffsets, Padding
+from .ring import Group, Strategy, group_size
 
 
 class RingDilatedAttentionV2(DilatedAttention):
     """The recommended implementation; "ring" and "auto" in the factories select it.
 
     Patterns are planned on the host, copied once to each device that uses them and kept in one
-    bounded cache. Runs within one process. LongNet, arXiv 2307.02486, eqs. 3-10.
+    bounded cache. With a group the sequence is sharded over its processes. LongNet, arXiv
+    2307.02486, eqs. 3-10.
 
     Args:
         segment_lengths, dilation_rates, dropout, device, dtype, head_offsets, scale, padding: as in
             `DilatedAttention`.
-        ring_size: processes that share the sequence; None or 1.
+        ring_size: processes that share the sequence: None, or as many as the group has, 1 without
+            a group.
         use_pattern_cache: False plans at every call.
-        pattern_cache: the cache to use, None for `default_pattern_cache()`.
+        pattern_cache: the cache to use, None for `current_pattern_cache()`.
+        group, shard_lengths, strategy: as in `DilatedAttention`.
 
     Raises:
         TypeError, ValueError: naming the argument, what must hold and what was given.
@@ -43,8 +47,11 @@ class RingDilatedAttentionV2(DilatedAttention):
         scale: float | None = None,
         padding: Padding = "masked",
         pattern_cache: CacheArgument = None,
+        group: Group | None = None,
+        shard_lengths: Sequence[int] | None = None,
+        strategy: Strategy = "auto",
     ) -> None:
-        if ring_size is not None and ring_size != 1:
+        if group is None and ring_size is not None and ring_size != 1:
             raise ValueError(
                 "ring_size must be None or 1: several processes need a torch.distributed process "
                 f"group with that many ranks, and none is given; got {ring_size}"
@@ -63,8 +70,15 @@ class RingDilatedAttentionV2(DilatedAttention):
             device=device,
             dtype=dtype,
             pattern_cache=pattern_cache if use_pattern_cache else False,
+            group=group,
+            shard_lengths=shard_lengths,
+            strategy=strategy,
         )
-        self.ring_size = 1
+        self.ring_size = 1 if self.sharding is None else group_size(self.sharding.group_name)
+        if ring_size is not None and ring_size != self.ring_size:
+            raise ValueError(
+                f"ring_size must be None or the group's size, {self.ring_size}, got {ring_size}"
+            )
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False) -> Tensor:
         """query [batch, seq_len, heads, head_dim] -> the same shape.

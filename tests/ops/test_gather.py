@@ -1,4 +1,6 @@
-"""gather and scatter_add against index arithmetic, each the other's transpose."""
+"""gather and scatter_add against index arithmetic, each the other's transpose; their in-place
+forms.
+"""
 
 from __future__ import annotations
 
@@ -69,6 +71,14 @@ def test_gather_equals_index_arithmetic(
         x = rows(length, dtype, device)
         packed = torch.ops.dilated.gather(x, w, r, head_offsets=table, start=start)
         assert torch.equal(packed.cpu(), expected_gather(x, w, r, start, offsets))
+
+
+def test_more_offsets_than_a_launch_carries(device: str) -> None:
+    offsets = [head * 7 % 4 - (head % 5 == 0) for head in range(300)]
+    offsets = [max(-1, offset) for offset in offsets]
+    x = rows(30, torch.float32, device, heads=300)
+    packed = torch.ops.dilated.gather(x, 12, 4, head_offsets=torch.tensor(offsets), start=3)
+    assert torch.equal(packed.cpu(), expected_gather(x, 12, 4, 3, offsets))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -170,3 +180,47 @@ def test_pieces_of_a_split_sequence_hold_what_the_whole_holds(device: str) -> No
     position = torch.arange(100, device=device) % w % r
     on = position[:, None] == torch.arange(5, device=device) % r
     assert torch.equal(whole, x * on[None, :, :, None])
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_in_place_forms_write_what_they_are_given_and_nothing_else(
+    case: tuple[int, int, int, int], accumulate: bool, device: str
+) -> None:
+    length, w, r, start = case
+    offsets = [-1, 0, r - 1, r // 2, 0]
+    keywords = {"head_offsets": torch.tensor(offsets), "start": start}
+    slots = [slot_positions(length, w, r, start, offset) for offset in offsets]
+    for dtype in DTYPES[device]:
+        x = rows(length, dtype, device)
+        storage = torch.full((2, len(slots[0]) + 2, 6, 16), torch.nan, dtype=dtype, device=device)
+        packed = storage[:, 1:-1, :5, :12]
+        torch.ops.dilated.gather_into(packed, x, w, r, **keywords)
+        assert torch.equal(packed, torch.ops.dilated.gather(x, w, r, **keywords))
+        packed.fill_(torch.nan)
+        assert storage.isnan().all(), "rows beside the packed ones were written"
+
+        source = rows(len(slots[0]), dtype, device, seed=1)
+        expected = x.clone()
+        for head, positions in enumerate(slots):
+            for slot, position in enumerate(positions):
+                if position >= 0:
+                    before = expected[:, position - start, head] if accumulate else 0
+                    expected[:, position - start, head] = before + source[:, slot, head]
+        torch.ops.dilated.scatter_into(x, source, w, r, accumulate=accumulate, **keywords)
+        assert torch.equal(x, expected)
+
+
+def test_in_place_forms_refuse_gradients_and_count_versions(device: str) -> None:
+    x = rows(20, torch.float32, device).requires_grad_()
+    packed = torch.empty(2, 8, 5, 12, device=device)
+    with pytest.raises(RuntimeError, match="gather_into: .*call gather"):
+        torch.ops.dilated.gather_into(packed, x, 10, 3)
+    with pytest.raises(RuntimeError, match="scatter_into: .*call scatter_add"):
+        torch.ops.dilated.scatter_into(x, packed, 10, 3)
+    assert packed._version == 0
+    with torch.no_grad():
+        torch.ops.dilated.gather_into(packed, x, 10, 3)
+    assert packed._version == 1
+    with pytest.raises(ValueError, match="packed: .*contiguous"):
+        torch.ops.dilated.gather_into(packed.repeat(1, 1, 1, 2)[..., ::2], x.detach(), 10, 3)

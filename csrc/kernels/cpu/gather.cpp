@@ -1,4 +1,4 @@
-// gather and scatter_add: slots are the parallel dimension, in both directions.
+// gather and scatter: slots are the parallel dimension, in both directions.
 #include "kernels/cpu/gather.h"
 
 #include <ATen/Parallel.h>
@@ -55,7 +55,7 @@ void gather_elements(const GatherForwardArgs& args) {
 }
 
 template <typename Element>
-void scatter_add_elements(const ScatterAddArgs& args) {
+void scatter_elements(const ScatterArgs& args) {
   for_each_slot(args, [&](int64_t batch, int64_t slot, int64_t head, int64_t row) {
     if (row < 0) {
       return;
@@ -64,6 +64,10 @@ void scatter_add_elements(const ScatterAddArgs& args) {
                           element_at(args.packed.strides, batch, slot, head);
     Element* to =
         static_cast<Element*>(args.rows.data) + element_at(args.rows.strides, batch, row, head);
+    if (!args.accumulate) {
+      std::memcpy(to, from, static_cast<size_t>(args.head_dim) * sizeof(Element));
+      return;
+    }
     for (int64_t d = 0; d < args.head_dim; ++d) {
       narrow(widen(to[d]) + widen(from[d]), to[d]);
     }
@@ -84,16 +88,16 @@ void gather(const GatherForwardArgs& args) {
   }
 }
 
-void scatter_add(const ScatterAddArgs& args) {
+void scatter(const ScatterArgs& args) {
   switch (args.dtype) {
     case Dtype::kFloat64:
-      return scatter_add_elements<double>(args);
+      return scatter_elements<double>(args);
     case Dtype::kFloat32:
-      return scatter_add_elements<float>(args);
+      return scatter_elements<float>(args);
     case Dtype::kFloat16:
-      return scatter_add_elements<Half>(args);
+      return scatter_elements<Half>(args);
     case Dtype::kBFloat16:
-      return scatter_add_elements<BFloat16>(args);
+      return scatter_elements<BFloat16>(args);
   }
 }
 

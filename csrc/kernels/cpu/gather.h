@@ -1,4 +1,4 @@
-// gather and scatter_add on the CPU: one branch's rows, packed and put back.
+// gather and scatter on the CPU: one branch's rows, packed and put back.
 #pragma once
 
 #include "kernels/gather.h"
@@ -8,7 +8,8 @@ namespace dilated::kernels::cpu {
 /// Every row of `packed` is written: copies of rows, bit by bit, or zeros.
 void gather(const GatherForwardArgs& args);
 
-/// Adds in float32 (float64 for float64), rounded once per row. No two slots of a head share a row.
-void scatter_add(const ScatterAddArgs& args);
+/// Copies bit by bit, or adds in float32 (float64 for float64), rounded once per row. No two slots
+/// of a head share a row.
+void scatter(const ScatterArgs& args);
 
 }  // namespace dilated::kernels::cpu

@@ -1,4 +1,4 @@
-// gather and scatter_add: copies between a branch's lattice points and packed rows, bound by
+// gather and scatter: copies between a branch's lattice points and packed rows, bound by
 // memory.
 //
 // A block takes kSlots consecutive slots of one batch entry, all heads. What depends on the slot
@@ -22,11 +22,13 @@ struct Slot {
       phase;  // phase: of the piece's beginning, within its segment, modulo the rate
 };
 
-__device__ int64_t position_of(const GatherArgs& args, const Slot& slot, int32_t head) {
+__device__ int64_t position_of(const GatherArgs& args, const InlineOffsets& offsets,
+                               const Slot& slot, int32_t head) {
   const int64_t rate = args.dilation_rate;
-  const int64_t offset = args.offsets != nullptr ? __ldg(args.offsets + head)
-                         : rate > head           ? head
-                                                 : head % static_cast<int32_t>(rate);
+  const int64_t offset = offsets.given             ? offsets.values[head]
+                         : args.offsets != nullptr ? __ldg(args.offsets + head)
+                         : rate > head             ? head
+                                                   : head % static_cast<int32_t>(rate);
   if (offset < 0) {
     return -1;
   }
@@ -38,8 +40,8 @@ __device__ int64_t position_of(const GatherArgs& args, const Slot& slot, int32_t
 /// Calls move(row or -1, slot, head, vector) for all that the block is to move. vectors: of a
 /// head's row.
 template <typename Move>
-__device__ void for_each_vector(const GatherArgs& args, int64_t first_slot, int32_t vectors,
-                                const Move& move) {
+__device__ void for_each_vector(const GatherArgs& args, const InlineOffsets& offsets,
+                                int64_t first_slot, int32_t vectors, const Move& move) {
   __shared__ Slot slots[kSlots];
   if (threadIdx.x < kSlots && first_slot + threadIdx.x < args.slots) {
     const int64_t slot = first_slot + threadIdx.x;
@@ -57,7 +59,7 @@ __device__ void for_each_vector(const GatherArgs& args, int64_t first_slot, int3
     const int32_t row = static_cast<int32_t>(i / vectors);
     const int32_t slot = row / heads;
     const int32_t head = row - slot * heads;
-    const int64_t position = position_of(args, slots[slot], head);
+    const int64_t position = position_of(args, offsets, slots[slot], head);
     move(position < 0 ? -1 : position - args.start, first_slot + slot, head,
          static_cast<int32_t>(i - static_cast<int64_t>(row) * vectors));
   }
@@ -73,7 +75,8 @@ __device__ void find_block(const GatherArgs& args, int64_t& batch, int64_t& firs
 /// Vector: what a thread moves at a time, kElements of the tensor's elements.
 template <typename Vector, int kElements>
 __global__ void __launch_bounds__(kThreads)
-    gather_kernel(const __grid_constant__ GatherForwardArgs args) {
+    gather_kernel(const __grid_constant__ GatherForwardArgs args,
+                  const __grid_constant__ InlineOffsets offsets) {
   int64_t batch, first_slot;
   find_block(args, batch, first_slot);
   constexpr int64_t kElementBytes = sizeof(Vector) / kElements;
@@ -91,7 +94,7 @@ __global__ void __launch_bounds__(kThreads)
     *reinterpret_cast<Vector*>(static_cast<char*>(args.packed.data) + at(args.packed, slot)) =
         values;
   };
-  for_each_vector(args, first_slot, static_cast<int32_t>(args.head_dim / kElements), move);
+  for_each_vector(args, offsets, first_slot, static_cast<int32_t>(args.head_dim / kElements), move);
 }
 
 /// kElements elements, as one access.
@@ -109,9 +112,10 @@ __device__ Element add(Element a, Element b) {
   }
 }
 
-template <typename Element, int kElements>
+template <typename Element, int kElements, bool kAccumulate>
 __global__ void __launch_bounds__(kThreads)
-    scatter_add_kernel(const __grid_constant__ ScatterAddArgs args) {
+    scatter_kernel(const __grid_constant__ ScatterArgs args,
+                   const __grid_constant__ InlineOffsets offsets) {
   int64_t batch, first_slot;
   find_block(args, batch, first_slot);
   using Packet = Vector<Element, kElements>;
@@ -123,18 +127,20 @@ __global__ void __launch_bounds__(kThreads)
     const auto at = [&](const auto& rows, int64_t n) {
       return batch * rows.strides.batch + n * rows.strides.row + head * rows.strides.head + d;
     };
-    const Packet added = *reinterpret_cast<const Packet*>(
-        static_cast<const Element*>(args.packed.data) + at(args.packed, slot));
-    Packet* sum =
+    Packet values = *reinterpret_cast<const Packet*>(static_cast<const Element*>(args.packed.data) +
+                                                     at(args.packed, slot));
+    Packet* to =
         reinterpret_cast<Packet*>(static_cast<Element*>(args.rows.data) + at(args.rows, row));
-    Packet values = *sum;
+    if constexpr (kAccumulate) {
+      const Packet sum = *to;
 #pragma unroll
-    for (int e = 0; e < kElements; ++e) {
-      values.elements[e] = add(values.elements[e], added.elements[e]);
+      for (int e = 0; e < kElements; ++e) {
+        values.elements[e] = add(sum.elements[e], values.elements[e]);
+      }
     }
-    *sum = values;
+    *to = values;
   };
-  for_each_vector(args, first_slot, static_cast<int32_t>(args.head_dim / kElements), move);
+  for_each_vector(args, offsets, first_slot, static_cast<int32_t>(args.head_dim / kElements), move);
 }
 
 bool is_aligned(const void* data, const Strides& strides, int64_t elements) {
@@ -143,7 +149,8 @@ bool is_aligned(const void* data, const Strides& strides, int64_t elements) {
 }
 
 template <typename Args>
-cudaError_t launch(void (*kernel)(Args), const Args& args, cudaStream_t stream) {
+cudaError_t launch(void (*kernel)(Args, InlineOffsets), const Args& args,
+                   const InlineOffsets& offsets, cudaStream_t stream) {
   const int64_t blocks = (args.slots + kSlots - 1) / kSlots * args.batch;
   if (blocks == 0 || args.heads == 0 || args.head_dim == 0) {
     return cudaSuccess;
@@ -151,60 +158,81 @@ cudaError_t launch(void (*kernel)(Args), const Args& args, cudaStream_t stream) 
   if (blocks > std::numeric_limits<int32_t>::max()) {
     return cudaErrorInvalidValue;
   }
-  kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(args);
+  kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(args, offsets);
   return cudaGetLastError();
 }
 
 /// In 16-byte vectors where head_dim and all addresses allow, else element by element.
 template <typename Element>
-cudaError_t gather_elements(const GatherForwardArgs& args, cudaStream_t stream) {
+cudaError_t gather_elements(const GatherForwardArgs& args, const InlineOffsets& offsets,
+                            cudaStream_t stream) {
   constexpr int kVector = 16 / sizeof(Element);
   if (args.head_dim % kVector == 0 && is_aligned(args.rows.data, args.rows.strides, kVector) &&
       is_aligned(args.packed.data, args.packed.strides, kVector)) {
-    return launch(gather_kernel<int4, kVector>, args, stream);
+    return launch(gather_kernel<int4, kVector>, args, offsets, stream);
   }
-  return launch(gather_kernel<Element, 1>, args, stream);
+  return launch(gather_kernel<Element, 1>, args, offsets, stream);
 }
 
-template <typename Element>
-cudaError_t scatter_add_elements(const ScatterAddArgs& args, cudaStream_t stream) {
+template <typename Element, bool kAccumulate>
+cudaError_t scatter_elements(const ScatterArgs& args, const InlineOffsets& offsets,
+                             cudaStream_t stream) {
   constexpr int kVector = 16 / sizeof(Element);
   if (args.head_dim % kVector == 0 && is_aligned(args.rows.data, args.rows.strides, kVector) &&
       is_aligned(args.packed.data, args.packed.strides, kVector)) {
-    return launch(scatter_add_kernel<Element, kVector>, args, stream);
+    return launch(scatter_kernel<Element, kVector, kAccumulate>, args, offsets, stream);
   }
-  return launch(scatter_add_kernel<Element, 1>, args, stream);
+  return launch(scatter_kernel<Element, 1, kAccumulate>, args, offsets, stream);
+}
+
+cudaError_t copy_rows(const ScatterArgs& args, const InlineOffsets& offsets, cudaStream_t stream) {
+  switch (args.dtype) {
+    case Dtype::kFloat16:
+    case Dtype::kBFloat16:
+      return scatter_elements<uint16_t, false>(args, offsets, stream);
+    case Dtype::kFloat32:
+      return scatter_elements<uint32_t, false>(args, offsets, stream);
+    case Dtype::kFloat64:
+      return scatter_elements<uint64_t, false>(args, offsets, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+cudaError_t add_rows(const ScatterArgs& args, const InlineOffsets& offsets, cudaStream_t stream) {
+  switch (args.dtype) {
+    case Dtype::kFloat16:
+      return scatter_elements<__half, true>(args, offsets, stream);
+    case Dtype::kBFloat16:
+      return scatter_elements<__nv_bfloat16, true>(args, offsets, stream);
+    case Dtype::kFloat32:
+      return scatter_elements<float, true>(args, offsets, stream);
+    case Dtype::kFloat64:
+      return scatter_elements<double, true>(args, offsets, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
 }
 
 }  // namespace
 
-cudaError_t gather(const GatherForwardArgs& args, cudaStream_t stream) {
+cudaError_t gather(const GatherForwardArgs& args, const InlineOffsets& offsets,
+                   cudaStream_t stream) {
   switch (args.dtype) {
     case Dtype::kFloat16:
     case Dtype::kBFloat16:
-      return gather_elements<uint16_t>(args, stream);
+      return gather_elements<uint16_t>(args, offsets, stream);
     case Dtype::kFloat32:
-      return gather_elements<uint32_t>(args, stream);
+      return gather_elements<uint32_t>(args, offsets, stream);
     case Dtype::kFloat64:
-      return gather_elements<uint64_t>(args, stream);
+      return gather_elements<uint64_t>(args, offsets, stream);
     default:
       return cudaErrorInvalidValue;
   }
 }
 
-cudaError_t scatter_add(const ScatterAddArgs& args, cudaStream_t stream) {
-  switch (args.dtype) {
-    case Dtype::kFloat16:
-      return scatter_add_elements<__half>(args, stream);
-    case Dtype::kBFloat16:
-      return scatter_add_elements<__nv_bfloat16>(args, stream);
-    case Dtype::kFloat32:
-      return scatter_add_elements<float>(args, stream);
-    case Dtype::kFloat64:
-      return scatter_add_elements<double>(args, stream);
-    default:
-      return cudaErrorInvalidValue;
-  }
+cudaError_t scatter(const ScatterArgs& args, const InlineOffsets& offsets, cudaStream_t stream) {
+  return args.accumulate ? add_rows(args, offsets, stream) : copy_rows(args, offsets, stream);
 }
 
 }  // namespace dilated::kernels::cuda

@@ -1,4 +1,4 @@
-// gather and scatter_add on CUDA devices. Launches on `stream` without waiting; every pointer is to
+// gather and scatter on CUDA devices. Launches on `stream` without waiting; every pointer is to
 // device memory.
 #pragma once
 
@@ -9,10 +9,11 @@
 namespace dilated::kernels::cuda {
 
 /// Writes all of `packed`.
-cudaError_t gather(const GatherForwardArgs& args, cudaStream_t stream);
+cudaError_t gather(const GatherForwardArgs& args, const InlineOffsets& offsets,
+                   cudaStream_t stream);
 
-/// Adds in float32 (float64 for float64) and rounds once. No two slots share a row, so the result
-/// is deterministic.
-cudaError_t scatter_add(const ScatterAddArgs& args, cudaStream_t stream);
+/// Copies, or adds in float32 (float64 for float64) and rounds once. No two slots share a row, so
+/// the result is deterministic.
+cudaError_t scatter(const ScatterArgs& args, const InlineOffsets& offsets, cudaStream_t stream);
 
 }  // namespace dilated::kernels::cuda

@@ -7,7 +7,8 @@ ValueErrors that the library raises.
 from . import fake as _fake  # noqa: F401  (registers)
 from .attention import attention, attention_backward
 from .attention_block import attention_block, attention_block_backward
-from .gather import gather, scatter_add
+from .gather import gather, gather_into, scatter_add, scatter_into
+from .ring_attention import ring_attention
 from .segment_attention import segment_attention
 
 __all__ = [
@@ -16,6 +17,9 @@ __all__ = [
     "attention_block",
     "attention_block_backward",
     "gather",
+    "gather_into",
+    "ring_attention",
     "scatter_add",
+    "scatter_into",
     "segment_attention",
 ]

@@ -1,4 +1,5 @@
-"""torch.ops.dilated.gather and its transpose, scatter_add: a branch's rows, packed."""
+"""torch.ops.dilated.gather and its transpose, scatter_add: a branch's rows, packed. And both into
+memory that the caller has."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ from torch import Tensor
 
 _gather = torch.ops.dilated.gather.default
 _scatter_add = torch.ops.dilated.scatter_add.default
+_gather_into = torch.ops.dilated.gather_into.default
+_scatter_into = torch.ops.dilated.scatter_into.default
 
 
 def gather(
@@ -43,3 +46,44 @@ def scatter_add(
         input, packed, segment_length, dilation_rate, head_offsets=head_offsets, start=start
     )
     return result
+
+
+def gather_into(
+    packed: Tensor,
+    input: Tensor,
+    segment_length: int,
+    dilation_rate: int,
+    *,
+    head_offsets: Tensor | None = None,
+    start: int = 0,
+) -> None:
+    """packed [B, M, H, D] <- gather(input, ...); not differentiable."""
+    _gather_into(
+        packed, input, segment_length, dilation_rate, head_offsets=head_offsets, start=start
+    )
+
+
+def scatter_into(
+    rows: Tensor,
+    packed: Tensor,
+    segment_length: int,
+    dilation_rate: int,
+    *,
+    head_offsets: Tensor | None = None,
+    start: int = 0,
+    accumulate: bool = False,
+) -> None:
+    """Puts the rows of packed [B, M, H, D] where gather takes them from rows [B, N, H, D].
+
+    They replace what is there, or are added to it; slots without a position are ignored. Not
+    differentiable.
+    """
+    _scatter_into(
+        rows,
+        packed,
+        segment_length,
+        dilation_rate,
+        head_offsets=head_offsets,
+        start=start,
+        accumulate=accumulate,
+    )

@@ -1,0 +1,72 @@
+"""torch.ops.dilated.ring_attention: typed, and the place where its kernels are registered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.fx.node import has_side_effect
+from torch.library import Library
+
+_ring_attention = torch.ops.dilated.ring_attention.default
+_ring_attention_backward = torch.ops.dilated.ring_attention_backward.default
+
+# A rank that drops a call, because its results are not used, makes the others wait for it.
+has_side_effect(_ring_attention)
+has_side_effect(_ring_attention_backward)
+
+
+def ring_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segment_lengths: Sequence[int],
+    dilation_rates: Sequence[int],
+    group_name: str,
+    *,
+    head_offsets: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    padding: str = "masked",
+    dropout_p: float = 0.0,
+    dropout_seed: Tensor | None = None,
+    shard_lengths: Sequence[int] | None = None,
+    strategy: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """(out [B, n, H, D], lse [B, H, n]) of this rank's rows, both differentiable.
+
+    query [B, n, H, D], key and value [B, n, Hkv, D] are the rows of a sequence that the ranks of
+    the group hold one after the other, n = shard_lengths[rank], or the same on all by default. All
+    ranks call, with the same arguments but for the tensors' contents and dropout_seed, and all run
+    the backward or none. strategy: "ring", "gather", "all_to_all" or "auto".
+    """
+    result: tuple[Tensor, Tensor] = _ring_attention(
+        query,
+        key,
+        value,
+        segment_lengths,
+        dilation_rates,
+        group_name,
+        head_offsets=head_offsets,
+        is_causal=is_causal,
+        scale=scale,
+        padding=padding,
+        dropout_p=dropout_p,
+        dropout_seed=dropout_seed,
+        shard_lengths=shard_lengths,
+        strategy=strategy,
+    )
+    return result
+
+
+def register_ring_attention(
+    forward: Callable[..., tuple[Tensor, Tensor]],
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor]],
+) -> Library:
+    """Makes these the kernels of both operators, on CPU and CUDA, while the result is kept."""
+    library = Library("dilated", "IMPL")  # type: ignore[no-untyped-call]
+    for key in ("CPU", "CUDA"):
+        library.impl("ring_attention", forward, key)  # type: ignore[no-untyped-call]
+        library.impl("ring_attention_backward", backward, key)  # type: ignore[no-untyped-call]
+    return library

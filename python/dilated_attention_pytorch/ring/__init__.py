@@ -1,0 +1,11 @@
+"""Dilated attention over a sequence that is sharded over the ranks of a process group.
+
+Importing it registers the kernels of torch.ops.dilated.ring_attention.
+"""
+
+from . import operator
+from .exchange import Group, Traffic, group_size, traffic
+from .sharding import Sharding
+from .strategy import Strategy
+
+__all__ = ["Group", "Sharding", "Strategy", "Traffic", "group_size", "operator", "traffic"]

@@ -1,0 +1,187 @@
+"""The kernels of torch.ops.dilated.ring_attention and its backward, on CPU and CUDA.
+
+Arguments are checked here and compared with the other ranks' at the first call of each kind; then a
+strategy runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..ops.ring_attention import register_ring_attention
+from ..pattern import Padding, PatternSpec, make_branches
+from .all_to_all import all_to_all_backward, all_to_all_forward
+from .attention import ring_backward, ring_forward
+from .block import Call, Gradients, Results, Running, wide_dtype
+from .exchange import Peers
+from .strategy import Sizes, check_strategy, choose_strategy
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What an operator is called with besides tensors of rows, as the dispatcher hands it over."""
+
+    segment_lengths: Sequence[int]
+    dilation_rates: Sequence[int]
+    group_name: str
+    head_offsets: Tensor | None = None
+    is_causal: bool = False
+    scale: float | None = None
+    padding: Padding = "masked"
+    dropout_p: float = 0.0
+    dropout_seed: Tensor | None = None
+    shard_lengths: Sequence[int] | None = None
+    strategy: str = "auto"
+
+
+def forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segment_lengths: Sequence[int],
+    dilation_rates: Sequence[int],
+    group_name: str,
+    **options: object,
+) -> Running:
+    arguments = Arguments(segment_lengths, dilation_rates, group_name, **options)  # type: ignore[arg-type]
+    peers = Peers(group_name)
+    fields = _fields(query, key, value, arguments)
+    # Equal fields are equal calls, but for the rows of this rank where they are not a field.
+    known = (*fields.values(), query.size(1), query.device)
+    if not peers.has_agreed(known):
+        try:
+            _check(query, key, value, arguments, peers)
+        except Exception as error:
+            peers.refuse(f"{type(error).__name__}: {error}")
+            raise
+        peers.agree(known, fields, query.device)
+    call = _make_call(query, key, arguments, peers.size)
+    run = all_to_all_forward if call.strategy == "all_to_all" else ring_forward
+    return run(call, peers, query, key, value)
+
+
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    segment_lengths: Sequence[int],
+    dilation_rates: Sequence[int],
+    group_name: str,
+    **options: object,
+) -> Gradients:
+    arguments = Arguments(segment_lengths, dilation_rates, group_name, **options)  # type: ignore[arg-type]
+    peers = Peers(group_name)
+    call = _make_call(query, key, arguments, peers.size)
+    run = all_to_all_backward if call.strategy == "all_to_all" else ring_backward
+    return run(call, peers, query, key, value, Results(out, lse, grad_out, grad_lse))
+
+
+def _make_call(query: Tensor, key: Tensor, arguments: Arguments, size: int) -> Call:
+    batch, rows, heads, head_dim = query.shape
+    lengths = arguments.shard_lengths
+    shard_lengths = (rows,) * size if lengths is None else tuple(lengths)
+    offsets = arguments.head_offsets
+    spec = PatternSpec(
+        sum(shard_lengths),
+        make_branches(arguments.segment_lengths, arguments.dilation_rates),
+        "interleaved" if offsets is None else tuple(map(tuple, offsets.tolist())),
+        heads,
+        key.size(2),
+        arguments.is_causal,
+        arguments.padding,
+    )
+    strategy = arguments.strategy
+    if strategy == "auto":
+        sizes = Sizes(batch * head_dim, query.itemsize, wide_dtype(query.dtype).itemsize)
+        has_dropout = arguments.dropout_p > 0
+        strategy = choose_strategy(spec, shard_lengths, sizes, has_dropout=has_dropout)
+    return Call(
+        spec,
+        shard_lengths,
+        strategy,
+        arguments.scale,
+        arguments.dropout_p,
+        arguments.dropout_seed,
+    )
+
+
+def _fields(query: Tensor, key: Tensor, value: Tensor, arguments: Arguments) -> dict[str, str]:
+    """What has to be equal on all ranks, by name."""
+    offsets = arguments.head_offsets
+    fields: dict[str, object] = {
+        f"{name} without its rows": (*x.shape[:1], *x.shape[2:])
+        for name, x in (("query", query), ("key", key), ("value", value))
+    }
+    if arguments.shard_lengths is None:
+        fields["rows of query (shard_lengths were not given)"] = query.size(1)
+    fields |= {
+        "dtype": query.dtype,
+        "device type": query.device.type,
+        "segment_lengths": list(arguments.segment_lengths),
+        "dilation_rates": list(arguments.dilation_rates),
+        "head_offsets": "interleaved" if offsets is None else offsets.tolist(),
+        "is_causal": arguments.is_causal,
+        "scale": arguments.scale,
+        "padding": arguments.padding,
+        "dropout_p": arguments.dropout_p,
+        "shard_lengths": arguments.shard_lengths and list(arguments.shard_lengths),
+        "strategy": arguments.strategy,
+    }
+    return {name: str(value) for name, value in fields.items()}
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, arguments: Arguments, peers: Peers) -> None:
+    """Raises ValueError with the argument, what must hold and what was given."""
+    for name, x in (("key", key), ("value", value), ("dropout_seed", arguments.dropout_seed)):
+        if x is not None and x.device != query.device:
+            raise ValueError(f"{name}: must be on query's device, {query.device}, got {x.device}")
+    fakes = [torch.empty_like(x, device="meta") for x in (query, key, value)]
+    seed = arguments.dropout_seed
+    ops.attention(
+        fakes[0],
+        fakes[1],
+        fakes[2],
+        arguments.segment_lengths,
+        arguments.dilation_rates,
+        head_offsets=arguments.head_offsets,
+        is_causal=arguments.is_causal,
+        scale=arguments.scale,
+        padding=arguments.padding,
+        dropout_p=arguments.dropout_p,
+        dropout_seed=None if seed is None else torch.empty_like(seed, device="meta"),
+    )
+    check_strategy(arguments.strategy)
+    if arguments.strategy == "all_to_all" and arguments.dropout_p > 0:
+        raise ValueError(
+            "strategy: must not be 'all_to_all' with dropout, which depends on where a head is "
+            f"computed, got dropout_p={arguments.dropout_p}"
+        )
+    lengths = arguments.shard_lengths
+    if lengths is not None:
+        check_shard_lengths(lengths, peers.size)
+        if lengths[peers.rank] != query.size(1):
+            raise ValueError(
+                f"query: must have shard_lengths[rank] = {lengths[peers.rank]} rows on rank "
+                f"{peers.rank}, got {query.size(1)}"
+            )
+
+
+def check_shard_lengths(shard_lengths: Sequence[int], size: int) -> None:
+    """Raises ValueError unless there is one for each rank, and none is negative."""
+    if len(shard_lengths) != size or min(shard_lengths) < 0:
+        raise ValueError(
+            f"shard_lengths: must be one length for each of the group's {size} ranks, at least 0, "
+            f"got {list(shard_lengths)}"
+        )
+
+
+library = register_ring_attention(forward, backward)

@@ -1,0 +1,120 @@
+"""Rows of this rank to those who compute with them, and results back: strategy "all_to_all".
+
+Tensors are [B, N, heads, D] and come with whether their heads are the query's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from torch import Tensor
+
+from .exchange import Peers
+from .head_plan import HeadPlan, Part, Share
+from .lattice import Piece, Span
+from .mail import Expected, Item, Mail
+from .packing import Origin, gather_piece
+
+Rows = Sequence[tuple[Tensor, bool]]
+
+
+def send_rows(peers: Peers, plan: HeadPlan, given: Rows) -> Mail:
+    """This rank's rows to those who compute with them, and theirs to this rank."""
+    ranks = range(peers.size)
+    outgoing = {
+        peer: [
+            Item(x, pieces_of(part, is_query), (plan.rows[0], 0))
+            for _, part in plan.outgoing(peer)
+            for x, is_query in given
+        ]
+        for peer in ranks
+    }
+    incoming = {
+        peer: [
+            Expected(x, pieces_of(part, is_query))
+            for _, part in plan.incoming(peer)
+            for x, is_query in given
+        ]
+        for peer in ranks
+    }
+    return Mail(peers, outgoing, incoming)
+
+
+def send_results(
+    peers: Peers,
+    plan: HeadPlan,
+    computed: Mapping[Share, Rows],
+    kinds: Rows,
+) -> Mail:
+    """What was computed here to those who own the rows. kinds: tensors like those to receive."""
+    ranks = range(peers.size)
+    outgoing = {
+        peer: [
+            Item(x, pieces_of(part, is_query), _origin(share, is_query))
+            for share, part in plan.incoming(peer)
+            for x, is_query in computed[share]
+        ]
+        for peer in ranks
+    }
+    incoming = {
+        peer: [
+            Expected(x, pieces_of(part, is_query))
+            for _, part in plan.outgoing(peer)
+            for x, is_query in kinds
+        ]
+        for peer in ranks
+    }
+    return Mail(peers, outgoing, incoming)
+
+
+def assemble(mail: Mail, plan: HeadPlan, share: Share, given: Rows) -> list[Tensor]:
+    """The share's rows of each tensor, from this rank and the others; not on the lattice: any."""
+    begin, end = share.rows
+    result = []
+    for x, is_query in given:
+        heads = share.query_heads if is_query else share.kv_heads
+        rows = x.new_empty(x.size(0), end - begin, heads[1] - heads[0], x.size(3))
+        for part in share.parts:
+            if part.rank == plan.rank:
+                near = shift(part.rows, plan.rows[0])
+                rows[:, shift(part.rows, begin)] = x[:, near, heads[0] : heads[1]]
+            else:
+                mail.take(part.rank, rows, pieces_of(part, is_query), _origin(share, is_query))
+        result.append(rows)
+    return result
+
+
+def packed_results(
+    mail: Mail,
+    plan: HeadPlan,
+    share: Share,
+    mine: Part,
+    computed: Rows | None,
+    kinds: Rows,
+) -> Iterator[tuple[Piece, Tensor, Tensor]]:
+    """(piece, packed out, packed lse) of this rank's rows of a share."""
+    columns = []
+    for i, (like, _) in enumerate(kinds):
+        if computed is None:
+            columns.append([mail.next(share.owner, piece, like) for piece in mine.queries])
+            continue
+        packed = []
+        for piece in mine.queries:
+            shape = (like.size(0), piece.slots, piece.heads, like.size(3))
+            packed.append(like.new_empty(shape))
+            gather_piece(packed[-1], computed[i][0], piece, _origin(share, True))
+        columns.append(packed)
+    return zip(mine.queries, *columns, strict=True)
+
+
+def pieces_of(part: Part, is_query: bool) -> tuple[Piece, ...]:
+    return part.queries if is_query else part.keys
+
+
+def _origin(share: Share, is_query: bool) -> Origin:
+    return share.rows[0], (share.query_heads if is_query else share.kv_heads)[0]
+
+
+def shift(rows: Span, begin: int) -> slice:
+    """Positions as rows of a tensor whose first row is position `begin`."""
+    return slice(rows[0] - begin, rows[1] - begin)

@@ -1,0 +1,66 @@
+"""How a sequence is spread over a group: what functions and modules take, checked once."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .exchange import Group, group_name, group_size
+from .operator import check_shard_lengths
+from .strategy import Strategy, check_strategy
+
+
+@dataclass(frozen=True, slots=True)
+class Sharding:
+    """The group by its name, so that what holds it can be copied and pickled; see `make`."""
+
+    group_name: str
+    shard_lengths: tuple[int, ...] | None
+    strategy: Strategy
+
+    @staticmethod
+    def make(
+        group: Group | None, shard_lengths: Sequence[int] | None, strategy: Strategy
+    ) -> Sharding | None:
+        """None without a group.
+
+        Raises:
+            TypeError: a group that is none, lengths that are no integers.
+            ValueError: lengths that are not one for each rank, an unknown strategy, or either
+                without a group.
+            RuntimeError: a name that no group of this process has.
+        """
+        check_strategy(strategy)
+        if group is None:
+            if shard_lengths is not None:
+                raise ValueError(
+                    f"shard_lengths must be None where no group is given, got {list(shard_lengths)}"
+                )
+            if strategy != "auto":
+                raise ValueError(
+                    f"strategy must be 'auto' where no group is given, got {strategy!r}"
+                )
+            return None
+        name = group_name(group)
+        try:
+            lengths = None if shard_lengths is None else tuple(map(operator.index, shard_lengths))
+        except TypeError:
+            raise TypeError(
+                f"shard_lengths must be integers, one for each rank, got {shard_lengths!r}"
+            ) from None
+        # A compiler can't look a group up; the operator checks again when it runs.
+        if not torch.compiler.is_compiling():
+            size = group_size(name)
+            if lengths is not None:
+                check_shard_lengths(lengths, size)
+        return Sharding(name, lengths, strategy)
+
+    def extra_repr(self) -> str:
+        """As a module prints it."""
+        text = f"group={self.group_name!r}"
+        if self.shard_lengths is not None:
+            text += f", shard_lengths={list(self.shard_lengths)}"
+        return text if self.strategy == "auto" else f"{text}, strategy={self.strategy!r}"

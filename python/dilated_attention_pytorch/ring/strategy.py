@@ -1,0 +1,118 @@
+"""Which exchange to use, from the number of bytes that each would move. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, get_args
+
+from ..pattern import PatternSpec
+from .head_plan import crossing_segments
+from .lattice import Lattice, Span, intersection, lattices
+from .plan import shards
+
+Strategy = Literal["auto", "ring", "gather", "all_to_all"]
+STRATEGIES: tuple[str, ...] = get_args(Strategy)
+
+# "gather" may hold so many times a rank's own keys and values, or this many bytes if more.
+GATHER_SHARDS = 2
+GATHER_BYTES = 256 * 2**20
+# "all_to_all" must move at most this fraction of what the others move: it rounds what a branch
+# gives once more, and can't hide the return of its results.
+ALL_TO_ALL_FRACTION = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What turns rows into bytes: numbers of a row over the batch, and bytes of one number.
+
+    wide: bytes of a number of the accumulators, in which the gradients of keys and values return.
+    """
+
+    row: int
+    element: int
+    wide: int
+
+
+def check_strategy(strategy: str) -> str:
+    """Raises ValueError if there is no such strategy."""
+    if strategy not in STRATEGIES:
+        raise ValueError(f"strategy must be one of {list(STRATEGIES)}, got {strategy!r}")
+    return strategy
+
+
+@lru_cache(maxsize=256)
+def choose_strategy(
+    spec: PatternSpec, shard_lengths: tuple[int, ...], sizes: Sizes, *, has_dropout: bool = False
+) -> str:
+    """The strategy that "auto" stands for; the same on all ranks.
+
+    "all_to_all" where it moves at most half of the bytes, forward and backward, of the busiest
+    rank; that is from four ranks to a segment on, with as many KV heads as heads. It can't have
+    dropout. Else "gather" where all that a rank receives fits a budget, else "ring".
+    """
+    spans = shards(shard_lengths)
+    moved = max((keys_moved(spec, span, sizes) for span in spans), default=0.0)
+    most = ALL_TO_ALL_FRACTION * moved
+    if moved > 0 and not has_dropout and max(heads_moved(spec, spans, sizes)) <= most:
+        return "all_to_all"
+    budget = max(
+        GATHER_BYTES,
+        GATHER_SHARDS * max(shard_lengths, default=0) * _bytes_of_keys(spec, sizes),
+    )
+    held = max((sum(_reach(spec, span)) for span in spans), default=0)
+    return "gather" if held * _bytes_of_keys(spec, sizes) <= budget else "ring"
+
+
+def keys_moved(spec: PatternSpec, span: Span, sizes: Sizes) -> float:
+    """Bytes that a rank receives and returns under "ring" or "gather", forward and backward.
+
+    Counts a share of 1 / rate of every stretch, and rows that several branches need for each.
+    """
+    if span[0] >= span[1]:
+        return 0.0
+    rows = 0.0
+    for lattice in lattices(spec):
+        heads = sum(map(len, lattice.keys)) / lattice.rate
+        rows += heads * sum(_stretches(spec, lattice, span))
+    # K and V twice, their gradients once
+    return 2 * rows * sizes.row * (2 * sizes.element + sizes.wide)
+
+
+def heads_moved(spec: PatternSpec, spans: Sequence[Span], sizes: Sizes) -> list[float]:
+    """Bytes that each rank sends or receives under "all_to_all", forward and backward."""
+    moved = [0.0] * len(spans)
+    for lattice in lattices(spec):
+        queries = sum(offset >= 0 for offset in lattice.queries)
+        keys = sum(map(len, lattice.keys))
+        given = sizes.element * (4 * queries + 4 * keys)  # q k v out, then q k v grad_out
+        returned = sizes.wide * (queries + 2 * keys)
+        row = (given + returned) * sizes.row / lattice.rate
+        for segment in crossing_segments(lattice.segment_length, spans):
+            parts = [(rank, intersection(span, segment)) for rank, span in enumerate(spans)]
+            held = {rank: end - begin for rank, (begin, end) in parts if begin < end}
+            for rank, rows in held.items():
+                others = sum(held.values()) - rows
+                moved[rank] += row * max(rows * (len(held) - 1), others) / len(held)
+    return moved
+
+
+def _stretches(spec: PatternSpec, lattice: Lattice, span: Span) -> tuple[int, int]:
+    """Positions before and after a shard, of others, that its segments reach."""
+    before = span[0] - lattice.segment(span[0])[0]
+    after = min(lattice.segment(span[1] - 1)[1], spec.seq_len) - span[1]
+    return before, 0 if spec.is_causal else after
+
+
+def _reach(spec: PatternSpec, span: Span) -> tuple[int, int]:
+    """The rows that "gather" has room for, before and after the own ones."""
+    if span[0] >= span[1]:
+        return 0, 0
+    sides = [_stretches(spec, lattice, span) for lattice in lattices(spec)]
+    return max(before for before, _ in sides), max(after for _, after in sides)
+
+
+def _bytes_of_keys(spec: PatternSpec, sizes: Sizes) -> int:
+    """Of one position's key and value."""
+    return 2 * spec.kv_heads * sizes.row * sizes.element

@@ -1,0 +1,75 @@
+"""The ring's benchmark on two processes over gloo, and the drawing of its traces."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import bench_ring, ring_timeline
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_two_processes_write_rows_of_every_peer(tmp_path: Path) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    options = ["--device", "cpu", "--workloads", "longnet-32k,longnet-128k", "--seq-len", "256"]
+    options += ["--repeats", "2", "--out", str(tmp_path), "--trace", str(tmp_path / "trace")]
+    options += ["--commit", "none", "--tag", "try"]
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "benchmarks.bench_ring", *options],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("ring-*-try.json")
+    document = json.loads(path.read_text())
+    assert document["world_size"] == 2 and document["commit"] == "none"
+    rows = document["rows"]
+    for row in rows:
+        assert list(row) == list(bench_ring.COLUMNS)
+        assert 0 < row["ms_p10"] <= row["ms"] <= row["ms_p90"]
+        assert row["peak_mib"] is None
+    measured = {row["strategy"] for row in rows}
+    assert measured == {"auto", "ring", "gather", "all_to_all", "one-rank", "all-gather"}
+    assert {row["strategy"] for row in document["skipped"]} == {"torch-context-parallel"}
+    sent = {(row["strategy"], row["pass"]): row["bytes_per_rank"] for row in rows}
+    assert sent["ring", "fwd"] == sent["gather", "fwd"] > 0
+    assert sent["one-rank", "fwd"] == 0
+    assert sent["ring", "fwd"] <= sent["all-gather", "fwd"]
+    assert {row["world_size"] for row in rows} == {1, 2}
+    (trace,) = (tmp_path / "trace").glob("longnet-32k-ring-full-rank0.json")
+    intervals = ring_timeline.read(json.loads(trace.read_text()))
+    assert intervals["exchange"] and intervals["compute"]
+
+
+def test_timeline_counts_what_is_hidden(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    events = [
+        {"ph": "X", "cat": "kernel", "name": "ncclDevKernel_SendRecv", "ts": 10, "dur": 10},
+        {"ph": "X", "cat": "kernel", "name": "attention_forward", "ts": 0, "dur": 15},
+        {"ph": "X", "cat": "kernel", "name": "attention_forward", "ts": 18, "dur": 10},
+        {"ph": "X", "cat": "cpu_op", "name": "dilated::attention", "ts": 0, "dur": 99},
+        {"ph": "M", "name": "process_name"},
+    ]
+    intervals = ring_timeline.read({"traceEvents": events})
+    assert intervals == {"exchange": [(10, 20)], "compute": [(0, 15), (18, 28)]}
+    assert ring_timeline.hidden(intervals["exchange"], intervals["compute"]) == 0.7
+    trace, picture = tmp_path / "trace.json", tmp_path / "figures" / "ring.svg"
+    trace.write_text(json.dumps({"traceEvents": events}))
+    assert ring_timeline.main([str(trace), str(picture)]) == 0
+    assert "70% of the exchange" in picture.read_text() or picture.stat().st_size > 1000
+
+
+def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--workloads", "--strategies"):
+        with pytest.raises(SystemExit):
+            bench_ring.parse([option, "nothing"])
+        assert "['nothing']" in capsys.readouterr().err

@@ -1,0 +1,101 @@
+"""The ring on GPUs: over NCCL where there are two, and over gloo, through the host, with one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.conftest import EXACT, missing_cuda
+from tests.ring.processes import Processes, group_of
+from tests.ring.sharded import Case, errors, rows_of_rank, run_ring
+
+STRATEGIES = ("ring", "gather", "all_to_all", "auto")
+TABLE = ((0, -1, 0, 1), (1, 0, 2, -1))
+CASES = {
+    "aligned": Case((64, 64), (32, 64, 128), (1, 2, 4), head_dim=64),
+    "unequal": Case((45, 130), (37, 100, 175), (1, 3, 5), head_dim=48),
+    "grouped heads": Case((80, 70), (64, 150), (1, 4), heads=8, kv_heads=2, head_dim=32),
+    "table": Case((80, 70), (64, 150), (2, 4), head_dim=32, options={"head_offsets": TABLE}),
+    "causal": Case((64, 70), (50, 134), (1, 2), head_dim=64, options={"is_causal": True}),
+    "zeros": Case((64, 70), (50, 100), (1, 2), head_dim=64, options={"padding": "zeros"}),
+}
+
+
+def missing(backend: str) -> str | None:
+    """Why the backend can't be tested here."""
+    if (reason := missing_cuda()) is not None:
+        return reason
+    if backend == "nccl" and torch.cuda.device_count() < 2:
+        return "NCCL needs a GPU for each of two processes"
+    return None
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Processes]:
+    processes = Processes(2, timeout=60.0)
+    yield processes
+    processes.close()
+
+
+@pytest.fixture(params=["gloo", "nccl"])
+def backend(request: pytest.FixtureRequest) -> str:
+    if (reason := missing(request.param)) is not None:
+        pytest.skip(reason)
+    return str(request.param)
+
+
+_made: dict[str, dist.ProcessGroup] = {}
+
+
+def group_on(backend: str, size: int) -> dist.ProcessGroup:
+    """In a worker: a group of this backend, made once, and this rank's GPU made the current one."""
+    rank = group_of(size).rank()
+    torch.cuda.set_device(rank % torch.cuda.device_count())
+    if backend not in _made:
+        _made[backend] = dist.new_group(list(range(size)), backend=backend)
+    return _made[backend]
+
+
+def compare(size: int, backend: str, case: Case) -> list[dict[str, float]]:
+    """Errors of each strategy against the whole sequence, in float64 on the CPU."""
+    group = group_on(backend, size)
+    rank = group.rank()
+    whole = rows_of_rank(case.whole(), case, rank)
+    single = Case(**{**vars(case), "dtype": torch.float32})
+    found = []
+    for strategy in STRATEGIES:
+        result = run_ring(single, strategy, rank, group.group_name, "cuda")
+        found.append(errors(type(result)(*(x.cpu().double() for x in result)), whole))
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_the_whole_on_gpus(pair: Processes, backend: str, name: str) -> None:
+    for found in pair.run(2, compare, backend, CASES[name]):
+        for strategy, each in zip(STRATEGIES, found, strict=True):
+            for result, error in each.items():
+                exact = EXACT["cuda"]
+                limit = exact.backward if result.startswith("grad") else exact.forward
+                assert error <= limit, f"{strategy}, {result}: {error:.1e}"
+
+
+def repeat(size: int, backend: str, dtype: torch.dtype) -> bool:
+    """Whether many calls on a busy GPU give the same bits: buffers outlive their transfers."""
+    group = group_on(backend, size)
+    case = Case((512, 512), (256, 512, 1024), (1, 2, 4), heads=8, kv_heads=8, dtype=dtype)
+    for strategy in STRATEGIES:
+        results = [
+            run_ring(case, strategy, group.rank(), group.group_name, "cuda") for _ in range(20)
+        ]
+        for other in results[1:]:
+            if not all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True)):
+                return False
+    return True
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_repeats_bit_by_bit_on_gpus(pair: Processes, backend: str, dtype: torch.dtype) -> None:
+    assert all(pair.run(2, repeat, backend, dtype))

@@ -1,0 +1,169 @@
+"""`group` as functions, modules and factories take it."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from dilated_attention_pytorch import (
+    DilatedAttention,
+    MultiheadDilatedAttention,
+    PatternCache,
+    RingDilatedAttentionV2,
+    create_dilated_attention,
+    create_multihead_dilated_attention,
+    dilated_attention,
+)
+from tests.conftest import make_qkv
+from tests.ring.processes import Processes, group_of
+
+BRANCHES = ([16, 40], [1, 2])
+SHARDS = [30, 10, 23]
+
+
+def expect(error: type[Exception], text: str, function: Callable[[], object]) -> None:
+    with pytest.raises(error, match=text):
+        function()
+
+
+def every_form(size: int) -> None:
+    """Groups, meshes and names; functions, modules and factories."""
+    group = group_of(size)
+    rank = group.rank()
+    begin = sum(SHARDS[:rank])
+    whole = make_qkv(sum(SHARDS), 4, 8)
+    mine = [x[:, begin : begin + SHARDS[rank]] for x in whole]
+    expected = dilated_attention(*whole, *BRANCHES, head_offsets="blocked", is_causal=True)
+    expected = expected[:, begin : begin + SHARDS[rank]]
+    mesh = DeviceMesh.from_group(group, "cpu")
+    options: dict[str, Any] = {"shard_lengths": SHARDS, "head_offsets": "blocked"}
+    for form in (group, mesh, group.group_name):
+        out = dilated_attention(*mine, *BRANCHES, is_causal=True, group=form, **options)
+        torch.testing.assert_close(out, expected)
+        modules = [
+            DilatedAttention(*BRANCHES, group=form, **options),
+            RingDilatedAttentionV2(*BRANCHES, ring_size=size, group=form, **options),
+            create_dilated_attention(
+                "ring",
+                segment_lengths=BRANCHES[0],
+                dilation_rates=BRANCHES[1],
+                group=form,
+                strategy="ring",
+                **options,
+            ),
+        ]
+        modules += [copy.deepcopy(modules[0]), pickle.loads(pickle.dumps(modules[1]))]
+        for module in modules:
+            torch.testing.assert_close(module(*mine, is_causal=True), expected)
+            assert f"group={group.group_name!r}, shard_lengths=[30, 10, 23]" in repr(module)
+        assert modules[1].ring_size == size
+
+
+def test_every_form_of_group_and_of_call(workers: Processes) -> None:
+    workers.run(3, every_form)
+
+
+def multihead(size: int) -> None:
+    group = group_of(size)
+    rank = group.rank()
+    torch.manual_seed(0)
+    alone = MultiheadDilatedAttention(32, 4, *BRANCHES)
+    x = torch.randn(2, 40, 32)
+    mine = x[:, rank * 20 : (rank + 1) * 20]
+    expected = alone(x, is_causal=True)[0]
+    expected.square().sum().backward()
+    for make in (
+        lambda: MultiheadDilatedAttention(32, 4, *BRANCHES, group=group),
+        lambda: create_multihead_dilated_attention(
+            "auto", 32, 4, *BRANCHES, group=group, ring_size=2
+        ),
+    ):
+        module = make()
+        module.load_state_dict(alone.state_dict())
+        out = module(mine, is_causal=True)[0]
+        torch.testing.assert_close(out, expected[:, rank * 20 : (rank + 1) * 20])
+        out.square().sum().backward()
+        for ours, theirs in zip(module.parameters(), alone.parameters(), strict=True):
+            dist.all_reduce(ours.grad, group=group)
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_multihead_modules(workers: Processes) -> None:
+    workers.run(2, multihead)
+
+
+def refuse(size: int) -> None:
+    group = group_of(size)
+    q = make_qkv(20, 4, 8)[0]
+
+    def attend(**options: Any) -> Callable[[], object]:
+        return lambda: dilated_attention(q, q, q, *BRANCHES, **options)
+
+    expect(TypeError, "group must be a ProcessGroup.*got 3", attend(group=3))
+    expect(RuntimeError, "got the name 'nobody', which is none", attend(group="nobody"))
+    mesh = init_device_mesh("cpu", (1, dist.get_world_size()))
+    expect(ValueError, "DeviceMesh of one dimension.*got 2", attend(group=mesh))
+    expect(
+        ValueError,
+        "one length for each of the group's 2 ranks",
+        attend(group=group, shard_lengths=[20]),
+    )
+    expect(ValueError, "at least 0", attend(group=group, shard_lengths=[25, -5]))
+    expect(TypeError, "shard_lengths must be integers", attend(group=group, shard_lengths=[1.5, 2]))
+    expect(ValueError, "strategy must be one of", attend(group=group, strategy="rign"))
+    cache = PatternCache()
+    for bad in (cache, False):
+        text = "pattern_cache must be None where a group is given"
+        expect(ValueError, text, attend(group=group, pattern_cache=bad))
+        module = partial(DilatedAttention, *BRANCHES, group=group, pattern_cache=bad)
+        expect(ValueError, text, module)
+    expect(
+        ValueError,
+        "ring_size must be None or the group's size, 2, got 3",
+        lambda: RingDilatedAttentionV2(*BRANCHES, ring_size=3, group=group),
+    )
+
+
+def test_wrong_groups_and_shards_are_refused(workers: Processes) -> None:
+    # A mesh is made by all ranks of the world.
+    workers.start(refuse, 2, ranks=range(2))
+    workers.start(only_mesh, ranks=range(2, 4))
+    for rank in range(4):
+        workers.result(rank)
+
+
+def only_mesh() -> None:
+    init_device_mesh("cpu", (1, dist.get_world_size()))
+
+
+def test_what_a_group_needs_is_refused_without_one() -> None:
+    q = make_qkv(20, 4, 8)[0]
+    with pytest.raises(ValueError, match=r"shard_lengths must be None where no group.*\[20\]"):
+        dilated_attention(q, q, q, *BRANCHES, shard_lengths=[20])
+    with pytest.raises(ValueError, match="strategy must be 'auto' where no group.*'ring'"):
+        DilatedAttention(*BRANCHES, strategy="ring")
+    with pytest.raises(ValueError, match="strategy must be one of .*'rign'"):
+        dilated_attention(q, q, q, *BRANCHES, strategy="rign")
+
+
+def outlive_the_group(size: int) -> None:
+    q = make_qkv(20, 4, 8)[0]
+    group = dist.new_group(list(range(size)))
+    name = group.group_name
+    module = DilatedAttention(*BRANCHES, group=group)
+    data = pickle.dumps(module)
+    dist.destroy_process_group(group)
+    for some in (module, copy.deepcopy(module), pickle.loads(data)):
+        expect(RuntimeError, f"got the name '{name}', which is none", partial(some, q, q, q))
+
+
+def test_a_module_needs_a_group_of_its_name(workers: Processes) -> None:
+    workers.run(4, outlive_the_group)
