@@ -35,6 +35,8 @@ def missing(backend: str) -> str | None:
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Processes]:
+    if (reason := missing("gloo")) is not None:
+        pytest.skip(reason)
     processes = Processes(2, timeout=60.0)
     yield processes
     processes.close()
