@@ -1,7 +1,10 @@
-"""The ring on GPUs: over NCCL where there are two, and over gloo, through the host, with one."""
+"""The ring on GPUs: over NCCL and copy engines where there are two; with one over gloo, through the
+host.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -28,8 +31,8 @@ def missing(backend: str) -> str | None:
     """Why the backend can't be tested here."""
     if (reason := missing_cuda()) is not None:
         return reason
-    if backend == "nccl" and torch.cuda.device_count() < 2:
-        return "NCCL needs a GPU for each of two processes"
+    if backend != "gloo" and torch.cuda.device_count() < 2:
+        return "each of two processes needs a GPU of its own"
     return None
 
 
@@ -42,7 +45,7 @@ def pair() -> Iterator[Processes]:
     processes.close()
 
 
-@pytest.fixture(params=["gloo", "nccl"])
+@pytest.fixture(params=["gloo", "nccl", "copy engine"])
 def backend(request: pytest.FixtureRequest) -> str:
     if (reason := missing(request.param)) is not None:
         pytest.skip(reason)
@@ -56,8 +59,11 @@ def group_on(backend: str, size: int) -> dist.ProcessGroup:
     """In a worker: a group of this backend, made once, and this rank's GPU made the current one."""
     rank = group_of(size).rank()
     torch.cuda.set_device(rank % torch.cuda.device_count())
+    # Read at a group's first call.
+    os.environ["DILATED_RING_COPY_ENGINE"] = str(int(backend == "copy engine"))
     if backend not in _made:
-        _made[backend] = dist.new_group(list(range(size)), backend=backend)
+        name = "gloo" if backend == "gloo" else "nccl"
+        _made[backend] = dist.new_group(list(range(size)), backend=name)
     return _made[backend]
 
 
