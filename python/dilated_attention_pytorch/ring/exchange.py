@@ -105,6 +105,11 @@ class Peers:
     def traffic(self) -> Traffic:
         return self._state.traffic
 
+    @property
+    def transport(self) -> Transport | None:
+        """How GPUs' tensors travel; None before the first call with some."""
+        return self._state.transport
+
     def has_agreed(self, call: Hashable) -> bool:
         """Whether `agree` was passed with this call."""
         return call in self._state.agreed
