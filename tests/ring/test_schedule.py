@@ -40,7 +40,7 @@ class Notes:
         operations += [("receive", peer, data.nbytes) for peer, data in receives]
         if operations:
             self.posted.append(operations)
-        return Transfer((), ())
+        return Transfer()
 
     def bytes_of(self, kind: str) -> int:
         return sum(size for some in self.posted for k, _, size in some if k == kind)

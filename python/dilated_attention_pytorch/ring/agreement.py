@@ -71,16 +71,30 @@ class Agreement:
         """Tells the others that this rank raises, so that they need not wait for it."""
         self._publish({"error": error})
 
+    def describe_absence(self) -> str:
+        """What an exchange that failed may be due to: ranks that compare without this one."""
+        keys = self._keys(self._number)
+        try:
+            ahead = [rank for rank, key in enumerate(keys) if self._store.check([key])]
+        except RuntimeError:
+            return "the group's store can't be reached either"
+        if not ahead:
+            return "a rank is dead, or did not make the same call"
+        return f"{_ranks(ahead)} made another call, and waited to compare its arguments"
+
     def _exchange(self, entry: Mapping[str, object]) -> list[dict[str, Any]]:
         keys = self._publish(entry)
         self._wait(keys)
         return [json.loads(self._store.get(key)) for key in keys]
 
     def _publish(self, entry: Mapping[str, object]) -> list[str]:
-        keys = [f"dilated/{self._number}/{rank}" for rank in range(self._size)]
+        keys = self._keys(self._number)
         self._number += 1
         self._store.set(keys[self._rank], json.dumps(entry))
         return keys
+
+    def _keys(self, number: int) -> list[str]:
+        return [f"dilated/{number}/{rank}" for rank in range(self._size)]
 
     def _wait(self, keys: list[str]) -> None:
         begin = time.monotonic()

@@ -47,14 +47,14 @@ class Transfer:
     """An exchange under way. Keeps its tensors until it is done."""
 
     def __init__(
-        self, works: Sequence[dist.Work | Copies], landings: Sequence[tuple[Tensor, Tensor]]
+        self,
+        works: Sequence[dist.Work | Copies] = (),
+        landings: Sequence[tuple[Tensor, Tensor]] = (),
+        kept: Sequence[Message] = (),
+        explain: Callable[[], str] = str,
     ) -> None:
-        self._works, self._landings = works, landings
-        self._kept: Sequence[Message] = ()
-
-    def keep(self, messages: Sequence[Message]) -> Transfer:
-        self._kept = messages
-        return self
+        self._works, self._landings, self._kept = works, landings, kept
+        self._explain = explain
 
     def wait(self) -> None:
         """Work that is launched on the current stream from now on sees what was received.
@@ -62,7 +62,10 @@ class Transfer:
         Raises RuntimeError if a peer is dead or does not send within the group's timeout.
         """
         for work in self._works:
-            work.wait()
+            try:
+                work.wait()
+            except RuntimeError as error:
+                raise RuntimeError(f"an exchange failed, {self._explain()}: {error}") from error
         for device, host in self._landings:
             device.copy_(host, non_blocking=True)
         self._works, self._landings, self._kept = (), (), ()
@@ -141,7 +144,7 @@ class Peers:
         """
         self._count(sends, receives)
         if not sends and not receives:
-            return Transfer((), ())
+            return Transfer()
         device = (sends or receives)[0][1].device
         landings: list[tuple[Tensor, Tensor]] = []
         works: list[dist.Work | Copies] = []
@@ -163,7 +166,7 @@ class Peers:
         ]
         if operations:
             works += dist.batch_isend_irecv(operations)
-        return Transfer(works, landings).keep(kept)
+        return Transfer(works, landings, kept, self._state.agreement.describe_absence)
 
     def _operation(self, kind: Callable[..., object], peer: int, data: Tensor) -> dist.P2POp:
         return dist.P2POp(kind, data, group=self._group, group_peer=peer)
