@@ -85,7 +85,7 @@ def without_exchange() -> Iterator[None]:
     """Our strategies compute with whatever is in memory: what is left of the time is exposed."""
 
     def nothing(*_: object) -> Transfer:
-        return Transfer((), ())
+        return Transfer()
 
     with mock.patch.object(Peers, "exchange", nothing):
         yield

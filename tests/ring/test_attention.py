@@ -9,7 +9,7 @@ import torch
 
 from dilated_attention_pytorch.pattern import PatternSpec, make_branches
 from dilated_attention_pytorch.ring import Traffic
-from dilated_attention_pytorch.ring.plan import make_plan
+from dilated_attention_pytorch.ring.plan import make_plan, shards
 from tests.ring.geometry import random_shards
 from tests.ring.processes import Processes, group_of
 from tests.ring.sharded import Case, compare, count_traffic, run_ring
@@ -204,3 +204,44 @@ def test_nothing_travels_inside_shards(workers: Processes, strategy: str) -> Non
     case = Case((32, 32), (8, 16, 32), (1, 2, 4))
     for forward, backward in workers.run(2, count_traffic, case, strategy):
         assert forward == backward == Traffic()
+
+
+def strided(size: int, strategy: str) -> None:
+    """Views of other storage, an expanded gradient, and inference mode."""
+    group = group_of(size)
+    case = Case((20, 25, 11), (14, 60, 30), (1, 2, 3), dtype=torch.float32)
+    begin, end = shards(case.shard_lengths)[group.rank()]
+    plain = [x[:, begin:end].contiguous() for x in case.tensors()]
+    layouts = (
+        lambda x: x,
+        lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+        lambda x: torch.stack([x, x + 1], dim=-1)[..., 0],
+        lambda x: torch.cat([x, x + 1], dim=2)[:, :, : x.size(2)],
+    )
+
+    def attend(*inputs: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = torch.ops.dilated.ring_attention(
+            *inputs,
+            case.segment_lengths,
+            case.dilation_rates,
+            group.group_name,
+            shard_lengths=list(case.shard_lengths),
+            strategy=strategy,
+        )[0]
+        return out
+
+    results = []
+    for layout in layouts:
+        inputs = [layout(x).detach().requires_grad_() for x in plain]
+        out = attend(*inputs)
+        results.append([out.detach(), *torch.autograd.grad(out.sum(), inputs)])
+        with torch.inference_mode():
+            assert torch.equal(attend(*inputs), out)
+    for other in results[1:]:
+        for ours, theirs in zip(other, results[0], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["ring", "gather", "all_to_all"])
+def test_any_layout_and_inference_mode(workers: Processes, strategy: str) -> None:
+    workers.run(3, strided, strategy)

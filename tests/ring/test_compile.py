@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -147,7 +149,7 @@ def test_autocast(workers: Processes) -> None:
     workers.run(2, autocast)
 
 
-def train_beside_ddp(size: int) -> None:
+def train_beside(size: int, wrapper: str) -> None:
     """Two replicas of a model, each with its sequence sharded over two ranks."""
     rank = dist.get_rank()
     rings = [dist.new_group([0, 1]), dist.new_group([2, 3])]
@@ -155,7 +157,11 @@ def train_beside_ddp(size: int) -> None:
     ring, everyone = rings[rank // 2], group_of(size)
     torch.manual_seed(0)
     model = Layer(ring)
-    parallel = DistributedDataParallel(model, process_group=everyone)
+    parallel: nn.Module = model
+    if wrapper == "ddp":
+        parallel = DistributedDataParallel(model, process_group=everyone)
+    else:
+        fully_shard(model, mesh=DeviceMesh.from_group(everyone, "cpu"))
     data = torch.randn(2, 40, 32, generator=torch.Generator().manual_seed(1))
     mine = data[rank // 2, rank % 2 * 20 :][None, :20]
     parallel(mine).square().sum().backward()
@@ -164,7 +170,8 @@ def train_beside_ddp(size: int) -> None:
     alone = Layer(None)
     sum(alone(x[None]).square().sum() for x in data).backward()
     for ours, theirs in zip(model.parameters(), alone.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad * size, theirs.grad, rtol=1e-4, atol=1e-4)
+        grad = ours.grad.full_tensor() if wrapper == "fsdp" else ours.grad
+        torch.testing.assert_close(grad * size, theirs.grad, rtol=1e-4, atol=1e-4)
     for group in (*rings, *replicas):
         if group != dist.GroupMember.NON_GROUP_MEMBER:
             dist.destroy_process_group(group)
@@ -183,8 +190,9 @@ class Layer(nn.Module):
         return out
 
 
-def test_two_rings_beside_ddp(workers: Processes) -> None:
-    workers.run(4, train_beside_ddp)
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
+def test_two_rings_beside_ddp_and_fsdp(workers: Processes, wrapper: str) -> None:
+    workers.run(4, train_beside, wrapper)
 
 
 def interleave_groups(size: int) -> None:

@@ -1,13 +1,18 @@
-"""The ring on GPUs: over NCCL where there are two, and over gloo, through the host, with one."""
+"""The ring on GPUs: over NCCL and copy engines where there are two; with one over gloo, through the
+host.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from dilated_attention_pytorch.ring.copy_engine import Transport
+from dilated_attention_pytorch.ring.exchange import Peers
 from tests.conftest import EXACT, missing_cuda
 from tests.ring.processes import Processes, group_of
 from tests.ring.sharded import Case, errors, rows_of_rank, run_ring
@@ -28,19 +33,21 @@ def missing(backend: str) -> str | None:
     """Why the backend can't be tested here."""
     if (reason := missing_cuda()) is not None:
         return reason
-    if backend == "nccl" and torch.cuda.device_count() < 2:
-        return "NCCL needs a GPU for each of two processes"
+    if backend != "gloo" and torch.cuda.device_count() < 2:
+        return "each of two processes needs a GPU of its own"
     return None
 
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Processes]:
+    if (reason := missing("gloo")) is not None:
+        pytest.skip(reason)
     processes = Processes(2, timeout=60.0)
     yield processes
     processes.close()
 
 
-@pytest.fixture(params=["gloo", "nccl"])
+@pytest.fixture(params=["gloo", "nccl", "copy engine"])
 def backend(request: pytest.FixtureRequest) -> str:
     if (reason := missing(request.param)) is not None:
         pytest.skip(reason)
@@ -54,13 +61,16 @@ def group_on(backend: str, size: int) -> dist.ProcessGroup:
     """In a worker: a group of this backend, made once, and this rank's GPU made the current one."""
     rank = group_of(size).rank()
     torch.cuda.set_device(rank % torch.cuda.device_count())
+    # Read at a group's first call.
+    os.environ["DILATED_RING_COPY_ENGINE"] = str(int(backend == "copy engine"))
     if backend not in _made:
-        _made[backend] = dist.new_group(list(range(size)), backend=backend)
+        name = "gloo" if backend == "gloo" else "nccl"
+        _made[backend] = dist.new_group(list(range(size)), backend=name)
     return _made[backend]
 
 
-def compare(size: int, backend: str, case: Case) -> list[dict[str, float]]:
-    """Errors of each strategy against the whole sequence, in float64 on the CPU."""
+def compare(size: int, backend: str, case: Case) -> tuple[Transport | None, list[dict[str, float]]]:
+    """The transport, and errors of each strategy against the whole sequence in float64."""
     group = group_on(backend, size)
     rank = group.rank()
     whole = rows_of_rank(case.whole(), case, rank)
@@ -69,12 +79,16 @@ def compare(size: int, backend: str, case: Case) -> list[dict[str, float]]:
     for strategy in STRATEGIES:
         result = run_ring(single, strategy, rank, group.group_name, "cuda")
         found.append(errors(type(result)(*(x.cpu().double() for x in result)), whole))
-    return found
+    return Peers(group.group_name).transport, found
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_equals_the_whole_on_gpus(pair: Processes, backend: str, name: str) -> None:
-    for found in pair.run(2, compare, backend, CASES[name]):
+    expected = {"gloo": "staged", "nccl": "direct", "copy engine": "copy engine"}[backend]
+    for transport, found in pair.run(2, compare, backend, CASES[name]):
+        if backend == "copy engine" and transport == "direct":
+            pytest.skip("no symmetric memory on this machine")
+        assert transport == expected
         for strategy, each in zip(STRATEGIES, found, strict=True):
             for result, error in each.items():
                 exact = EXACT["cuda"]

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dilated_attention_pytorch.pattern import PatternSpec
+from dilated_attention_pytorch.pattern import PatternSpec, make_branches
+from dilated_attention_pytorch.ring import attention
 from dilated_attention_pytorch.ring.all_to_all import all_to_all_backward, all_to_all_forward
 from dilated_attention_pytorch.ring.attention import ring_backward, ring_forward
 from dilated_attention_pytorch.ring.block import Call, Results
@@ -39,7 +40,10 @@ class Notes:
         operations += [("receive", peer, data.nbytes) for peer, data in receives]
         if operations:
             self.posted.append(operations)
-        return Transfer((), ())
+        return Transfer()
+
+    def bytes_of(self, kind: str) -> int:
+        return sum(size for some in self.posted for k, _, size in some if k == kind)
 
 
 def run(forward: Callable[..., Any], backward: Callable[..., Any], call: Call, rank: int) -> Notes:
@@ -106,9 +110,6 @@ def test_a_circle_is_noticed() -> None:
 def test_the_next_exchange_is_posted_before_a_block_is_computed(
     monkeypatch: pytest.MonkeyPatch, size: int, rounds: int
 ) -> None:
-    from dilated_attention_pytorch.pattern import make_branches
-    from dilated_attention_pytorch.ring import attention
-
     order: list[str] = []
     attend = attention.attend
 
@@ -129,3 +130,38 @@ def test_the_next_exchange_is_posted_before_a_block_is_computed(
     attention.ring_forward(call, cast(Peers, Noted(0, size)), q, k, v)
     steps = [("post", "far")] * (rounds - 1) + [("far",)]
     assert order == ["post", "own", *(event for step in steps for event in step)]
+
+
+@pytest.mark.parametrize("strategy", ["ring", "gather", "all_to_all"])
+@pytest.mark.parametrize("rate", [1, 2, 8])
+@pytest.mark.parametrize(("size", "members"), [(8, 8), (8, 2), (64, 64), (64, 4)])
+def test_bytes_have_the_closed_form_on_many_ranks(
+    size: int, members: int, rate: int, strategy: str
+) -> None:
+    """As tests/ring/test_attention.py counts them between processes, for one rank of many."""
+    n, heads, head_dim = 8, 64, 4
+    spec = PatternSpec(n * size, make_branches([n * members], [rate]), "interleaved", heads, heads)
+    call = Call(spec, (n,) * size, strategy, None, 0.0, None)
+    rank = size // 2 + 1
+    notes = Notes(rank, size)
+    peers = cast(Peers, notes)
+    q, k, v = (torch.zeros(1, n, heads, head_dim, dtype=torch.bfloat16) for _ in range(3))
+    is_swap = strategy == "all_to_all"
+    forward, backward = (
+        (all_to_all_forward, all_to_all_backward) if is_swap else (ring_forward, ring_backward)
+    )
+    out, lse = forward(call, peers, q, k, v)
+    sent = [notes.bytes_of("send"), notes.bytes_of("receive")]
+    notes.posted.clear()
+    backward(call, peers, q, k, v, Results(out, lse, torch.zeros_like(out), None))
+    sent_back = [notes.bytes_of("send"), notes.bytes_of("receive")]
+    unit = 2 * n * heads * head_dim * 2
+    share = (members - 1) / rate
+    if is_swap:
+        share /= members
+        number = 4 * n * heads * share
+        assert sent == [2 * share * unit + number] * 2
+        assert sent_back == [5 * share * unit + 2 * number] * 2
+    else:
+        assert sent == [share * unit] * 2
+        assert sent_back == [3 * share * unit] * 2

@@ -63,7 +63,8 @@ def test_bytes_bound_the_plan() -> None:
         (4, 4, 64, "all_to_all"),
         (64, 64, 64, "all_to_all"),
         (64, 2, 64, "gather"),
-        (8, 8, 4, "gather"),  # grouped heads: keys are few, queries are not
+        (8, 8, 8, "gather"),  # grouped heads: keys are few, queries are not
+        (64, 64, 32, "gather"),  # half of the ranks would have no head
     ],
 )
 def test_choice_by_bytes(size: int, members: int, kv_heads: int, expected: str) -> None:

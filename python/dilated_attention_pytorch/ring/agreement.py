@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 Fields = Mapping[str, str]
 
@@ -49,9 +49,7 @@ class Agreement:
             Disagreement: naming fields and ranks, the same on all; or the rank that refused.
             RuntimeError: a rank did not come within the timeout, or the store is gone.
         """
-        keys = self._publish({"fields": dict(fields)})
-        self._wait(keys)
-        entries = [json.loads(self._store.get(key)) for key in keys]
+        entries = self._exchange({"fields": dict(fields)})
         refused = [
             f"rank {rank} refused its arguments: {entry['error']}"
             for rank, entry in enumerate(entries)
@@ -65,15 +63,38 @@ class Agreement:
                 f"all ranks of the group must pass the same arguments, got {differences}"
             )
 
+    def gather(self, value: Any) -> list[Any]:
+        """What each rank passes, as JSON; raises RuntimeError as `compare` does."""
+        return [entry["value"] for entry in self._exchange({"value": value})]
+
     def refuse(self, error: str) -> None:
         """Tells the others that this rank raises, so that they need not wait for it."""
         self._publish({"error": error})
 
+    def describe_absence(self) -> str:
+        """What an exchange that failed may be due to: ranks that compare without this one."""
+        keys = self._keys(self._number)
+        try:
+            ahead = [rank for rank, key in enumerate(keys) if self._store.check([key])]
+        except RuntimeError:
+            return "the group's store can't be reached either"
+        if not ahead:
+            return "a rank is dead, or did not make the same call"
+        return f"{_ranks(ahead)} made another call, and waited to compare its arguments"
+
+    def _exchange(self, entry: Mapping[str, object]) -> list[dict[str, Any]]:
+        keys = self._publish(entry)
+        self._wait(keys)
+        return [json.loads(self._store.get(key)) for key in keys]
+
     def _publish(self, entry: Mapping[str, object]) -> list[str]:
-        keys = [f"dilated/{self._number}/{rank}" for rank in range(self._size)]
+        keys = self._keys(self._number)
         self._number += 1
         self._store.set(keys[self._rank], json.dumps(entry))
         return keys
+
+    def _keys(self, number: int) -> list[str]:
+        return [f"dilated/{number}/{rank}" for rank in range(self._size)]
 
     def _wait(self, keys: list[str]) -> None:
         begin = time.monotonic()

@@ -3,12 +3,16 @@
 A message is a flat tensor for one peer; both sides know its size from the plan. On NCCL all
 messages of an exchange are one group call, on NCCL's own stream: it starts when the current stream
 has come to where it was posted, and the current stream waits for it in `Transfer.wait`, the host
-never. gloo sends from the host's memory; tensors on a GPU pass through it.
+never. gloo sends from the host's memory; tensors on a GPU pass through it. On one host copy engines
+can take NCCL's place, where DILATED_RING_COPY_ENGINE=1 is set for every rank.
 """
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -23,8 +27,8 @@ if dist.is_available():
     from torch.distributed.device_mesh import DeviceMesh
 
 from .agreement import Agreement, Fields
+from .copy_engine import Copies, CopyEngine, Message, Transport, choose_transport
 
-Message = tuple[int, Tensor]  # peer, data
 Group = object  # dist.ProcessGroup, DeviceMesh or a group's name; a torch without them has no types
 
 
@@ -42,13 +46,15 @@ class Traffic:
 class Transfer:
     """An exchange under way. Keeps its tensors until it is done."""
 
-    def __init__(self, works: Sequence[dist.Work], landings: Sequence[tuple[Tensor, Tensor]]):
-        self._works, self._landings = works, landings
-        self._kept: Sequence[Message] = ()
-
-    def keep(self, messages: Sequence[Message]) -> Transfer:
-        self._kept = messages
-        return self
+    def __init__(
+        self,
+        works: Sequence[dist.Work | Copies] = (),
+        landings: Sequence[tuple[Tensor, Tensor]] = (),
+        kept: Sequence[Message] = (),
+        explain: Callable[[], str] = str,
+    ) -> None:
+        self._works, self._landings, self._kept = works, landings, kept
+        self._explain = explain
 
     def wait(self) -> None:
         """Work that is launched on the current stream from now on sees what was received.
@@ -56,7 +62,10 @@ class Transfer:
         Raises RuntimeError if a peer is dead or does not send within the group's timeout.
         """
         for work in self._works:
-            work.wait()
+            try:
+                work.wait()
+            except RuntimeError as error:
+                raise RuntimeError(f"an exchange failed, {self._explain()}: {error}") from error
         for device, host in self._landings:
             device.copy_(host, non_blocking=True)
         self._works, self._landings, self._kept = (), (), ()
@@ -70,7 +79,9 @@ class _State:
     lock: threading.Lock = field(default_factory=threading.Lock)
     agreed: set[Hashable] = field(default_factory=set)
     traffic: Traffic = field(default_factory=Traffic)
-    is_connected: bool = False
+    transport: Transport | None = None  # of GPUs' tensors; None before the first
+    engine: CopyEngine | None = None
+    memory: Tensor | None = None  # the engine's buffer
 
 
 # Not typed, as names that begin with _ are not exported; 2.11 to 2.15 have them.
@@ -97,15 +108,26 @@ class Peers:
     def traffic(self) -> Traffic:
         return self._state.traffic
 
+    @property
+    def transport(self) -> Transport | None:
+        """How GPUs' tensors travel; None before the first call with some."""
+        return self._state.transport
+
     def has_agreed(self, call: Hashable) -> bool:
         """Whether `agree` was passed with this call."""
         return call in self._state.agreed
 
-    def agree(self, call: Hashable, fields: Fields, device: torch.device) -> None:
-        """Compares the call with those of the other ranks, as `Agreement.compare` does."""
+    def agree(
+        self, call: Hashable, fields: Fields, device: torch.device, largest: Callable[[], int]
+    ) -> None:
+        """Compares the call with those of the other ranks, as `Agreement.compare` does.
+
+        largest: bytes of the largest message between any two ranks, the same on all.
+        """
         with self._state.lock:
             self._state.agreement.compare(fields)
-            self._connect(device)
+            if device.type == "cuda":
+                self._connect(device, largest)
             if len(self._state.agreed) >= _MAX_AGREED:
                 self._state.agreed.clear()
             self._state.agreed.add(call)
@@ -122,22 +144,29 @@ class Peers:
         """
         self._count(sends, receives)
         if not sends and not receives:
-            return Transfer((), ())
+            return Transfer()
         device = (sends or receives)[0][1].device
         landings: list[tuple[Tensor, Tensor]] = []
-        if device.type == "cuda" and not self._sends_from(device):
+        works: list[dist.Work | Copies] = []
+        if device.type == "cuda" and self._state.transport == "staged":
             sends = [(peer, data.cpu()) for peer, data in sends]
             landings = [(data, torch.empty_like(data, device="cpu")) for _, data in receives]
             receives = [
                 (peer, host) for (peer, _), (_, host) in zip(receives, landings, strict=True)
             ]
-        works = dist.batch_isend_irecv(
-            [
-                *(self._operation(dist.isend, peer, data) for peer, data in sends),
-                *(self._operation(dist.irecv, peer, data) for peer, data in receives),
-            ]
-        )
-        return Transfer(works, landings).keep([*sends, *receives])
+        kept = [*sends, *receives]
+        engine = self._state.engine
+        if engine is not None and device.type == "cuda":
+            small = [[m for m in some if engine.takes(m[1])] for some in (sends, receives)]
+            sends, receives = ([m for m in s if not engine.takes(m[1])] for s in (sends, receives))
+            works.append(engine.exchange(*small))
+        operations = [
+            *(self._operation(dist.isend, peer, data) for peer, data in sends),
+            *(self._operation(dist.irecv, peer, data) for peer, data in receives),
+        ]
+        if operations:
+            works += dist.batch_isend_irecv(operations)
+        return Transfer(works, landings, kept, self._state.agreement.describe_absence)
 
     def _operation(self, kind: Callable[..., object], peer: int, data: Tensor) -> dist.P2POp:
         return dist.P2POp(kind, data, group=self._group, group_peer=peer)
@@ -150,15 +179,59 @@ class Peers:
         traffic.bytes_sent += sum(data.nbytes for _, data in sends)
         traffic.bytes_received += sum(data.nbytes for _, data in receives)
 
-    def _sends_from(self, device: torch.device) -> bool:
-        """Whether the group's backend for a GPU sends from its memory: all but gloo."""
-        return bool(self._group._get_backend(device).name() != "gloo")
+    def _connect(self, device: torch.device, largest: Callable[[], int]) -> None:
+        """Chooses the transport, at a group's first call with GPUs; all ranks take part."""
+        state = self._state
+        if state.transport is None:
+            backend = self._group._get_backend(device).name()
+            if backend != "gloo":  # NCCL connects ranks in the first call, which all must make
+                dist.all_reduce(torch.zeros(1, device=device), group=self._group)
+            others = [i for i in range(torch.cuda.device_count()) if i != device.index]
+            mine = (
+                os.environ.get("DILATED_RING_COPY_ENGINE") == "1",
+                socket.gethostname(),
+                all(torch.cuda.can_device_access_peer(device, other) for other in others),
+            )
+            wanted, hosts, reaches = zip(*state.agreement.gather(mine), strict=True)
+            state.transport = choose_transport(
+                backend, device.type, is_wanted=wanted, hosts=hosts, reaches_peers=reaches
+            )
+        if state.transport == "copy engine":
+            capacity = -(-largest() // 512) * 512
+            if capacity > (0 if state.engine is None else state.engine.capacity):
+                self._start_engine(device, capacity)
 
-    def _connect(self, device: torch.device) -> None:
-        """NCCL connects a group's ranks in the first call, in which all must take part."""
-        if not self._state.is_connected and device.type == "cuda" and self._sends_from(device):
-            dist.all_reduce(torch.zeros(1, device=device), group=self._group)
-            self._state.is_connected = True
+    def _start_engine(self, device: torch.device, capacity: int) -> None:
+        """Makes the buffers and lets all ranks map them; without them NCCL goes on."""
+        state = self._state
+        torch.cuda.synchronize(device)
+        state.agreement.gather(None)  # nobody reads the old buffer any more
+        memory: Tensor | None = None
+        handle: Any = None
+        failure = None
+        try:
+            memory, handle = _symmetric_buffer(self._group, self.size * capacity, device)
+        except Exception as error:  # a driver or a virtual machine may not offer it
+            failure = str(error)
+        failures = [text for text in state.agreement.gather(failure) if text is not None]
+        if failures:
+            warnings.warn(f"no symmetric memory, so NCCL is used: {failures}", stacklevel=2)
+            state.transport, state.engine, state.memory = "direct", None, None
+            return
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        timeout = int(timeout_of(self._group).total_seconds() * 1e3)
+        state.engine = CopyEngine(handle, self.rank, capacity, stream, timeout)
+        state.memory = memory
+
+
+def _symmetric_buffer(
+    group: dist.ProcessGroup, nbytes: int, device: torch.device
+) -> tuple[Tensor, Any]:
+    """Bytes that all ranks of the group can read, and the handle to do so; without multicast."""
+    from torch.distributed import _symmetric_memory
+
+    memory = _symmetric_memory.empty(nbytes, dtype=torch.uint8, device=device)
+    return memory, _symmetric_memory.rendezvous(memory, group.group_name)
 
 
 def resolve(group_name: str) -> dist.ProcessGroup:

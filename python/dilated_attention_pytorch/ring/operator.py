@@ -7,6 +7,7 @@ strategy runs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ from .all_to_all import all_to_all_backward, all_to_all_forward
 from .attention import ring_backward, ring_forward
 from .block import Call, Gradients, Results, Running, wide_dtype
 from .exchange import Peers
+from .plan import make_plan
 from .strategy import Sizes, check_strategy, choose_strategy
 
 
@@ -59,10 +61,11 @@ def forward(
         except Exception as error:
             peers.refuse(f"{type(error).__name__}: {error}")
             raise
-        peers.agree(known, fields, query.device)
+        peers.agree(known, fields, query.device, lambda: _largest(query, key, arguments, peers))
     call = _make_call(query, key, arguments, peers.size)
     run = all_to_all_forward if call.strategy == "all_to_all" else ring_forward
-    return run(call, peers, query, key, value)
+    with _device_of(query):
+        return run(call, peers, query, key, value)
 
 
 def backward(
@@ -82,7 +85,26 @@ def backward(
     peers = Peers(group_name)
     call = _make_call(query, key, arguments, peers.size)
     run = all_to_all_backward if call.strategy == "all_to_all" else ring_backward
-    return run(call, peers, query, key, value, Results(out, lse, grad_out, grad_lse))
+    with _device_of(query):
+        return run(call, peers, query, key, value, Results(out, lse, grad_out, grad_lse))
+
+
+def _device_of(query: Tensor) -> AbstractContextManager[object]:
+    """Makes the tensors' GPU the current one, whose streams the exchange waits for."""
+    return torch.cuda.device(query.device) if query.is_cuda else nullcontext()
+
+
+def _largest(query: Tensor, key: Tensor, arguments: Arguments, peers: Peers) -> int:
+    """Bytes of the largest message of keys and values, or of their gradients, of any rank."""
+    call = _make_call(query, key, arguments, peers.size)
+    if call.strategy == "all_to_all":
+        return 0
+    plans = (
+        make_plan(call.spec, call.shard_lengths, rank, call.strategy) for rank in range(peers.size)
+    )
+    messages = (message for plan in plans for r in plan.rounds for message in r.sends)
+    rows = max((message.rows for message in messages), default=0)
+    return 2 * rows * query.size(0) * query.size(3) * wide_dtype(query.dtype).itemsize
 
 
 def _make_call(query: Tensor, key: Tensor, arguments: Arguments, size: int) -> Call:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -81,7 +82,10 @@ def keys_moved(spec: PatternSpec, span: Span, sizes: Sizes) -> float:
 
 
 def heads_moved(spec: PatternSpec, spans: Sequence[Span], sizes: Sizes) -> list[float]:
-    """Bytes that each rank sends or receives under "all_to_all", forward and backward."""
+    """Bytes that each rank sends or receives under "all_to_all", forward and backward.
+
+    Infinite where a segment has more ranks than KV heads, of which some would have nothing to do.
+    """
     moved = [0.0] * len(spans)
     for lattice in lattices(spec):
         queries = sum(offset >= 0 for offset in lattice.queries)
@@ -92,6 +96,8 @@ def heads_moved(spec: PatternSpec, spans: Sequence[Span], sizes: Sizes) -> list[
         for segment in crossing_segments(lattice.segment_length, spans):
             parts = [(rank, intersection(span, segment)) for rank, span in enumerate(spans)]
             held = {rank: end - begin for rank, (begin, end) in parts if begin < end}
+            if len(held) > sum(len(offsets) > 0 for offsets in lattice.keys):
+                return [math.inf] * len(spans)
             for rank, rows in held.items():
                 others = sum(held.values()) - rows
                 moved[rank] += row * max(rows * (len(held) - 1), others) / len(held)

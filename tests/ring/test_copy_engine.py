@@ -1,0 +1,107 @@
+"""The copy engine's protocol, with threads as ranks and semaphores as signals; and its choice."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+
+from dilated_attention_pytorch.ring.copy_engine import CopyEngine, choose_transport
+from dilated_attention_pytorch.ring.plan import peers
+
+CAPACITY = 256
+
+
+class Shared:
+    """The ranks' buffers, and a binary signal for each (receiver, sender, channel)."""
+
+    def __init__(self, size: int) -> None:
+        self.buffers = [torch.zeros(size * CAPACITY, dtype=torch.uint8) for _ in range(size)]
+        self.changed = threading.Condition()
+        self.signals: dict[tuple[int, int, int], bool] = defaultdict(bool)
+
+
+class ThreadHandle:
+    def __init__(self, shared: Shared, rank: int) -> None:
+        self.shared, self.rank = shared, rank
+
+    def get_buffer(
+        self, rank: int, sizes: Sequence[int], dtype: torch.dtype, storage_offset: int
+    ) -> Tensor:
+        buffer = self.shared.buffers[rank].view(dtype)
+        return buffer[storage_offset : storage_offset + sizes[0]]
+
+    def _turn(self, key: tuple[int, int, int], value: bool, timeout_ms: int) -> None:
+        """Waits until the signal has the other value, then sets it."""
+        with self.shared.changed:
+            if not self.shared.changed.wait_for(
+                lambda: self.shared.signals[key] != value, timeout_ms / 1e3
+            ):
+                raise TimeoutError(f"signal {key}")
+            self.shared.signals[key] = value
+            self.shared.changed.notify_all()
+
+    def put_signal(self, dst_rank: int, channel: int, timeout_ms: int) -> None:
+        self._turn((dst_rank, self.rank, channel), True, timeout_ms)
+
+    def wait_signal(self, src_rank: int, channel: int, timeout_ms: int) -> None:
+        self._turn((self.rank, src_rank, channel), False, timeout_ms)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_every_message_arrives_as_it_was_sent(size: int) -> None:
+    shared = Shared(size)
+    random_sizes = random.Random(size)
+    lengths = [random_sizes.randint(1, CAPACITY // 8) for _ in range(60)]
+
+    def message(sender: int, receiver: int, number: int) -> Tensor:
+        dtype = (torch.float32, torch.bfloat16)[number % 2]
+        return torch.full((lengths[number],), 100.0 * number + 10 * sender + receiver).to(dtype)
+
+    def run(rank: int) -> None:
+        engine = CopyEngine(ThreadHandle(shared, rank), rank, CAPACITY, None, 5000)
+        for number in range(len(lengths)):
+            to, source = peers(rank, 1 + number % (size - 1), size)
+            received = torch.full_like(message(source, rank, number), -1.0)
+            sent = message(rank, to, number)
+            engine.exchange([(to, sent)], [(source, received)]).wait()
+            assert torch.equal(received, message(source, rank, number))
+
+    with ThreadPoolExecutor(size) as pool:
+        list(pool.map(run, range(size)))
+
+
+def test_a_rank_that_does_not_come_is_an_error() -> None:
+    engine = CopyEngine(ThreadHandle(Shared(2), 0), 0, CAPACITY, None, 50)
+    with pytest.raises(TimeoutError):
+        engine.exchange([], [(1, torch.zeros(4))])
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "wanted", "hosts", "reaches", "expected"),
+    [
+        ("nccl", "cuda", [True, True], ["a", "a"], [True, True], "copy engine"),
+        ("nccl", "cuda", [True, False], ["a", "a"], [True, True], "direct"),
+        ("nccl", "cuda", [True, True], ["a", "b"], [True, True], "direct"),
+        ("nccl", "cuda", [True, True], ["a", "a"], [True, False], "direct"),
+        ("nccl", "cuda", [True], ["a"], [True], "direct"),
+        ("gloo", "cuda", [True, True], ["a", "a"], [True, True], "staged"),
+        ("gloo", "cpu", [True, True], ["a", "a"], [True, True], "direct"),
+    ],
+)
+def test_choice_of_the_transport(
+    backend: str,
+    device: str,
+    wanted: list[bool],
+    hosts: list[str],
+    reaches: list[bool],
+    expected: str,
+) -> None:
+    chosen = choose_transport(backend, device, is_wanted=wanted, hosts=hosts, reaches_peers=reaches)
+    assert chosen == expected
