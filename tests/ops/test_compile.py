@@ -192,8 +192,16 @@ def test_fake_calls_take_a_table_on_the_host_beside_tensors_on_a_gpu() -> None:
         )
         packed = torch.ops.dilated.gather(q, 8, 2, head_offsets=table[1])
         spread = torch.ops.dilated.scatter_add(q, packed, 8, 2, head_offsets=table[1])
+        torch.ops.dilated.gather_into(packed, q, 8, 2, head_offsets=table[1])
+        torch.ops.dilated.scatter_into(spread, packed, 8, 2, head_offsets=table[1])
         one, _ = torch.ops.dilated.segment_attention(q, q, q, 20, 2, head_offsets=table[1:])
-        for tensor in (out, lse, *grads, *block, packed, spread, one):
+        ring = torch.ops.dilated.ring_attention(
+            q, q, q, [8, 20], [1, 2], "a group", head_offsets=table
+        )
+        shares = torch.ops.dilated.ring_attention_backward(
+            out, None, q, q, q, out, lse, [8, 20], [1, 2], "a group", head_offsets=table
+        )
+        for tensor in (out, lse, *grads, *block, packed, spread, one, *ring, *shares):
             assert tensor.device.type == "cuda"
         with pytest.raises(ValueError, match="head_offsets: must be"):
             torch.ops.dilated.attention(q, q, q, [8], [1], head_offsets=table)

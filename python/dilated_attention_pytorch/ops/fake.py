@@ -24,7 +24,11 @@ _dilated = torch.ops.dilated
         _dilated.attention_block.default,
         _dilated.attention_block_backward.default,
         _dilated.gather.default,
+        _dilated.gather_into.default,
         _dilated.scatter_add.default,
+        _dilated.scatter_into.default,
+        _dilated.ring_attention.default,
+        _dilated.ring_attention_backward.default,
     ]
 )
 def _with_table_on_device(mode: FakeTensorMode, func: Any, *args: Any, **kwargs: Any) -> Any:
