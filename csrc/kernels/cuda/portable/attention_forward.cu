@@ -24,8 +24,14 @@ template <typename Element, int kHeadDim, int kWarps, int kWarpTiles>
 cudaError_t launch_tensor_cores(const ForwardCall& call, cudaStream_t stream) {
   using Shape = ForwardShape<kHeadDim, kWarps, kWarpTiles>;
   static_assert(sizeof(ForwardMemory<Shape>) <= kSharedBytes);
-  return launch_kernel<attention_forward_kernel<Element, kHeadDim, kWarps, kWarpTiles>>(
-      call, count_blocks(call.args), Shape::kThreads, sizeof(ForwardMemory<Shape>), stream);
+  const ForwardArgs& args = call.args;
+  const int64_t blocks = count_blocks(args);
+  constexpr size_t kBytes = sizeof(ForwardMemory<Shape>);
+  return args.is_partial || args.running_lse != nullptr
+             ? launch_kernel<attention_forward_kernel<Element, Shape, true>>(
+                   call, blocks, Shape::kThreads, kBytes, stream)
+             : launch_kernel<attention_forward_kernel<Element, Shape, false>>(
+                   call, blocks, Shape::kThreads, kBytes, stream);
 }
 
 template <int kHeadDim>

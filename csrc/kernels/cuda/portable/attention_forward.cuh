@@ -62,7 +62,7 @@ __device__ void begin_tile(const ForwardCall& call, const TableView& table,
   __syncthreads();
 }
 
-template <typename Element, typename Shape>
+template <typename Element, typename Shape, bool kIsBlock>
 __device__ void forward_tile(const ForwardCall& call, const TableView& table,
                              ForwardMemory<Shape>& memory) {
   begin_tile(call, table, memory);
@@ -87,13 +87,14 @@ __device__ void forward_tile(const ForwardCall& call, const TableView& table,
     warp.attend(tile % 2, memory.keys[tile % Shape::kLists], tile == 0);
   }
   const WorkItem& work = memory.work;
-  warp.finish(work, min(work.group.rows - work.tile.first_row, Shape::kRows), memory.query_begin);
+  const int32_t rows = min(work.group.rows - work.tile.first_row, Shape::kRows);
+  warp.template finish<kIsBlock>(work, rows, memory.query_begin);
 }
 
-template <typename Element, int kHeadDim, int kWarps, int kWarpTiles>
-__global__ void __launch_bounds__(kWarps * 32, ForwardShape<kHeadDim, kWarps, kWarpTiles>::kBlocks)
+/// kIsBlock: the result continues another one, or will be continued.
+template <typename Element, typename Shape, bool kIsBlock>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     attention_forward_kernel(const __grid_constant__ ForwardCall call) {
-  using Shape = ForwardShape<kHeadDim, kWarps, kWarpTiles>;
   extern __shared__ __align__(128) unsigned char bytes[];
   ForwardMemory<Shape>& memory = *reinterpret_cast<ForwardMemory<Shape>*>(bytes);
   const TableView table = PatternView{call.args.pattern}.forward();
@@ -118,7 +119,7 @@ __global__ void __launch_bounds__(kWarps * 32, ForwardShape<kHeadDim, kWarps, kW
     }
     __syncthreads();
     if (has_rows) {
-      forward_tile<Element, Shape>(call, table, memory);
+      forward_tile<Element, Shape, kIsBlock>(call, table, memory);
     }
     if (threadIdx.x == 0) {
       memory.item += gridDim.x;

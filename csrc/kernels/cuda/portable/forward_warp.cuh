@@ -122,6 +122,7 @@ class ForwardWarp {
     multiply_values(shared_address(memory_.value[stage]) + value_);
   }
 
+  template <bool kIsBlock>
   __device__ void finish(const WorkItem& work, int32_t rows, int32_t query_begin);
 
  private:
@@ -304,6 +305,10 @@ class ForwardWarp {
     }
   }
 
+  __device__ void scale_row(int r, float factor);
+  __device__ float merge_row(int r, float lse, const WorkItem& work, int64_t head_row,
+                             int32_t query_begin);
+  __device__ void store_rows(const WorkItem& work, int32_t rows, int32_t query_begin);
   __device__ void write_out(const WorkItem& work, int32_t rows, int32_t query_begin);
 
   __device__ int row_index(int r) const { return first_row_ + r * 8 + threadIdx.x % 32 / 4; }
@@ -322,14 +327,15 @@ class ForwardWarp {
   float reference_[kWarpRows], sum_[kWarpRows];
 };
 
-/// Normalises, merges with the running result, and writes the rows that exist: out rounded at most
-/// once, lse as natural logarithm.
+/// Normalises, and writes the rows that exist: out rounded at most once, lse as natural logarithm.
+/// kIsBlock: merges with a running result, if there is one, and leaves a partial result in float32.
+/// Within the plain kernel that would slow its loop (docs/performance.md).
 template <typename Element, typename Shape>
+template <bool kIsBlock>
 __device__ void ForwardWarp<Element, Shape>::finish(const WorkItem& work, int32_t rows,
                                                     int32_t query_begin) {
   const ForwardArgs& args = call_.args;
   const float zero_keys = static_cast<float>(work.group.zero_keys);
-  const int32_t head_dim = static_cast<int32_t>(args.head_dim);
   const int64_t head_row = (work.batch * args.heads + work.head) * args.queries - query_begin;
 #pragma unroll
   for (int r = 0; r < kWarpRows; ++r) {
@@ -341,40 +347,67 @@ __device__ void ForwardWarp<Element, Shape>::finish(const WorkItem& work, int32_
       factor = exp2_approx(reference_[r] - reference);
       sum = sum * factor + zero_keys * exp2_approx(-reference);
     }
-    factor = sum == 0 ? 0 : factor / (sum * (1 - args.dropout.probability));
-    const int32_t position = row_position(r);
-    const float running_lse =
-        args.running_lse == nullptr
-            ? negative_infinity()
-            : static_cast<const float*>(args.running_lse)[head_row + position];
-    const float block_lse = sum == 0 ? negative_infinity() : (reference + log2f(sum)) * kLn2;
-    const Merged merged = merge(running_lse, block_lse);
-    factor *= merged.block_weight;
-#pragma unroll
-    for (int n = 0; n < kValueTiles; ++n) {
-      out_[r / 2][n][r % 2 * 2] *= factor;
-      out_[r / 2][n][r % 2 * 2 + 1] *= factor;
+    scale_row(r, sum == 0 ? 0 : factor / (sum * (1 - args.dropout.probability)));
+    float lse = sum == 0 ? negative_infinity() : (reference + log2f(sum)) * kLn2;
+    if constexpr (kIsBlock) {
+      if (args.running_lse != nullptr) {
+        lse = merge_row(r, lse, work, head_row, query_begin);
+      }
     }
-    if (running_lse != negative_infinity()) {
-      const char* origin = row_origin(args.running_out, work, work.head, query_begin, 4);
-      const float* row =
-          reinterpret_cast<const float*>(origin) + position * args.running_out.strides.row;
-      add_row(out_[r / 2], r % 2, row, head_dim, call_.running_aligned, merged.running_weight);
-    }
-    if (row_index(r) >= rows) {
-      continue;
-    }
-    if (threadIdx.x % 4 == 0) {
-      static_cast<float*>(args.lse)[head_row + position] = merged.lse;
-    }
-    if (args.is_partial) {
-      char* origin = const_cast<char*>(row_origin(args.out, work, work.head, query_begin, 4));
-      float* row = reinterpret_cast<float*>(origin) + position * args.out.strides.row;
-      store_row(out_[r / 2], r % 2, row, head_dim, call_.out_aligned, 1);
+    if (threadIdx.x % 4 == 0 && row_index(r) < rows) {
+      static_cast<float*>(args.lse)[head_row + row_position(r)] = lse;
     }
   }
-  if (!args.is_partial) {
-    write_out(work, rows, query_begin);
+  if constexpr (kIsBlock) {
+    if (args.is_partial) {
+      store_rows(work, rows, query_begin);
+      return;
+    }
+  }
+  write_out(work, rows, query_begin);
+}
+
+template <typename Element, typename Shape>
+__device__ void ForwardWarp<Element, Shape>::scale_row(int r, float factor) {
+#pragma unroll
+  for (int n = 0; n < kValueTiles; ++n) {
+    out_[r / 2][n][r % 2 * 2] *= factor;
+    out_[r / 2][n][r % 2 * 2 + 1] *= factor;
+  }
+}
+
+/// Adds the running result of the row to its normalised output; the log-sum-exp of both.
+template <typename Element, typename Shape>
+__device__ float ForwardWarp<Element, Shape>::merge_row(int r, float lse, const WorkItem& work,
+                                                        int64_t head_row, int32_t query_begin) {
+  const ForwardArgs& args = call_.args;
+  const int32_t position = row_position(r);
+  const float running_lse = static_cast<const float*>(args.running_lse)[head_row + position];
+  if (running_lse == negative_infinity()) {
+    return lse;
+  }
+  const Merged merged = merge(running_lse, lse);
+  scale_row(r, merged.block_weight);
+  const char* origin = row_origin(args.running_out, work, work.head, query_begin, 4);
+  const float* row =
+      reinterpret_cast<const float*>(origin) + position * args.running_out.strides.row;
+  add_row(out_[r / 2], r % 2, row, static_cast<int32_t>(args.head_dim), call_.running_aligned,
+          merged.running_weight);
+  return merged.lse;
+}
+
+/// In float32.
+template <typename Element, typename Shape>
+__device__ void ForwardWarp<Element, Shape>::store_rows(const WorkItem& work, int32_t rows,
+                                                        int32_t query_begin) {
+  const ForwardArgs& args = call_.args;
+  char* origin = const_cast<char*>(row_origin(args.out, work, work.head, query_begin, 4));
+#pragma unroll
+  for (int r = 0; r < kWarpRows; ++r) {
+    if (row_index(r) < rows) {
+      float* row = reinterpret_cast<float*>(origin) + row_position(r) * args.out.strides.row;
+      store_row(out_[r / 2], r % 2, row, static_cast<int32_t>(args.head_dim), call_.out_aligned, 1);
+    }
   }
 }
 
