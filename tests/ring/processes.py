@@ -48,7 +48,7 @@ class Processes:
         for rank in ranks:
             self._pipes[rank].send((function, arguments))
 
-    def result(self, rank: int, timeout: float = 60.0) -> Any:
+    def result(self, rank: int, timeout: float = 240.0) -> Any:
         """What the function returned on the rank; raises Failure if it raised, or says nothing."""
         if not self._pipes[rank].poll(timeout):
             raise Failure(f"rank {rank} did not answer within {timeout} s")

@@ -45,7 +45,7 @@ class PatternCache(BasePatternCache):
         max_bytes: int = 256 * 2**20,
         *,
         pin_after: int | None = None,
-        batch_transfers: bool = False,
+        batch_transfers: bool = True,
         async_bytes: int | None = 0,
     ) -> None:
         super().__init__(max_entries, max_bytes, pin_after)
