@@ -73,17 +73,6 @@ def test_signatures():
     ]
 
 
-@pytest.mark.parametrize("name", ops.__all__)
-def test_the_typed_operators_take_what_the_schemas_say(name):
-    schema = getattr(torch.ops.dilated, name).default._schema
-    parameters = inspect.signature(getattr(ops, name)).parameters.values()
-    assert [p.name for p in parameters] == [a.name for a in schema.arguments]
-    for parameter, argument in zip(parameters, schema.arguments, strict=True):
-        assert (parameter.kind is inspect.Parameter.KEYWORD_ONLY) == argument.kwarg_only
-        if argument.has_default_value():
-            assert parameter.default == argument.default_value
-
-
 def test_the_typed_operators_call_the_library():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 8, 2, 4, generator=generator, dtype=torch.float64)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-_attention = torch.ops.dilated.attention.default
-_attention_backward = torch.ops.dilated.attention_backward.default
+from .typed import operator
 
 
+@operator
 def attention(
     query: Tensor,
     key: Tensor,
@@ -32,23 +31,10 @@ def attention(
     query's device, needed if dropout_p > 0. pattern: int32 on query's device, from the planner;
     without one the operator plans by itself.
     """
-    result: tuple[Tensor, Tensor] = _attention(
-        query,
-        key,
-        value,
-        segment_lengths,
-        dilation_rates,
-        head_offsets=head_offsets,
-        is_causal=is_causal,
-        scale=scale,
-        padding=padding,
-        dropout_p=dropout_p,
-        dropout_seed=dropout_seed,
-        pattern=pattern,
-    )
-    return result
+    raise NotImplementedError
 
 
+@operator
 def attention_backward(
     grad_out: Tensor,
     grad_lse: Tensor | None,
@@ -69,22 +55,4 @@ def attention_backward(
     pattern: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value, given what `attention` was given and returned."""
-    result: tuple[Tensor, Tensor, Tensor] = _attention_backward(
-        grad_out,
-        grad_lse,
-        query,
-        key,
-        value,
-        out,
-        lse,
-        segment_lengths,
-        dilation_rates,
-        head_offsets=head_offsets,
-        is_causal=is_causal,
-        scale=scale,
-        padding=padding,
-        dropout_p=dropout_p,
-        dropout_seed=dropout_seed,
-        pattern=pattern,
-    )
-    return result
+    raise NotImplementedError

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-_attention_block = torch.ops.dilated.attention_block.default
-_attention_block_backward = torch.ops.dilated.attention_block_backward.default
+from .typed import operator
 
 
+@operator
 def attention_block(
     query: Tensor,
     key: Tensor,
@@ -49,29 +48,10 @@ def attention_block(
     Raises ValueError, naming the argument, where ranges leave the sequence, one of out and lse is
     missing or has another shape, dtype or device, or where `attention` would raise.
     """
-    result: tuple[Tensor, Tensor] = _attention_block(
-        query,
-        key,
-        value,
-        seq_len,
-        query_begin,
-        key_begin,
-        segment_lengths,
-        dilation_rates,
-        out=out,
-        lse=lse,
-        head_offsets=head_offsets,
-        is_causal=is_causal,
-        scale=scale,
-        padding=padding,
-        dropout_p=dropout_p,
-        dropout_seed=dropout_seed,
-        pattern=pattern,
-        partial=partial,
-    )
-    return result
+    raise NotImplementedError
 
 
+@operator
 def attention_block_backward(
     grad_out: Tensor,
     grad_lse: Tensor | None,
@@ -102,26 +82,4 @@ def attention_block_backward(
     their gradients. partial: the shares come in float32 (float64 for float64), to be summed;
     otherwise in query's dtype. Raises ValueError as `attention_block` does.
     """
-    result: tuple[Tensor, Tensor, Tensor] = _attention_block_backward(
-        grad_out,
-        grad_lse,
-        query,
-        key,
-        value,
-        out,
-        lse,
-        seq_len,
-        query_begin,
-        key_begin,
-        segment_lengths,
-        dilation_rates,
-        head_offsets=head_offsets,
-        is_causal=is_causal,
-        scale=scale,
-        padding=padding,
-        dropout_p=dropout_p,
-        dropout_seed=dropout_seed,
-        pattern=pattern,
-        partial=partial,
-    )
-    return result
+    raise NotImplementedError

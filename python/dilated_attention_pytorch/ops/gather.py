@@ -3,15 +3,12 @@ memory that the caller has."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-_gather = torch.ops.dilated.gather.default
-_scatter_add = torch.ops.dilated.scatter_add.default
-_gather_into = torch.ops.dilated.gather_into.default
-_scatter_into = torch.ops.dilated.scatter_into.default
+from .typed import operator
 
 
+@operator
 def gather(
     input: Tensor,
     segment_length: int,
@@ -26,12 +23,10 @@ def gather(
     slots: head h's positions on its lattice, then zeros. head_offsets: int64 [H] on the CPU, None
     for h mod r.
     """
-    result: Tensor = _gather(
-        input, segment_length, dilation_rate, head_offsets=head_offsets, start=start
-    )
-    return result
+    raise NotImplementedError
 
 
+@operator
 def scatter_add(
     input: Tensor,
     packed: Tensor,
@@ -42,12 +37,10 @@ def scatter_add(
     start: int = 0,
 ) -> Tensor:
     """input [B, N, H, D] plus the rows of packed [B, M, H, D], put where gather takes them from."""
-    result: Tensor = _scatter_add(
-        input, packed, segment_length, dilation_rate, head_offsets=head_offsets, start=start
-    )
-    return result
+    raise NotImplementedError
 
 
+@operator
 def gather_into(
     packed: Tensor,
     input: Tensor,
@@ -58,11 +51,10 @@ def gather_into(
     start: int = 0,
 ) -> None:
     """packed [B, M, H, D] <- gather(input, ...); not differentiable."""
-    _gather_into(
-        packed, input, segment_length, dilation_rate, head_offsets=head_offsets, start=start
-    )
+    raise NotImplementedError
 
 
+@operator
 def scatter_into(
     rows: Tensor,
     packed: Tensor,
@@ -78,12 +70,4 @@ def scatter_into(
     They replace what is there, or are added to it; slots without a position are ignored. Not
     differentiable.
     """
-    _scatter_into(
-        rows,
-        packed,
-        segment_length,
-        dilation_rate,
-        head_offsets=head_offsets,
-        start=start,
-        accumulate=accumulate,
-    )
+    raise NotImplementedError

@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.fx.node import has_side_effect
 from torch.library import Library
 
-_ring_attention = torch.ops.dilated.ring_attention.default
-_ring_attention_backward = torch.ops.dilated.ring_attention_backward.default
+from .typed import operator
 
 # A rank that drops a call, because its results are not used, makes the others wait for it.
-has_side_effect(_ring_attention)
-has_side_effect(_ring_attention_backward)
+has_side_effect(torch.ops.dilated.ring_attention.default)
+has_side_effect(torch.ops.dilated.ring_attention_backward.default)
 
 
+@operator
 def ring_attention(
     query: Tensor,
     key: Tensor,
@@ -41,23 +41,7 @@ def ring_attention(
     ranks call, with the same arguments but for the tensors' contents and dropout_seed, and all run
     the backward or none. strategy: "ring", "gather", "all_to_all" or "auto".
     """
-    result: tuple[Tensor, Tensor] = _ring_attention(
-        query,
-        key,
-        value,
-        segment_lengths,
-        dilation_rates,
-        group_name,
-        head_offsets=head_offsets,
-        is_causal=is_causal,
-        scale=scale,
-        padding=padding,
-        dropout_p=dropout_p,
-        dropout_seed=dropout_seed,
-        shard_lengths=shard_lengths,
-        strategy=strategy,
-    )
-    return result
+    raise NotImplementedError
 
 
 def register_ring_attention(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-_segment_attention = torch.ops.dilated.segment_attention.default
+from .typed import operator
 
 
+@operator
 def segment_attention(
     query: Tensor,
     key: Tensor,
@@ -24,18 +24,4 @@ def segment_attention(
     pattern: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(out [B, N, H, D], lse [B, H, N]) of a single branch; head_offsets is int64 [1, H]."""
-    result: tuple[Tensor, Tensor] = _segment_attention(
-        query,
-        key,
-        value,
-        segment_length,
-        dilation_rate,
-        head_offsets=head_offsets,
-        is_causal=is_causal,
-        scale=scale,
-        padding=padding,
-        dropout_p=dropout_p,
-        dropout_seed=dropout_seed,
-        pattern=pattern,
-    )
-    return result
+    raise NotImplementedError

@@ -5,6 +5,8 @@
 // gives the same result as long as nothing overflows, so most key tiles are computed against the
 // old one without looking for their maximum. Where weights turn out to be too large for 16 bits,
 // the tile's scores are computed again and the reference follows.
+//
+// One class, since its steps share the accumulators.
 #pragma once
 
 #include "kernels/cuda/portable/forward_call.cuh"
