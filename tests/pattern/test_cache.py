@@ -72,6 +72,16 @@ def test_memory_of_a_batch_counts_until_its_last_pattern_goes(machine):
     assert cache.statistics().bytes == 0
 
 
+def test_a_pattern_in_use_outlives_what_was_announced_since(machine):
+    cache = fake_cache(machine, max_entries=2)
+    for _ in range(2):
+        cache.lookup(spec(40))
+    cache.prefetch([spec(41)], machine.device)
+    cache.lookup(spec(40))
+    cache.lookup(spec(42))
+    assert spec(40) in cache and spec(41) not in cache
+
+
 def test_announced_patterns_are_the_last_to_go(machine):
     cache = fake_cache(machine, max_entries=2)
     cache.lookup(spec(40))

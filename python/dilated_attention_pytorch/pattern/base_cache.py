@@ -174,6 +174,7 @@ class BasePatternCache(ABC):
         self._planning_seconds += seconds
         entry.held = True
         self._entries[spec] = entry
+        self._newest = None
         self._bytes += entry.pattern.nbytes
         self._evict()
 

@@ -68,6 +68,7 @@ class PatternCache(BasePatternCache):
             for entry in entries:
                 if entry.held:
                     self._entries.move_to_end(entry.pattern.spec)
+                    self._newest = None
             missing = sorted((e for e in entries if device not in e.copies), key=_size_class)
             for _, group in groupby(missing, _size_class if self._batch_transfers else id):
                 self._keep([entry for entry in group if entry.held], device)

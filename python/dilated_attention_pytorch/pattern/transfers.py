@@ -110,7 +110,7 @@ class CudaTransfers:
             if len(sources) == 1:
                 staged = sources[0] if blocking else sources[0].pin_memory()
             else:
-                staged = torch.empty(size, dtype=torch.int32, pin_memory=not blocking)
+                staged = torch.empty(size, dtype=torch.int32, device="cpu", pin_memory=not blocking)
                 pack(sources, staged)
             # The allocator of page-locked memory keeps what a copy reads until it is done.
             block = staged.to(torch.device("cuda", device), non_blocking=not blocking)
