@@ -54,7 +54,13 @@ def forward(
     peers = Peers(group_name)
     fields = _fields(query, key, value, arguments)
     # Equal fields are equal calls, but for the rows of this rank where they are not a field.
-    known = (*fields.values(), query.size(1), query.device)
+    rows = tuple((x.size(1), x.dtype, x.device) for x in (query, key, value))
+    seed = arguments.dropout_seed
+    known = (
+        *fields.values(),
+        rows,
+        None if seed is None else (seed.device, seed.dtype, seed.shape),
+    )
     if not peers.has_agreed(known):
         try:
             _check(query, key, value, arguments, peers)
