@@ -21,7 +21,7 @@ from .timing import (
     Stopwatch,
     Timing,
     captured,
-    host_time,
+    host_times,
     isolated,
     peak_mib,
     sustained,
@@ -204,9 +204,9 @@ class CaseRun:
             if prepared.impl.graphed or "isolated" not in prepared.impl.protocols:
                 continue
             self._bench.check_time()
-            launch_ms = host_time(lambda: one.add_(1), self._bench.stopwatch).ms
-            timing = host_time(prepared.calls[0].forward, self._bench.stopwatch)
-            self._add(prepared, "host", "isolated", timing, launch_ms)
+            launches = (lambda: one.add_(1), prepared.calls[0].forward)
+            launch, timing = host_times(launches, self._bench.stopwatch)
+            self._add(prepared, "host", "isolated", timing, launch.ms)
 
     def _add(
         self,

@@ -2,7 +2,8 @@
 
 A power-limited GPU runs slower when it is busy, so there are two numbers. *Sustained*: launches
 back to back for at least half a second, of which the second half counts. *Isolated*: launches 40 ms
-apart with a flushed L2 cache. Whoever is compared is measured in turn, in the same process.
+apart with a flushed L2 cache. Whoever is compared is measured in turn, in the same process; so is
+the time that the host takes to launch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ Launch = Callable[[], object]
 SUSTAINED_SECONDS = 0.5
 PAUSE_SECONDS = 0.04
 ISOLATED_LAUNCHES = 7
-HOST_LAUNCHES = 200
+HOST_LAUNCHES = 1000
+HOST_WARM_UP = 50
 _BATCH_SECONDS = 1e-3  # events are this far apart at least, so that recording them costs nothing
 _MIN_BATCHES = 4
 
@@ -183,20 +185,22 @@ def isolated(
     return [summarize(v, len(v), s) for v, s in zip(times, states, strict=True)]
 
 
-def host_time(launch: Launch, stopwatch: Stopwatch, repeats: int = HOST_LAUNCHES) -> Timing:
-    """The host's time until a call returns, the device being idle when it starts.
+def host_times(
+    launches: Sequence[Launch], stopwatch: Stopwatch, repeats: int = HOST_LAUNCHES
+) -> list[Timing]:
+    """The host's time until each call returns, the device being idle when it starts; in turn.
 
     On the CPU that includes the work itself.
     """
-    launch()
-    values = []
-    for _ in range(repeats):
-        stopwatch.synchronize()
-        begin = time.perf_counter()
-        launch()
-        values.append((time.perf_counter() - begin) * 1e3)
+    values: list[list[float]] = [[] for _ in launches]
+    for _ in range(HOST_WARM_UP + repeats):
+        for launch, mine in zip(launches, values, strict=True):
+            stopwatch.synchronize()
+            begin = time.perf_counter()
+            launch()
+            mine.append((time.perf_counter() - begin) * 1e3)
     stopwatch.synchronize()
-    return summarize(values, repeats)
+    return [summarize(mine[HOST_WARM_UP:], repeats) for mine in values]
 
 
 def peak_mib(launch: Launch, stopwatch: Stopwatch) -> float | None:

@@ -18,10 +18,17 @@
 namespace dilated::ops {
 namespace {
 
+/// Whether a graph captures the current stream; never the default one, for which no driver is
+/// asked.
+bool is_capturing() {
+  return c10::cuda::getCurrentCUDAStream().stream() != nullptr &&
+         c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
+}
+
 /// Plans, and copies the words on the current stream.
 at::Tensor planned_pattern(const PatternSpec& spec, const at::Device& device) {
   TORCH_CHECK(
-      c10::cuda::currentStreamCaptureStatusMayInitCtx() == c10::cuda::CaptureStatus::None,
+      !is_capturing(),
       "pattern: must be given, on query's device, while a CUDA graph is captured: one that is "
       "planned on the spot comes from host memory that a replay would not find");
   const std::vector<int32_t> words = plan(spec);
@@ -31,10 +38,11 @@ at::Tensor planned_pattern(const PatternSpec& spec, const at::Device& device) {
   return pinned.to(device, /*non_blocking=*/true);
 }
 
-/// Has the device compare the pattern with the call, the first time that the two meet.
+/// Has the device compare the pattern with the call, the first time that the two meet. A graph
+/// compares in every replay: what it captured has not run yet, and the words may change until then.
 void compare_fingerprint(const at::Tensor& pattern, uint64_t fingerprint) {
   static CheckedPatterns checked;
-  if (!checked.contains_or_insert(pattern, fingerprint)) {
+  if (is_capturing() || !checked.contains_or_insert(pattern, fingerprint)) {
     C10_CUDA_CHECK(kernels::cuda::compare_fingerprint(
         pattern.const_data_ptr<int32_t>(), fingerprint, c10::cuda::getCurrentCUDAStream()));
   }

@@ -94,10 +94,18 @@ def test_isolated_takes_turns_and_pauses(clock: HandClock) -> None:
     assert min(b - a for a, b in zip(starts, starts[1:], strict=False)) >= 0.04
 
 
-def test_host_time_is_the_time_of_the_call(clock: HandClock) -> None:
-    got = timing.host_time(lambda: clock.move(2e-5), Stopwatch(CPU), repeats=5)
-    assert got.ms == pytest.approx(0.02)
-    assert got.launches == 5
+def test_host_times_are_those_of_the_calls_in_turn(clock: HandClock) -> None:
+    order: list[str] = []
+
+    def launch(name: str, seconds: float) -> None:
+        order.append(name)
+        clock.move(seconds if len(order) > 2 * timing.HOST_WARM_UP else 1.0)
+
+    launches = [lambda: launch("a", 2e-5), lambda: launch("b", 1e-5)]
+    first, second = timing.host_times(launches, Stopwatch(CPU), repeats=5)
+    assert [first.ms_p90, second.ms_p90] == pytest.approx([0.02, 0.01])
+    assert first.launches == second.launches == 5
+    assert order == ["a", "b"] * (timing.HOST_WARM_UP + 5)
 
 
 def test_rotation_visits_all() -> None:

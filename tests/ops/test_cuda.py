@@ -161,6 +161,16 @@ q = torch.zeros(1, 100, 2, 16, device="cuda", dtype=torch.float16)
 def attend(words):
     torch.ops.dilated.attention(q, q, q, [32], [1], pattern=words)
     torch.cuda.synchronize()
+def replay_after(change):
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        torch.ops.dilated.attention(q, q, q, [32], [1], pattern=pattern)
+    graph.replay()
+    torch.cuda.synchronize()
+    print("its graph passes")
+    change()
+    graph.replay()
+    torch.cuda.synchronize()
 attend(pattern)
 print("its own pattern passes")
 {misuse}
@@ -173,12 +183,14 @@ print("its own pattern passes")
         "attend(foreign)",
         "pattern[: len(foreign)] = foreign[: len(pattern)]; attend(pattern)",
         "pattern.set_(foreign); attend(pattern)",
+        "replay_after(pattern.zero_)",
     ],
 )
 def test_a_pattern_of_another_call_stops_the_program(misuse: str) -> None:
     program = FOREIGN.replace("{misuse}", misuse)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "its own pattern passes" in done.stdout
+    assert ("its graph passes" in done.stdout) == ("replay" in misuse)
     assert done.returncode != 0
     assert "pattern was planned for the arguments of this call" in done.stderr + done.stdout
     assert "device-side assert" in done.stderr

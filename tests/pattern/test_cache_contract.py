@@ -528,6 +528,7 @@ def test_a_forked_process_goes_on_with_the_patterns_of_the_host(make):
     machine.attach(cache)
     warm(cache, machine, 40)
     cache.lookup(spec(41))
+    planned = cache._entries[spec(40)].pattern
     # As if another thread were in the middle of something, and one of planning.
     cache._planning[spec(42)] = Future()
     with cache._lock:
@@ -536,12 +537,16 @@ def test_a_forked_process_goes_on_with_the_patterns_of_the_host(make):
             code = 1
             signal.alarm(20)
             try:
-                cache.lookup(spec(40))
+                # What it can't be sure to be allowed to read is planned again.
+                hits = 1 if machine.fake.is_pinned(planned.words) else 2
+                _, words = cache.lookup(spec(40))
+                cache.lookup(spec(41))
                 cache.lookup(spec(42))
                 cache.prefetch([spec(43)], CPU)
                 drain(cache)
                 statistics = cache.statistics()
-                right = (statistics.hits, statistics.misses, len(cache)) == (1, 2, 4)
+                right = (statistics.hits, statistics.misses) == (hits, 4 - hits)
+                right = right and len(cache) == 4 and not machine.fake.is_pinned(words)
                 code = 0 if right and statistics.bytes == words_bytes(40, 41, 42, 43) else 2
             finally:
                 os._exit(code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -200,6 +201,44 @@ def test_a_repeated_sequence_is_copied_ahead(machine):
         # The 11th and 12th item have been followed by the same one twice: 13 to 30 are foretold.
         assert statistics.prefetch_hits == (18 if predict else 0)
         assert statistics.hot_hits == statistics.prefetch_hits
+
+
+def test_what_is_expected_is_copied_once_and_only_if_it_fits(machine, monkeypatch):
+    submitted: list[int] = []
+    for hot_bytes, jobs in ((block_bytes(*range(40, 45)), 1), (0, 0)):
+        cache = fake_cache(machine, promote_after=100, hot_bytes=hot_bytes)
+        submit = cache._background.submit
+        use(cache, machine, *[*range(40, 45)] * 3)
+        cache.drain()
+        submitted.clear()
+        # The thread comes to nothing meanwhile.
+        monkeypatch.setattr(cache._background, "submit", submitted.append)
+        with cache._lock:
+            for tier in cache._tiers.values():
+                for entry in list(tier.copies):
+                    tier.drop(entry)
+            for _ in range(3):
+                cache._expect(spec(44), machine.device)
+        assert len(submitted) == jobs
+        monkeypatch.setattr(cache._background, "submit", submit)
+        for job in submitted:
+            job()
+        assert hot(cache, machine) == ({44} if hot_bytes else set())
+        assert not cache._expected
+
+
+def test_drain_tells_what_could_not_be_begun(machine, monkeypatch):
+    cache = fake_cache(machine)
+
+    def submit(*_: object) -> None:
+        raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", submit)
+    cache.prefetch([spec(40)], machine.device)
+    use(cache, machine, 40)
+    with pytest.raises(RuntimeError, match="interpreter shutdown"):
+        cache.drain()
+    cache.drain()
 
 
 def test_a_pattern_in_the_making_is_waited_for(machine, monkeypatch):

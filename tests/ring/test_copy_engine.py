@@ -7,13 +7,16 @@ import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
 from dilated_attention_pytorch.ring.copy_engine import CopyEngine, choose_transport
+from dilated_attention_pytorch.ring.exchange import Peers
 from dilated_attention_pytorch.ring.plan import peers
+from tests.ring.processes import Processes, group_of
 
 CAPACITY = 256
 
@@ -81,6 +84,36 @@ def test_a_rank_that_does_not_come_is_an_error() -> None:
     engine = CopyEngine(ThreadHandle(Shared(2), 0), 0, CAPACITY, None, 50)
     with pytest.raises(TimeoutError):
         engine.exchange([], [(1, torch.zeros(4))])
+
+
+def start_without(size: int, step: str) -> tuple[list[str], str | None, bool]:
+    """Starts the engine where a step fails on rank 1: calls, transport, whether there is none."""
+    peers, called = Peers(group_of(size).group_name), []
+
+    def tried(name: str) -> Tensor:
+        called.append(name)
+        if name == step and peers.rank == 1:
+            raise MemoryError(f"{name} failed")
+        return torch.zeros(1)
+
+    exchange = "dilated_attention_pytorch.ring.exchange"
+    with (
+        mock.patch(f"{exchange}._symmetric_buffer", lambda *_: tried("buffer")),
+        mock.patch(f"{exchange}._map_buffer", lambda *_: tried("map")),
+        mock.patch("torch.cuda.synchronize"),
+        pytest.warns(UserWarning, match=f"{step} failed"),
+    ):
+        peers._start_engine(torch.device("cpu"), CAPACITY)
+    transport, peers._state.transport = peers.transport, None
+    return called, transport, peers._state.engine is None
+
+
+@pytest.mark.parametrize(("step", "called"), [("buffer", ["buffer"]), ("map", ["buffer", "map"])])
+def test_all_ranks_go_without_it_where_one_can_not_start(
+    workers: Processes, step: str, called: list[str]
+) -> None:
+    """A rank that met the others in a step that one of them does not reach would hang."""
+    assert workers.run(2, start_without, step) == [(called, "direct", True)] * 2
 
 
 @pytest.mark.parametrize(

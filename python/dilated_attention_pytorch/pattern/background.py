@@ -26,7 +26,11 @@ class Background:
         with self._lock:
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(1, "dilated-prefetch")
-            future = self._executor.submit(job)
+            try:
+                future = self._executor.submit(job)
+            except RuntimeError as error:  # no thread starts while the interpreter shuts down
+                self._failure = self._failure or error
+                return
             self._jobs.add(future)
         future.add_done_callback(self._finish)
 
@@ -41,7 +45,8 @@ class Background:
         """Waits until all that was submitted is done.
 
         Raises:
-            Exception: the first that a job raised since the last time.
+            Exception: the first that a job raised, or that kept one from running, since the last
+                time.
         """
         with self._lock:
             jobs = tuple(self._jobs)

@@ -32,8 +32,8 @@ class BasePatternCache(ABC):
     Methods may be called from any thread and on any CUDA stream; a pattern that two threads miss
     at once is planned once. A pattern that a CUDA graph captured stays in memory until `clear()`,
     even when it is evicted, since the graph holds only its address. Pickling and copying give an
-    empty cache with the same settings. A forked process keeps the patterns of the host; copies on
-    devices stay the parent's.
+    empty cache with the same settings. A forked process keeps the patterns of the host's ordinary
+    memory; page-locked ones and copies on devices stay the parent's.
 
     Methods that begin with one underscore are for subclasses; those with "Locked." in their text
     are called with the lock held.
@@ -46,7 +46,7 @@ class BasePatternCache(ABC):
         self._newest: Entry | None = None
         self._planning: dict[PatternSpec, Future[Entry | None]] = {}
         self._captured: set[Copy] = set()
-        self._abandoned: list[Copy] = []
+        self._abandoned: list[Copy | Entry] = []
         self._max_entries = at_least(0, max_entries, "max_entries")
         self._max_bytes = at_least(0, max_bytes, "max_bytes")
         self._pin_after = None if pin_after is None else at_least(0, pin_after, "pin_after")
@@ -267,6 +267,9 @@ class BasePatternCache(ABC):
         self._planning = {}
         self._abandoned += self._captured  # never released: that would call the device
         self._captured = set()
+        self._newest = None
+        locked = [spec for spec, entry in self._entries.items() if entry.pattern.page_locked]
+        self._abandoned += [self._entries.pop(spec) for spec in locked]
         for entry in self._entries.values():
             self._abandoned += [copy for device, copy in entry.copies.items() if device != CPU]
             entry.copies = {CPU: entry.host}

@@ -24,7 +24,7 @@ class PatternCache(BasePatternCache):
     entry. Methods may be called from any thread and on any CUDA stream. A pattern that a CUDA graph
     captured stays in memory until `clear()`, even when it is evicted, since the graph holds only
     its address. Pickling and copying give an empty cache with the same settings; a forked process
-    keeps the patterns of the host.
+    keeps the patterns of the host's ordinary memory.
 
     Args:
         max_entries: most patterns held, 0 for none.

@@ -65,11 +65,13 @@ class Pattern:
 
     words: int32 [words], on the CPU; csrc/include/dilated/pattern_layout.h says what they mean.
     head_offsets: int64 [branches, heads] on the CPU, None for the interleaved ones.
+    page_locked: whether the words lie in memory that GPUs read by themselves.
     """
 
     spec: PatternSpec
     words: Tensor
     head_offsets: Tensor | None
+    page_locked: bool = False
 
     @staticmethod
     def plan(spec: PatternSpec) -> Pattern:

@@ -75,6 +75,7 @@ class TieredPatternCache(BasePatternCache):
         self._background = Background()
         self._tiers: dict[torch.device, HotTier] = {}
         self._predictor: Predictor[PatternSpec] = Predictor()
+        self._expected: set[tuple[PatternSpec, torch.device]] = set()  # and being copied ahead
         super().__init__(max_entries, max_bytes, pin_after)
         for spec in self._common:
             self._planned(spec, CPU)
@@ -158,11 +159,11 @@ class TieredPatternCache(BasePatternCache):
 
     def _page_locked(self, pattern: Pattern, device: torch.device) -> Pattern:
         # During a capture no memory may be page-locked; what needs it there is refused later.
-        if device.type != "cuda" or self._is_captured(full_device(device)):
+        if device.type != "cuda" or pattern.page_locked or self._is_captured(full_device(device)):
             return pattern
         with torch.inference_mode(False):
             words = self._transfers.pin(pattern.words, full_device(device).index)
-        return pattern if words is pattern.words else replace(pattern, words=words)
+        return replace(pattern, words=words, page_locked=True)
 
     def _words(self, entry: Entry, device: torch.device, hit: bool) -> Tensor:
         if self._hits + self._misses >= self._age_at:
@@ -223,11 +224,23 @@ class TieredPatternCache(BasePatternCache):
                 self._expect(expected, full_device(device))
 
     def _expect(self, spec: PatternSpec, device: torch.device) -> None:
-        """Locked. Copies ahead, unless the words are there or a graph is being captured."""
+        """Locked. Copies ahead what is not there, unless that is vain or under way."""
         entry, tier = self._entries.get(spec), self._tiers.get(device)
-        is_hot = entry is not None and tier is not None and entry in tier.copies
-        if not is_hot and not self._is_captured(device):
-            self._background.submit(partial(self._fetch, (spec,), device))
+        if entry is not None:
+            is_hot = tier is not None and entry in tier.copies
+            if is_hot or entry.pattern.nbytes > self._hot_bytes:
+                return
+        if (spec, device) not in self._expected and not self._is_captured(device):
+            self._expected.add((spec, device))
+            self._background.submit(partial(self._fetch_expected, spec, device))
+
+    def _fetch_expected(self, spec: PatternSpec, device: torch.device) -> None:
+        """On the background's thread."""
+        try:
+            self._fetch((spec,), device)
+        finally:
+            with self._lock:
+                self._expected.discard((spec, device))
 
     def _fetch(self, specs: Sequence[PatternSpec], device: torch.device) -> None:
         """On the background's thread."""
@@ -258,6 +271,7 @@ class TieredPatternCache(BasePatternCache):
     def _after_fork(self) -> None:
         super()._after_fork()
         self._background.abandon()
+        self._expected = set()
         for tier in self._tiers.values():
             self._abandoned += tier.copies.values()
         self._tiers = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,26 @@ class Call:
         )
         return replace(self, spec=part)
 
+    def arguments(self, queries: Span, keys: Span, device: torch.device) -> dict[str, Any]:
+        """Of both operators on a block, but for tensors of rows; the pattern is the cache's."""
+        spec = self.spec
+        block = spec._replace(queries=queries, keys=keys)
+        pattern, words = current_pattern_cache().lookup(block, device)
+        return {
+            "seq_len": spec.seq_len,
+            "query_begin": queries[0],
+            "key_begin": keys[0],
+            "segment_lengths": [branch.segment_length for branch in spec.branches],
+            "dilation_rates": [branch.dilation_rate for branch in spec.branches],
+            "head_offsets": pattern.head_offsets,
+            "is_causal": spec.is_causal,
+            "scale": self.scale,
+            "padding": spec.padding,
+            "dropout_p": self.dropout_p,
+            "dropout_seed": self.dropout_seed,
+            "pattern": words,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Results:
@@ -68,29 +89,9 @@ def attend(
     partial: bool,
 ) -> Running:
     """Continues `running` with the keys at positions `keys`; partial: more blocks follow."""
-    words, offsets = _pattern(call, queries, keys, query.device)
     out, lse = running if running is not None else (None, None)
-    spec = call.spec
-    return ops.attention_block(
-        query,
-        key,
-        value,
-        spec.seq_len,
-        queries[0],
-        keys[0],
-        [branch.segment_length for branch in spec.branches],
-        [branch.dilation_rate for branch in spec.branches],
-        out=out,
-        lse=lse,
-        head_offsets=offsets,
-        is_causal=spec.is_causal,
-        scale=call.scale,
-        padding=spec.padding,
-        dropout_p=call.dropout_p,
-        dropout_seed=call.dropout_seed,
-        pattern=words,
-        partial=partial,
-    )
+    arguments = call.arguments(queries, keys, query.device)
+    return ops.attention_block(query, key, value, out=out, lse=lse, partial=partial, **arguments)
 
 
 def differentiate(
@@ -105,8 +106,6 @@ def differentiate(
     partial: bool,
 ) -> Gradients:
     """A block's share of the gradients of query, key and value; partial: there are others."""
-    words, offsets = _pattern(call, queries, keys, query.device)
-    spec = call.spec
     return ops.attention_block_backward(
         results.grad_out,
         results.grad_lse,
@@ -115,25 +114,6 @@ def differentiate(
         value,
         results.out,
         results.lse,
-        spec.seq_len,
-        queries[0],
-        keys[0],
-        [branch.segment_length for branch in spec.branches],
-        [branch.dilation_rate for branch in spec.branches],
-        head_offsets=offsets,
-        is_causal=spec.is_causal,
-        scale=call.scale,
-        padding=spec.padding,
-        dropout_p=call.dropout_p,
-        dropout_seed=call.dropout_seed,
-        pattern=words,
         partial=partial,
+        **call.arguments(queries, keys, query.device),
     )
-
-
-def _pattern(
-    call: Call, queries: Span, keys: Span, device: torch.device
-) -> tuple[Tensor, Tensor | None]:
-    spec = call.spec._replace(queries=queries, keys=keys)
-    pattern, words = current_pattern_cache().lookup(spec, device)
-    return words, pattern.head_offsets

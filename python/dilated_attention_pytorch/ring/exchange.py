@@ -206,32 +206,42 @@ class Peers:
         state = self._state
         torch.cuda.synchronize(device)
         state.agreement.gather(None)  # nobody reads the old buffer any more
-        memory: Tensor | None = None
-        handle: Any = None
-        failure = None
-        try:
-            memory, handle = _symmetric_buffer(self._group, self.size * capacity, device)
-        except Exception as error:  # a driver or a virtual machine may not offer it
-            failure = str(error)
-        failures = [text for text in state.agreement.gather(failure) if text is not None]
+        state.engine = state.memory = None
+        # A rank whose memory is short must not leave the others waiting for it in the rendezvous.
+        memory, failures = self._in_step(lambda: _symmetric_buffer(self.size * capacity, device))
+        if not failures:
+            handle, failures = self._in_step(lambda: _map_buffer(memory, self._group))
         if failures:
             warnings.warn(f"no symmetric memory, so NCCL is used: {failures}", stacklevel=2)
-            state.transport, state.engine, state.memory = "direct", None, None
+            state.transport = "direct"
             return
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         timeout = int(timeout_of(self._group).total_seconds() * 1e3)
         state.engine = CopyEngine(handle, self.rank, capacity, stream, timeout)
         state.memory = memory
 
+    def _in_step(self, step: Callable[[], Any]) -> tuple[Any, list[str]]:
+        """The step's result, and why it failed, on whichever ranks; known once all have tried."""
+        result, failure = None, None
+        try:
+            result = step()
+        except Exception as error:  # a driver or a virtual machine may not offer it
+            failure = str(error)
+        return result, [text for text in self._state.agreement.gather(failure) if text is not None]
 
-def _symmetric_buffer(
-    group: dist.ProcessGroup, nbytes: int, device: torch.device
-) -> tuple[Tensor, Any]:
-    """Bytes that all ranks of the group can read, and the handle to do so; without multicast."""
+
+def _symmetric_buffer(nbytes: int, device: torch.device) -> Tensor:
+    """Bytes that can be mapped by the GPUs of other processes."""
     from torch.distributed import _symmetric_memory
 
-    memory = _symmetric_memory.empty(nbytes, dtype=torch.uint8, device=device)
-    return memory, _symmetric_memory.rendezvous(memory, group.group_name)
+    return _symmetric_memory.empty(nbytes, dtype=torch.uint8, device=device)
+
+
+def _map_buffer(memory: Tensor, group: dist.ProcessGroup) -> Any:
+    """The handle to all ranks' buffers, mapped here without multicast; the ranks meet in it."""
+    from torch.distributed import _symmetric_memory
+
+    return _symmetric_memory.rendezvous(memory, group.group_name)
 
 
 def resolve(group_name: str) -> dist.ProcessGroup:
