@@ -114,12 +114,22 @@ def flex(workload: Workload, causal: bool, inputs: Inputs) -> Calls:
         return score + bias[head, query // _BLOCK, key // _BLOCK]
 
     attend: Callable[..., Any] = flex_attention
+    options = None
     if inputs.query.is_cuda:
+        # At a head_dim of 128, three stages and the bias are more than an H200's shared memory.
+        options = {"bwd_num_stages": 2} if workload.head_dim > 64 else None
         torch._dynamo.reset()  # each mask is a compilation of its own, and their number is limited
         attend = torch.compile(flex_attention, dynamic=False)
 
     def function(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out: Tensor = attend(query, key, value, score_mod=add_log_multiplicity, block_mask=mask)
+        out: Tensor = attend(
+            query,
+            key,
+            value,
+            score_mod=add_log_multiplicity,
+            block_mask=mask,
+            kernel_options=options,
+        )
         return out
 
     ordered = Inputs(*(order.sort(x) for x in (*inputs.qkv, inputs.grad_out)))
