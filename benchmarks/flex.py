@@ -116,8 +116,8 @@ def flex(workload: Workload, causal: bool, inputs: Inputs) -> Calls:
     attend: Callable[..., Any] = flex_attention
     options = None
     if inputs.query.is_cuda:
-        # At a head_dim of 128, three stages and the bias are more than an H200's shared memory.
-        options = {"bwd_num_stages": 2} if workload.head_dim > 64 else None
+        # The bias is staged like keys and values; an H200's shared memory has no third stage of it.
+        options = {"num_stages": 2}
         torch._dynamo.reset()  # each mask is a compilation of its own, and their number is limited
         attend = torch.compile(flex_attention, dynamic=False)
 
