@@ -166,21 +166,24 @@ def measure(options: argparse.Namespace, group: dist.ProcessGroup, device: torch
             case = Case(workload, causal, inputs, group)
             for name in options.strategies:
                 head = {"workload": workload.name, "causal": causal, "strategy": name}
+                size = 1 if name == "one-rank" else group.size()
                 try:
                     launches = make_launches(name, case)
+                    for pass_ in PASSES:
+                        row = {**head, "world_size": size, "pass": pass_}
+                        document["rows"].append(row | bench.row(name, launches, pass_))
+                    if options.trace:
+                        file = f"{workload.name}-{name}-{'causal' if causal else 'full'}"
+                        trace(launches, options.trace / f"{file}-rank{group.rank()}.json")
                 except UnsupportedError as error:
                     document["skipped"].append({**head, "reason": str(error)})
-                    continue
-                size = 1 if name == "one-rank" else group.size()
-                for pass_ in PASSES:
-                    row = {**head, "world_size": size, "pass": pass_}
-                    document["rows"].append(row | bench.row(name, launches, pass_))
-                if options.trace:
-                    file = f"{workload.name}-{name}-{'causal' if causal else 'full'}"
-                    trace(launches, options.trace / f"{file}-rank{group.rank()}.json")
+                except Exception as error:  # a peer that fails on all ranks must not end the run
+                    reason = f"{type(error).__name__}: {error}"[:400]
+                    document["skipped"].append({**head, "reason": reason})
                 if group.rank() == 0:
                     schema.write(path, document)
-                    print(*(document["rows"][-2:]), sep="\n", file=sys.stderr)
+                    found = [r for r in document["rows"] if head.items() <= r.items()]
+                    print(*(found or document["skipped"][-1:]), sep="\n", file=sys.stderr)
     if group.rank() == 0:
         print(path)
 

@@ -23,7 +23,7 @@ from .workloads import Workload
 
 # Whole-sequence attention is there for scale: no launch longer than about 0.6 s on an H200, and on
 # a CPU about a second; and no backward past a tenth of that.
-_FULL_FLOPS = {"cuda": 3e14, "cpu": 1e11}
+FULL_FLOPS = {"cuda": 3e14, "cpu": 1e11}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def full_attention(workload: Workload, causal: bool, inputs: Inputs) -> Calls:
         raise UnsupportedError("the aten operator wants as many key heads as heads")
     batch, seq_len, heads, head_dim = workload.query_shape
     flops = 4 * batch * heads * head_dim * seq_len**2
-    bound = _FULL_FLOPS["cuda" if inputs.query.is_cuda else "cpu"]
+    bound = FULL_FLOPS["cuda" if inputs.query.is_cuda else "cpu"]
     if flops > bound:
         raise UnsupportedError(f"{flops:.2g} operations take longer than the run has")
 
