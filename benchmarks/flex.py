@@ -116,8 +116,9 @@ def flex(workload: Workload, causal: bool, inputs: Inputs) -> Calls:
     attend: Callable[..., Any] = flex_attention
     options = None
     if inputs.query.is_cuda:
-        # The bias is staged like keys and values; an H200's shared memory has no third stage of it.
-        options = {"num_stages": 2}
+        # The bias is staged like keys and values, and what this torch stages by default is more
+        # than an H200's shared memory holds: at a head_dim of 64 everywhere, above in the backward.
+        options = {"bwd_num_stages" if workload.head_dim > 64 else "num_stages": 2}
         torch._dynamo.reset()  # each mask is a compilation of its own, and their number is limited
         attend = torch.compile(flex_attention, dynamic=False)
 

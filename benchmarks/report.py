@@ -2,8 +2,8 @@
 
     python -m benchmarks.report
 
-README.md gets its table, docs/performance.md its sections, docs/figures its plots. Running it twice
-changes nothing.
+README.md and docs/ring.md get their tables, docs/performance.md its sections, docs/figures its
+plots. Running it twice changes nothing.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from . import schema
 from .environment import RESULTS, ROOT
 from .plots import draw
+from .ring_tables import ring_section
 from .tables import (
     Document,
     floors_section,
@@ -25,9 +25,15 @@ from .tables import (
     readme_section,
 )
 
+# The columns that say what a row measures, for files of which several may belong together.
+_IDENTITY = {
+    "ops": ("workload", "causal", "impl", "pass", "protocol"),
+    "ring": ("workload", "causal", "strategy", "world_size", "pass"),
+}
+
 
 def load(folder: Path, prefix: str = "ops") -> list[Document]:
-    """The results files of GPU runs (ops) or of planning (plan), oldest first.
+    """The results files of GPU runs (ops, ring) or of planning (plan), oldest first.
 
     Raises:
         ValueError: a file that is not what schema.py describes.
@@ -36,32 +42,31 @@ def load(folder: Path, prefix: str = "ops") -> list[Document]:
     if prefix == "ops":
         for document in documents:
             schema.check(document)
+    if prefix in _IDENTITY:
         documents = [d for d in documents if d.get("device_type", "cuda") == "cuda"]
-        return join(sorted(documents, key=_date))
+        return join(sorted(documents, key=_date), _IDENTITY[prefix])
     return sorted(documents, key=_date)
 
 
-def join(documents: Sequence[Document]) -> list[Document]:
+def join(documents: Sequence[Document], identity: Sequence[str]) -> list[Document]:
     """Runs of one commit on one device and day become one document, oldest first.
 
     A peer that could not run beside the others has a run of its own; what an earlier run measured
-    stays.
+    stays. identity: the columns that say what a row measures.
     """
     joined: dict[tuple[str, ...], Document] = {}
     for document in documents:
         key = (document["commit"], document["device"], document["driver"], _date(document)[:10])
         first = joined.setdefault(key, {**document, "rows": []})
-        known = {_identity(row) for row in first["rows"]}
-        first["rows"] += [row for row in document["rows"] if _identity(row) not in known]
+        known = {tuple(row[name] for name in identity) for row in first["rows"]}
+        first["rows"] += [
+            row for row in document["rows"] if tuple(row[name] for name in identity) not in known
+        ]
     return list(joined.values())
 
 
 def _date(document: Document) -> str:
     return str(document["date"])
-
-
-def _identity(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in ("workload", "causal", "impl", "pass", "protocol"))
 
 
 def replace_section(text: str, name: str, body: str) -> str:
@@ -88,6 +93,7 @@ def sections(results: Path) -> dict[str, dict[str, str]]:
             "measurements": measurements_section(operations),
             "planning": planning_section(plans),
         },
+        "docs/ring.md": {"measurements": ring_section(load(results, "ring"))},
     }
 
 

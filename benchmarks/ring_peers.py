@@ -315,12 +315,20 @@ def _context_parallel(case: Case) -> Launches:
             q, k, v, is_causal=case.is_causal, enable_gqa=grouped
         )
 
+    def ring() -> contextlib.AbstractContextManager[None]:
+        """Attention goes round the mesh; at least one buffer has to be given."""
+        unused = torch.empty(case.workload.seq_len, device=device)
+        manager: contextlib.AbstractContextManager[None] = context_parallel(
+            mesh, buffers=[unused], buffer_seq_dims=[0]
+        )
+        return manager
+
     def forward() -> Tensor:
-        with torch.no_grad(), context_parallel(mesh):
+        with torch.no_grad(), ring():
             return attend(*inputs)
 
     def both() -> tuple[Tensor, ...]:
-        with context_parallel(mesh):
+        with ring():
             sent[0] += 3 * steps  # in the backward again, and their gradients in float32
             return torch.autograd.grad(attend(*inputs), inputs, tensors[3])
 

@@ -34,7 +34,7 @@ def find(
     return None
 
 
-def _title(workload: str, causal: bool) -> str:
+def title(workload: str, causal: bool) -> str:
     return f"{workload}, causal" if causal else workload
 
 
@@ -62,7 +62,7 @@ def _summary_line(document: Document, workload: Workload, causal: bool, pass_: s
     bound = min(bounds, key=lambda row: float(row["ms"]), default=None)
     torchscale = get("torchscale")
     cells = [
-        _title(workload.name, causal),
+        title(workload.name, causal),
         pass_,
         f"**{_ms(ours)}**",
         f"{ours['nominal_tflops']:.0f}",
@@ -103,7 +103,7 @@ _LEGEND = (
 )
 
 
-def _head(cells: Sequence[str]) -> list[str]:
+def head(cells: Sequence[str]) -> list[str]:
     return [f"| {' | '.join(cells)} |", f"|{' --- |' * len(cells)}"]
 
 
@@ -146,7 +146,7 @@ def readme_section(documents: Sequence[Document]) -> str:
                 lines += [] if line is None else [line]
     if not lines:
         return NOTHING.format(up="")
-    body = [*_head(_SUMMARY_HEAD), *lines, "", _LEGEND, ""]
+    body = [*head(_SUMMARY_HEAD), *lines, "", _LEGEND, ""]
     body += _host_sentences(documents)
     body += [f"* {source}" for source in _sources(document for _, document in chosen)]
     if measured(documents, ("scale-N",)):
@@ -173,7 +173,7 @@ def measurements_section(documents: Sequence[Document]) -> str:
     chosen = measured(documents, groups)
     if not chosen:
         return NOTHING.format(up="../")
-    body = _head(
+    body = head(
         ("workload", "implementation", "pass", "protocol", "ms (p10, p90)", "TFLOP/s", "floor, ms")
         + ("peak MiB", "MHz", "W", "error")
     )
@@ -188,7 +188,7 @@ def measurements_section(documents: Sequence[Document]) -> str:
 def _full_line(row: Row) -> str:
     error = row.get("relative_error")
     cells = [
-        _title(row["workload"], row["causal"]),
+        title(row["workload"], row["causal"]),
         row["impl"],
         row["pass"],
         row["protocol"],
@@ -213,7 +213,7 @@ def floors_section(documents: Sequence[Document]) -> str:
         "what computing shared pairs once saves, computed / distinct what tiles of 64 x 64 add.",
         "",
     ]
-    body += _head(
+    body += head(
         ("workload", "shape B x N x H x D", "offsets", "nominal / distinct", "computed / distinct")
         + ("forward", "backward")
     )
@@ -229,7 +229,7 @@ def _floor_line(workload: Workload, causal: bool, ceilings: Ceilings) -> str:
     if workload.key_heads != workload.heads:
         shape += f" ({workload.key_heads} KV heads)"
     cells = [
-        _title(workload.name, causal),
+        title(workload.name, causal),
         shape,
         workload.head_offsets,
         f"{count['nominal'] / count['distinct']:.2f}",

@@ -14,6 +14,7 @@ from benchmarks.environment import RESULTS, ROOT
 from benchmarks.plots import points
 from benchmarks.workloads import WORKLOADS
 
+DOCUMENTS = ("README.md", "docs/performance.md", "docs/ring.md")
 CEILINGS = {"matmul_tflops": 500.0, "copy_gbps": 2000.0}
 
 
@@ -63,7 +64,7 @@ def tree(tmp_path: Path) -> Path:
     """A repository with the documents, whose sections are empty, and no results."""
     (tmp_path / "docs").mkdir()
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
-    for name in ("README.md", "docs/performance.md"):
+    for name in DOCUMENTS:
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
@@ -88,7 +89,7 @@ def test_runs_of_one_commit_are_one(tree: Path) -> None:
     assert last["commit"] == "f" * 16
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/performance.md"])
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_documents_say_what_the_committed_results_say(name: str) -> None:
     text = (ROOT / name).read_text()
     for section, body in report.sections(RESULTS)[name].items():
@@ -104,7 +105,7 @@ def test_committed_results_are_what_the_schema_says() -> None:
 
 def test_without_results_the_documents_say_so(tree: Path) -> None:
     report.main(tree, lambda text: None)
-    for name in ("README.md", "docs/performance.md"):
+    for name in DOCUMENTS:
         assert "No measurement is committed" in (tree / name).read_text()
     assert "longnet-128k" in report.section((tree / "docs/performance.md").read_text(), "floors")
 
@@ -133,13 +134,37 @@ def test_table_holds_the_numbers_of_the_file(tree: Path) -> None:
     assert "2.4 (2.16, 2.64)" in full
 
 
+def test_ring_table_compares_with_one_gpu_of_the_same_run(tree: Path) -> None:
+    def row(strategy: str, pass_: str, ms: float, exposed: float | None) -> dict[str, Any]:
+        size = 1 if strategy == "one-rank" else 2
+        return {
+            **{"workload": "llm-128k", "causal": True, "strategy": strategy, "world_size": size},
+            **{"pass": pass_, "ms": ms, "ms_p10": ms, "ms_p90": ms, "exposed_comm_ms": exposed},
+            **{"bytes_per_rank": 2**20, "peak_mib": 7.0},
+        }
+
+    first = [row("one-rank", "fwd", 20.0, None), row("one-rank", "fwd+bwd", 80.0, None)]
+    second = [row("ring", "fwd", 10.0, 0.25), row("ring", "fwd+bwd", 50.0, -0.001)]
+    second.append(row("one-rank", "fwd", 30.0, None))
+    for name, rows in (("a", first), ("b", second)):
+        save(results(tree), f"ring-{name}.json", make_document(f"2026-01-01T0{name}", rows))
+    report.main(tree, lambda text: None)
+    section = report.section((tree / "docs/ring.md").read_text(), "measurements")
+    lines = [line for line in section.splitlines() if line.startswith("| llm-128k")]
+    assert [[cell.strip() for cell in line.strip("|").split("|")] for line in lines] == [
+        ["llm-128k, causal", "ring", "2", "10", "2.00", "50", "1.60", "2.5 / 0.0", "1 / 1", "7"],
+        ["llm-128k, causal", "one-rank", "1", "20", "-", "80", "-", "- / -", "1 / 1", "7"],
+    ]
+    assert "Test GPU" in section
+
+
 def test_writing_twice_changes_nothing(tree: Path) -> None:
     rows = [make_row("seed-4096", "ours", 1.0)]
     save(results(tree), "ops-test-gpu-2026-01-01.json", make_document("2026-01-01", rows))
     said: list[str] = []
     report.main(tree, said.append)
     report.main(tree, said.append)
-    assert said[2:] == ["README.md: unchanged", "docs/performance.md: unchanged"]
+    assert said[3:] == [f"{name}: unchanged" for name in DOCUMENTS]
 
 
 def test_a_line_comes_from_the_newest_run_as_a_whole(tree: Path) -> None:
