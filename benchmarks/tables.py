@@ -96,7 +96,8 @@ _LEGEND = (
     "TFLOP/s counts every branch on its own. *floor*: the distinct products at the rate of a large "
     "matrix product, or the bytes at the rate of a copy, whichever is longer. *library bound*: the "
     "fastest library attention called for every branch, with no merge. *sdpa-views*: the same with "
-    "cuDNN, merged to the exact result. *flex*: FlexAttention on tokens sorted by class. "
+    "cuDNN, merged to the exact result; both run as one CUDA graph, ours as a plain call. "
+    "*flex*: FlexAttention on tokens sorted by class. "
     "*torchscale*: its own code on PyTorch's flash kernel. *full attention*: cuDNN, every key. "
     "Memory is beyond the inputs. -: not measured. [docs/performance.md](docs/performance.md) has "
     "the workloads, the protocol and every measurement."
@@ -214,8 +215,8 @@ def floors_section(documents: Sequence[Document]) -> str:
         "",
     ]
     body += head(
-        ("workload", "shape B x N x H x D", "offsets", "nominal / distinct", "computed / distinct")
-        + ("forward", "backward")
+        ("workload", "shape B x N x H x D", "segments; rates", "offsets", "nominal / distinct")
+        + ("computed / distinct", "forward", "backward")
     )
     for workload in WORKLOADS.values():
         for causal in workload.causal:
@@ -230,7 +231,10 @@ def _floor_line(workload: Workload, causal: bool, ceilings: Ceilings) -> str:
         shape += f" ({workload.key_heads} KV heads)"
     cells = [
         title(workload.name, causal),
-        shape,
+        f"{shape}, {workload.dtype}",
+        "; ".join(
+            ", ".join(map(str, x)) for x in (workload.segment_lengths, workload.dilation_rates)
+        ),
         workload.head_offsets,
         f"{count['nominal'] / count['distinct']:.2f}",
         f"{count['computed'] / count['distinct']:.2f}",
