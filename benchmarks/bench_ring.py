@@ -15,7 +15,7 @@ import datetime
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ import torch
 import torch.distributed as dist
 
 from . import schema
-from .calls import Inputs, UnsupportedError
+from .calls import Inputs, reason
 from .device_state import make_monitor
 from .environment import RESULTS, describe, slug
-from .ring_peers import NAMES, STRATEGIES, Case, Launches, make_launches, without_exchange
+from .ring_peers import NAMES, SINGLE, STRATEGIES, Case, Launches, make_launches, without_exchange
 from .timing import Stopwatch, peak_mib, summarize
 from .workloads import WORKLOADS, Workload
 
@@ -151,6 +151,18 @@ def trace(launches: Launches, path: Path) -> None:
     profiler.export_chrome_trace(str(path))
 
 
+def peer_rows(bench: Bench, name: str, case: Case, traces: Path | None) -> Iterator[dict[str, Any]]:
+    """A row for each pass, and then a trace in the folder, if one is given."""
+    launches = make_launches(name, case)
+    row: dict[str, Any] = {"workload": case.workload.name, "causal": case.is_causal}
+    row |= {"strategy": name, "world_size": 1 if name == SINGLE else case.group.size()}
+    for pass_ in PASSES:
+        yield {**row, "pass": pass_, **bench.row(name, launches, pass_)}
+    if traces:
+        file = f"{case.workload.name}-{name}-{'causal' if case.is_causal else 'full'}"
+        trace(launches, traces / f"{file}-rank{case.group.rank()}.json")
+
+
 def measure(options: argparse.Namespace, group: dist.ProcessGroup, device: torch.device) -> None:
     started = datetime.datetime.now(datetime.timezone.utc)
     document = describe(device, make_monitor(device), options.commit)
@@ -159,31 +171,27 @@ def measure(options: argparse.Namespace, group: dist.ProcessGroup, device: torch
     parts = ["ring", slug(document["device"]), f"{started:%Y-%m-%d}", slug(options.tag)]
     path: Path = options.out / ("-".join(part for part in parts if part) + ".json")
     bench = Bench(group, device, options.repeats)
+
+    def say(entry: dict[str, Any]) -> None:
+        if group.rank() == 0:
+            print(entry, file=sys.stderr)
+
     for workload in select(options):
         dtype = workload.torch_dtype if device.type == "cuda" else torch.float32
         inputs = Inputs.make(workload, device, dtype, seed=0)
         for causal in workload.causal:
             case = Case(workload, causal, inputs, group)
             for name in options.strategies:
-                head = {"workload": workload.name, "causal": causal, "strategy": name}
-                size = 1 if name == "one-rank" else group.size()
                 try:
-                    launches = make_launches(name, case)
-                    for pass_ in PASSES:
-                        row = {**head, "world_size": size, "pass": pass_}
-                        document["rows"].append(row | bench.row(name, launches, pass_))
-                    if options.trace:
-                        file = f"{workload.name}-{name}-{'causal' if causal else 'full'}"
-                        trace(launches, options.trace / f"{file}-rank{group.rank()}.json")
-                except UnsupportedError as error:
-                    document["skipped"].append({**head, "reason": str(error)})
+                    for row in peer_rows(bench, name, case, options.trace):
+                        document["rows"].append(row)
+                        say(row)
                 except Exception as error:  # a peer that fails on all ranks must not end the run
-                    reason = f"{type(error).__name__}: {error}"[:400]
-                    document["skipped"].append({**head, "reason": reason})
+                    head = {"workload": workload.name, "causal": causal, "strategy": name}
+                    document["skipped"].append({**head, "reason": reason(error)})
+                    say(document["skipped"][-1])
                 if group.rank() == 0:
                     schema.write(path, document)
-                    found = [r for r in document["rows"] if head.items() <= r.items()]
-                    print(*(found or document["skipped"][-1:]), sep="\n", file=sys.stderr)
     if group.rank() == 0:
         print(path)
 

@@ -19,6 +19,12 @@ class UnsupportedError(Exception):
     """This peer can't compute this workload; the message says why."""
 
 
+def reason(error: BaseException) -> str:
+    """What the results say of a peer that was skipped."""
+    is_known = isinstance(error, UnsupportedError)
+    return str(error) if is_known else f"{type(error).__name__}: {error}"[:400]
+
+
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """Normal tensors: query and grad_out [B, N, H, D], key and value [B, N, Hkv, D]."""

@@ -23,7 +23,16 @@ from .workloads import Workload
 
 # Whole-sequence attention is there for scale: no launch longer than about 0.6 s on an H200, and on
 # a CPU about a second; and no backward past a tenth of that.
-FULL_FLOPS = {"cuda": 3e14, "cpu": 1e11}
+_FULL_FLOPS = {"cuda": 3e14, "cpu": 1e11}
+
+
+def full_attention_share(workload: Workload, device_type: str, ranks: int = 1) -> float:
+    """A rank's operations, of the most that a launch may have; raises UnsupportedError above 1."""
+    batch, seq_len, heads, head_dim = workload.query_shape
+    flops = 4 * batch * heads * head_dim * seq_len**2 / ranks
+    if flops > _FULL_FLOPS[device_type]:
+        raise UnsupportedError(f"{flops:.2g} operations take longer than the run has")
+    return flops / _FULL_FLOPS[device_type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +72,7 @@ def full_attention(workload: Workload, causal: bool, inputs: Inputs) -> Calls:
     """Dense attention over the whole sequence, which computes something else."""
     if workload.key_heads != workload.heads:
         raise UnsupportedError("the aten operator wants as many key heads as heads")
-    batch, seq_len, heads, head_dim = workload.query_shape
-    flops = 4 * batch * heads * head_dim * seq_len**2
-    bound = FULL_FLOPS["cuda" if inputs.query.is_cuda else "cpu"]
-    if flops > bound:
-        raise UnsupportedError(f"{flops:.2g} operations take longer than the run has")
+    share = full_attention_share(workload, inputs.query.device.type)
 
     def function() -> sdpa.Forward:
         return sdpa.forward(inputs.qkv, causal, "cudnn")
@@ -85,7 +90,7 @@ def full_attention(workload: Workload, causal: bool, inputs: Inputs) -> Calls:
     def forward() -> Tensor:
         return function().out
 
-    if flops > bound / 10:
+    if share > 0.1:
         return Calls(forward)
     return Calls(forward, backward, lambda: gradients(function()))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from pathlib import Path
 
 from . import schema
@@ -54,14 +55,13 @@ def join(documents: Sequence[Document], identity: Sequence[str]) -> list[Documen
     A peer that could not run beside the others has a run of its own; what an earlier run measured
     stays. identity: the columns that say what a row measures.
     """
+    identify = itemgetter(*identity)
     joined: dict[tuple[str, ...], Document] = {}
     for document in documents:
         key = (document["commit"], document["device"], document["driver"], _date(document)[:10])
         first = joined.setdefault(key, {**document, "rows": []})
-        known = {tuple(row[name] for name in identity) for row in first["rows"]}
-        first["rows"] += [
-            row for row in document["rows"] if tuple(row[name] for name in identity) not in known
-        ]
+        known = {identify(row) for row in first["rows"]}
+        first["rows"] += [row for row in document["rows"] if identify(row) not in known]
     return list(joined.values())
 
 

@@ -27,7 +27,7 @@ from dilated_attention_pytorch.ring.packing import Packet, count_rows
 from dilated_attention_pytorch.ring.plan import shards
 
 from .calls import Inputs, UnsupportedError
-from .peers import FULL_FLOPS
+from .peers import full_attention_share
 from .workloads import Workload
 
 STRATEGIES = ("auto", "ring", "gather", "all_to_all")
@@ -292,10 +292,7 @@ def _context_parallel(case: Case) -> Launches:
         raise UnsupportedError(f"seq_len must be a multiple of {2 * size}")
     if device.type != "cuda":
         raise UnsupportedError("only on GPUs: its ring has no kernels for the CPU")
-    batch, seq_len, heads, head_dim = case.workload.query_shape
-    flops = 4 * batch * heads * head_dim * seq_len**2 / size
-    if flops > FULL_FLOPS["cuda"]:
-        raise UnsupportedError(f"{flops:.2g} operations a rank take longer than the run has")
+    full_attention_share(case.workload, device.type, size)
     mesh = DeviceMesh.from_group(case.group, device.type)
     sent = [0]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .calls import Calls, Inputs, UnsupportedError
+from .calls import Calls, Inputs, reason
 from .device_state import Monitor
 from .peers import Impl
 from .schema import Pass, Protocol, Row
@@ -107,10 +107,9 @@ class CaseRun:
         finally:
             self._expected.clear()
 
-    def _skip(self, impl: Impl, error: BaseException | str, pass_: Pass | None = None) -> None:
-        reason = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    def _skip(self, impl: Impl, error: BaseException, pass_: Pass | None = None) -> None:
         entry: dict[str, Any] = {"workload": self._workload.name, "causal": self._causal}
-        entry.update(impl=impl.name, reason=reason[:400])
+        entry.update(impl=impl.name, reason=reason(error))
         if pass_ is not None:
             entry["pass"] = pass_
         self._bench.skipped.append(entry)
@@ -121,8 +120,6 @@ class CaseRun:
             prepared = None
             try:
                 prepared = self._prepare(impl, sets)
-            except UnsupportedError as error:
-                self._skip(impl, str(error))
             except Exception as error:  # a peer that fails must not take the run with it
                 self._skip(impl, error)
             if prepared is not None:

@@ -86,8 +86,7 @@ def dilated_attention(
     Raises:
         TypeError, ValueError: naming the argument, what must hold and what was given; with a group
             on every rank, if ranks differ.
-        RuntimeError: no group has the name; a rank is dead, or did not come within the group's
-            timeout; a CUDA graph is being captured and the pattern is not on the GPU yet.
+        RuntimeError: a rank of the group is dead, or did not come within the group's timeout.
     """
     make = Scheme.make if torch.compiler.is_compiling() else Scheme.recall
     scheme = make(segment_lengths, dilation_rates, head_offsets, padding)

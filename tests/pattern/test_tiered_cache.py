@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -203,28 +204,21 @@ def test_a_repeated_sequence_is_copied_ahead(machine):
         assert statistics.hot_hits == statistics.prefetch_hits
 
 
-def test_what_is_expected_is_copied_once_and_only_if_it_fits(machine, monkeypatch):
-    submitted: list[int] = []
-    for hot_bytes, jobs in ((block_bytes(*range(40, 45)), 1), (0, 0)):
-        cache = fake_cache(machine, promote_after=100, hot_bytes=hot_bytes)
-        submit = cache._background.submit
-        use(cache, machine, *[*range(40, 45)] * 3)
-        cache.drain()
-        submitted.clear()
-        # The thread comes to nothing meanwhile.
-        monkeypatch.setattr(cache._background, "submit", submitted.append)
-        with cache._lock:
-            for tier in cache._tiers.values():
-                for entry in list(tier.copies):
-                    tier.drop(entry)
-            for _ in range(3):
-                cache._expect(spec(44), machine.device)
-        assert len(submitted) == jobs
-        monkeypatch.setattr(cache._background, "submit", submit)
-        for job in submitted:
-            job()
-        assert hot(cache, machine) == ({44} if hot_bytes else set())
-        assert not cache._expected
+@pytest.mark.parametrize("fits", [False, True])
+def test_what_is_expected_is_copied_once_and_only_if_it_fits(machine, monkeypatch, fits):
+    hot_bytes = block_bytes(44) if fits else 0
+    cache = fake_cache(machine, promote_after=100, hot_bytes=hot_bytes, predict=False)
+    use(cache, machine, 44)
+    jobs: list[Callable[[], None]] = []
+    monkeypatch.setattr(cache._background, "submit", jobs.append)  # none begins meanwhile
+    with cache._lock:
+        for _ in range(3):
+            cache._expect(spec(44), machine.device)
+    assert len(jobs) == fits
+    for job in jobs:
+        job()
+    assert hot(cache, machine) == ({44} if fits else set())
+    assert not cache._expected
 
 
 def test_drain_tells_what_could_not_be_begun(machine, monkeypatch):
