@@ -23,6 +23,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dilated_attention_pytorch.ring.exchange import Peers
+
 from . import schema
 from .calls import Inputs, reason
 from .device_state import make_monitor
@@ -45,7 +47,7 @@ RING_WORKLOADS = {
 PASSES = {"fwd": "forward", "fwd+bwd": "both"}
 COLUMNS = (
     *("workload", "causal", "strategy", "world_size", "pass", "ms", "ms_p10", "ms_p90"),
-    *("exposed_comm_ms", "bytes_per_rank", "peak_mib"),
+    *("exposed_comm_ms", "bytes_per_rank", "peak_mib", "transport"),
 )
 
 
@@ -79,7 +81,10 @@ def connect(device_type: str) -> tuple[dist.ProcessGroup, torch.device]:
     if device_type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", device_id=device)
+        # Otherwise an exchange that is posted first may yet begin last: its kernel finds no room
+        # on the multiprocessors until the attention's last blocks leave.
+        nccl = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
+        dist.init_process_group("nccl", device_id=device, pg_options=nccl)
     else:
         device = torch.device("cpu")
         dist.init_process_group("gloo")
@@ -129,6 +134,7 @@ class Bench:
             with without_exchange():
                 alone = summarize(self.times(launch), self._repeats)
             exposed = timing.ms - alone.ms
+        transport = Peers(self._group.group_name).transport if name in STRATEGIES else None
         most_sent, most_memory = self.largest([sent, peak or 0.0])
         return {
             "ms": timing.ms,
@@ -137,6 +143,7 @@ class Bench:
             "exposed_comm_ms": exposed,
             "bytes_per_rank": int(most_sent),
             "peak_mib": None if peak is None else most_memory,
+            "transport": transport,
         }
 
 

@@ -53,12 +53,17 @@ def run_blocks(dtype: torch.dtype) -> None:
         for piece in pieces:
             out, lse = torch.ops.dilated.attention_block(q, *piece, out=out, lse=lse, **options)
         final = out.to(dtype)
+        sums = torch.zeros(2, heads, end - begin, -(-dim // 16) * 16, device="cuda")
+        grads = []
         for piece in pieces:
-            grads = torch.ops.dilated.attention_block_backward(
-                final, torch.ones_like(lse), q, *piece[:2], final, lse, *piece[2:], **options
-            )
-            if not all(torch.isfinite(x).all() for x in grads):
-                raise RuntimeError(f"{dtype}, {seq_len} positions: a share is not finite")
+            block = (final, torch.ones_like(lse), q, *piece[:2], final, lse, *piece[2:])
+            grads += torch.ops.dilated.attention_block_backward(*block, **options)
+            del options["partial"]
+            grads += torch.ops.dilated.attention_block_backward_into(sums, *block, **options)
+            options["partial"] = True
+        grads.append(torch.ops.dilated.round_query_sums(sums, q))
+        if not all(torch.isfinite(x).all() for x in grads):
+            raise RuntimeError(f"{dtype}, {seq_len} positions: a share is not finite")
 
 
 def run(dtype: torch.dtype) -> None:

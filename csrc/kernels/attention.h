@@ -32,6 +32,9 @@ struct Dropout {
   const int64_t* seed;  // one number, where the tensors are
 };
 
+/// Columns of the rows that grad_query is summed up in, [batch, heads, queries, columns].
+constexpr int64_t query_sums_width(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
+
 struct AttentionArgs {
   Dtype dtype;
   int64_t batch, heads, kv_heads, head_dim;
@@ -59,7 +62,8 @@ struct ForwardArgs : AttentionArgs {
 /// delta[b, h, n] = sum_d grad_out * out - grad_lse, in lse's dtype; with P = multiplicity *
 /// exp(score - lse): dS = P * (grad_out . value * dropout - delta), grad_query = scale * dS key,
 /// grad_key = scale * dS^T query, grad_value = (P * dropout)^T grad_out. Every row of the three is
-/// written. lse and delta are those of all keys, whatever part of them is here.
+/// written; of grad_query not where a kernel is told to add it up elsewhere. lse and delta are
+/// those of all keys, whatever part of them is here.
 struct BackwardArgs : AttentionArgs {
   Rows grad_out;
   const void* lse;

@@ -23,7 +23,7 @@ void fill_common(const AttentionCall& call, kernels::AttentionArgs& args) {
   args.keys = call.key.size(1);
   args.is_causal = call.is_causal;
   args.is_partial = call.block.has_value() && call.block->partial;
-  args.scale64 = scale_of(call);
+  args.scale64 = scale_of(call.query, call.scale);
   args.scale = static_cast<float>(args.scale64);
   args.dropout = {static_cast<float>(call.dropout_p), 1.0 - call.dropout_p, nullptr};
 }
@@ -98,7 +98,8 @@ void check_backward(const AttentionCall& call, const BackwardInputs& inputs) {
   }
 }
 
-BackwardCall prepare_backward(const AttentionCall& call, const BackwardInputs& inputs) {
+BackwardCall prepare_backward(const AttentionCall& call, const BackwardInputs& inputs,
+                              bool with_grad_query) {
   const at::Tensor& query = call.query;
   BackwardCall backward;
   backward.query = readable(query);
@@ -111,7 +112,6 @@ BackwardCall prepare_backward(const AttentionCall& call, const BackwardInputs& i
     backward.grad_lse = inputs.grad_lse->to(lse_dtype(query)).contiguous();
   }
   backward.delta = at::empty_like(backward.lse);
-  backward.grad_query = empty_rows(call, query);
   backward.grad_key = empty_rows(call, call.key);
   backward.grad_value = empty_rows(call, call.value);
   kernels::BackwardArgs& args = backward.args;
@@ -122,7 +122,10 @@ BackwardCall prepare_backward(const AttentionCall& call, const BackwardInputs& i
   args.grad_out = rows_of(backward.grad_out);
   args.lse = backward.lse.const_data_ptr();
   args.delta = backward.delta.const_data_ptr();
-  args.grad_query = mutable_rows_of(backward.grad_query);
+  if (with_grad_query) {
+    backward.grad_query = empty_rows(call, query);
+    args.grad_query = mutable_rows_of(backward.grad_query);
+  }
   args.grad_key = mutable_rows_of(backward.grad_key);
   args.grad_value = mutable_rows_of(backward.grad_value);
   return backward;

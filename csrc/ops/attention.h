@@ -36,7 +36,8 @@ struct BackwardCall {
   at::Tensor query, key, value, grad_out, out, lse, grad_lse, delta;  // grad_lse may be undefined
   kernels::BackwardArgs args{};
 };
-BackwardCall prepare_backward(const AttentionCall& call, const BackwardInputs& inputs);
+BackwardCall prepare_backward(const AttentionCall& call, const BackwardInputs& inputs,
+                              bool with_grad_query = true);
 
 /// Checks and runs a call whose tensors are on the CPU.
 std::tuple<at::Tensor, at::Tensor> forward_cpu(const AttentionCall& call);

@@ -253,8 +253,8 @@ kernels::Dtype dtype_of(const at::Tensor& tensor) {
   }
 }
 
-double scale_of(const AttentionCall& call) {
-  return call.scale.value_or(1.0 / std::sqrt(static_cast<double>(call.query.size(3))));
+double scale_of(const at::Tensor& query, std::optional<double> scale) {
+  return scale.value_or(1.0 / std::sqrt(static_cast<double>(query.size(3))));
 }
 
 at::Tensor readable(const at::Tensor& tensor) {

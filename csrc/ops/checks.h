@@ -56,7 +56,8 @@ PatternSpec spec_of(const AttentionCall& call);
 void check_contents(const at::Tensor& pattern, const PatternSpec& spec);
 
 kernels::Dtype dtype_of(const at::Tensor& tensor);
-double scale_of(const AttentionCall& call);
+/// Its default, 1 / sqrt(head_dim), where none is given.
+double scale_of(const at::Tensor& query, std::optional<double> scale);
 
 /// A tensor that a kernel can read: last dimension contiguous, rows less than 2^31 elements apart.
 at::Tensor readable(const at::Tensor& tensor);

@@ -1,4 +1,4 @@
-// Attention on CUDA devices: puts the pattern and the workspace there and launches.
+// Attention on CUDA devices: puts the pattern and what is worked with there, and launches.
 #include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -77,26 +77,106 @@ Results forward_cuda(const AttentionCall& call) {
   return {forward.out, forward.lse};
 }
 
-Gradients backward_cuda(const AttentionCall& call, const BackwardInputs& inputs) {
-  check_backward(call, inputs);
-  const c10::cuda::CUDAGuard guard(call.query.device());
-  BackwardCall backward = prepare_backward(call, inputs);
+constexpr int64_t kCounterBytes = 256;  // in front of the sums, which are to be aligned
+
+/// Whether the kernel adds grad_query up; on the current device.
+bool adds_up(const at::Tensor& query) {
+  bool adds_up = false;
+  C10_CUDA_CHECK(kernels::cuda::backward_adds_up(
+      dtype_of(query), query.size(3), at::globalContext().deterministicAlgorithms(), adds_up));
+  return adds_up;
+}
+
+/// Zeros: the kernel's counter, which float32 does without, and so many numbers to add up in.
+at::Tensor make_workspace(const at::Tensor& query, int64_t sums) {
+  const int64_t bytes = query.scalar_type() == at::kFloat
+                            ? 0
+                            : kCounterBytes + sums * static_cast<int64_t>(sizeof(float));
+  at::Tensor workspace = at::empty({bytes}, query.options().dtype(at::kByte));
+  if (bytes > 0) {
+    C10_CUDA_CHECK(cudaMemsetAsync(workspace.mutable_data_ptr(), 0, static_cast<size_t>(bytes),
+                                   c10::cuda::getCurrentCUDAStream()));
+  }
+  return workspace;
+}
+
+/// Fills the gradients; sums as attention_backward takes them.
+void run_backward(const AttentionCall& call, BackwardCall& backward, float* sums,
+                  const at::Tensor& workspace) {
   const at::Tensor words = place_pattern(call, backward.args);
   if (call.query.numel() == 0 && call.key.numel() == 0) {
-    return {backward.grad_query, backward.grad_key, backward.grad_value};
+    return;
   }
   const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream();
   const float* grad_lse_data =
       backward.grad_lse.defined() ? backward.grad_lse.const_data_ptr<float>() : nullptr;
   C10_CUDA_CHECK(kernels::cuda::attention_delta(backward.args, rows_of(backward.out), grad_lse_data,
                                                 backward.delta.mutable_data_ptr<float>(), stream));
-  const bool deterministic = at::globalContext().deterministicAlgorithms();
-  const auto bytes = static_cast<int64_t>(
-      kernels::cuda::attention_backward_workspace(backward.args, deterministic));
-  const at::Tensor workspace = at::empty({bytes}, call.query.options().dtype(at::kByte));
-  C10_CUDA_CHECK(kernels::cuda::attention_backward(backward.args, workspace.mutable_data_ptr(),
-                                                   deterministic, stream));
+  auto* counter = static_cast<unsigned long long*>(workspace.mutable_data_ptr());
+  C10_CUDA_CHECK(kernels::cuda::attention_backward(backward.args, sums, counter, stream));
+}
+
+void round_into(const at::Tensor& grad_query, double scale, float* sums) {
+  const kernels::cuda::RoundedSums rounded{dtype_of(grad_query),       grad_query.size(0),
+                                           grad_query.size(1),         grad_query.size(2),
+                                           grad_query.size(3),         static_cast<float>(scale),
+                                           mutable_rows_of(grad_query)};
+  C10_CUDA_CHECK(kernels::cuda::round_query_sums(rounded, sums, c10::cuda::getCurrentCUDAStream()));
+}
+
+Gradients backward_cuda(const AttentionCall& call, const BackwardInputs& inputs) {
+  check_backward(call, inputs);
+  const at::Tensor& query = call.query;
+  const c10::cuda::CUDAGuard guard(query.device());
+  BackwardCall backward = prepare_backward(call, inputs);
+  const bool has_sums = adds_up(query);
+  const int64_t rows = query.size(0) * query.size(1) * query.size(2);
+  const at::Tensor workspace =
+      make_workspace(query, has_sums ? rows * kernels::query_sums_width(query.size(3)) : 0);
+  float* sums = has_sums ? reinterpret_cast<float*>(
+                               static_cast<char*>(workspace.mutable_data_ptr()) + kCounterBytes)
+                         : nullptr;
+  run_backward(call, backward, sums, workspace);
+  if (has_sums) {
+    round_into(backward.grad_query, backward.args.scale64, sums);
+  }
   return {backward.grad_query, backward.grad_key, backward.grad_value};
+}
+
+/// The caller's sums, as the kernels read them.
+float* sums_data(const at::Tensor& sums) {
+  float* data = sums.mutable_data_ptr<float>();
+  TORCH_CHECK_VALUE(reinterpret_cast<uintptr_t>(data) % 16 == 0,
+                    "grad_query_sums: must begin at a multiple of 16 bytes, got ",
+                    reinterpret_cast<uintptr_t>(data));
+  return data;
+}
+
+KeyGradients backward_into_cuda(const AttentionCall& call, const BackwardInputs& inputs,
+                                at::Tensor& sums) {
+  check_query_sums(call.query, sums);
+  const c10::cuda::CUDAGuard guard(call.query.device());
+  if (!adds_up(call.query)) {
+    const auto [grad_query, grad_key, grad_value] = backward_cuda(call, inputs);
+    add_to_sums(sums, grad_query);
+    return {grad_key, grad_value};
+  }
+  check_backward(call, inputs);
+  BackwardCall backward = prepare_backward(call, inputs, /*with_grad_query=*/false);
+  run_backward(call, backward, sums_data(sums), make_workspace(call.query, 0));
+  return {backward.grad_key, backward.grad_value};
+}
+
+at::Tensor round_query_sums_cuda(const at::Tensor& sums, const at::Tensor& query,
+                                 std::optional<double> scale) {
+  check_query_sums(query, sums);
+  const c10::cuda::CUDAGuard guard(query.device());
+  if (!adds_up(query)) {
+    return round_sums(sums, query);
+  }
+  at::Tensor grad_query = at::empty(query.sizes(), query.options());
+  round_into(grad_query, scale_of(query, scale), sums_data(sums));
+  return grad_query;
 }
 
 }  // namespace
@@ -108,4 +188,6 @@ TORCH_LIBRARY_IMPL(dilated, CUDA, m) {
   m.impl("attention_backward", &attention_backward_with<backward_cuda>);
   m.impl("attention_block", &attention_block_with<forward_cuda>);
   m.impl("attention_block_backward", &attention_block_backward_with<backward_cuda>);
+  m.impl("attention_block_backward_into", &attention_block_backward_into_with<backward_into_cuda>);
+  m.impl("round_query_sums", &round_query_sums_cuda);
 }

@@ -43,6 +43,16 @@ TORCH_LIBRARY(dilated, m) {
       "Tensor? dropout_seed=None, Tensor? pattern=None, bool partial=False) "
       "-> (Tensor grad_query, Tensor grad_key, Tensor grad_value)");
   m.def(
+      "attention_block_backward_into(Tensor(a!) grad_query_sums, Tensor grad_out, "
+      "Tensor? grad_lse, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, "
+      "int seq_len, int query_begin, int key_begin, int[] segment_lengths, int[] dilation_rates, "
+      "*, Tensor? head_offsets=None, bool is_causal=False, float? scale=None, "
+      "str padding=\"masked\", float dropout_p=0.0, Tensor? dropout_seed=None, "
+      "Tensor? pattern=None) -> (Tensor grad_key, Tensor grad_value)");
+  m.def(
+      "round_query_sums(Tensor grad_query_sums, Tensor query, *, float? scale=None) "
+      "-> Tensor grad_query");
+  m.def(
       "ring_attention(Tensor query, Tensor key, Tensor value, int[] segment_lengths, "
       "int[] dilation_rates, str group_name, *, Tensor? head_offsets=None, bool is_causal=False, "
       "float? scale=None, str padding=\"masked\", float dropout_p=0.0, "

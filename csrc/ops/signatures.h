@@ -3,6 +3,7 @@
 #pragma once
 
 #include "ops/attention.h"
+#include "ops/query_sums.h"
 
 namespace dilated::ops {
 
@@ -12,6 +13,7 @@ using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;  // of query, 
 
 using RunForward = Results (*)(const AttentionCall&);
 using RunBackward = Gradients (*)(const AttentionCall&, const BackwardInputs&);
+using RunBackwardInto = KeyGradients (*)(const AttentionCall&, const BackwardInputs&, at::Tensor&);
 
 template <RunForward kRun>
 Results attention_with(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
@@ -65,6 +67,22 @@ Gradients attention_block_backward_with(
        dropout_p, dropout_seed, pattern,
        AttentionBlock{seq_len, query_begin, key_begin, std::nullopt, std::nullopt, partial}},
       {grad_out, grad_lse, out, lse});
+}
+
+template <RunBackwardInto kRun>
+KeyGradients attention_block_backward_into_with(
+    at::Tensor& grad_query_sums, const at::Tensor& grad_out, const OptionalTensor& grad_lse,
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const at::Tensor& out,
+    const at::Tensor& lse, int64_t seq_len, int64_t query_begin, int64_t key_begin,
+    at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
+    const OptionalTensor& head_offsets, bool is_causal, std::optional<double> scale,
+    std::string_view padding, double dropout_p, const OptionalTensor& dropout_seed,
+    const OptionalTensor& pattern) {
+  return kRun({query, key, value, segment_lengths, dilation_rates, head_offsets, is_causal, scale,
+               padding, dropout_p, dropout_seed, pattern,
+               AttentionBlock{seq_len, query_begin, key_begin, std::nullopt, std::nullopt,
+                              /*partial=*/true}},
+              {grad_out, grad_lse, out, lse}, grad_query_sums);
 }
 
 }  // namespace dilated::ops

@@ -30,6 +30,13 @@ def random_cuts(length: int, rng: random.Random) -> list[int]:
     return cuts + rng.choice([[], [0], [length], cuts[:1]])
 
 
+def make_query_sums(query: Tensor) -> Tensor:
+    """Zeros for grad_query."""
+    batch, rows, heads, head_dim = query.shape
+    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    return query.new_zeros(batch, heads, rows, -(-head_dim // 16) * 16, dtype=dtype)
+
+
 def select_rows(tensors: Tensors, queries: Piece, keys: Piece) -> Tensors:
     query, key, value = tensors
     return query[:, slice(*queries)], key[:, slice(*keys)], value[:, slice(*keys)]
@@ -69,15 +76,20 @@ def backward_in_blocks(
     blocks: Sequence[tuple[Piece, Piece]],
     *,
     select: Select = select_rows,
+    in_place: bool = False,
     **options: Any,
 ) -> list[Tensor]:
-    """The gradients, summed over (queries, keys) in the order given, in the dtype of the shares."""
+    """The gradients, summed over (queries, keys) in the order given, in the dtype of the shares.
+
+    in_place: the blocks of the same queries add grad_query up by themselves.
+    """
     out, lse = forward
     grad_out, grad_lse = output_gradients(tensors[0])
     sums = [torch.zeros_like(x, dtype=lse.dtype) for x in tensors]
+    query_sums = {queries: make_query_sums(tensors[0][:, slice(*queries)]) for queries, _ in blocks}
     for queries, keys in blocks:
         rows = slice(*queries)
-        shares = torch.ops.dilated.attention_block_backward(
+        block = (
             grad_out[:, rows],
             grad_lse[:, :, rows],
             *select(tensors, queries, keys),
@@ -87,12 +99,23 @@ def backward_in_blocks(
             queries[0],
             keys[0],
             *branches,
-            **options,
-            partial=True,
         )
+        if in_place:
+            into = torch.ops.dilated.attention_block_backward_into
+            shares = (None, *into(query_sums[queries], *block, **options))
+        else:
+            backward = torch.ops.dilated.attention_block_backward
+            shares = backward(*block, **options, partial=True)
         for total, share, piece in zip(sums, shares, (queries, keys, keys), strict=True):
-            assert share.dtype == total.dtype
-            total[:, slice(*piece)] += share
+            if share is not None:
+                assert share.dtype == total.dtype
+                total[:, slice(*piece)] += share
+    if in_place:
+        for queries, running in query_sums.items():
+            rows = slice(*queries)
+            sums[0][:, rows] = torch.ops.dilated.round_query_sums(
+                running, tensors[0][:, rows], scale=options.get("scale")
+            )
     return sums
 
 
@@ -104,6 +127,7 @@ def run_in_blocks(
     key_cuts: Sequence[int],
     *,
     seed: int = 0,
+    in_place: bool = False,
     **options: Any,
 ) -> Result:
     """What calls.run_operator gives, from blocks in a random order; gradients in lse's dtype."""
@@ -122,4 +146,5 @@ def run_in_blocks(
     lse = torch.cat([lse for _, lse in results], 2)
     blocks = [(queries, keys) for queries in query_pieces for keys in key_pieces]
     rng.shuffle(blocks)
-    return Result(out, lse, *backward_in_blocks(tensors, branches, (out, lse), blocks, **options))
+    grads = backward_in_blocks(tensors, branches, (out, lse), blocks, in_place=in_place, **options)
+    return Result(out, lse, *grads)

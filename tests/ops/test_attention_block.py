@@ -16,6 +16,7 @@ from tests.ops.blocks import (
     Select,
     backward_in_blocks,
     forward_in_blocks,
+    make_query_sums,
     pieces,
     random_cuts,
     run_in_blocks,
@@ -83,14 +84,18 @@ def test_random_blocks_are_the_whole(seed: int, is_causal: bool, device: str, ex
     if rng.random() < 0.5:
         options |= {"dropout_p": 0.3, "dropout_seed": torch.tensor([seed], device=device)}
     cuts = (random_cuts(seq_len, rng), random_cuts(seq_len, rng))
-    actual = run_in_blocks(tensors, lengths, rates, *cuts, seed=seed, **options)
+    in_place = rng.random() < 0.5
+    actual = run_in_blocks(tensors, lengths, rates, *cuts, seed=seed, in_place=in_place, **options)
     assert_close(actual, run_reference(tensors, lengths, rates, **options), exact)
 
 
+@pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_head_dims(head_dim: int, device: str, exact: Exact) -> None:
+def test_head_dims(head_dim: int, in_place: bool, device: str, exact: Exact) -> None:
     tensors = make_qkv(90, 4, head_dim, kv_heads=2, dtype=exact.dtype, device=device)
-    actual = run_in_blocks(tensors, LENGTHS, RATES, [50], [33, 60], is_causal=True)
+    actual = run_in_blocks(
+        tensors, LENGTHS, RATES, [50], [33, 60], in_place=in_place, is_causal=True
+    )
     assert_close(actual, run_reference(tensors, LENGTHS, RATES, is_causal=True), exact)
 
 
@@ -114,16 +119,24 @@ def test_one_block_is_attention_bit_for_bit(
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("head_dim", [17, 64, 100, 128, 256])
+@pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize(("is_causal", "deterministic"), [(False, True), (True, False)])
 def test_eight_blocks_are_as_exact_as_one(
-    dtype: torch.dtype, head_dim: int, is_causal: bool, deterministic: bool, device: str
+    dtype: torch.dtype,
+    head_dim: int,
+    is_causal: bool,
+    deterministic: bool,
+    in_place: bool,
+    device: str,
 ) -> None:
     lengths, rates, cuts = [128, 400], [1, 2], [50 * i for i in range(1, 8)]
     tensors = make_qkv(400, 4, head_dim, kv_heads=2, dtype=dtype, device=device)
     expected = run_reference(tensors, lengths, rates, is_causal=is_causal)
     with deterministic_mode() if deterministic else nullcontext():
         one, eight = (
-            run_in_blocks(tensors, lengths, rates, [], key_cuts, is_causal=is_causal)
+            run_in_blocks(
+                tensors, lengths, rates, [], key_cuts, in_place=in_place, is_causal=is_causal
+            )
             for key_cuts in ([], cuts)
         )
     assert eight.out.dtype == dtype and eight.lse.dtype == torch.float32
@@ -177,32 +190,48 @@ def test_unlisted_rows_are_not_read(
     assert all(torch.equal(a, b) for a, b in zip(clean_sums, dirty_sums, strict=True))
 
 
-def test_no_keys_change_nothing(device: str, exact: Exact) -> None:
-    q, k, v = make_qkv(80, 4, 16, kv_heads=2, dtype=exact.dtype, device=device)
-    first = torch.ops.dilated.attention_block(
-        q[:, :40], k[:, :40], v[:, :40], 80, 0, 0, [40], [2], partial=True
-    )
-    assert torch.isneginf(first[1]).any() and torch.isfinite(first[1]).any()
+@pytest.mark.parametrize("head_dim", [16, 20, 64, 128, 129])
+@pytest.mark.parametrize("is_bfloat16", [False, True])
+def test_no_keys_change_nothing(
+    is_bfloat16: bool, head_dim: int, device: str, exact: Exact
+) -> None:
+    dtype = torch.bfloat16 if is_bfloat16 else exact.dtype
+    q, k, v = make_qkv(800, 4, head_dim, batch=2, kv_heads=2, dtype=dtype, device=device)
+    q, first_keys, branch = q[:, 130:400], (k[:, :400], v[:, :400]), ([400], [2])
+    out, lse = torch.ops.dilated.attention_block(q, *first_keys, 800, 130, 0, *branch, partial=True)
+    nothing = torch.isneginf(lse)
+    assert nothing.any() and not nothing.all()
+    dirty = out.masked_fill(nothing.mT[..., None], torch.nan)
+    wide = torch.full((2, 270, 4, head_dim + 3), torch.nan, dtype=out.dtype, device=device)
+    wide[..., 1:-2] = dirty
     # No rows, and rows of another segment.
-    for begin, end in ((40, 40), (40, 80)):
-        none = torch.ops.dilated.attention_block(
-            q[:, :40], k[:, begin:end], v[:, begin:end], 80, 0, begin, [40], [2]
-        )
+    for begin, end in ((400, 400), (400, 800)):
+        block = (q, k[:, begin:end], v[:, begin:end], 800, 130, begin, *branch)
+        none = torch.ops.dilated.attention_block(*block)
         assert not none[0].any() and torch.isneginf(none[1]).all()
-        again = torch.ops.dilated.attention_block(
-            q[:, :40],
-            k[:, begin:end],
-            v[:, begin:end],
-            80,
-            0,
-            begin,
-            [40],
-            [2],
-            out=first[0],
-            lse=first[1],
-            partial=True,
-        )
-        assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
+        for running in (dirty, wide[..., 1:-2]):
+            for partial in (False, True):
+                again = torch.ops.dilated.attention_block(
+                    *block, out=running, lse=lse, partial=partial
+                )
+                assert torch.equal(again[0], out if partial else out.to(dtype))
+                assert torch.equal(again[1], lse)
+
+
+def test_writes_to_query_sums_are_counted(device: str, exact: Exact) -> None:
+    q, k, v = make_qkv(40, 1, 16, dtype=exact.dtype, device=device)
+    out, lse = torch.ops.dilated.attention(q, k, v, [40], [1])
+    sums = make_query_sums(q)
+    weight = torch.ones_like(sums, requires_grad=True)
+    product = (sums * weight).sum()
+    into = torch.ops.dilated.attention_block_backward_into
+    into(sums, out, None, q, k, v, out, lse, 40, 0, 0, [40], [1])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+    grad_query = torch.ops.dilated.round_query_sums(sums, q)
+    before = grad_query.clone()
+    sums.zero_()
+    assert torch.equal(grad_query, before)
 
 
 def test_running_out_is_not_read_where_nothing_was_attended(device: str, exact: Exact) -> None:

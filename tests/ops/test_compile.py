@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dilated_attention_pytorch import dilated_attention
 from tests.conftest import Exact, make_qkv
+from tests.ops.blocks import make_query_sums
 from tests.ops.calls import run_operator
 from tests.planning import Spec, plan_tensor
 
@@ -43,6 +44,8 @@ def samples(device: str, dtype: torch.dtype) -> list[Sample]:
     middle_pattern = plan_tensor(Spec(37, *branches, 4, 2, queries=(5, 25), keys=(12, 37)), device)
     running = {"out": out[:, 5:25].to(lse.dtype), "lse": lse[:, :, 5:25]}
     final = (out[:, 5:25], lse[:, :, 5:25])
+    sums, one_head = make_query_sums(middle[0]), plain[0][:, :, :1].contiguous()
+    one_head_sums = make_query_sums(one_head)
     backward = (final[0], grad_lse[:, :, 5:25], *middle[:3], *final, *middle[3:])
     return [
         ("attention", (q, k, v, *branches), {}),
@@ -56,6 +59,10 @@ def samples(device: str, dtype: torch.dtype) -> list[Sample]:
         ("attention_block", (*middle, *branches), {**options, **running, "padding": "zeros"}),
         ("attention_block_backward", (*backward, *branches), {}),
         ("attention_block_backward", (*backward, *branches), {**options, "partial": True}),
+        ("attention_block_backward_into", (sums, *backward, *branches), {}),
+        ("attention_block_backward_into", (sums.clone(), *backward, *branches), options),
+        ("round_query_sums", (sums, middle[0]), {"scale": 0.3}),
+        ("round_query_sums", (one_head_sums, one_head), {}),
         ("segment_attention", (q, k, v, 16, 3), {}),
         ("segment_attention", (q, k, v, 16, 3), {"padding": "zeros"}),
         ("gather", (q, 8, 3), {"start": 5}),
@@ -66,10 +73,10 @@ def samples(device: str, dtype: torch.dtype) -> list[Sample]:
     ]
 
 
-@pytest.mark.parametrize("index", range(18))
+@pytest.mark.parametrize("index", range(22))
 def test_opcheck(index: int, device: str) -> None:
     everything = samples(device, torch.float32)
-    assert len(everything) == 18
+    assert len(everything) == 22
     name, arguments, keywords = everything[index]
     torch.library.opcheck(getattr(torch.ops.dilated, name).default, arguments, keywords)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dilated_attention_pytorch import dilated_attention
 from tests.conftest import make_qkv, missing_cuda
+from tests.ops.blocks import make_query_sums
 
 LENGTHS, RATES = [128, 400], [1, 3]
 
@@ -83,6 +84,19 @@ def test_a_graph_replays_forward_and_backward(deterministic: None) -> None:
     graph.replay()
     for replayed, expected in zip(captured, gradients(q, k, v), strict=True):
         assert torch.equal(replayed, expected)
+
+
+def test_misaligned_query_sums_are_refused() -> None:
+    q, k, v = inputs(requires_grad=False)
+    out, lse = torch.ops.dilated.attention(q, k, v, [q.size(1)], [1])
+    sums = make_query_sums(q)
+    shifted = sums.new_zeros(sums.numel() + 1)[1:].view(sums.shape)
+    block = (out, None, q, k, v, out, lse, q.size(1), 0, 0, [q.size(1)], [1])
+    torch.ops.dilated.attention_block_backward_into(sums, *block)
+    with pytest.raises(ValueError, match="grad_query_sums: must begin at a multiple of 16"):
+        torch.ops.dilated.attention_block_backward_into(shifted, *block)
+    with pytest.raises(ValueError, match="grad_query_sums: must begin at a multiple of 16"):
+        torch.ops.dilated.round_query_sums(shifted, q)
 
 
 def test_work_follows_the_current_stream() -> None:

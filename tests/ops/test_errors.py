@@ -259,6 +259,34 @@ def test_block_backward_names_what_is_wrong(change: dict[str, Any], named: str, 
 
 
 @pytest.mark.parametrize(
+    ("sums", "given"),
+    [
+        (rows(2, 8, 4, 16), "2, 8, 4, 16"),
+        (rows(2, 4, 8, 15), "2, 4, 8, 15"),
+        (rows(2, 4, 8, 16).half(), "Half"),
+        (rows(2, 4, 8, 16).to("meta"), "meta"),
+        (rows(2, 8, 4, 16).transpose(1, 2), "strides"),
+    ],
+)
+def test_query_sums_must_fit(sums: torch.Tensor, given: str) -> None:
+    q, k, v = good_tensors().values()
+    out, lse = block_call()
+    block = (out, None, q[:, 4:12], k[:, 6:16], v[:, 6:16], out, lse, 24, 4, 6, *GOOD.values())
+    good = rows(2, 4, 8, 16)
+    torch.ops.dilated.attention_block_backward_into(good, *block)
+    assert torch.ops.dilated.round_query_sums(good, out).shape == out.shape
+    for call in (
+        lambda: torch.ops.dilated.attention_block_backward_into(sums, *block),
+        lambda: torch.ops.dilated.round_query_sums(sums, out),
+    ):
+        with pytest.raises(ValueError, match="grad_query_sums") as caught:
+            call()
+        assert given in str(caught.value)
+    with pytest.raises(RuntimeError, match="not differentiable"):
+        torch.ops.dilated.attention_block_backward_into(good.requires_grad_(), *block)
+
+
+@pytest.mark.parametrize(
     ("operator", "arguments", "keywords", "named", "given"),
     [
         ("gather", (rows(24, 4, 16), 8, 2), {}, "input", "3"),

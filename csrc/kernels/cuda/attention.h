@@ -20,11 +20,23 @@ cudaError_t attention_forward(const ForwardArgs& args, cudaStream_t stream);
 cudaError_t attention_delta(const BackwardArgs& args, const Rows& out, const float* grad_lse,
                             float* delta, cudaStream_t stream);
 
-/// Bytes that attention_backward needs beside its outputs: at most a float32 accumulator of query's
-/// size.
-size_t attention_backward_workspace(const BackwardArgs& args, bool deterministic);
+/// Whether attention_backward adds grad_query up in float32, block by block in any order, on the
+/// current device; otherwise it writes every row once.
+cudaError_t backward_adds_up(Dtype dtype, int64_t head_dim, bool deterministic, bool& adds_up);
 
-cudaError_t attention_backward(const BackwardArgs& args, void* workspace, bool deterministic,
+/// Writes grad_key and grad_value; adds grad_query / scale to `sums`, rows of
+/// query_sums_width(head_dim) columns in an order of their own, aligned to 16 bytes. Null, where
+/// nothing is added up: writes grad_query. counter: zero; not used for float32.
+cudaError_t attention_backward(const BackwardArgs& args, float* sums, unsigned long long* counter,
                                cudaStream_t stream);
+
+/// [batch, queries, heads, head_dim] of `dtype`: scale * sums.
+struct RoundedSums {
+  Dtype dtype;
+  int64_t batch, queries, heads, head_dim;
+  float scale;
+  MutableRows grad_query;
+};
+cudaError_t round_query_sums(const RoundedSums& rounded, float* sums, cudaStream_t stream);
 
 }  // namespace dilated::kernels::cuda

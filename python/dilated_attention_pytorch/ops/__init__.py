@@ -6,7 +6,12 @@ ValueErrors that the library raises.
 
 from . import fake as _fake  # noqa: F401  (registers)
 from .attention import attention, attention_backward
-from .attention_block import attention_block, attention_block_backward
+from .attention_block import (
+    attention_block,
+    attention_block_backward,
+    attention_block_backward_into,
+    round_query_sums,
+)
 from .gather import gather, gather_into, scatter_add, scatter_into
 from .ring_attention import ring_attention
 from .segment_attention import segment_attention
@@ -16,9 +21,11 @@ __all__ = [
     "attention_backward",
     "attention_block",
     "attention_block_backward",
+    "attention_block_backward_into",
     "gather",
     "gather_into",
     "ring_attention",
+    "round_query_sums",
     "scatter_add",
     "scatter_into",
     "segment_attention",

@@ -83,3 +83,48 @@ def attention_block_backward(
     otherwise in query's dtype. Raises ValueError as `attention_block` does.
     """
     raise NotImplementedError
+
+
+@operator
+def attention_block_backward_into(
+    grad_query_sums: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    seq_len: int,
+    query_begin: int,
+    key_begin: int,
+    segment_lengths: Sequence[int],
+    dilation_rates: Sequence[int],
+    *,
+    head_offsets: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    padding: str = "masked",
+    dropout_p: float = 0.0,
+    dropout_seed: Tensor | None = None,
+    pattern: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The same, in float32 (float64 for float64), with the share of grad_query added up in place.
+
+    grad_query_sums: [B, H, Nq, D rounded up to 16], contiguous, float32 (float64 for float64),
+    zeros before the first block of these queries. What lies where is the library's business, and
+    depends on whether algorithms are deterministic; `round_query_sums` reads it after the last.
+    Returns grad_key and grad_value. Not differentiable.
+    """
+    raise NotImplementedError
+
+
+@operator
+def round_query_sums(
+    grad_query_sums: Tensor, query: Tensor, *, scale: float | None = None
+) -> Tensor:
+    """grad_query [B, Nq, H, D] in query's dtype, once all blocks are in the sums.
+
+    scale: as the blocks were given it.
+    """
+    raise NotImplementedError

@@ -23,6 +23,7 @@ _dilated = torch.ops.dilated
         _dilated.attention_backward.default,
         _dilated.attention_block.default,
         _dilated.attention_block_backward.default,
+        _dilated.attention_block_backward_into.default,
         _dilated.gather.default,
         _dilated.gather_into.default,
         _dilated.scatter_add.default,

@@ -12,7 +12,17 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from .block import Call, Gradients, Results, Running, attend, differentiate
+from .. import ops
+from .block import (
+    Call,
+    Gradients,
+    Results,
+    Running,
+    attend,
+    differentiate,
+    differentiate_into,
+    query_sums,
+)
 from .exchange import Peers, Transfer
 from .packing import Packet
 from .plan import Block, Message, Plan, Round, make_plan
@@ -21,10 +31,12 @@ from .plan import Block, Message, Plan, Round, make_plan
 def ring_forward(call: Call, peers: Peers, query: Tensor, key: Tensor, value: Tensor) -> Running:
     """(out in query's dtype, lse) of this rank's rows."""
     plan = make_plan(call.spec, call.shard_lengths, peers.rank, call.strategy)
+    own = plan.queries
+    if plan.is_alone:
+        return attend(call, query, key, value, own, own, partial=False)
     blocks = sum(len(r.blocks) for r in plan.rounds)
     travel = _travel(plan, peers, key, value)
     arriving = next(travel, None)
-    own = plan.queries
     running = attend(call, query, key, value, own, own, partial=blocks > 0)
     while arriving is not None:
         following = next(travel, None)
@@ -54,25 +66,25 @@ def ring_backward(
         return differentiate(call, query, key, value, results, own, own, partial=False)
     travel = _travel(plan, peers, key, value)
     arriving = next(travel, None)
-    grads = differentiate(call, query, key, value, results, own, own, partial=True)
-    grad_query, grad_key, grad_value = grads
+    sums = query_sums(query)
+    grad_key, grad_value = differentiate_into(sums, call, query, key, value, results, own, own)
     returning: _Returning | None = None
     while arriving is not None:
         following = next(travel, None)
         shares = []
         for block, far_key, far_value in arriving.blocks():
-            grad, far_grad_key, far_grad_value = differentiate(
-                call, query, far_key, far_value, results, own, block.keys, partial=True
+            far_grads = differentiate_into(
+                sums, call, query, far_key, far_value, results, own, block.keys
             )
-            grad_query += grad
-            shares.append((block, far_grad_key, far_grad_value))
+            shares.append((block, *far_grads))
         posted = _Returning(peers, arriving.round, shares, grad_key, own[0])
         if returning is not None:
             returning.add_to(grad_key, grad_value)
         arriving, returning = following, posted
     if returning is not None:
         returning.add_to(grad_key, grad_value)
-    return grad_query.to(query.dtype), grad_key.to(key.dtype), grad_value.to(value.dtype)
+    grad_query = ops.round_query_sums(sums, query, scale=call.scale)
+    return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype)
 
 
 def _travel(plan: Plan, peers: Peers, key: Tensor, value: Tensor) -> Iterator[_Arriving]:

@@ -27,6 +27,10 @@ class Call:
     dropout_p: float
     dropout_seed: Tensor | None
 
+    def with_seed(self, dropout_seed: Tensor | None) -> Call:
+        """The same with the seed of one call, which the ranks need not agree on."""
+        return self if dropout_seed is None else replace(self, dropout_seed=dropout_seed)
+
     def of_branches(self, branches: tuple[int, ...], heads: Span, kv_heads: Span) -> Call:
         """The same for some of the branches and heads."""
         spec = self.spec
@@ -71,10 +75,23 @@ class Results:
     grad_out: Tensor
     grad_lse: Tensor | None
 
+    def with_inputs(
+        self, query: Tensor, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """As the operators' backwards take them."""
+        return self.grad_out, self.grad_lse, query, key, value, self.out, self.lse
+
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     """What is accumulated in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def query_sums(query: Tensor) -> Tensor:
+    """Zeros, for the blocks of these queries to add up grad_query in."""
+    batch, rows, heads, head_dim = query.shape
+    columns = -(-head_dim // 16) * 16
+    return query.new_zeros(batch, heads, rows, columns, dtype=wide_dtype(query.dtype))
 
 
 def attend(
@@ -106,14 +123,22 @@ def differentiate(
     partial: bool,
 ) -> Gradients:
     """A block's share of the gradients of query, key and value; partial: there are others."""
-    return ops.attention_block_backward(
-        results.grad_out,
-        results.grad_lse,
-        query,
-        key,
-        value,
-        results.out,
-        results.lse,
-        partial=partial,
-        **call.arguments(queries, keys, query.device),
-    )
+    tensors = results.with_inputs(query, key, value)
+    arguments = call.arguments(queries, keys, query.device)
+    return ops.attention_block_backward(*tensors, partial=partial, **arguments)
+
+
+def differentiate_into(
+    grad_query_sums: Tensor,
+    call: Call,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    results: Results,
+    queries: Span,
+    keys: Span,
+) -> tuple[Tensor, Tensor]:
+    """The same with the share of grad_query added to the sums; those of key and value are wide."""
+    tensors = results.with_inputs(query, key, value)
+    arguments = call.arguments(queries, keys, query.device)
+    return ops.attention_block_backward_into(grad_query_sums, *tensors, **arguments)

@@ -76,8 +76,10 @@ class _State:
     """What is remembered of a process group."""
 
     agreement: Agreement
+    rank: int
+    size: int
     lock: threading.Lock = field(default_factory=threading.Lock)
-    agreed: set[Hashable] = field(default_factory=set)
+    agreed: dict[Hashable, Any] = field(default_factory=dict)
     traffic: Traffic = field(default_factory=Traffic)
     transport: Transport | None = None  # of GPUs' tensors; None before the first
     engine: CopyEngine | None = None
@@ -99,10 +101,12 @@ class Peers:
         with _states_lock:
             state = _states.get(self._group)
             if state is None:
-                state = _states[self._group] = _State(_make_agreement(self._group))
+                rank, size = self._group.rank(), self._group.size()
+                state = _State(_make_agreement(self._group), rank, size)
+                _states[self._group] = state
         self._state = state
-        self.rank: int = self._group.rank()
-        self.size: int = self._group.size()
+        self.rank = state.rank
+        self.size = state.size
 
     @property
     def traffic(self) -> Traffic:
@@ -113,12 +117,17 @@ class Peers:
         """How GPUs' tensors travel; None before the first call with some."""
         return self._state.transport
 
-    def has_agreed(self, call: Hashable) -> bool:
-        """Whether `agree` was passed with this call."""
-        return call in self._state.agreed
+    def agreed(self, call: Hashable) -> Any:
+        """What `agree` was given to keep with this call; None if the ranks did not agree on it."""
+        return self._state.agreed.get(call)
 
     def agree(
-        self, call: Hashable, fields: Fields, device: torch.device, largest: Callable[[], int]
+        self,
+        call: Hashable,
+        kept: object,
+        fields: Fields,
+        device: torch.device,
+        largest: Callable[[], int],
     ) -> None:
         """Compares the call with those of the other ranks, as `Agreement.compare` does.
 
@@ -130,7 +139,7 @@ class Peers:
                 self._connect(device, largest)
             if len(self._state.agreed) >= _MAX_AGREED:
                 self._state.agreed.clear()
-            self._state.agreed.add(call)
+            self._state.agreed[call] = kept
 
     def refuse(self, error: str) -> None:
         """Tells the others that this rank raises instead of calling."""

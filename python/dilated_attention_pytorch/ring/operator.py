@@ -6,9 +6,10 @@ strategy runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -52,23 +53,18 @@ def forward(
 ) -> Running:
     arguments = Arguments(segment_lengths, dilation_rates, group_name, **options)  # type: ignore[arg-type]
     peers = Peers(group_name)
-    fields = _fields(query, key, value, arguments)
-    # Equal fields are equal calls, but for the rows of this rank where they are not a field.
-    rows = tuple((x.size(1), x.dtype, x.device) for x in (query, key, value))
-    seed = arguments.dropout_seed
-    known = (
-        *fields.values(),
-        rows,
-        None if seed is None else (seed.device, seed.dtype, seed.shape),
-    )
-    if not peers.has_agreed(known):
+    known = _identity(query, key, value, arguments)
+    call: Call | None = peers.agreed(known)
+    if call is None:
         try:
             _check(query, key, value, arguments, peers)
+            call = _make_call(query, key, arguments, peers.size)
         except Exception as error:
             peers.refuse(f"{type(error).__name__}: {error}")
             raise
-        peers.agree(known, fields, query.device, lambda: _largest(query, key, arguments, peers))
-    call = _make_call(query, key, arguments, peers.size)
+        fields = _fields(query, key, value, arguments)
+        peers.agree(known, call, fields, query.device, partial(_largest, call, query, peers.size))
+    call = call.with_seed(arguments.dropout_seed)
     run = all_to_all_forward if call.strategy == "all_to_all" else ring_forward
     with _device_of(query):
         return run(call, peers, query, key, value)
@@ -89,7 +85,10 @@ def backward(
 ) -> Gradients:
     arguments = Arguments(segment_lengths, dilation_rates, group_name, **options)  # type: ignore[arg-type]
     peers = Peers(group_name)
-    call = _make_call(query, key, arguments, peers.size)
+    call: Call | None = peers.agreed(_identity(query, key, value, arguments))
+    if call is None:  # forgotten among many other kinds
+        call = _make_call(query, key, arguments, peers.size)
+    call = call.with_seed(arguments.dropout_seed)
     run = all_to_all_backward if call.strategy == "all_to_all" else ring_backward
     with _device_of(query):
         return run(call, peers, query, key, value, Results(out, lse, grad_out, grad_lse))
@@ -100,14 +99,11 @@ def _device_of(query: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(query.device) if query.is_cuda else nullcontext()
 
 
-def _largest(query: Tensor, key: Tensor, arguments: Arguments, peers: Peers) -> int:
+def _largest(call: Call, query: Tensor, size: int) -> int:
     """Bytes of the largest message of keys and values, or of their gradients, of any rank."""
-    call = _make_call(query, key, arguments, peers.size)
     if call.strategy == "all_to_all":
         return 0
-    plans = (
-        make_plan(call.spec, call.shard_lengths, rank, call.strategy) for rank in range(peers.size)
-    )
+    plans = (make_plan(call.spec, call.shard_lengths, rank, call.strategy) for rank in range(size))
     messages = (message for plan in plans for r in plan.rounds for message in r.sends)
     rows = max((message.rows for message in messages), default=0)
     return 2 * rows * query.size(0) * query.size(3) * wide_dtype(query.dtype).itemsize
@@ -138,7 +134,26 @@ def _make_call(query: Tensor, key: Tensor, arguments: Arguments, size: int) -> C
         strategy,
         arguments.scale,
         arguments.dropout_p,
-        arguments.dropout_seed,
+        None,
+    )
+
+
+def _identity(query: Tensor, key: Tensor, value: Tensor, arguments: Arguments) -> Hashable:
+    """Equal for calls that need no more checks once one was agreed on: this rank's side of it."""
+    offsets, seed = arguments.head_offsets, arguments.dropout_seed
+    lengths = arguments.shard_lengths
+    return (
+        *((x.shape, x.dtype, x.device) for x in (query, key, value)),
+        tuple(arguments.segment_lengths),
+        tuple(arguments.dilation_rates),
+        None if offsets is None else (offsets.dtype, offsets.device, str(offsets.tolist())),
+        arguments.is_causal,
+        arguments.scale,
+        arguments.padding,
+        arguments.dropout_p,
+        None if seed is None else (seed.device, seed.dtype, seed.shape),
+        None if lengths is None else tuple(lengths),
+        arguments.strategy,
     )
 
 

@@ -12,8 +12,7 @@
 namespace dilated::kernels::cuda {
 namespace {
 
-constexpr int64_t kRowTile = 64;       // of the pattern
-constexpr size_t kCounterBytes = 256;  // BackwardCall::next, in front of the sums
+constexpr int64_t kRowTile = 64;  // of the pattern
 constexpr int64_t kMaxBlocks = std::numeric_limits<int32_t>::max();
 
 struct Device {
@@ -23,8 +22,8 @@ struct Device {
 /// One call of attention_backward.
 struct Launch {
   const BackwardArgs& args;
-  void* workspace;
-  bool deterministic;
+  float* sums;  // of grad_query; null: it is written by a kernel of its own
+  unsigned long long* counter;
   Device device;
   cudaStream_t stream;
 };
@@ -59,7 +58,16 @@ bool is_aligned(const AnyRows& rows, int64_t head_dim) {
   return is_aligned(rows.data, rows.strides, head_dim);
 }
 
-int32_t sums_width(int64_t head_dim) { return static_cast<int32_t>((head_dim + 15) / 16 * 16); }
+QuerySums query_sums(float* sums, int64_t head_dim) {
+  return {sums, static_cast<int32_t>(query_sums_width(head_dim))};
+}
+
+/// Shared memory of a block of kKeys keys with one stage.
+template <typename Element, int kWidth, int kKeys>
+constexpr size_t least_bytes() {
+  using Memory = BackwardMemory<BackwardShape<Element, kWidth, kKeys>>;
+  return sizeof(Memory) + Memory::kStageBytes;
+}
 
 /// Blocks of kKeys keys with as many stages as the device has memory for; false if not even one
 /// fits.
@@ -68,20 +76,17 @@ bool launch_keys(const Launch& launch, cudaError_t& error) {
   using Shape = BackwardShape<Element, kWidth, kKeys>;
   using Memory = BackwardMemory<Shape>;
   const size_t limit = static_cast<size_t>(launch.device.shared_bytes);
-  const int32_t stages = sizeof(Memory) + 2 * Memory::kStageBytes <= limit ? 2 : 1;
-  const size_t bytes = sizeof(Memory) + static_cast<size_t>(stages) * Memory::kStageBytes;
-  if (bytes > limit) {
+  if (least_bytes<Element, kWidth, kKeys>() > limit) {
     return false;
   }
+  const int32_t stages = sizeof(Memory) + 2 * Memory::kStageBytes <= limit ? 2 : 1;
+  const size_t bytes = sizeof(Memory) + static_cast<size_t>(stages) * Memory::kStageBytes;
   const BackwardArgs& args = launch.args;
   const auto aligned = [&](const auto& rows) { return is_aligned(rows, args.head_dim); };
-  char* workspace = static_cast<char*>(launch.workspace);
-  float* sums =
-      launch.deterministic ? nullptr : reinterpret_cast<float*>(workspace + kCounterBytes);
   const BackwardCall call{args,
                           args.scale * kLog2E,
-                          reinterpret_cast<unsigned long long*>(workspace),
-                          {sums, sums_width(args.head_dim)},
+                          launch.counter,
+                          query_sums(launch.sums, args.head_dim),
                           stages,
                           aligned(args.query),
                           aligned(args.key),
@@ -115,12 +120,8 @@ cudaError_t launch_queries(const Launch& launch) {
 }
 
 template <typename Element>
-cudaError_t round_sums(const Launch& launch) {
-  const BackwardArgs& args = launch.args;
-  const QuerySums sums{
-      reinterpret_cast<float*>(static_cast<char*>(launch.workspace) + kCounterBytes),
-      sums_width(args.head_dim)};
-  const int64_t rows = args.batch * args.heads * args.queries;
+cudaError_t round_sums(const RoundedSums& rounded, const QuerySums& sums, cudaStream_t stream) {
+  const int64_t rows = rounded.batch * rounded.heads * rounded.queries;
   if (rows == 0) {
     return cudaSuccess;
   }
@@ -129,9 +130,10 @@ cudaError_t round_sums(const Launch& launch) {
   if (blocks > kMaxBlocks) {
     return cudaErrorInvalidValue;
   }
-  round_sums_kernel<Element><<<static_cast<unsigned>(blocks), kThreads, 0, launch.stream>>>(
-      sums, args.grad_query, args.heads, args.queries, rows, static_cast<int32_t>(args.head_dim),
-      args.scale, is_aligned(args.grad_query, args.head_dim));
+  round_sums_kernel<Element><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(
+      sums, rounded.grad_query, rounded.heads, rounded.queries, rows,
+      static_cast<int32_t>(rounded.head_dim), rounded.scale,
+      is_aligned(rounded.grad_query, rounded.head_dim));
   return cudaGetLastError();
 }
 
@@ -158,18 +160,14 @@ cudaError_t launch_tensor_cores(const Launch& launch) {
     if constexpr (sizeof...(kFewerKeys) > 0) {
       return launch_tensor_cores<Element, kWidth, kFewerKeys...>(launch);
     } else if constexpr (kWidth > 128) {
-      return launch_scalar<Element, kWidth>(launch);
+      return launch.sums == nullptr ? launch_scalar<Element, kWidth>(launch)
+                                    : cudaErrorInvalidConfiguration;
     } else {
       return cudaErrorInvalidConfiguration;  // no device from sm_80 on has so little shared memory
     }
   }
-  if (error != cudaSuccess) {
-    return error;
-  }
-  if (launch.deterministic) {
-    return launch_queries<Element, kWidth>(launch);
-  }
-  return launch.args.is_partial ? round_sums<float>(launch) : round_sums<Element>(launch);
+  const bool is_done = launch.sums != nullptr || launch.args.queries == 0;
+  return error != cudaSuccess || is_done ? error : launch_queries<Element, kWidth>(launch);
 }
 
 template <typename Element>
@@ -213,15 +211,18 @@ bool fits(const Rows& rows) {
 
 }  // namespace
 
-size_t attention_backward_workspace(const BackwardArgs& args, bool deterministic) {
-  if (args.dtype == Dtype::kFloat32) {
-    return 0;
-  }
-  const int64_t sums = args.batch * args.heads * args.queries * sums_width(args.head_dim);
-  return kCounterBytes + (deterministic ? 0 : static_cast<size_t>(sums) * sizeof(float));
+cudaError_t backward_adds_up(Dtype dtype, int64_t head_dim, bool deterministic, bool& adds_up) {
+  Device device;
+  const cudaError_t error = find_device(device);
+  // Where the widest block has no room, launch_scalar takes its place; both 16-bit types need the
+  // same.
+  const bool has_room =
+      head_dim <= 128 || least_bytes<__half, 256, 64>() <= static_cast<size_t>(device.shared_bytes);
+  adds_up = dtype != Dtype::kFloat32 && !deterministic && has_room;
+  return error;
 }
 
-cudaError_t attention_backward(const BackwardArgs& args, void* workspace, bool deterministic,
+cudaError_t attention_backward(const BackwardArgs& args, float* sums, unsigned long long* counter,
                                cudaStream_t stream) {
   if (args.head_dim < 1 || args.head_dim > 256 || !fits(args.key) || !fits(args.value)) {
     return cudaErrorInvalidValue;
@@ -229,12 +230,8 @@ cudaError_t attention_backward(const BackwardArgs& args, void* workspace, bool d
   if (args.batch == 0 || (args.queries == 0 && args.keys == 0)) {
     return cudaSuccess;
   }
-  Launch launch{args, workspace, deterministic, {}, stream};
-  cudaError_t error = find_device(launch.device);
-  const size_t bytes = attention_backward_workspace(args, deterministic);
-  if (error == cudaSuccess && bytes > 0) {
-    error = cudaMemsetAsync(workspace, 0, bytes, stream);
-  }
+  Launch launch{args, sums, counter, {}, stream};
+  const cudaError_t error = find_device(launch.device);
   if (error != cudaSuccess) {
     return error;
   }
@@ -245,6 +242,20 @@ cudaError_t attention_backward(const BackwardArgs& args, void* workspace, bool d
       return choose_width<__nv_bfloat16>(launch);
     case Dtype::kFloat32:
       return choose_float_width(launch);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+cudaError_t round_query_sums(const RoundedSums& rounded, float* sums, cudaStream_t stream) {
+  const QuerySums rows = query_sums(sums, rounded.head_dim);
+  switch (rounded.dtype) {
+    case Dtype::kFloat16:
+      return round_sums<__half>(rounded, rows, stream);
+    case Dtype::kBFloat16:
+      return round_sums<__nv_bfloat16>(rounded, rows, stream);
+    case Dtype::kFloat32:
+      return round_sums<float>(rounded, rows, stream);
     default:
       return cudaErrorInvalidValue;
   }

@@ -9,6 +9,7 @@
 // Every row of the outputs is written once, by one block: no initialisation, no atomics.
 #pragma once
 
+#include "kernels/cuda/portable/forward_carry.cuh"
 #include "kernels/cuda/portable/forward_warp.cuh"
 #include "kernels/cuda/primitives/async_copy.cuh"
 
@@ -62,9 +63,29 @@ __device__ void begin_tile(const ForwardCall& call, const TableView& table,
   __syncthreads();
 }
 
+template <typename Element, typename Shape>
+__device__ void carry_tile(const ForwardCall& call, const TableView& table,
+                           ForwardMemory<Shape>& memory) {
+  read_rows(table, memory.work, call.args, memory.rows);
+  __syncthreads();
+  const WorkItem& work = memory.work;
+  const int32_t rows = min(work.group.rows - work.tile.first_row, Shape::kRows);
+  if (call.args.is_partial) {
+    carry_rows<float>(call, work, memory.rows, rows, memory.query_begin);
+  } else {
+    carry_rows<Element>(call, work, memory.rows, rows, memory.query_begin);
+  }
+}
+
 template <typename Element, typename Shape, bool kIsBlock>
 __device__ void forward_tile(const ForwardCall& call, const TableView& table,
                              ForwardMemory<Shape>& memory) {
+  if constexpr (kIsBlock) {
+    if (is_carried(memory.work, call.args)) {
+      carry_tile<Element>(call, table, memory);
+      return;
+    }
+  }
   begin_tile(call, table, memory);
   if (memory.key_tiles > 0) {
     copy_keys(call, memory, 0);
