@@ -159,6 +159,23 @@ def test_compiled_equals_eager(function: Callable[..., Tensor], backend: str, de
 
 
 @pytest.mark.parametrize("function", [weigh, pass_through_branches])
+def test_what_plans_runs_between_the_graphs_of_reduce_overhead(
+    function: Callable[..., Tensor], device: str
+) -> None:
+    if (reason := inductor_missing()) is not None:
+        pytest.skip(reason)
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, mode="reduce-overhead")
+    for call in range(4):  # on a GPU: two to warm up, a capture, a replay
+        torch.manual_seed(call)
+        expected = loss_and_gradients(function, 50, device)
+        torch.manual_seed(call)
+        torch.compiler.cudagraph_mark_step_begin()
+        for ours, theirs in zip(loss_and_gradients(compiled, 50, device), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("function", [weigh, pass_through_branches])
 def test_one_compilation_serves_all_lengths(function: Callable[..., Tensor], device: str) -> None:
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dilated_attention_pytorch import _C
 from tests.conftest import make_qkv
 from tests.planning import Spec, plan_tensor
 
@@ -375,3 +376,25 @@ def test_fake_scatter_add_wants_the_shape_that_gather_gives() -> None:
     assert torch.ops.dilated.scatter_add(x, packed, 10, 2).shape == x.shape
     with pytest.raises(ValueError, match="packed"):
         torch.ops.dilated.scatter_add(x, packed[:, :3], 10, 2)
+
+
+@pytest.mark.skipif(_C.built_with_cuda(), reason="this build has CUDA kernels")
+def test_a_build_without_cuda_says_so() -> None:
+    def on_cuda(name: str, *arguments: object) -> None:
+        key = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)  # as a CUDA tensor would
+        getattr(torch.ops.dilated, name).default.redispatch(key, *arguments)
+
+    q, k, v = make_qkv(24, 4, 16, dtype=torch.float32)
+    with pytest.raises(NotImplementedError, match=r"attention: .*no CUDA kernels.*nvcc"):
+        on_cuda("attention", q, k, v, [8], [1])
+    with pytest.raises(NotImplementedError, match=r"gather: .*no CUDA kernels"):
+        on_cuda("gather", q, 8, 2)
+
+
+@pytest.mark.skipif(_C.built_with_cuda(), reason="this build has CUDA kernels")
+def test_all_operators_have_something_to_say_to_cuda_tensors() -> None:
+    schemas = torch._C._jit_get_all_schemas()
+    names = {schema.name for schema in schemas if schema.name.startswith("dilated::")}
+    assert len(names) >= 13
+    for name in names - {"dilated::segment_attention"}:  # made of attention
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA"), name
