@@ -293,6 +293,8 @@ def test_multihead_errors_name_the_argument():
     ):
         with pytest.raises(ValueError, match=message):
             MultiheadDilatedAttention(*arguments, *BRANCHES, **options)
+    with pytest.raises(TypeError, match="num_heads must be an int, got '4'"):
+        MultiheadDilatedAttention(32, "4", *BRANCHES)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"query must be \[batch, seq_len, embed_dim = 32\]"):
         make_multihead()(embedded(embed_dim=16))
     with pytest.raises(ValueError, match=r"value must be .*got shape \(48, 32\)"):

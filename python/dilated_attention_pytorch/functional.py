@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -86,7 +86,8 @@ def dilated_attention(
     Raises:
         TypeError, ValueError: naming the argument, what must hold and what was given; with a group
             on every rank, if ranks differ.
-        RuntimeError: a rank of the group is dead, or did not come within the group's timeout.
+        RuntimeError: no group has the name; a rank is dead, or did not come within the group's
+            timeout; a CUDA graph is being captured and the pattern is not on the GPU yet.
     """
     make = Scheme.make if torch.compiler.is_compiling() else Scheme.recall
     scheme = make(segment_lengths, dilation_rates, head_offsets, padding)
@@ -165,19 +166,23 @@ def attend(
         )
         pattern, words = cache.lookup(spec, query.device)
         offsets = pattern.head_offsets
+    # Parsing an option takes time on the host, so those that have their default are left out.
+    options: dict[str, Any] = {}
+    if words is not None:
+        options["pattern"] = words
+    if offsets is not None:
+        options["head_offsets"] = offsets
+    if is_causal:
+        options["is_causal"] = True
+    if scale is not None:
+        options["scale"] = scale
+    if scheme.padding != "masked":
+        options["padding"] = scheme.padding
+    if seed is not None:
+        options["dropout_p"] = dropout_p
+        options["dropout_seed"] = seed
     return ops.attention(
-        query,
-        key,
-        value,
-        scheme.segment_lengths,
-        scheme.dilation_rates,
-        head_offsets=offsets,
-        is_causal=is_causal,
-        scale=scale,
-        padding=scheme.padding,
-        dropout_p=dropout_p,
-        dropout_seed=seed,
-        pattern=words,
+        query, key, value, scheme.segment_lengths, scheme.dilation_rates, **options
     )
 
 

@@ -158,6 +158,10 @@ class MultiheadDilatedAttention(nn.Module):
 
 
 def _check_heads(embed_dim: int, num_heads: int, num_kv_heads: int) -> None:
+    numbers = {"embed_dim": embed_dim, "num_heads": num_heads, "num_kv_heads": num_kv_heads}
+    for name, number in numbers.items():
+        if not isinstance(number, int):
+            raise TypeError(f"{name} must be an int, got {number!r}")
     if num_heads < 1 or embed_dim < 1 or embed_dim % num_heads != 0:
         raise ValueError(
             f"embed_dim must be a positive multiple of num_heads, got {embed_dim} and {num_heads}"
