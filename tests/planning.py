@@ -157,7 +157,7 @@ class Table:
         self.class_begin = words[n["class_heads_at"] :][: n["classes"] + 1]
         heads_at = n["class_heads_at"] + n["classes"] + 1
         self.class_heads = words[heads_at:][: int(self.class_begin[-1])]
-        self.span_tiles = words[n["span_tiles_at"] :][: n["spans"] * n["classes"] + 1]
+        self.span_tiles = words[n["span_tiles_at"] :][: n["spans"] + 1]
         self.tiles = _records(words, n["tiles_at"], n["tiles"], TILE)
         self.groups = _records(words, n["groups_at"], n["groups"], GROUP)
         self.runs = words[n["runs_at"] :][: 4 * n["runs"]].view(RUN)

@@ -45,8 +45,9 @@ class TablePlanner {
     int32_t first, count;  // count -1: not planned yet
   };
 
-  const GroupRange& groups_of(int32_t kind, int32_t head_class);
-  void emit_tiles(const std::vector<GroupRange>& ranges, size_t first_cell);
+  GroupRange groups_of(int32_t kind, int32_t head_class);
+  void emit_span(size_t first_cell, size_t last_cell);
+  void emit_tiles(int32_t group, int64_t origin);
 
   const int32_t row_tile_;
   const std::vector<HeadClass> classes_;
@@ -83,21 +84,14 @@ TablePlanner::TablePlanner(const PatternSpec& spec, bool transposed)
       cells_(cells_of(spec, transposed)),
       planner_(shapes_of(spec), !transposed && !spec.is_causal && spec.padding == Padding::kZeros),
       group_ranges_(cells_.kinds.size() * classes_.size(), {0, -1}) {
-  std::vector<GroupRange> ranges;
   for (size_t s = 0; s + 1 < cells_.spans.size(); ++s) {
-    for (size_t c = 0; c < classes_.size(); ++c) {
-      span_tiles_.push_back(static_cast<int32_t>(tiles_.size()));
-      ranges.clear();
-      for (size_t cell = cells_.spans[s]; cell < cells_.spans[s + 1]; ++cell) {
-        ranges.push_back(groups_of(cells_.cells[cell].kind, static_cast<int32_t>(c)));
-      }
-      emit_tiles(ranges, cells_.spans[s]);
-    }
+    span_tiles_.push_back(static_cast<int32_t>(tiles_.size()));
+    emit_span(cells_.spans[s], cells_.spans[s + 1]);
   }
   span_tiles_.push_back(static_cast<int32_t>(tiles_.size()));
 }
 
-const TablePlanner::GroupRange& TablePlanner::groups_of(int32_t kind, int32_t head_class) {
+TablePlanner::GroupRange TablePlanner::groups_of(int32_t kind, int32_t head_class) {
   const auto c = static_cast<size_t>(head_class);
   GroupRange& range = group_ranges_[static_cast<size_t>(kind) * classes_.size() + c];
   if (range.count < 0) {
@@ -108,25 +102,28 @@ const TablePlanner::GroupRange& TablePlanner::groups_of(int32_t kind, int32_t he
   return range;
 }
 
-/// The tiles of a span for one class: of every cell the group with the longest lists, then of every
-/// cell the next one, so that the short lists come last and fill the gaps.
-void TablePlanner::emit_tiles(const std::vector<GroupRange>& ranges, size_t first_cell) {
-  int32_t most = 0;
-  for (const GroupRange& range : ranges) {
-    most = std::max(most, range.count);
-  }
-  for (int32_t rank = 0; rank < most; ++rank) {
-    for (size_t i = 0; i < ranges.size(); ++i) {
-      if (rank >= ranges[i].count) {
-        continue;
-      }
-      const int32_t group = ranges[i].first + rank;
-      const int32_t rows = planner_.groups()[static_cast<size_t>(group)].rows;
-      const auto origin = static_cast<int32_t>(cells_.cells[first_cell + i].begin);
-      for (int32_t row = 0; row < rows; row += row_tile_) {
-        tiles_.push_back({group, origin, row, std::min(rows - row, row_tile_)});
+/// Of every cell and class the group with the longest lists, then of all of them the next one, so
+/// that the short lists come last and fill the gaps.
+void TablePlanner::emit_span(size_t first_cell, size_t last_cell) {
+  bool found = true;
+  for (int32_t rank = 0; found; ++rank) {
+    found = false;
+    for (size_t c = 0; c < classes_.size(); ++c) {
+      for (size_t cell = first_cell; cell < last_cell; ++cell) {
+        const GroupRange range = groups_of(cells_.cells[cell].kind, static_cast<int32_t>(c));
+        if (rank < range.count) {
+          found = true;
+          emit_tiles(range.first + rank, cells_.cells[cell].begin);
+        }
       }
     }
+  }
+}
+
+void TablePlanner::emit_tiles(int32_t group, int64_t origin) {
+  const int32_t rows = planner_.groups()[static_cast<size_t>(group)].rows;
+  for (int32_t row = 0; row < rows; row += row_tile_) {
+    tiles_.push_back({group, static_cast<int32_t>(origin), row, std::min(rows - row, row_tile_)});
   }
 }
 

@@ -103,15 +103,20 @@ def check_structure(plan: Plan, table: Table, heads: int, rows: tuple[int, int])
     once = np.bincount(head * length + row - rows[0], minlength=heads * length)
     assert len(once) == heads * length and (once == 1).all()
 
-    # Tiles of (span, class) lie where span_tiles says; within a cell the longest lists come first.
+    # Tiles of a span lie where span_tiles says; the longest lists of every cell and class come first.
     assert table.span_tiles[0] == 0 and table.span_tiles[-1] == n["tiles"]
     assert (np.diff(table.span_tiles) >= 0).all()
-    owner = np.repeat(np.arange(n["spans"] * n["classes"]), np.diff(table.span_tiles))
-    assert (owner % max(n["classes"], 1) == table.tile_class).all()
-    for key in np.unique(np.stack([owner, tiles["origin"]]), axis=1).T:
-        mine = (owner == key[0]) & (tiles["origin"] == key[1])
+    span = np.repeat(np.arange(n["spans"]), np.diff(table.span_tiles))
+    order = np.zeros(len(span), dtype=np.int64)
+    cells = np.stack([span, table.tile_class, tiles["origin"]])
+    for key in np.unique(cells, axis=1).T:
+        mine = (cells == key[:, None]).all(axis=0)
         assert (np.diff(groups["columns"][tiles["group"][mine]]) <= 0).all()
-    check_spans(table, owner // max(n["classes"], 1))
+        order[mine] = np.cumsum(
+            np.diff(tiles["group"][mine], prepend=tiles["group"][mine][:1]) != 0
+        )
+    assert (np.diff(order)[np.diff(span) == 0] >= 0).all()
+    check_spans(table, span)
 
 
 def check_spans(table: Table, tile_span: np.ndarray) -> None:

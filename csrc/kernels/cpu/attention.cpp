@@ -126,11 +126,17 @@ void for_each_tile(const TableView& table, int64_t batch, size_t scratch_bytes, 
 template <typename Work>
 void for_each_span(const TableView& table, int64_t batch, size_t scratch_bytes, const Work& work) {
   const int64_t slots = table.table->max_class_heads;
-  const int64_t stretches = int64_t{table.table->spans} * table.table->classes;
+  const int64_t classes = table.table->classes;
+  const int64_t stretches = table.table->spans * classes;
   for_each_task(batch * slots * stretches, scratch_bytes, [&](int64_t task, void* scratch) {
-    const int32_t* span = table.span_tiles() + task % stretches;
+    const int64_t head_class = task % classes;
+    const int32_t* span = table.span_tiles() + task % stretches / classes;
     for_joined_tiles(table, span[0], span[1], task / stretches / slots, task / stretches % slots,
-                     scratch, work);
+                     scratch, [&](const TileTask& tiles, void* memory) {
+                       if (table.groups()[tiles.tile.group].head_class == head_class) {
+                         work(tiles, memory);
+                       }
+                     });
   });
 }
 
