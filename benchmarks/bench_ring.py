@@ -30,6 +30,7 @@ from .calls import Inputs, reason
 from .device_state import make_monitor
 from .environment import RESULTS, describe, slug
 from .ring_peers import NAMES, SINGLE, STRATEGIES, Case, Launches, make_launches, without_exchange
+from .ring_timeline import DRAWN
 from .timing import Stopwatch, peak_mib, summarize
 from .workloads import WORKLOADS, Workload
 
@@ -148,13 +149,21 @@ class Bench:
 
 
 def trace(launches: Launches, path: Path) -> None:
-    """One forward and backward under the profiler; benchmarks/ring_timeline.py draws it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    launches.both()
-    with torch.profiler.profile() as profiler:
+    """A forward and backward under the profiler, which benchmarks/ring_timeline.py draws.
+
+    One before it is in the trace too: ranks begin that one apart, as profilers take their time.
+    """
+
+    def launch() -> None:
         launches.both()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with torch.profiler.profile() as profiler:
+        launch()
+        with torch.profiler.record_function(DRAWN):
+            launch()
     profiler.export_chrome_trace(str(path))
 
 

@@ -16,12 +16,15 @@ from typing import Any
 Interval = tuple[float, float]  # begin, end; microseconds
 
 EXCHANGE, COMPUTE = "exchange", "compute"
+DRAWN = "drawn"  # the annotation of the launch that is drawn; nothing comes after it
 _EXCHANGE_NAMES = ("nccl", "gloo", "memcpy peer", "memcpy ptop")
 
 
 def read(trace: Mapping[str, Any]) -> dict[str, list[Interval]]:
     """What the device did, as exchange and compute; on a trace without a GPU, what the host did."""
     events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
+    start = min((float(e["ts"]) for e in events if e["name"] == DRAWN), default=0.0)
+    events = [event for event in events if float(event["ts"]) >= start and event["name"] != DRAWN]
     device = [e for e in events if e.get("cat") in ("kernel", "gpu_memcpy")]
     found: dict[str, list[Interval]] = {EXCHANGE: [], COMPUTE: []}
     for event in device or [e for e in events if e.get("cat") in ("cpu_op", "user_annotation")]:

@@ -57,6 +57,8 @@ def test_timeline_counts_what_is_hidden(tmp_path: Path) -> None:
         {"ph": "X", "cat": "kernel", "name": "attention_forward", "ts": 0, "dur": 15},
         {"ph": "X", "cat": "kernel", "name": "attention_forward", "ts": 18, "dur": 10},
         {"ph": "X", "cat": "cpu_op", "name": "dilated::attention", "ts": 0, "dur": 99},
+        {"ph": "X", "cat": "kernel", "name": "ncclDevKernel_SendRecv", "ts": -30, "dur": 20},
+        {"ph": "X", "cat": "user_annotation", "name": "drawn", "ts": -5, "dur": 40},
         {"ph": "M", "name": "process_name"},
     ]
     intervals = ring_timeline.read({"traceEvents": events})
@@ -65,7 +67,7 @@ def test_timeline_counts_what_is_hidden(tmp_path: Path) -> None:
     trace, picture = tmp_path / "trace.json", tmp_path / "figures" / "ring.svg"
     trace.write_text(json.dumps({"traceEvents": events}))
     assert ring_timeline.main([str(trace), str(picture)]) == 0
-    assert "70% of the exchange" in picture.read_text() or picture.stat().st_size > 1000
+    assert picture.stat().st_size > 1000
 
 
 def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
