@@ -3,9 +3,9 @@
     torchrun --nproc-per-node 2 -m benchmarks.bench_ring
     torchrun --nproc-per-node 2 -m benchmarks.bench_ring --trace build/trace --workloads llm-128k
 
-Writes benchmarks/results/ring-<device>-<date>.json. On GPUs over NCCL, else over gloo. A launch's
-time is that of its slowest rank. exposed_comm_ms is what a launch takes beyond the same launch with
-nothing exchanged. bytes_per_rank is what the busiest rank sends.
+Writes benchmarks/results/ring-<device>-<date>.json. On GPUs over NCCL, else over gloo. Peers take
+turns; a launch's time is that of its slowest rank. exposed_comm_ms is what a launch takes beyond
+the same launch with nothing exchanged. bytes_per_rank is what the busiest rank sends.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import datetime
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from .device_state import make_monitor
 from .environment import RESULTS, describe, slug
 from .ring_peers import NAMES, SINGLE, STRATEGIES, Case, Launches, make_launches, without_exchange
 from .ring_timeline import DRAWN
-from .timing import Stopwatch, peak_mib, summarize
+from .timing import Stopwatch, Timing, peak_mib, summarize
 from .workloads import WORKLOADS, Workload
 
 _LLM = WORKLOADS["llm-128k"]
@@ -46,6 +46,7 @@ RING_WORKLOADS = {
     w.name: w for w in (_LLM, _LONG, WORKLOADS["longnet-128k"], WORKLOADS["llm-128k-gqa"])
 }
 PASSES = {"fwd": "forward", "fwd+bwd": "both"}
+WARM_UP = 2  # rounds
 COLUMNS = (
     *("workload", "causal", "strategy", "world_size", "pass", "ms", "ms_p10", "ms_p90"),
     *("exposed_comm_ms", "bytes_per_rank", "peak_mib", "transport"),
@@ -106,46 +107,56 @@ class Bench:
         dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group)
         return [float(value) for value in tensor]
 
-    def times(self, launch: Callable[[], object]) -> list[float]:
-        """Milliseconds of each launch."""
-        for _ in range(2):
-            launch()
-        values = []
-        for _ in range(self._repeats):
-            self.largest([0.0])  # all ranks begin together
-            self._stopwatch.synchronize()
-            begin = self._stopwatch.mark()
-            launch()
-            end = self._stopwatch.mark()
-            end.wait()
-            values.append(end.ms_since(begin))
-        return self.largest(values)
+    def rows(self, peers: Mapping[str, Launches], pass_: str) -> Iterator[dict[str, Any]]:
+        """The measured columns of each peer, in their order.
 
-    def row(self, name: str, launches: Launches, pass_: str) -> dict[str, Any]:
-        """The measured columns."""
-        launch: Callable[[], object] = getattr(launches, PASSES[pass_])
+        The peers take turns, each of our strategies once more with nothing exchanged: a GPU that
+        has become hot is slower, for all of them alike.
+        """
+        launches = {name: getattr(each, PASSES[pass_]) for name, each in peers.items()}
+        facts = [self._facts(name, launches[name], peers[name].sent) for name in peers]
+        times: dict[str, list[float]] = {name: [] for name in peers}
+        alone: dict[str, list[float]] = {name: [] for name in peers if name in STRATEGIES}
+        for _ in range(WARM_UP + self._repeats):
+            for name, launch in launches.items():
+                times[name].append(self._time(launch))
+                if name in alone:
+                    with without_exchange():
+                        alone[name].append(self._time(launch))
+        for name, fact in zip(peers, facts, strict=True):
+            timing = self._summarize(times[name])
+            exposed = timing.ms - self._summarize(alone[name]).ms if name in alone else None
+            row = {"ms": timing.ms, "ms_p10": timing.ms_p10, "ms_p90": timing.ms_p90}
+            yield {**row, "exposed_comm_ms": exposed, **fact}
+
+    def _facts(
+        self, name: str, launch: Callable[[], object], sent: Callable[[], int]
+    ) -> dict[str, Any]:
+        """What does not vary."""
         launch()
-        before = launches.sent()
+        before = sent()
         launch()
-        sent = launches.sent() - before
+        bytes_sent = sent() - before
         peak = peak_mib(launch, self._stopwatch)
-        timing = summarize(self.times(launch), self._repeats)
-        exposed = None
-        if name in STRATEGIES:
-            with without_exchange():
-                alone = summarize(self.times(launch), self._repeats)
-            exposed = timing.ms - alone.ms
-        transport = Peers(self._group.group_name).transport if name in STRATEGIES else None
-        most_sent, most_memory = self.largest([sent, peak or 0.0])
+        most_sent, most_memory = self.largest([bytes_sent, peak or 0.0])
         return {
-            "ms": timing.ms,
-            "ms_p10": timing.ms_p10,
-            "ms_p90": timing.ms_p90,
-            "exposed_comm_ms": exposed,
             "bytes_per_rank": int(most_sent),
             "peak_mib": None if peak is None else most_memory,
-            "transport": transport,
+            "transport": Peers(self._group.group_name).transport if name in STRATEGIES else None,
         }
+
+    def _time(self, launch: Callable[[], object]) -> float:
+        """Milliseconds on this rank."""
+        self.largest([0.0])  # all ranks begin together
+        self._stopwatch.synchronize()
+        begin = self._stopwatch.mark()
+        launch()
+        end = self._stopwatch.mark()
+        end.wait()
+        return end.ms_since(begin)
+
+    def _summarize(self, times: Sequence[float]) -> Timing:
+        return summarize(self.largest(times[WARM_UP:]), self._repeats)
 
 
 def trace(launches: Launches, path: Path) -> None:
@@ -167,16 +178,18 @@ def trace(launches: Launches, path: Path) -> None:
     profiler.export_chrome_trace(str(path))
 
 
-def peer_rows(bench: Bench, name: str, case: Case, traces: Path | None) -> Iterator[dict[str, Any]]:
-    """A row for each pass, and then a trace in the folder, if one is given."""
-    launches = make_launches(name, case)
-    row: dict[str, Any] = {"workload": case.workload.name, "causal": case.is_causal}
-    row |= {"strategy": name, "world_size": 1 if name == SINGLE else case.group.size()}
-    for pass_ in PASSES:
-        yield {**row, "pass": pass_, **bench.row(name, launches, pass_)}
-    if traces:
-        file = f"{case.workload.name}-{name}-{'causal' if case.is_causal else 'full'}"
-        trace(launches, traces / f"{file}-rank{case.group.rank()}.json")
+def start(names: Sequence[str], case: Case) -> tuple[dict[str, Launches], list[dict[str, Any]]]:
+    """Those that ran once, and why the others did not: a peer that fails, fails on all ranks."""
+    peers, skipped = {}, []
+    for name in names:
+        try:
+            launches = make_launches(name, case)
+            for method in PASSES.values():
+                getattr(launches, method)()
+            peers[name] = launches
+        except Exception as error:  # it must not end the run
+            skipped.append({"strategy": name, "reason": reason(error)})
+    return peers, skipped
 
 
 def measure(options: argparse.Namespace, group: dist.ProcessGroup, device: torch.device) -> None:
@@ -188,26 +201,29 @@ def measure(options: argparse.Namespace, group: dist.ProcessGroup, device: torch
     path: Path = options.out / ("-".join(part for part in parts if part) + ".json")
     bench = Bench(group, device, options.repeats)
 
-    def say(entry: dict[str, Any]) -> None:
+    def add(kind: str, case: Case, entry: dict[str, Any]) -> None:
+        entry = {"workload": case.workload.name, "causal": case.is_causal, **entry}
+        document[kind].append(entry)
         if group.rank() == 0:
             print(entry, file=sys.stderr)
+            schema.write(path, document)
 
     for workload in select(options):
         dtype = workload.torch_dtype if device.type == "cuda" else torch.float32
         inputs = Inputs.make(workload, device, dtype, seed=0)
         for causal in workload.causal:
             case = Case(workload, causal, inputs, group)
-            for name in options.strategies:
-                try:
-                    for row in peer_rows(bench, name, case, options.trace):
-                        document["rows"].append(row)
-                        say(row)
-                except Exception as error:  # a peer that fails on all ranks must not end the run
-                    head = {"workload": workload.name, "causal": causal, "strategy": name}
-                    document["skipped"].append({**head, "reason": reason(error)})
-                    say(document["skipped"][-1])
-                if group.rank() == 0:
-                    schema.write(path, document)
+            peers, skipped = start(options.strategies, case)
+            for entry in skipped:
+                add("skipped", case, entry)
+            for pass_ in PASSES:
+                for name, row in zip(peers, bench.rows(peers, pass_), strict=True):
+                    ranks = 1 if name == SINGLE else group.size()
+                    names = {"strategy": name, "world_size": ranks, "pass": pass_}
+                    add("rows", case, {**names, **row})
+            for name, launches in peers.items() if options.trace else ():
+                file = f"{workload.name}-{name}-{'causal' if causal else 'full'}"
+                trace(launches, options.trace / f"{file}-rank{group.rank()}.json")
     if group.rank() == 0:
         print(path)
 

@@ -29,7 +29,7 @@ from .tables import (
 # The columns that say what a row measures, for files of which several may belong together.
 _IDENTITY = {
     "ops": ("workload", "causal", "impl", "pass", "protocol"),
-    "ring": ("workload", "causal", "strategy", "world_size", "pass"),
+    "ring": ("workload", "causal", "strategy", "transport", "world_size", "pass"),
 }
 
 

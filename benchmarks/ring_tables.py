@@ -32,32 +32,38 @@ def ring_section(documents: Sequence[Document]) -> str:
 
 def _table(document: Document) -> str:
     rows = document["rows"]
-    measured = {(row["workload"], row["causal"], row["strategy"]) for row in rows}
+    peers = sorted({_peer(row) for row in rows}, key=lambda peer: (NAMES.index(peer[0]), peer[1]))
+    measured = {(row["workload"], row["causal"], _peer(row)) for row in rows}
     cases = dict.fromkeys((row["workload"], row["causal"]) for row in rows)
     lines = [
-        _line(rows, *case, strategy)
-        for case in cases
-        for strategy in NAMES
-        if (*case, strategy) in measured
+        _line(rows, *case, peer) for case in cases for peer in peers if (*case, peer) in measured
     ]
     source = f"{document['device']}, driver {document['driver']}; torch "
     source += f"{document['versions']['torch']}. Commit {document['commit'][:12]}, "
     return "\n".join([*head(_HEAD), *lines, "", f"* {source}{document['date'][:10]}."])
 
 
-def _line(rows: Sequence[dict[str, Any]], workload: str, causal: bool, strategy: str) -> str:
-    def find(who: str, pass_: str) -> dict[str, Any]:
+def _peer(row: dict[str, Any]) -> tuple[str, str]:
+    """The strategy, and how its messages go where that is not what is usual."""
+    by_engine = row["transport"] == "copy engine"
+    return row["strategy"], ", copy engine" if by_engine else ""
+
+
+def _line(
+    rows: Sequence[dict[str, Any]], workload: str, causal: bool, peer: tuple[str, str]
+) -> str:
+    def find(who: tuple[str, str], pass_: str) -> dict[str, Any]:
         wanted = (workload, causal, who, pass_)
         for row in rows:
-            if (row["workload"], row["causal"], row["strategy"], row["pass"]) == wanted:
+            if (row["workload"], row["causal"], _peer(row), row["pass"]) == wanted:
                 return row
         return {}
 
-    forward, both = find(strategy, "fwd"), find(strategy, "fwd+bwd")
+    forward, both = find(peer, "fwd"), find(peer, "fwd+bwd")
     times = []
     for row in (forward, both):
-        alone = find(SINGLE, row.get("pass", ""))
-        is_ring = bool(row and alone) and strategy != SINGLE
+        alone = find((SINGLE, ""), row.get("pass", ""))
+        is_ring = bool(row and alone) and peer[0] != SINGLE
         times += [f"{row['ms']:.4g}" if row else "-"]
         times += [f"{alone['ms'] / row['ms']:.2f}" if is_ring else "-"]
     exposed = [_exposed(row) for row in (forward, both)]
@@ -65,7 +71,7 @@ def _line(rows: Sequence[dict[str, Any]], workload: str, causal: bool, strategy:
     peak = both.get("peak_mib")
     cells = [
         title(workload, causal),
-        strategy,
+        "".join(peer),
         str((forward or both)["world_size"]),
         *times,
         " / ".join(exposed),

@@ -135,17 +135,20 @@ def test_table_holds_the_numbers_of_the_file(tree: Path) -> None:
 
 
 def test_ring_table_compares_with_one_gpu_of_the_same_run(tree: Path) -> None:
-    def row(strategy: str, pass_: str, ms: float, exposed: float | None) -> dict[str, Any]:
+    def row(
+        strategy: str, pass_: str, ms: float, exposed: float | None, transport: str = "direct"
+    ) -> dict[str, Any]:
         size = 1 if strategy == "one-rank" else 2
         return {
             **{"workload": "llm-128k", "causal": True, "strategy": strategy, "world_size": size},
             **{"pass": pass_, "ms": ms, "ms_p10": ms, "ms_p90": ms, "exposed_comm_ms": exposed},
-            **{"bytes_per_rank": 2**20, "peak_mib": 7.0},
+            **{"bytes_per_rank": 2**20, "peak_mib": 7.0, "transport": transport},
         }
 
     first = [row("one-rank", "fwd", 20.0, None), row("one-rank", "fwd+bwd", 80.0, None)]
     second = [row("ring", "fwd", 10.0, 0.25), row("ring", "fwd+bwd", 50.0, -0.001)]
     second.append(row("one-rank", "fwd", 30.0, None))
+    second.append(row("ring", "fwd", 8.0, 0.0, "copy engine"))
     for name, rows in (("a", first), ("b", second)):
         save(results(tree), f"ring-{name}.json", make_document(f"2026-01-01T0{name}", rows))
     report.main(tree, lambda text: None)
@@ -153,6 +156,18 @@ def test_ring_table_compares_with_one_gpu_of_the_same_run(tree: Path) -> None:
     lines = [line for line in section.splitlines() if line.startswith("| llm-128k")]
     assert [[cell.strip() for cell in line.strip("|").split("|")] for line in lines] == [
         ["llm-128k, causal", "ring", "2", "10", "2.00", "50", "1.60", "2.5 / 0.0", "1 / 1", "7"],
+        [
+            "llm-128k, causal",
+            "ring, copy engine",
+            "2",
+            "8",
+            "2.50",
+            "-",
+            "-",
+            "0.0 / -",
+            "1 / -",
+            "-",
+        ],
         ["llm-128k, causal", "one-rank", "1", "20", "-", "80", "-", "- / -", "1 / 1", "7"],
     ]
     assert "Test GPU" in section

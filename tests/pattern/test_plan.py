@@ -103,7 +103,7 @@ def check_structure(plan: Plan, table: Table, heads: int, rows: tuple[int, int])
     once = np.bincount(head * length + row - rows[0], minlength=heads * length)
     assert len(once) == heads * length and (once == 1).all()
 
-    # Tiles of a span lie where span_tiles says; the longest lists of every cell and class come first.
+    # Tiles of a span lie where span_tiles says; every cell's and class's longest lists come first.
     assert table.span_tiles[0] == 0 and table.span_tiles[-1] == n["tiles"]
     assert (np.diff(table.span_tiles) >= 0).all()
     span = np.repeat(np.arange(n["spans"]), np.diff(table.span_tiles))
