@@ -157,6 +157,7 @@ def test_what_a_group_needs_is_refused_without_one() -> None:
 def outlive_the_group(size: int) -> None:
     q = make_qkv(20, 4, 8)[0]
     group = dist.new_group(list(range(size)))
+    dist.barrier(group)  # a rank that leaves while another one connects makes that one fail
     name = group.group_name
     module = DilatedAttention(*BRANCHES, group=group)
     data = pickle.dumps(module)
