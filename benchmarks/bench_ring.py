@@ -46,7 +46,7 @@ RING_WORKLOADS = {
     w.name: w for w in (_LLM, _LONG, WORKLOADS["longnet-128k"], WORKLOADS["llm-128k-gqa"])
 }
 PASSES = {"fwd": "forward", "fwd+bwd": "both"}
-WARM_UP = 2  # rounds
+TURNS = 3
 COLUMNS = (
     *("workload", "causal", "strategy", "world_size", "pass", "ms", "ms_p10", "ms_p90"),
     *("exposed_comm_ms", "bytes_per_rank", "peak_mib", "transport"),
@@ -63,7 +63,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workloads", type=names, default=list(RING_WORKLOADS))
     parser.add_argument("--strategies", type=names, default=list(NAMES))
     parser.add_argument("--seq-len", type=int, help="of every workload, to try things out")
-    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=21, help=f"of each, in {TURNS} turns")
+    parser.add_argument("--settle-seconds", type=float, default=0.25, help="of each turn, untimed")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder to write into")
     parser.add_argument("--tag", default="", help="appended to the file's name")
     parser.add_argument("--commit", help="what is measured, where there is no git")
@@ -97,8 +98,10 @@ def connect(device_type: str) -> tuple[dist.ProcessGroup, torch.device]:
 class Bench:
     """Launches on all ranks at once; times are the slowest rank's."""
 
-    def __init__(self, group: dist.ProcessGroup, device: torch.device, repeats: int) -> None:
-        self._group, self._repeats = group, repeats
+    def __init__(
+        self, group: dist.ProcessGroup, device: torch.device, repeats: int, settle_seconds: float
+    ) -> None:
+        self._group, self._repeats, self._settle_seconds = group, repeats, settle_seconds
         self._stopwatch = Stopwatch(device)
 
     def largest(self, values: Sequence[float]) -> list[float]:
@@ -110,19 +113,19 @@ class Bench:
     def rows(self, peers: Mapping[str, Launches], pass_: str) -> Iterator[dict[str, Any]]:
         """The measured columns of each peer, in their order.
 
-        The peers take turns, each of our strategies once more with nothing exchanged: a GPU that
-        has become hot is slower, for all of them alike.
+        The peers take turns, each of our strategies once more with nothing exchanged: what a GPU's
+        clock is, a peer owes to those before it.
         """
         launches = {name: getattr(each, PASSES[pass_]) for name, each in peers.items()}
         facts = [self._facts(name, launches[name], peers[name].sent) for name in peers]
         times: dict[str, list[float]] = {name: [] for name in peers}
         alone: dict[str, list[float]] = {name: [] for name in peers if name in STRATEGIES}
-        for _ in range(WARM_UP + self._repeats):
+        for _ in range(TURNS):
             for name, launch in launches.items():
-                times[name].append(self._time(launch))
+                times[name] += self._turn(launch)
                 if name in alone:
                     with without_exchange():
-                        alone[name].append(self._time(launch))
+                        alone[name] += self._turn(launch)
         for name, fact in zip(peers, facts, strict=True):
             timing = self._summarize(times[name])
             exposed = timing.ms - self._summarize(alone[name]).ms if name in alone else None
@@ -145,8 +148,15 @@ class Bench:
             "transport": Peers(self._group.group_name).transport if name in STRATEGIES else None,
         }
 
+    def _turn(self, launch: Callable[[], object]) -> list[float]:
+        """Milliseconds on this rank, once the clock has followed the launch's power."""
+        begin, elapsed = time.monotonic(), 0.0
+        while elapsed <= self._settle_seconds:
+            self._time(launch)
+            (elapsed,) = self.largest([time.monotonic() - begin])
+        return [self._time(launch) for _ in range(-(-self._repeats // TURNS))]
+
     def _time(self, launch: Callable[[], object]) -> float:
-        """Milliseconds on this rank."""
         self.largest([0.0])  # all ranks begin together
         self._stopwatch.synchronize()
         begin = self._stopwatch.mark()
@@ -156,7 +166,7 @@ class Bench:
         return end.ms_since(begin)
 
     def _summarize(self, times: Sequence[float]) -> Timing:
-        return summarize(self.largest(times[WARM_UP:]), self._repeats)
+        return summarize(self.largest(times), len(times))
 
 
 def trace(launches: Launches, path: Path) -> None:
@@ -199,7 +209,7 @@ def measure(options: argparse.Namespace, group: dist.ProcessGroup, device: torch
     document |= {"world_size": group.size(), "rows": [], "skipped": []}
     parts = ["ring", slug(document["device"]), f"{started:%Y-%m-%d}", slug(options.tag)]
     path: Path = options.out / ("-".join(part for part in parts if part) + ".json")
-    bench = Bench(group, device, options.repeats)
+    bench = Bench(group, device, options.repeats, options.settle_seconds)
 
     def add(kind: str, case: Case, entry: dict[str, Any]) -> None:
         entry = {"workload": case.workload.name, "causal": case.is_causal, **entry}

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from . import schema
 from .environment import RESULTS, ROOT
@@ -55,7 +55,10 @@ def join(documents: Sequence[Document], identity: Sequence[str]) -> list[Documen
     A peer that could not run beside the others has a run of its own; what an earlier run measured
     stays. identity: the columns that say what a row measures.
     """
-    identify = itemgetter(*identity)
+
+    def identify(row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(row.get(name) for name in identity)
+
     joined: dict[tuple[str, ...], Document] = {}
     for document in documents:
         key = (document["commit"], document["device"], document["driver"], _date(document)[:10])

@@ -14,38 +14,52 @@ _HEAD = (
 )
 _LEGEND = (
     "Milliseconds of the slowest rank. *of one GPU*: how many times as fast as one GPU with the "
-    "whole sequence, in the same run. *exposed*: what the exchange adds to the time, forward / "
-    "forward and backward. *sent*: by the busiest rank, likewise. Memory is of a forward and "
-    "backward, beyond the inputs. torch-context-parallel computes full attention. -: not measured, "
-    "or nothing to measure."
+    "whole sequence, in the same run; a line is from the newest run that has it. *exposed*: what "
+    "the exchange adds to the time, forward / forward and backward. *sent*: by the busiest rank, "
+    "likewise. Memory is of a forward and backward, beyond the inputs. torch-context-parallel "
+    "computes full attention. -: not measured, or nothing to measure."
 )
 
 
 def ring_section(documents: Sequence[Document]) -> str:
-    """The newest run on each kind of device; a sentence where nothing is committed."""
-    newest = {document["device"]: document for document in documents}
-    if not newest:
+    """For each kind of device, every peer's newest run; a sentence where nothing is committed."""
+    if not documents:
         return NOTHING.format(up="../")
-    parts = [_table(document) for document in newest.values()]
+    devices = dict.fromkeys(document["device"] for document in documents)
+    parts = [_table([d for d in documents if d["device"] == device]) for device in devices]
     return "\n\n".join([*parts, _LEGEND])
 
 
-def _table(document: Document) -> str:
-    rows = document["rows"]
-    peers = sorted({_peer(row) for row in rows}, key=lambda peer: (NAMES.index(peer[0]), peer[1]))
-    measured = {(row["workload"], row["causal"], _peer(row)) for row in rows}
-    cases = dict.fromkeys((row["workload"], row["causal"]) for row in rows)
+def _table(documents: Sequence[Document]) -> str:
+    """Of one device, oldest first."""
+    newest = {
+        ((row["workload"], row["causal"]), _peer(row)): document
+        for document in documents
+        for row in document["rows"]
+    }
+    cases = dict.fromkeys(
+        (row["workload"], row["causal"]) for document in documents[::-1] for row in document["rows"]
+    )
+    peers = sorted({peer for _, peer in newest}, key=lambda p: (NAMES.index(p[0]), p[1]))
     lines = [
-        _line(rows, *case, peer) for case in cases for peer in peers if (*case, peer) in measured
+        _line(newest[case, peer]["rows"], *case, peer)
+        for case in cases
+        for peer in peers
+        if (case, peer) in newest
     ]
-    source = f"{document['device']}, driver {document['driver']}; torch "
+    sources = [_source(document) for document in documents if document in newest.values()]
+    return "\n".join([*head(_HEAD), *lines, "", *sources])
+
+
+def _source(document: Document) -> str:
+    source = f"* {document['device']}, driver {document['driver']}; torch "
     source += f"{document['versions']['torch']}. Commit {document['commit'][:12]}, "
-    return "\n".join([*head(_HEAD), *lines, "", f"* {source}{document['date'][:10]}."])
+    return f"{source}{document['date'][:10]}."
 
 
 def _peer(row: dict[str, Any]) -> tuple[str, str]:
     """The strategy, and how its messages go where that is not what is usual."""
-    by_engine = row["transport"] == "copy engine"
+    by_engine = row.get("transport") == "copy engine"
     return row["strategy"], ", copy engine" if by_engine else ""
 
 

@@ -19,7 +19,7 @@ def test_two_processes_write_rows_of_every_peer(tmp_path: Path) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     options = ["--device", "cpu", "--workloads", "longnet-32k,longnet-128k", "--seq-len", "256"]
     options += ["--repeats", "2", "--out", str(tmp_path), "--trace", str(tmp_path / "trace")]
-    options += ["--commit", "none", "--tag", "try"]
+    options += ["--commit", "none", "--tag", "try", "--settle-seconds", "0"]
     done = subprocess.run(
         [sys.executable, *launcher, "-m", "benchmarks.bench_ring", *options],
         capture_output=True,
