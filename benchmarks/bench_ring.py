@@ -1,7 +1,7 @@
 """Measures attention over a sequence that is sharded over ranks, and its peers.
 
     torchrun --nproc-per-node 2 -m benchmarks.bench_ring
-    torchrun --nproc-per-node 2 -m benchmarks.bench_ring --trace build/trace --workloads llm-128k
+    torchrun --nproc-per-node 2 -m benchmarks.bench_ring --workloads llm-256k-whole --trace trace
 
 Writes benchmarks/results/ring-<device>-<date>.json. On GPUs over NCCL, else over gloo. Peers take
 turns; a launch's time is that of its slowest rank. exposed_comm_ms is what a launch takes beyond
@@ -197,7 +197,7 @@ def start(names: Sequence[str], case: Case) -> tuple[dict[str, Launches], list[d
             for method in PASSES.values():
                 getattr(launches, method)()
             peers[name] = launches
-        except Exception as error:  # it must not end the run
+        except Exception as error:  # of a first launch; it must not end the run
             skipped.append({"strategy": name, "reason": reason(error)})
     return peers, skipped
 

@@ -17,7 +17,7 @@ MATTERS = 0.01  # a smaller difference is called none, however sure it is
 HIT_TARGETS_US = {"v2": 3.0, "v3": 5.0}
 OVERHEAD_TARGET = 0.01
 OVERHEAD_WORKLOAD = "longnet-128k"
-# The seed report's table: milliseconds of V2 and of V3.
+# The earlier report's table: milliseconds of V2 and of V3.
 SEED = {"seed-1024": (4.3, 3.9), "seed-4096": (7.4, 6.8), "seed-16384": (361.6, 218.5)}
 PARTS = ("planning", "transfer", "waiting", "management", "kernel")
 
@@ -127,7 +127,7 @@ def times(document: Document) -> str:
 
 
 def seed(document: Document) -> str:
-    head = ["workload", "seed's V2, ms", "seed's V3, ms", "V3 / V2", "here V2, ms", "here V3, ms"]
+    head = ["workload", "earlier V2, ms", "earlier V3, ms", "V3 / V2", "here V2, ms", "here V3, ms"]
     rows = []
     for name, (v2, v3) in SEED.items():
         here = [find(document, name, cache) for cache in ("v2", "v3")]

@@ -14,10 +14,10 @@ _HEAD = (
 )
 _LEGEND = (
     "Milliseconds of the slowest rank. *of one GPU*: how many times as fast as one GPU with the "
-    "whole sequence, in the same run; a line is from the newest run that has it. *exposed*: what "
-    "the exchange adds to the time, forward / forward and backward. *sent*: by the busiest rank, "
-    "likewise. Memory is of a forward and backward, beyond the inputs. torch-context-parallel "
-    "computes full attention. -: not measured, or nothing to measure."
+    "whole sequence, on the same commit, device and day; a line is from the newest that has it. "
+    "*exposed*: what the exchange adds to the time, forward / forward and backward. *sent*: by the "
+    "busiest rank, likewise. Memory is of a forward and backward, beyond the inputs. "
+    "torch-context-parallel computes full attention. -: not measured, or nothing to measure."
 )
 
 

@@ -1,7 +1,7 @@
 """Draws when a rank computed and when it exchanged, from a profiler trace of a ring's launch.
 
-torchrun --nproc-per-node 2 -m benchmarks.bench_ring --trace build/trace --workloads llm-128k
-python -m benchmarks.ring_timeline build/trace/llm-128k-ring-full-rank0.json docs/figures/ring.svg
+torchrun --nproc-per-node 2 -m benchmarks.bench_ring --workloads llm-256k-whole --trace trace
+python -m benchmarks.ring_timeline trace/llm-256k-whole-auto-full-rank0.json docs/figures/ring.svg
 """
 
 from __future__ import annotations

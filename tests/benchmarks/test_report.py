@@ -134,7 +134,7 @@ def test_table_holds_the_numbers_of_the_file(tree: Path) -> None:
     assert "2.4 (2.16, 2.64)" in full
 
 
-def test_ring_table_compares_with_one_gpu_of_the_same_run(tree: Path) -> None:
+def test_ring_table_compares_with_one_gpu_of_the_same_commit_and_day(tree: Path) -> None:
     def row(
         strategy: str, pass_: str, ms: float, exposed: float | None, transport: str = "direct"
     ) -> dict[str, Any]:
