@@ -13,6 +13,7 @@ import sys
 import torch
 
 from dilated_attention_pytorch import dilated_attention
+from tests.ops.blocks import make_query_sums
 
 # seq_len, lengths, rates, heads, KV heads, head_dim, causal, dropout, padding, deterministic
 CASES = [
@@ -44,23 +45,23 @@ def run_blocks(dtype: torch.dtype) -> None:
             torch.randn(2, rows, n, dim, device="cuda", dtype=dtype)
             for rows, n in ((end - begin, heads), (seq_len, kv_heads), (seq_len, kv_heads))
         )
-        options = {"is_causal": causal, "padding": padding, "partial": True}
+        options = {"is_causal": causal, "padding": padding}
         pieces = [
             (k[:, a:b], v[:, a:b], seq_len, begin, a, lengths, rates)
             for a, b in zip(cuts, cuts[1:], strict=False)
         ]
         out = lse = None
         for piece in pieces:
-            out, lse = torch.ops.dilated.attention_block(q, *piece, out=out, lse=lse, **options)
+            out, lse = torch.ops.dilated.attention_block(
+                q, *piece, out=out, lse=lse, partial=True, **options
+            )
         final = out.to(dtype)
-        sums = torch.zeros(2, heads, end - begin, -(-dim // 16) * 16, device="cuda")
+        sums = make_query_sums(q)
         grads = []
         for piece in pieces:
             block = (final, torch.ones_like(lse), q, *piece[:2], final, lse, *piece[2:])
-            grads += torch.ops.dilated.attention_block_backward(*block, **options)
-            del options["partial"]
+            grads += torch.ops.dilated.attention_block_backward(*block, partial=True, **options)
             grads += torch.ops.dilated.attention_block_backward_into(sums, *block, **options)
-            options["partial"] = True
         grads.append(torch.ops.dilated.round_query_sums(sums, q))
         if not all(torch.isfinite(x).all() for x in grads):
             raise RuntimeError(f"{dtype}, {seq_len} positions: a share is not finite")
