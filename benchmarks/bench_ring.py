@@ -101,8 +101,18 @@ class Bench:
     def __init__(
         self, group: dist.ProcessGroup, device: torch.device, repeats: int, settle_seconds: float
     ) -> None:
-        self._group, self._repeats, self._settle_seconds = group, repeats, settle_seconds
+        self._group = group
+        self._launches, self._settle_seconds = -(-repeats // TURNS), settle_seconds
         self._stopwatch = Stopwatch(device)
+
+    @property
+    def protocol(self) -> dict[str, float]:
+        """How each peer is timed, for the results."""
+        return {
+            "turns": TURNS,
+            "launches_a_turn": self._launches,
+            "settle_seconds": self._settle_seconds,
+        }
 
     def largest(self, values: Sequence[float]) -> list[float]:
         """Each value's largest over the ranks."""
@@ -142,10 +152,11 @@ class Bench:
         bytes_sent = sent() - before
         peak = peak_mib(launch, self._stopwatch)
         most_sent, most_memory = self.largest([bytes_sent, peak or 0.0])
+        is_sent = name in STRATEGIES and most_sent > 0
         return {
             "bytes_per_rank": int(most_sent),
             "peak_mib": None if peak is None else most_memory,
-            "transport": Peers(self._group.group_name).transport if name in STRATEGIES else None,
+            "transport": Peers(self._group.group_name).transport if is_sent else None,
         }
 
     def _turn(self, launch: Callable[[], object]) -> list[float]:
@@ -154,7 +165,7 @@ class Bench:
         while elapsed <= self._settle_seconds:
             self._time(launch)
             (elapsed,) = self.largest([time.monotonic() - begin])
-        return [self._time(launch) for _ in range(-(-self._repeats // TURNS))]
+        return [self._time(launch) for _ in range(self._launches)]
 
     def _time(self, launch: Callable[[], object]) -> float:
         self.largest([0.0])  # all ranks begin together
@@ -210,6 +221,7 @@ def measure(options: argparse.Namespace, group: dist.ProcessGroup, device: torch
     parts = ["ring", slug(document["device"]), f"{started:%Y-%m-%d}", slug(options.tag)]
     path: Path = options.out / ("-".join(part for part in parts if part) + ".json")
     bench = Bench(group, device, options.repeats, options.settle_seconds)
+    document |= {"protocol": bench.protocol}
 
     def add(kind: str, case: Case, entry: dict[str, Any]) -> None:
         entry = {"workload": case.workload.name, "causal": case.is_causal, **entry}
@@ -229,8 +241,8 @@ def measure(options: argparse.Namespace, group: dist.ProcessGroup, device: torch
             for pass_ in PASSES:
                 for name, row in zip(peers, bench.rows(peers, pass_), strict=True):
                     ranks = 1 if name == SINGLE else group.size()
-                    names = {"strategy": name, "world_size": ranks, "pass": pass_}
-                    add("rows", case, {**names, **row})
+                    identity = {"strategy": name, "world_size": ranks, "pass": pass_}
+                    add("rows", case, {**identity, **row})
             for name, launches in peers.items() if options.trace else ():
                 file = f"{workload.name}-{name}-{'causal' if causal else 'full'}"
                 trace(launches, options.trace / f"{file}-rank{group.rank()}.json")

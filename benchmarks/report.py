@@ -1,4 +1,4 @@
-"""Writes what the documents say about speed, from the committed results: no number is typed.
+"""Writes the tables and plots of speed in the documents, from the committed results.
 
     python -m benchmarks.report
 

@@ -36,7 +36,7 @@ def text(document: Document, source: str) -> str:
         summary=tables.summary(document),
         rule=tables.level_text(),
         times=tables.times(document),
-        seed=tables.seed(document),
+        earlier=tables.earlier(document),
         parts=tables.parts(document),
         memory=tables.memory(document),
         prefetches=tables.prefetches(document),

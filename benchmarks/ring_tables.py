@@ -54,7 +54,11 @@ def _table(documents: Sequence[Document]) -> str:
 def _source(document: Document) -> str:
     source = f"* {document['device']}, driver {document['driver']}; torch "
     source += f"{document['versions']['torch']}. Commit {document['commit'][:12]}, "
-    return f"{source}{document['date'][:10]}."
+    source += f"{document['date'][:10]}"
+    if protocol := document.get("protocol"):
+        source += f"; {protocol['turns']} turns of {protocol['launches_a_turn']} launches, each "
+        source += f"after {protocol['settle_seconds']} s"
+    return f"{source}."
 
 
 def _peer(row: dict[str, Any]) -> tuple[str, str]:

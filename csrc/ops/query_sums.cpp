@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include <initializer_list>
+#include <utility>
 
 #include "ops/signatures.h"
 
@@ -34,12 +35,19 @@ KeyGradients backward_into_meta(const AttentionCall& call, const BackwardInputs&
 /// Written by hand as the fallback does not count writes to what is not returned.
 KeyGradients backward_into_autograd(const AttentionCall& call, const BackwardInputs& inputs,
                                     at::Tensor& sums) {
-  const std::initializer_list<const at::Tensor*> tensors = {&call.query, &call.key, &call.value,
-                                                            &inputs.grad_out, &sums};
-  for (const at::Tensor* tensor : tensors) {
-    TORCH_CHECK(!at::GradMode::is_enabled() || !tensor->requires_grad(),
-                "attention_block_backward_into: must not be given tensors that require gradients, "
-                "as it is not differentiable; use torch.no_grad()");
+  const std::initializer_list<std::pair<const char*, at::Tensor>> tensors = {
+      {"query", call.query},
+      {"key", call.key},
+      {"value", call.value},
+      {"grad_out", inputs.grad_out},
+      {"grad_lse", inputs.grad_lse.value_or(at::Tensor())},
+      {"out", inputs.out},
+      {"lse", inputs.lse},
+      {"grad_query_sums", sums}};
+  for (const auto& [name, tensor] : tensors) {
+    TORCH_CHECK(!at::GradMode::is_enabled() || !tensor.defined() || !tensor.requires_grad(), name,
+                ": must not require gradients, as attention_block_backward_into is not "
+                "differentiable; use torch.no_grad()");
   }
   static const auto op =
       c10::Dispatcher::singleton()

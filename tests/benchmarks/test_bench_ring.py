@@ -32,6 +32,7 @@ def test_two_processes_write_rows_of_every_peer(tmp_path: Path) -> None:
     (path,) = tmp_path.glob("ring-*-try.json")
     document = json.loads(path.read_text())
     assert document["world_size"] == 2 and document["commit"] == "none"
+    assert document["protocol"] == {"turns": 3, "launches_a_turn": 1, "settle_seconds": 0}
     rows = document["rows"]
     for row in rows:
         assert list(row) == list(bench_ring.COLUMNS)
@@ -46,7 +47,9 @@ def test_two_processes_write_rows_of_every_peer(tmp_path: Path) -> None:
     assert sent["ring", "fwd"] <= sent["all-gather", "fwd"]
     assert {row["world_size"] for row in rows} == {1, 2}
     (trace,) = (tmp_path / "trace").glob("longnet-32k-ring-full-rank0.json")
-    intervals = ring_timeline.read(json.loads(trace.read_text()))
+    events = json.loads(trace.read_text())
+    assert any(event.get("name") == ring_timeline.DRAWN for event in events["traceEvents"])
+    intervals = ring_timeline.read(events)
     assert intervals["exchange"] and intervals["compute"]
 
 

@@ -283,8 +283,21 @@ def test_query_sums_must_fit(sums: torch.Tensor, given: str) -> None:
         with pytest.raises(ValueError, match="grad_query_sums") as caught:
             call()
         assert given in str(caught.value)
-    with pytest.raises(RuntimeError, match="not differentiable"):
-        torch.ops.dilated.attention_block_backward_into(good.requires_grad_(), *block)
+
+
+def test_query_sums_are_not_differentiable() -> None:
+    q, k, v = good_tensors().values()
+    out, lse = block_call()
+    tensors = {"grad_query_sums": rows(2, 4, 8, 16), "grad_out": out, "grad_lse": lse}
+    tensors |= {"query": q[:, 4:12], "key": k[:, 6:16], "value": v[:, 6:16], "out": out, "lse": lse}
+    for name in tensors:
+        given = {key: tensor.detach().clone() for key, tensor in tensors.items()}
+        given[name].requires_grad_()
+        call = (*given.values(), 24, 4, 6, *GOOD.values())
+        with pytest.raises(RuntimeError, match=f"{name}: must not require gradients"):
+            torch.ops.dilated.attention_block_backward_into(*call)
+        with torch.no_grad():
+            torch.ops.dilated.attention_block_backward_into(*call)
 
 
 @pytest.mark.parametrize(
