@@ -90,9 +90,10 @@ def group_of(size: int) -> dist.ProcessGroup:
 
 def _serve(pipe: Connection, rank: int, size: int, store: str, timeout: float) -> None:
     torch.set_num_threads(1)
-    limit = timedelta(seconds=timeout)
+    # Processes may start further apart than a test gives the operations of their groups.
+    starting, limit = timedelta(seconds=120), timedelta(seconds=timeout)
     dist.init_process_group(
-        "gloo", store=dist.FileStore(store, size), rank=rank, world_size=size, timeout=limit
+        "gloo", store=dist.FileStore(store, size), rank=rank, world_size=size, timeout=starting
     )
     for some in range(1, size + 1):
         group = dist.new_group(list(range(some)), timeout=limit)

@@ -12,7 +12,6 @@
 
 #include "kernels/cuda/portable/backward_warp.cuh"
 #include "kernels/cuda/primitives/async_copy.cuh"
-#include "kernels/cuda/primitives/offset_rows.cuh"
 
 namespace dilated::kernels::cuda {
 
@@ -88,12 +87,10 @@ __device__ void copy_queries(const BackwardCall& call, BackwardMemory<Shape>& me
   };
   const int stage = tile % call.stages;
   const QueryColumns<Shape::kQueries>& columns = memory.columns[tile % 3];
-  copy_rows_at<Shape::kWidth, Shape::kQueries, Shape::kThreads>(
-      shared_address(memory.query(stage)), columns.query_offset,
-      source(args.query, call.query_aligned));
-  copy_rows_at<Shape::kWidth, Shape::kQueries, Shape::kThreads>(
-      shared_address(memory.grad_out(stage)), columns.grad_out_offset,
-      source(args.grad_out, call.grad_out_aligned));
+  Shape::Queries::copy({shared_address(memory.query(stage))}, columns.query_offset,
+                       {source(args.query, call.query_aligned)});
+  Shape::Queries::copy({shared_address(memory.grad_out(stage))}, columns.grad_out_offset,
+                       {source(args.grad_out, call.grad_out_aligned)});
 }
 
 template <typename Shape>
@@ -103,10 +100,9 @@ __device__ void copy_keys(const BackwardCall& call, BackwardMemory<Shape>& memor
     return row_source(rows, item.work.batch, item.work.head, item.key_begin, call.args.head_dim,
                       is_aligned);
   };
-  Shape::Keys::copy(shared_address(memory.key), memory.key_position,
-                    source(call.args.key, call.key_aligned));
-  Shape::Keys::copy(shared_address(memory.value), memory.key_position,
-                    source(call.args.value, call.value_aligned));
+  Shape::Keys::copy(
+      {shared_address(memory.key), shared_address(memory.value)}, memory.key_position,
+      {source(call.args.key, call.key_aligned), source(call.args.value, call.value_aligned)});
 }
 
 template <typename Shape>

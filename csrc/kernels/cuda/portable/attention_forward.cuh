@@ -20,10 +20,10 @@ template <typename Shape>
 __device__ void copy_keys(const ForwardCall& call, ForwardMemory<Shape>& memory, int32_t tile) {
   const int32_t* positions = memory.keys[tile % Shape::kLists].position;
   const ForwardArgs& args = call.args;
-  Shape::Keys::copy(shared_address(memory.key[tile % 2]), positions,
-                    row_source(memory.key_origin, args.key, args.head_dim, call.key_aligned));
-  Shape::Keys::copy(shared_address(memory.value[tile % 2]), positions,
-                    row_source(memory.value_origin, args.value, args.head_dim, call.value_aligned));
+  Shape::Keys::copy(
+      {shared_address(memory.key[tile % 2]), shared_address(memory.value[tile % 2])}, positions,
+      {row_source(memory.key_origin, args.key, args.head_dim, call.key_aligned),
+       row_source(memory.value_origin, args.value, args.head_dim, call.value_aligned)});
   commit_copies();
 }
 
@@ -57,8 +57,8 @@ __device__ void begin_tile(const ForwardCall& call, const TableView& table,
     }
   }
   const char* query = row_origin(args.query, work, work.head, memory.query_begin, 2);
-  Shape::Query::copy(shared_address(memory.query), memory.rows.position,
-                     row_source(query, args.query, args.head_dim, call.query_aligned));
+  Shape::Query::copy({shared_address(memory.query)}, memory.rows.position,
+                     {row_source(query, args.query, args.head_dim, call.query_aligned)});
   commit_copies();
   __syncthreads();
 }

@@ -299,18 +299,18 @@ __device__ void backward_query_tile(const BackwardQueryCall& call, const Pattern
   const RowSource value = source(args.value, key_head, key_begin, call.value_aligned);
   const auto copy = [&](int32_t tile) {
     if (tile < tiles) {
-      Shape::Keys::copy(shared_address(memory.key[tile % 2]), memory.keys[tile % 3].position, key);
-      Shape::Keys::copy(shared_address(memory.value[tile % 2]), memory.keys[tile % 3].position,
-                        value);
+      Shape::Keys::copy(
+          {shared_address(memory.key[tile % 2]), shared_address(memory.value[tile % 2])},
+          memory.keys[tile % 3].position, {key, value});
     }
     commit_copies();
   };
   list(0);
   list(1);
-  Shape::Queries::copy(shared_address(memory.query), memory.position,
-                       source(args.query, work.head, query_begin, call.query_aligned));
-  Shape::Queries::copy(shared_address(memory.grad_out), memory.position,
-                       source(args.grad_out, work.head, query_begin, call.grad_out_aligned));
+  Shape::Queries::copy({shared_address(memory.query), shared_address(memory.grad_out)},
+                       memory.position,
+                       {source(args.query, work.head, query_begin, call.query_aligned),
+                        source(args.grad_out, work.head, query_begin, call.grad_out_aligned)});
   __syncthreads();
   copy(0);
   BackwardQueryWarp<Shape> warp(call, work, query_begin, memory);

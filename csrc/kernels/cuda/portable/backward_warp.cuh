@@ -395,7 +395,8 @@ __device__ void write_rows(const BackwardMemory<Shape>& memory, const unsigned c
   using Tile = typename Shape::Keys;
   const BackwardItem& item = memory.item;
   const int64_t start = item.work.batch * out.strides.batch + item.work.head * out.strides.head;
-  for (int row = threadIdx.x / Tile::kLanes; row < item.rows; row += Tile::kRowsAtOnce) {
+  for (int row = threadIdx.x / Tile::kLanes; row < item.rows;
+       row += Shape::kThreads / Tile::kLanes) {
     uint16_t* to = static_cast<uint16_t*>(out.data) + start +
                    (memory.key_position[row] - item.key_begin) * out.strides.row;
     for (int chunk = threadIdx.x % Tile::kLanes; chunk * 8 < head_dim; chunk += Tile::kLanes) {

@@ -418,14 +418,16 @@ __device__ void ForwardWarp<Element, Shape>::store_rows(const WorkItem& work, in
 template <typename Element, typename Shape>
 __device__ void ForwardWarp<Element, Shape>::write_out(const WorkItem& work, int32_t rows,
                                                        int32_t query_begin) {
-  const int lane = threadIdx.x % 32;
+  const int thread = thread_index_here(), lane = thread % 32;
+  const int first_row = thread / 32 * kTiles * 16;
   const int32_t head_dim = static_cast<int32_t>(call_.args.head_dim);
   __syncwarp();
 #pragma unroll
   for (int r = 0; r < kWarpRows; ++r) {
 #pragma unroll
     for (int n = 0; n < kValueTiles; ++n) {
-      *reinterpret_cast<uint32_t*>(memory_.query + Layout::offset(row_index(r), n) + lane % 4 * 4) =
+      *reinterpret_cast<uint32_t*>(memory_.query + Layout::offset(first_row + r * 8 + lane / 4, n) +
+                                   lane % 4 * 4) =
           pack<Element>(out_[r / 2][n][r % 2 * 2], out_[r / 2][n][r % 2 * 2 + 1]);
     }
   }
@@ -434,7 +436,7 @@ __device__ void ForwardWarp<Element, Shape>::write_out(const WorkItem& work, int
   char* origin = const_cast<char*>(row_origin(out, work, work.head, query_begin, 2));
   constexpr int kLanes = Shape::Query::kLanes;
   const int chunk_lane = lane % kLanes;
-  for (int row = first_row_ + lane / kLanes; row < min(rows, first_row_ + kTiles * 16);
+  for (int row = first_row + lane / kLanes; row < min(rows, first_row + kTiles * 16);
        row += 32 / kLanes) {
     char* to = origin + memory_.rows.position[row] * out.strides.row * 2;
     for (int chunk = chunk_lane; chunk * 8 < head_dim; chunk += kLanes) {

@@ -1,8 +1,9 @@
 // Copies listed rows of a [.., seq_len, .., head_dim] tensor of 16-bit elements into a swizzled
-// tile in shared memory.
+// tile in shared memory. They are listed by position or, as rows of several heads can share a tile,
+// by byte offset.
 //
-// kLanes neighbouring threads share a row, 16 bytes each at a time. Elements from head_dim to the
-// tile's width are zero. Rows that are aligned to 16 bytes are copied asynchronously; others by
+// kCopyLanes neighbouring threads share a row, 16 bytes each at a time. Elements from head_dim to
+// the tile's width are zero. Rows that are aligned to 16 bytes are copied asynchronously; others by
 // plain loads, element by element.
 #pragma once
 
@@ -13,6 +14,14 @@
 
 namespace dilated::kernels::cuda {
 
+/// threadIdx.x, read here and now: what follows from it is computed where it is used, not once at
+/// the kernel's start to be kept in registers that the products need.
+__device__ inline int thread_index_here() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
 /// One head of one batch entry of a tensor, addressed by sequence position.
 struct RowSource {
   const char* origin;  // where position 0 is, or would be
@@ -20,66 +29,84 @@ struct RowSource {
                        // by the launcher
   int32_t head_dim;
   bool is_aligned;  // origin and row_bytes are multiples of 16, head_dim of 8
+
+  __device__ const char* at(int32_t position) const {
+    return origin + static_cast<uint64_t>(static_cast<uint32_t>(position)) * row_bytes;
+  }
+  /// By bytes; row_bytes is not used.
+  __device__ const char* at(int64_t offset) const { return origin + offset; }
 };
 
 template <int kHeadDim, int kRows, int kThreads>
 struct RowTile {
   static constexpr int kChunks = kHeadDim / 8;
+  // Threads that share a row where a power of two is wanted, and where rows are copied: six chunks
+  // would leave a quarter of eight idle, so that the first quarter of the block does not copy.
   static constexpr int kLanes = kChunks % 8 == 0 || kChunks == 6 ? 8 : 4;
-  static constexpr int kChunksPerLane = (kChunks + kLanes - 1) / kLanes;
-  static constexpr int kRowsAtOnce = kThreads / kLanes;
+  static constexpr int kCopyLanes = kChunks == 6 ? 6 : kLanes;
+  static constexpr int kIdle = kChunks == 6 ? kThreads / 4 : 0;
+  static constexpr int kRowsAtOnce = (kThreads - kIdle) / kCopyLanes;
+  static constexpr int kCopies = kRows / kRowsAtOnce;  // rows of a thread
   static constexpr int kBytes = kRows * kHeadDim * 2;
   using Layout = Swizzle<kChunks>;
   static_assert(kRowsAtOnce % 8 == 0 && kRows % kRowsAtOnce == 0,
                 "a thread's permutation must be the same in all rows");
+  static_assert(kChunks % kCopyLanes == 0);
 
-  /// Rows positions[0 .. kRows - 1], all of which exist. The caller commits the copies.
-  __device__ static void copy(uint32_t tile, const int32_t* positions, const RowSource& source) {
-    const int lane = threadIdx.x % kLanes;
-    const int first_row = threadIdx.x / kLanes;
-    if (kChunks % kLanes != 0 && lane >= kChunks) {
+  /// Rows rows[0 .. kRows - 1], all of which exist, of each source into its tile. The caller
+  /// commits the copies.
+  template <typename Row, int kTiles>
+  __device__ static void copy(const uint32_t (&tiles)[kTiles], const Row* rows,
+                              const RowSource (&sources)[kTiles]) {
+    const int thread = static_cast<int>(threadIdx.x) - kIdle;
+    if (thread < 0) {
       return;
     }
-    const uint32_t target = tile + Layout::offset(first_row, lane);
-    const char* origin = source.origin + lane * 16;
-    if (!source.is_aligned) {
-      copy_elements(target, positions + first_row, source, lane);
-      return;
+    const int lane = thread % kCopyLanes, first_row = thread / kCopyLanes;
+    // All of them before the first copy, which waits for every load from shared memory.
+    Row mine[kCopies];
+#pragma unroll
+    for (int copy = 0; copy < kCopies; ++copy) {
+      mine[copy] = rows[first_row + copy * kRowsAtOnce];
     }
 #pragma unroll
-    for (int row = 0; row < kRows; row += kRowsAtOnce) {
-      const char* from =
-          origin + static_cast<uint64_t>(static_cast<uint32_t>(positions[first_row + row])) *
-                       source.row_bytes;
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const RowSource& source = sources[tile];
+      const uint32_t target = tiles[tile] + Layout::offset(first_row, lane);
+      if (source.is_aligned) {
 #pragma unroll
-      for (int i = 0; i < kChunksPerLane; ++i) {
-        copy_16_async_or_zero(target + row * Layout::kRowBytes + i * kLanes * 16,
-                              from + i * kLanes * 16, (lane + i * kLanes) * 8 < source.head_dim);
+        for (int copy = 0; copy < kCopies; ++copy) {
+          copy_chunks(target + copy * kRowsAtOnce * Layout::kRowBytes, source.at(mine[copy]), lane,
+                      source.head_dim);
+        }
+      } else {
+#pragma unroll 1
+        for (int copy = 0; copy < kCopies; ++copy) {
+          copy_elements(target + copy * kRowsAtOnce * Layout::kRowBytes,
+                        source.at(rows[first_row + copy * kRowsAtOnce]), lane, source.head_dim);
+        }
       }
     }
   }
 
  private:
-  __device__ static void copy_elements(uint32_t target, const int32_t* positions,
-                                       const RowSource& source, int lane) {
-#pragma unroll 1
-    for (int row = 0; row < kRows; row += kRowsAtOnce) {
-      const char* from =
-          source.origin +
-          static_cast<uint64_t>(static_cast<uint32_t>(positions[row])) * source.row_bytes;
-#pragma unroll 1
-      for (int i = 0; i < kChunksPerLane; ++i) {
-        uint32_t words[4];
+  __device__ static void copy_chunks(uint32_t target, const char* from, int lane,
+                                     int32_t head_dim) {
 #pragma unroll
-        for (int e = 0; e < 8; ++e) {
-          const int d = (lane + i * kLanes) * 8 + e;
-          const uint32_t element =
-              d < source.head_dim ? reinterpret_cast<const uint16_t*>(from)[d] : 0;
-          words[e / 2] = e % 2 == 0 ? element : words[e / 2] | element << 16;
-        }
-        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(
-                         target + row * Layout::kRowBytes + i * kLanes * 16),
-                     "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+    for (int chunk = 0; chunk < kChunks; chunk += kCopyLanes) {
+      copy_16_async_or_zero(target + chunk * 16, from + (lane + chunk) * 16,
+                            (lane + chunk) * 8 < head_dim);
+    }
+  }
+
+  __device__ static void copy_elements(uint32_t target, const char* from, int lane,
+                                       int32_t head_dim) {
+#pragma unroll 1
+    for (int chunk = 0; chunk < kChunks; chunk += kCopyLanes) {
+      for (int e = 0; e < 8; ++e) {
+        const int d = (lane + chunk) * 8 + e;
+        const uint16_t element = d < head_dim ? reinterpret_cast<const uint16_t*>(from)[d] : 0;
+        asm volatile("st.shared.b16 [%0], %1;" ::"r"(target + chunk * 16 + e * 2), "h"(element)
                      : "memory");
       }
     }
