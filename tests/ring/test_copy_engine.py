@@ -57,8 +57,10 @@ class ThreadHandle:
         self._turn((self.rank, src_rank, channel), False, timeout_ms)
 
 
+@pytest.mark.parametrize("counts", [(1, 1, 1, 1), (3, 3, 3, 3), (1, 3, 2, 1)])
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_every_message_arrives_as_it_was_sent(size: int) -> None:
+def test_every_message_arrives_as_it_was_sent(size: int, counts: tuple[int, ...]) -> None:
+    """Each exchange has counts[rank] messages from a rank to another."""
     shared = Shared(size)
     random_sizes = random.Random(size)
     lengths = [random_sizes.randint(1, CAPACITY // 8) for _ in range(60)]
@@ -69,12 +71,16 @@ def test_every_message_arrives_as_it_was_sent(size: int) -> None:
 
     def run(rank: int) -> None:
         engine = CopyEngine(ThreadHandle(shared, rank), rank, CAPACITY, None, 5000)
-        for number in range(len(lengths)):
-            to, source = peers(rank, 1 + number % (size - 1), size)
-            received = torch.full_like(message(source, rank, number), -1.0)
-            sent = message(rank, to, number)
-            engine.exchange([(to, sent)], [(source, received)]).wait()
-            assert torch.equal(received, message(source, rank, number))
+        for first in range(0, len(lengths), max(counts)):
+            to, source = peers(rank, 1 + first % (size - 1), size)
+            sent, sought = (range(first, first + counts[sender]) for sender in (rank, source))
+            expected = [message(source, rank, number) for number in sought]
+            received = [torch.full_like(each, -1.0) for each in expected]
+            engine.exchange(
+                [(to, message(rank, to, number)) for number in sent],
+                [(source, each) for each in received],
+            ).wait()
+            assert all(map(torch.equal, received, expected))
 
     with ThreadPoolExecutor(size) as pool:
         list(pool.map(run, range(size)))

@@ -8,7 +8,9 @@ back that the region is free. All of it is queued on a stream of its own; the ho
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Literal, Protocol
 
 import torch
@@ -99,19 +101,40 @@ class CopyEngine:
             for _, data in (*sends, *receives):
                 data.record_stream(stream)
         with contextlib.nullcontext() if stream is None else torch.cuda.stream(stream):
-            for peer, data in sends:
-                if peer in self._filled:
-                    self._handle.wait_signal(peer, _FREE, self._timeout_ms)
-                self._filled.add(peer)
-                self._region(self._rank, peer, data).copy_(data)
-                self._handle.put_signal(peer, _READY, self._timeout_ms)
-            for peer, data in receives:
-                self._handle.wait_signal(peer, _READY, self._timeout_ms)
-                data.copy_(self._region(peer, self._rank, data))
-                self._handle.put_signal(peer, _FREE, self._timeout_ms)
+            # A second message to a peer waits until the first has left its region, so the peer
+            # must not have to send a second one before it receives the first.
+            for some, others in zip_longest(_rounds(sends), _rounds(receives), fillvalue=()):
+                for peer, data in some:
+                    self._send(peer, data)
+                for peer, data in others:
+                    self._receive(peer, data)
         return Copies(stream)
+
+    def _send(self, peer: int, data: Tensor) -> None:
+        if peer in self._filled:
+            self._handle.wait_signal(peer, _FREE, self._timeout_ms)
+        self._filled.add(peer)
+        self._region(self._rank, peer, data).copy_(data)
+        self._handle.put_signal(peer, _READY, self._timeout_ms)
+
+    def _receive(self, peer: int, data: Tensor) -> None:
+        self._handle.wait_signal(peer, _READY, self._timeout_ms)
+        data.copy_(self._region(peer, self._rank, data))
+        self._handle.put_signal(peer, _FREE, self._timeout_ms)
 
     def _region(self, sender: int, receiver: int, data: Tensor) -> Tensor:
         """Where a message like `data` lies in the sender's buffer."""
         offset = receiver * self.capacity // data.itemsize
         return self._handle.get_buffer(sender, data.shape, data.dtype, offset)
+
+
+def _rounds(messages: Sequence[Message]) -> list[list[Message]]:
+    """The first message of every peer, the second of every peer that has one, and so on."""
+    rounds: list[list[Message]] = []
+    counts: Counter[int] = Counter()
+    for peer, data in messages:
+        if counts[peer] == len(rounds):
+            rounds.append([])
+        rounds[counts[peer]].append((peer, data))
+        counts[peer] += 1
+    return rounds
