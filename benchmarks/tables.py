@@ -51,7 +51,11 @@ def _floor_ms(row: Row) -> str:
     return f"{max(row.get('floor_arithmetic_ms', 0.0), row.get('floor_bytes_ms', 0.0)):.3g}"
 
 
-def _summary_line(document: Document, workload: Workload, causal: bool, pass_: str) -> str | None:
+def _summary_cells(
+    document: Document, workload: Workload, causal: bool, pass_: str
+) -> list[str] | None:
+    """What _COLUMNS name."""
+
     def get(impl: str) -> Row | None:
         return find(document, workload.name, causal, impl, pass_, "sustained")
 
@@ -61,7 +65,7 @@ def _summary_line(document: Document, workload: Workload, causal: bool, pass_: s
     bounds = [row for impl in _BOUNDS if (row := get(impl)) is not None]
     bound = min(bounds, key=lambda row: float(row["ms"]), default=None)
     torchscale = get("torchscale")
-    cells = [
+    return [
         title(workload.name, causal),
         pass_,
         f"**{_ms(ours)}**",
@@ -74,33 +78,32 @@ def _summary_line(document: Document, workload: Workload, causal: bool, pass_: s
         _ms(get("full-attention")),
         f"{_mib(ours)} / {_mib(torchscale)}",
     ]
-    return f"| {' | '.join(cells)} |"
 
 
-_SUMMARY_HEAD = (
-    "workload",
-    "pass",
-    "**ours**, ms",
-    "TFLOP/s",
-    "floor",
-    "library bound",
-    "sdpa-views",
-    "flex",
-    "torchscale",
-    "full attention",
-    "peak MiB, ours / torchscale",
-)
+# The README's columns, and what is said of those that need it.
+_COLUMNS = {
+    "workload": "",
+    "pass": "",
+    "**ours**, ms": "*ours*: a plain call, so that what is short waits for the host.",
+    "TFLOP/s": "TFLOP/s counts every branch on its own.",
+    "floor": "*floor*: the distinct products at the rate of a large matrix product, or the bytes "
+    "at the rate of a copy, whichever is longer.",
+    "library bound": "*library bound*: the fastest library attention called for every branch, in "
+    "one CUDA graph, with no merge.",
+    "sdpa-views": "*sdpa-views*: cuDNN called so and merged to the exact result, in one CUDA "
+    "graph.",
+    "flex": "*flex*: FlexAttention on tokens sorted by class.",
+    "torchscale": "*torchscale*: its own code on PyTorch's flash kernel.",
+    "full attention": "*full attention*: cuDNN, every key.",
+    "peak MiB, ours / torchscale": "Memory is beyond the inputs.",
+}
 _LEGEND = (
     "Milliseconds of sustained load; a line's figures come from one commit, device and day, the "
-    "peers in turn. "
-    "TFLOP/s counts every branch on its own. *floor*: the distinct products at the rate of a large "
-    "matrix product, or the bytes at the rate of a copy, whichever is longer. *library bound*: the "
-    "fastest library attention called for every branch, with no merge. *sdpa-views*: the same with "
-    "cuDNN, merged to the exact result; both run as one CUDA graph, ours as a plain call. "
-    "*flex*: FlexAttention on tokens sorted by class. "
-    "*torchscale*: its own code on PyTorch's flash kernel. *full attention*: cuDNN, every key. "
-    "Memory is beyond the inputs. -: not measured. [docs/performance.md](docs/performance.md) has "
-    "the workloads, the protocol and every measurement."
+    "peers in turn."
+)
+_REST = (
+    "-: not measured. [docs/performance.md](docs/performance.md) has the workloads, the protocol "
+    "and every measurement."
 )
 
 
@@ -143,11 +146,16 @@ def readme_section(documents: Sequence[Document]) -> str:
     for workload, document in chosen:
         for causal in workload.causal:
             for pass_ in ("fwd", "fwd+bwd"):
-                line = _summary_line(document, workload, causal, pass_)
+                line = _summary_cells(document, workload, causal, pass_)
                 lines += [] if line is None else [line]
     if not lines:
         return NOTHING.format(up="")
-    body = [*head(_SUMMARY_HEAD), *lines, "", _LEGEND, ""]
+    kept = [i for i in range(len(_COLUMNS)) if any(line[i] != "-" for line in lines)]
+    columns = [list(_COLUMNS.items())[i] for i in kept]
+    body = head([name for name, _ in columns])
+    body += [f"| {' | '.join(line[i] for i in kept)} |" for line in lines]
+    legend = [_LEGEND, *(said for _, said in columns if said), _REST]
+    body += ["", " ".join(legend), ""]
     body += _host_sentences(documents)
     body += [f"* {source}" for source in _sources(document for _, document in chosen)]
     if measured(documents, ("scale-N",)):

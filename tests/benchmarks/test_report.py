@@ -117,20 +117,35 @@ def test_table_holds_the_numbers_of_the_file(tree: Path) -> None:
         make_row("longnet-128k", "library-bound-cudnn", 3.55),
         make_row("longnet-128k", "library-bound-fa4", 3.44),
         make_row("longnet-128k", "ours", 2.4, protocol="isolated"),
+        make_row("longnet-128k", "flex", 30.0, **{"pass": "fwd+bwd"}),
+        make_row("longnet-128k", "ours", 9.0, **{"pass": "fwd+bwd"}),
         make_row("seed-1024", "ours", 0.0305, **{"pass": "host", "launch_ms": 0.0042}),
     ]
     save(results(tree), "ops-test-gpu-2026-01-01.json", make_document("2026-01-01", rows))
     report.main(tree, lambda text: None)
     section = report.section((tree / "README.md").read_text(), "benchmarks")
-    (line,) = [line for line in section.splitlines() if line.startswith("| longnet-128k")]
-    cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells == [
-        "longnet-128k", "fwd", "**2.65**", "123", "0.5", "3.44", "-", "-", "18.2", "-", "456 / 1773"
-    ]  # fmt: skip
+    table = [line for line in section.splitlines() if line.startswith("| ")]
+    names, _, line, _ = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
+    assert line == [
+        "longnet-128k",
+        "fwd",
+        "**2.65**",
+        "123",
+        "0.5",
+        "3.44",
+        "-",
+        "18.2",
+        "456 / 1773",
+    ]
+    assert "flex" in names and "*flex*:" in section
+    assert not {"sdpa-views", "full attention"} & set(names), (
+        "columns without a figure are left out"
+    )
+    assert "*sdpa-views*:" not in section
     assert "takes 30 us of the host's time" in section and "takes 4 us" in section
     assert "Test GPU, driver 1.2.3; torch 2.11.0" in section and "0123456789ab" in section
     full = report.section((tree / "docs/performance.md").read_text(), "measurements")
-    assert full.count("| longnet-128k |") == 5
+    assert full.count("| longnet-128k |") == 7
     assert "2.4 (2.16, 2.64)" in full
 
 
