@@ -1,4 +1,4 @@
-"""Writes docs/reports/v2-v3.md from the newest committed run on a GPU: no number is typed.
+"""Writes docs/reports/v2-v3.md from the newest committed run on a GPU.
 
     python -m benchmarks.report_caches
 

@@ -90,8 +90,8 @@ _COLUMNS = {
     "at the rate of a copy, whichever is longer.",
     "library bound": "*library bound*: the fastest library attention called for every branch, in "
     "one CUDA graph, with no merge.",
-    "sdpa-views": "*sdpa-views*: cuDNN called so and merged to the exact result, in one CUDA "
-    "graph.",
+    "sdpa-views": "*sdpa-views*: cuDNN called for every branch and merged to the exact result, "
+    "in one CUDA graph.",
     "flex": "*flex*: FlexAttention on tokens sorted by class.",
     "torchscale": "*torchscale*: its own code on PyTorch's flash kernel.",
     "full attention": "*full attention*: cuDNN, every key.",
@@ -142,19 +142,19 @@ def measured(
 def readme_section(documents: Sequence[Document]) -> str:
     """The README's table; a sentence where nothing is committed."""
     chosen = measured(documents, DEFAULT_GROUPS)
-    lines = []
+    rows = []
     for workload, document in chosen:
         for causal in workload.causal:
             for pass_ in ("fwd", "fwd+bwd"):
-                line = _summary_cells(document, workload, causal, pass_)
-                lines += [] if line is None else [line]
-    if not lines:
+                cells = _summary_cells(document, workload, causal, pass_)
+                rows += [] if cells is None else [cells]
+    if not rows:
         return NOTHING.format(up="")
-    kept = [i for i in range(len(_COLUMNS)) if any(line[i] != "-" for line in lines)]
-    columns = [list(_COLUMNS.items())[i] for i in kept]
-    body = head([name for name, _ in columns])
-    body += [f"| {' | '.join(line[i] for i in kept)} |" for line in lines]
-    legend = [_LEGEND, *(said for _, said in columns if said), _REST]
+    columns = zip(_COLUMNS.items(), zip(*rows, strict=True), strict=True)
+    kept = [(name, said, cells) for (name, said), cells in columns if set(cells) != {"-"}]
+    body = head([name for name, _, _ in kept])
+    body += [f"| {' | '.join(row)} |" for row in zip(*(cells for *_, cells in kept), strict=True)]
+    legend = [_LEGEND, *(said for _, said, _ in kept if said), _REST]
     body += ["", " ".join(legend), ""]
     body += _host_sentences(documents)
     body += [f"* {source}" for source in _sources(document for _, document in chosen)]

@@ -164,10 +164,13 @@ def test_ring_table_compares_with_one_gpu_of_the_same_commit_and_day(tree: Path)
     second = [row("ring", "fwd", 10.0, 0.25), row("ring", "fwd+bwd", 50.0, -0.001)]
     second.append(row("one-rank", "fwd", 30.0, None))
     second.append(row("ring", "fwd", 8.0, 0.0, "copy engine"))
+    protocol = {"turns": 3, "launches_a_turn": 7, "settle_seconds": 0.25}
     for name, rows in (("a", first), ("b", second)):
-        save(results(tree), f"ring-{name}.json", make_document(f"2026-01-01T0{name}", rows))
+        document = make_document(f"2026-01-01T0{name}", rows, protocol=protocol)
+        save(results(tree), f"ring-{name}.json", document)
     report.main(tree, lambda text: None)
     section = report.section((tree / "docs/ring.md").read_text(), "measurements")
+    assert section.count("3 turns of 7 launches, each after 0.25 s.") == 1
     lines = [line for line in section.splitlines() if line.startswith("| llm-128k")]
     assert [[cell.strip() for cell in line.strip("|").split("|")] for line in lines] == [
         ["llm-128k, causal", "ring", "2", "10", "2.00", "50", "1.60", "2.5 / 0.0", "1 / 1", "7"],

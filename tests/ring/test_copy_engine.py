@@ -13,9 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dilated_attention_pytorch.ring.copy_engine import CopyEngine, choose_transport
+from dilated_attention_pytorch.ring.copy_engine import CopyEngine, _rounds, choose_transport
 from dilated_attention_pytorch.ring.exchange import Peers
-from dilated_attention_pytorch.ring.plan import peers
 from tests.ring.processes import Processes, group_of
 
 CAPACITY = 256
@@ -60,7 +59,7 @@ class ThreadHandle:
 @pytest.mark.parametrize("counts", [(1, 1, 1, 1), (3, 3, 3, 3), (1, 3, 2, 1)])
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_every_message_arrives_as_it_was_sent(size: int, counts: tuple[int, ...]) -> None:
-    """Each exchange has counts[rank] messages from a rank to another."""
+    """Each exchange has counts[rank] messages from a rank to every other, peer by peer."""
     shared = Shared(size)
     random_sizes = random.Random(size)
     lengths = [random_sizes.randint(1, CAPACITY // 8) for _ in range(60)]
@@ -72,18 +71,23 @@ def test_every_message_arrives_as_it_was_sent(size: int, counts: tuple[int, ...]
     def run(rank: int) -> None:
         engine = CopyEngine(ThreadHandle(shared, rank), rank, CAPACITY, None, 5000)
         for first in range(0, len(lengths), max(counts)):
-            to, source = peers(rank, 1 + first % (size - 1), size)
-            sent, sought = (range(first, first + counts[sender]) for sender in (rank, source))
-            expected = [message(source, rank, number) for number in sought]
+            others = [peer for peer in range(size) if peer != rank]
+            numbers = [range(first, first + count) for count in counts]
+            sends = [(to, message(rank, to, n)) for to in others for n in numbers[rank]]
+            expected = [message(source, rank, n) for source in others for n in numbers[source]]
             received = [torch.full_like(each, -1.0) for each in expected]
-            engine.exchange(
-                [(to, message(rank, to, number)) for number in sent],
-                [(source, each) for each in received],
-            ).wait()
+            sources = [source for source in others for _ in numbers[source]]
+            engine.exchange(sends, list(zip(sources, received, strict=True))).wait()
             assert all(map(torch.equal, received, expected))
 
     with ThreadPoolExecutor(size) as pool:
         list(pool.map(run, range(size)))
+
+
+def test_a_round_has_one_message_of_each_peer() -> None:
+    messages = [(peer, torch.full((1,), float(i))) for i, peer in enumerate([1, 1, 2, 1, 3])]
+    rounds = [[(peer, int(data)) for peer, data in each] for each in _rounds(messages)]
+    assert rounds == [[(1, 0), (2, 2), (3, 4)], [(1, 1)], [(1, 3)]]
 
 
 def test_a_rank_that_does_not_come_is_an_error() -> None:

@@ -413,6 +413,14 @@ __device__ void ForwardWarp<Element, Shape>::store_rows(const WorkItem& work, in
   }
 }
 
+/// threadIdx.x, read here and now: what follows from it is computed where it is used, not once at
+/// the kernel's start to be kept in registers that the products need.
+__device__ inline int thread_index_here() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
 /// Through the query tile's memory, of which each warp uses its own rows, so that global stores are
 /// whole rows.
 template <typename Element, typename Shape>

@@ -14,14 +14,6 @@
 
 namespace dilated::kernels::cuda {
 
-/// threadIdx.x, read here and now: what follows from it is computed where it is used, not once at
-/// the kernel's start to be kept in registers that the products need.
-__device__ inline int thread_index_here() {
-  int thread;
-  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-  return thread;
-}
-
 /// One head of one batch entry of a tensor, addressed by sequence position.
 struct RowSource {
   const char* origin;  // where position 0 is, or would be
@@ -40,9 +32,9 @@ struct RowSource {
 template <int kHeadDim, int kRows, int kThreads>
 struct RowTile {
   static constexpr int kChunks = kHeadDim / 8;
-  // Threads that share a row where a power of two is wanted, and where rows are copied: six chunks
-  // would leave a quarter of eight idle, so that the first quarter of the block does not copy.
-  static constexpr int kLanes = kChunks % 8 == 0 || kChunks == 6 ? 8 : 4;
+  static constexpr int kLanes = kChunks % 8 == 0 || kChunks == 6 ? 8 : 4;  // for loops that write
+  // Threads that share a row that is copied. Of eight, six chunks would leave two idle, so there
+  // are six, and the first quarter of the block does not copy: kIdle threads.
   static constexpr int kCopyLanes = kChunks == 6 ? 6 : kLanes;
   static constexpr int kIdle = kChunks == 6 ? kThreads / 4 : 0;
   static constexpr int kRowsAtOnce = (kThreads - kIdle) / kCopyLanes;
@@ -80,6 +72,7 @@ struct RowTile {
                       source.head_dim);
         }
       } else {
+        // Rows are read again: registers can't be indexed in a loop.
 #pragma unroll 1
         for (int copy = 0; copy < kCopies; ++copy) {
           copy_elements(target + copy * kRowsAtOnce * Layout::kRowBytes,
