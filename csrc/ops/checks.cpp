@@ -1,5 +1,6 @@
 #include "ops/checks.h"
 
+#include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
 
 #include <array>
@@ -181,6 +182,18 @@ void check_row_sums(const at::Tensor& query, const at::Tensor& tensor, const cha
       tensor.sym_sizes() == c10::SymIntArrayRef(rows) && tensor.device() == query.device(), name,
       ": must be [batch, heads, seq_len] = ", c10::SymIntArrayRef(rows), " on ", query.device(),
       ", got ", tensor.sym_sizes(), " on ", tensor.device());
+}
+
+void check_no_gradient(const char* op,
+                       std::initializer_list<std::pair<const char*, const at::Tensor*>> tensors,
+                       const char* instead) {
+  if (!at::GradMode::is_enabled()) {
+    return;
+  }
+  for (const auto& [name, tensor] : tensors) {
+    TORCH_CHECK(tensor == nullptr || !tensor->defined() || !tensor->requires_grad(), name,
+                ": must not require gradients. ", op, ": not differentiable; ", instead);
+  }
 }
 
 at::ScalarType lse_dtype(const at::Tensor& query) {

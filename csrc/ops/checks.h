@@ -6,8 +6,10 @@
 #include <dilated/ops.h>
 #include <dilated/pattern.h>
 
+#include <initializer_list>
 #include <optional>
 #include <string_view>
+#include <utility>
 
 #include "kernels/attention.h"
 
@@ -42,6 +44,13 @@ void check_rows(const at::Tensor& query, const at::Tensor& tensor, at::ScalarTyp
 
 /// That the tensor is [batch, heads, rows of query], on query's device.
 void check_row_sums(const at::Tensor& query, const at::Tensor& tensor, const char* name);
+
+/// For operators that write into a tensor: what is written has no gradient, and where one is
+/// wanted, that is an error, not silently zero. Tensors by name, nullptr for one that is not given;
+/// instead: what to do.
+void check_no_gradient(const char* op,
+                       std::initializer_list<std::pair<const char*, const at::Tensor*>> tensors,
+                       const char* instead);
 
 /// The dtype of lse and delta, and of what is to be continued.
 at::ScalarType lse_dtype(const at::Tensor& query);

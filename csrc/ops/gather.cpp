@@ -278,19 +278,11 @@ at::Tensor scatter_add_autograd(const at::Tensor& input, const at::Tensor& packe
                                    start);
 }
 
-/// What is written has no gradient: where one is wanted, that is an error, not silently zero.
-void check_no_gradient(const at::Tensor& to, const at::Tensor& from, const char* name,
-                       const char* instead) {
-  TORCH_CHECK(!at::GradMode::is_enabled() || !(to.requires_grad() || from.requires_grad()), name,
-              ": must not be given tensors that require gradients, as it is not differentiable; "
-              "call ",
-              instead, " or use torch.no_grad()");
-}
-
 void gather_into_autograd(at::Tensor& packed, const at::Tensor& input, int64_t segment_length,
                           int64_t dilation_rate, const OptionalTensor& head_offsets,
                           int64_t start) {
-  check_no_gradient(packed, input, "gather_into", "gather");
+  check_no_gradient("gather_into", {{"packed", &packed}, {"input", &input}},
+                    "call gather or use torch.no_grad()");
   const at::AutoDispatchBelowADInplaceOrView guard;
   gather_into_op().call(packed, input, segment_length, dilation_rate, head_offsets, start);
   packed.unsafeGetTensorImpl()->bump_version();
@@ -299,7 +291,8 @@ void gather_into_autograd(at::Tensor& packed, const at::Tensor& input, int64_t s
 void scatter_into_autograd(at::Tensor& rows, const at::Tensor& packed, int64_t segment_length,
                            int64_t dilation_rate, const OptionalTensor& head_offsets, int64_t start,
                            bool accumulate) {
-  check_no_gradient(rows, packed, "scatter_into", "scatter_add");
+  check_no_gradient("scatter_into", {{"rows", &rows}, {"packed", &packed}},
+                    "call scatter_add or use torch.no_grad()");
   const at::AutoDispatchBelowADInplaceOrView guard;
   scatter_into_op().call(rows, packed, segment_length, dilation_rate, head_offsets, start,
                          accumulate);

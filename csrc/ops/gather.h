@@ -1,5 +1,4 @@
 // From the arguments of gather, scatter_add and their in-place forms to a kernel's, on any device.
-// every device.
 #pragma once
 
 #include <ATen/core/Tensor.h>

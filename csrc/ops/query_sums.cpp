@@ -5,9 +5,6 @@
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
-#include <initializer_list>
-#include <utility>
-
 #include "ops/signatures.h"
 
 namespace dilated::ops {
@@ -35,20 +32,16 @@ KeyGradients backward_into_meta(const AttentionCall& call, const BackwardInputs&
 /// Written by hand as the fallback does not count writes to what is not returned.
 KeyGradients backward_into_autograd(const AttentionCall& call, const BackwardInputs& inputs,
                                     at::Tensor& sums) {
-  const std::initializer_list<std::pair<const char*, at::Tensor>> tensors = {
-      {"query", call.query},
-      {"key", call.key},
-      {"value", call.value},
-      {"grad_out", inputs.grad_out},
-      {"grad_lse", inputs.grad_lse.value_or(at::Tensor())},
-      {"out", inputs.out},
-      {"lse", inputs.lse},
-      {"grad_query_sums", sums}};
-  for (const auto& [name, tensor] : tensors) {
-    TORCH_CHECK(!at::GradMode::is_enabled() || !tensor.defined() || !tensor.requires_grad(), name,
-                ": must not require gradients, as attention_block_backward_into is not "
-                "differentiable; use torch.no_grad()");
-  }
+  check_no_gradient("attention_block_backward_into",
+                    {{"query", &call.query},
+                     {"key", &call.key},
+                     {"value", &call.value},
+                     {"grad_out", &inputs.grad_out},
+                     {"grad_lse", inputs.grad_lse.has_value() ? &*inputs.grad_lse : nullptr},
+                     {"out", &inputs.out},
+                     {"lse", &inputs.lse},
+                     {"grad_query_sums", &sums}},
+                    "use torch.no_grad()");
   static const auto op =
       c10::Dispatcher::singleton()
           .findSchemaOrThrow("dilated::attention_block_backward_into", "")
