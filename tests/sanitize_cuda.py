@@ -22,6 +22,10 @@ CASES = [
     (190, [64], [3], 2, 1, 20, True, 0.3, "masked", False),
     (150, [64, 128], [1, 2], 2, 2, 128, False, 0.0, "masked", True),
     (130, [64, 128], [1, 2], 2, 1, 256, True, 0.0, "masked", False),
+    (201, [64, 150], [1, 2], 4, 2, 64, False, 0.0, "masked", True),
+    (190, [64, 128], [1, 3], 2, 2, 90, True, 0.0, "masked", False),
+    (130, [64], [2], 2, 1, 160, False, 0.2, "masked", True),
+    (190, [64], [3], 4, 2, 48, True, 0.0, "zeros", True),
 ]
 
 
@@ -89,6 +93,10 @@ def run(dtype: torch.dtype) -> None:
         torch.ops.dilated.scatter_into(
             rows[:, 1:], packed, 40, 3, head_offsets=offsets, start=8, accumulate=accumulate
         )
+    many = torch.randn(1, 40, 300, 8, device="cuda", dtype=dtype)  # a table of its own in memory
+    offsets = torch.arange(300) % 3
+    packed = torch.ops.dilated.gather(many, 20, 3, head_offsets=offsets)
+    torch.ops.dilated.scatter_add(many, packed, 20, 3, head_offsets=offsets)
     torch.cuda.synchronize()
 
 

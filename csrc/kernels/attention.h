@@ -27,8 +27,8 @@ struct MutableRows {
 /// Pairs are dropped by a hash of (seed, batch, head, query position, key position): no tiling or
 /// sharding changes it.
 struct Dropout {
-  float probability;    // 0: none
-  double kept;          // 1 - probability, before that was rounded: what float64 divides by
+  float probability;    // 0: none; less than 1, so that one can divide by 1 - probability
+  double kept;          // 1 - probability before that was rounded: what the CPU divides by
   const int64_t* seed;  // one number, where the tensors are
 };
 

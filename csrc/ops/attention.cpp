@@ -6,6 +6,9 @@
 #include <ATen/ops/sum.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <limits>
+
 #include "kernels/cpu/attention.h"
 #include "ops/signatures.h"
 
@@ -25,7 +28,9 @@ void fill_common(const AttentionCall& call, kernels::AttentionArgs& args) {
   args.is_partial = call.block.has_value() && call.block->partial;
   args.scale64 = scale_of(call.query, call.scale);
   args.scale = static_cast<float>(args.scale64);
-  args.dropout = {static_cast<float>(call.dropout_p), 1.0 - call.dropout_p, nullptr};
+  constexpr float kLargest = 1 - std::numeric_limits<float>::epsilon() / 2;  // below 1
+  args.dropout = {std::min(static_cast<float>(call.dropout_p), kLargest), 1.0 - call.dropout_p,
+                  nullptr};
 }
 
 /// Uninitialised, of the same shape.

@@ -11,16 +11,18 @@ bool CheckedPatterns::contains_or_insert(const at::Tensor& pattern, uint64_t fin
   }
   const at::Storage& storage = pattern.storage();
   const void* data = pattern.const_data_ptr();
+  const int64_t words = pattern.numel();
   const auto version = static_cast<uint32_t>(pattern._version());
   const std::lock_guard<std::mutex> lock(mutex_);
   const auto known = std::find_if(entries_.begin(), entries_.end(), [&](const Entry& entry) {
-    return entry.data == data && entry.fingerprint == fingerprint && entry.version == version &&
+    return entry.data == data && entry.words == words && entry.fingerprint == fingerprint &&
+           entry.version == version &&
            entry.storage._unsafe_get_target() == storage.unsafeGetStorageImpl();
   });
   if (known != entries_.end()) {
     return true;
   }
-  Entry entry{storage.getWeakStorageImpl(), data, version, fingerprint};
+  Entry entry{storage.getWeakStorageImpl(), data, words, version, fingerprint};
   if (entries_.size() < kCapacity) {
     entries_.push_back(std::move(entry));
   } else {

@@ -11,9 +11,9 @@
 namespace dilated::ops {
 
 /// Remembers the last kCapacity (pattern, fingerprint) pairs, so that a pattern that serves many
-/// calls is compared on the device once. A pattern is its storage and the number of times it was
-/// written to: the weak reference keeps the storage's address from being given to another, but not
-/// its memory. Any thread may call.
+/// calls is compared on the device once. A pattern is its storage, the words of it, and the number
+/// of times it was written to: the weak reference keeps the storage's address from being given to
+/// another, but not its memory. Any thread may call.
 class CheckedPatterns {
  public:
   /// Whether the pair is known; it is from now on, where writes to the tensor are counted.
@@ -23,6 +23,7 @@ class CheckedPatterns {
   struct Entry {
     c10::weak_intrusive_ptr<c10::StorageImpl> storage;
     const void* data;
+    int64_t words;
     uint32_t version;
     uint64_t fingerprint;
   };

@@ -235,7 +235,10 @@ void check_contents(const at::Tensor& pattern, const PatternSpec& spec) {
                     "pattern: must be contiguous with at least ", kHeaderWords, " numbers, got ",
                     pattern.sizes(), " with strides ", pattern.strides());
   if (!pattern.is_cpu()) {
-    return;  // compare_fingerprint() in kernels/cuda does it there
+    const auto address = reinterpret_cast<uintptr_t>(pattern.const_data_ptr());
+    TORCH_CHECK_VALUE(address % 16 == 0, "pattern: must begin at a multiple of 16 bytes, got ",
+                      address);
+    return;  // compare_fingerprint() in kernels/cuda does the rest there
   }
   const Header& header = PatternView{pattern.const_data_ptr<int32_t>()}.header();
   const uint64_t hash = fingerprint(spec);

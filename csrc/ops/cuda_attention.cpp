@@ -4,7 +4,6 @@
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAFunctions.h>
-#include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
@@ -13,17 +12,11 @@
 
 #include "kernels/cuda/attention.h"
 #include "ops/checked_patterns.h"
+#include "ops/cuda_capture.h"
 #include "ops/signatures.h"
 
 namespace dilated::ops {
 namespace {
-
-/// Whether a graph captures the current stream; never the default one, for which no driver is
-/// asked.
-bool is_capturing() {
-  return c10::cuda::getCurrentCUDAStream().stream() != nullptr &&
-         c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
-}
 
 /// Plans, and copies the words on the current stream.
 at::Tensor planned_pattern(const PatternSpec& spec, const at::Device& device) {
@@ -43,8 +36,9 @@ at::Tensor planned_pattern(const PatternSpec& spec, const at::Device& device) {
 void compare_fingerprint(const at::Tensor& pattern, uint64_t fingerprint) {
   static CheckedPatterns checked;
   if (is_capturing() || !checked.contains_or_insert(pattern, fingerprint)) {
-    C10_CUDA_CHECK(kernels::cuda::compare_fingerprint(
-        pattern.const_data_ptr<int32_t>(), fingerprint, c10::cuda::getCurrentCUDAStream()));
+    C10_CUDA_CHECK(kernels::cuda::compare_fingerprint(pattern.const_data_ptr<int32_t>(),
+                                                      pattern.numel(), fingerprint,
+                                                      c10::cuda::getCurrentCUDAStream()));
   }
 }
 

@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/gather.h"
+#include "ops/cuda_capture.h"
 #include "ops/gather.h"
 
 namespace dilated::ops {
@@ -28,6 +29,10 @@ struct Offsets {
       std::copy(values, values + args.heads, inlined.values);
       inlined.given = true;
     } else {
+      TORCH_CHECK(!is_capturing(), "head_offsets: at most ", kernels::kInlineHeads,
+                  " heads can be given while a CUDA graph is captured, as a replay would not find "
+                  "the host memory of more, got ",
+                  args.heads);
       on_device = table.pin_memory().to(device, /*non_blocking=*/true);
       args.offsets = on_device.const_data_ptr<int64_t>();
     }

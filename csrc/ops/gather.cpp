@@ -2,6 +2,7 @@
 // fake tensors. gather_into and scatter_into write into what they are given, and have no gradients.
 #include "ops/gather.h"
 
+#include <ATen/MemoryOverlap.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -172,6 +173,9 @@ void check_writable(const at::Tensor& tensor, const char* name) {
                     ": must be contiguous in its last dimension, with rows less than 2^31 elements "
                     "apart, got sizes ",
                     tensor.sizes(), " and strides ", tensor.strides());
+  TORCH_CHECK_VALUE(at::has_internal_overlap(tensor) != at::MemOverlap::Yes, name,
+                    ": every element must have a place of its own, got sizes ", tensor.sizes(),
+                    " and strides ", tensor.strides());
 }
 
 at::Tensor gather_meta(const at::Tensor& input, int64_t segment_length, int64_t dilation_rate,

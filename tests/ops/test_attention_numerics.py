@@ -26,7 +26,7 @@ from tests.reference import interleaved_table, multiplicities
 def test_float32(device: str) -> None:
     for head_dim in (8, 48, 64, 128):
         tensors = make_qkv(150, 4, head_dim, kv_heads=2, dtype=torch.float32, device=device)
-        check_attention(tensors, [32, 96], [1, 3], Exact(torch.float32, 1e-5, 5e-5))
+        check_attention(tensors, [32, 96], [1, 3], Exact(torch.float32, 1e-5, 1e-5))
 
 
 def check_16_bit_errors(

@@ -134,3 +134,11 @@ def test_expectation_is_attention_without_dropout(device: str, exact: Exact) -> 
     )
     standard_error = draws.std(0) / 400**0.5
     assert ((draws.mean(0) - plain).abs() <= 5.5 * standard_error + 1e-6).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_probability_that_rounds_to_one_leaves_nothing(dtype: torch.dtype, device: str) -> None:
+    tensors = make_qkv(100, 2, 16, dtype=dtype, device=device)
+    options = {"dropout_p": 1 - 1e-9, "dropout_seed": seed_tensor(1, device)}
+    result = run_operator(tensors, [32], [1], with_grad_lse=False, **options)
+    assert not result.out.any() and not result.grad_value.any()

@@ -224,3 +224,11 @@ def test_in_place_forms_refuse_gradients_and_count_versions(device: str) -> None
     assert packed._version == 1
     with pytest.raises(ValueError, match="packed: .*contiguous"):
         torch.ops.dilated.gather_into(packed.repeat(1, 1, 1, 2)[..., ::2], x.detach(), 10, 3)
+
+
+def test_in_place_forms_refuse_elements_that_share_a_place(device: str) -> None:
+    x, packed = rows(20, torch.float32, device), torch.zeros(2, 8, 5, 12, device=device)
+    with pytest.raises(ValueError, match="packed: every element must have a place of its own"):
+        torch.ops.dilated.gather_into(packed[:, :1].expand_as(packed), x, 10, 3)
+    with pytest.raises(ValueError, match="every element must have a place of its own"):
+        torch.ops.dilated.scatter_into(x[:, :1].expand_as(x), packed, 10, 3, accumulate=True)

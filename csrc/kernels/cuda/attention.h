@@ -11,8 +11,10 @@
 
 namespace dilated::kernels::cuda {
 
-/// Makes the stream fail, with a message, unless the pattern's header has this fingerprint.
-cudaError_t compare_fingerprint(const int32_t* pattern, uint64_t fingerprint, cudaStream_t stream);
+/// Makes the stream fail, with a message, unless the pattern's header has this fingerprint and says
+/// that there are so many words.
+cudaError_t compare_fingerprint(const int32_t* pattern, int64_t words, uint64_t fingerprint,
+                                cudaStream_t stream);
 
 cudaError_t attention_forward(const ForwardArgs& args, cudaStream_t stream);
 

@@ -15,9 +15,10 @@ extern "C" __host__ __device__ void __assert_fail(const char* assertion, const c
 namespace dilated::kernels::cuda {
 namespace {
 
-__global__ void compare_fingerprint_kernel(const int32_t* pattern, uint32_t low, uint32_t high) {
+__global__ void compare_fingerprint_kernel(const int32_t* pattern, int64_t words, uint32_t low,
+                                           uint32_t high) {
   const Header& header = PatternView{pattern}.header();
-  if (header.magic != kPatternMagic || header.fingerprint[0] != low ||
+  if (header.magic != kPatternMagic || header.words != words || header.fingerprint[0] != low ||
       header.fingerprint[1] != high) {
     __assert_fail("pattern was planned for the arguments of this call", "dilated::attention", 0,
                   "compare_fingerprint");
@@ -26,9 +27,10 @@ __global__ void compare_fingerprint_kernel(const int32_t* pattern, uint32_t low,
 
 }  // namespace
 
-cudaError_t compare_fingerprint(const int32_t* pattern, uint64_t fingerprint, cudaStream_t stream) {
-  compare_fingerprint_kernel<<<1, 1, 0, stream>>>(pattern, static_cast<uint32_t>(fingerprint),
-                                                  static_cast<uint32_t>(fingerprint >> 32));
+cudaError_t compare_fingerprint(const int32_t* pattern, int64_t words, uint64_t fingerprint,
+                                cudaStream_t stream) {
+  compare_fingerprint_kernel<<<1, 1, 0, stream>>>(
+      pattern, words, static_cast<uint32_t>(fingerprint), static_cast<uint32_t>(fingerprint >> 32));
   return cudaGetLastError();
 }
 

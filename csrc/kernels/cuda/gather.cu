@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "kernels/cuda/gather.h"
+#include "kernels/cuda/primitives/launch.cuh"
 #include "kernels/cuda/primitives/numerics.cuh"
 
 namespace dilated::kernels::cuda {
@@ -143,11 +144,6 @@ __global__ void __launch_bounds__(kThreads)
   for_each_vector(args, offsets, first_slot, static_cast<int32_t>(args.head_dim / kElements), move);
 }
 
-bool is_aligned(const void* data, const Strides& strides, int64_t elements) {
-  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && strides.batch % elements == 0 &&
-         strides.row % elements == 0 && strides.head % elements == 0;
-}
-
 template <typename Args>
 cudaError_t launch(void (*kernel)(Args, InlineOffsets), const Args& args,
                    const InlineOffsets& offsets, cudaStream_t stream) {
@@ -167,8 +163,8 @@ template <typename Element>
 cudaError_t gather_elements(const GatherForwardArgs& args, const InlineOffsets& offsets,
                             cudaStream_t stream) {
   constexpr int kVector = 16 / sizeof(Element);
-  if (args.head_dim % kVector == 0 && is_aligned(args.rows.data, args.rows.strides, kVector) &&
-      is_aligned(args.packed.data, args.packed.strides, kVector)) {
+  if (is_aligned(args.rows, args.head_dim, sizeof(Element)) &&
+      is_aligned(args.packed, args.head_dim, sizeof(Element))) {
     return launch(gather_kernel<int4, kVector>, args, offsets, stream);
   }
   return launch(gather_kernel<Element, 1>, args, offsets, stream);
@@ -178,8 +174,8 @@ template <typename Element, bool kAccumulate>
 cudaError_t scatter_elements(const ScatterArgs& args, const InlineOffsets& offsets,
                              cudaStream_t stream) {
   constexpr int kVector = 16 / sizeof(Element);
-  if (args.head_dim % kVector == 0 && is_aligned(args.rows.data, args.rows.strides, kVector) &&
-      is_aligned(args.packed.data, args.packed.strides, kVector)) {
+  if (is_aligned(args.rows, args.head_dim, sizeof(Element)) &&
+      is_aligned(args.packed, args.head_dim, sizeof(Element))) {
     return launch(scatter_kernel<Element, kVector, kAccumulate>, args, offsets, stream);
   }
   return launch(scatter_kernel<Element, 1, kAccumulate>, args, offsets, stream);

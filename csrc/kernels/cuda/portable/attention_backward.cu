@@ -1,6 +1,7 @@
 // Launches the backward pass: from run-time dtype, head_dim and device to kernels.
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <limits>
 
 #include "kernels/cuda/attention.h"
@@ -12,7 +13,6 @@
 namespace dilated::kernels::cuda {
 namespace {
 
-constexpr int64_t kRowTile = 64;  // of the pattern
 constexpr int64_t kMaxBlocks = std::numeric_limits<int32_t>::max();
 
 struct Device {
@@ -28,6 +28,13 @@ struct Launch {
   cudaStream_t stream;
 };
 
+/// DILATED_SHARED_MEMORY_BYTES, by which a large GPU runs what a smaller one does: at least
+/// kSharedBytes; without it no limit.
+int allowed_shared_bytes() {
+  const char* text = std::getenv("DILATED_SHARED_MEMORY_BYTES");
+  return text == nullptr ? std::numeric_limits<int>::max() : std::atoi(text);
+}
+
 cudaError_t find_device(Device& device) {
   int index = 0;
   cudaError_t error = cudaGetDevice(&index);
@@ -38,24 +45,12 @@ cudaError_t find_device(Device& device) {
     error = cudaDeviceGetAttribute(&device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
                                    index);
   }
+  static const int allowed = allowed_shared_bytes();
+  if (error == cudaSuccess && allowed < static_cast<int>(kSharedBytes)) {
+    error = cudaErrorInvalidValue;
+  }
+  device.shared_bytes = std::min(device.shared_bytes, allowed);
   return error;
-}
-
-/// One block for each tile if tiles are full; where there are more tiles than that, blocks take
-/// several.
-int64_t count_blocks(int64_t rows, int64_t heads, int64_t batch) {
-  const int64_t tiles = (rows + kRowTile - 1) / kRowTile * heads * batch;
-  return tiles + tiles / 4 + 1;
-}
-
-bool is_aligned(const void* data, const Strides& strides, int64_t head_dim) {
-  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && head_dim % 8 == 0 &&
-         strides.batch % 8 == 0 && strides.row % 8 == 0 && strides.head % 8 == 0;
-}
-
-template <typename AnyRows>
-bool is_aligned(const AnyRows& rows, int64_t head_dim) {
-  return is_aligned(rows.data, rows.strides, head_dim);
 }
 
 QuerySums query_sums(float* sums, int64_t head_dim) {
@@ -69,6 +64,20 @@ constexpr size_t least_bytes() {
   return sizeof(Memory) + Memory::kStageBytes;
 }
 
+/// Two if that keeps the room for Shape::kBlocks blocks on a multiprocessor, or if even one leaves
+/// none. A multiprocessor has 1 KiB more than its largest block, and each block takes so much.
+template <typename Shape>
+int32_t count_stages(size_t limit) {
+  using Memory = BackwardMemory<Shape>;
+  constexpr size_t kReserved = 1024, kBlocks = Shape::kBlocks;
+  const auto have_room = [&](size_t stages, size_t blocks) {
+    return blocks * (sizeof(Memory) + stages * Memory::kStageBytes + kReserved) <=
+           limit + kReserved;
+  };
+  const bool crowds = have_room(1, kBlocks) && !have_room(2, kBlocks);
+  return have_room(2, 1) && !crowds ? 2 : 1;
+}
+
 /// Blocks of kKeys keys with as many stages as the device has memory for; false if not even one
 /// fits.
 template <typename Element, int kWidth, int kKeys>
@@ -79,10 +88,10 @@ bool launch_keys(const Launch& launch, cudaError_t& error) {
   if (least_bytes<Element, kWidth, kKeys>() > limit) {
     return false;
   }
-  const int32_t stages = sizeof(Memory) + 2 * Memory::kStageBytes <= limit ? 2 : 1;
+  const int32_t stages = count_stages<Shape>(limit);
   const size_t bytes = sizeof(Memory) + static_cast<size_t>(stages) * Memory::kStageBytes;
   const BackwardArgs& args = launch.args;
-  const auto aligned = [&](const auto& rows) { return is_aligned(rows, args.head_dim); };
+  const auto aligned = [&](const auto& rows) { return is_aligned(rows, args.head_dim, 2); };
   const BackwardCall call{args,
                           args.scale * kLog2E,
                           launch.counter,
@@ -94,9 +103,9 @@ bool launch_keys(const Launch& launch, cudaError_t& error) {
                           aligned(args.grad_out),
                           aligned(args.grad_key),
                           aligned(args.grad_value)};
-  const int64_t blocks = std::min(
-      count_blocks(args.keys, args.kv_heads, args.batch),
-      static_cast<int64_t>(launch.device.multiprocessors) * std::max<int64_t>(1, Shape::kBlocks));
+  const int64_t blocks =
+      std::min(count_blocks(args.keys, args.kv_heads, args.batch),
+               static_cast<int64_t>(launch.device.multiprocessors) * Shape::kBlocks);
   error = launch_kernel<attention_backward_kernel<Element, kWidth, kKeys>>(
       call, blocks, Shape::kThreads, bytes, launch.stream);
   return true;
@@ -105,8 +114,10 @@ bool launch_keys(const Launch& launch, cudaError_t& error) {
 template <typename Element, int kWidth>
 cudaError_t launch_queries(const Launch& launch) {
   using Shape = BackwardQueryShape<Element, kWidth>;
+  static_assert(sizeof(BackwardQueryMemory<Shape>) <=
+                (kWidth > 128 ? least_bytes<Element, 256, 64>() : kSharedBytes));
   const BackwardArgs& args = launch.args;
-  const auto aligned = [&](const auto& rows) { return is_aligned(rows, args.head_dim); };
+  const auto aligned = [&](const auto& rows) { return is_aligned(rows, args.head_dim, 2); };
   const BackwardQueryCall call{args,
                                args.scale * kLog2E,
                                aligned(args.query),
@@ -133,13 +144,14 @@ cudaError_t round_sums(const RoundedSums& rounded, const QuerySums& sums, cudaSt
   round_sums_kernel<Element><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(
       sums, rounded.grad_query, rounded.heads, rounded.queries, rows,
       static_cast<int32_t>(rounded.head_dim), rounded.scale,
-      is_aligned(rounded.grad_query, rounded.head_dim));
+      is_aligned(rounded.grad_query, rounded.head_dim, static_cast<int64_t>(sizeof(Element))));
   return cudaGetLastError();
 }
 
 template <typename Element, int kWidth>
 cudaError_t launch_scalar(const Launch& launch) {
   using Shape = ScalarShape<kWidth>;
+  static_assert(sizeof(ScalarMemory<kWidth>) <= kSharedBytes);
   const BackwardArgs& args = launch.args;
   const cudaError_t error = launch_kernel<backward_scalar_kernel<Element, kWidth, true>>(
       args, count_blocks(args.keys, args.kv_heads, args.batch), Shape::kThreads,
@@ -152,9 +164,12 @@ cudaError_t launch_scalar(const Launch& launch) {
       sizeof(ScalarMemory<kWidth>), launch.stream);
 }
 
-/// The shapes to try, largest first.
+/// The shapes to try, largest first. The last fits every device, but for the widest, which
+/// launch_scalar stands in for.
 template <typename Element, int kWidth, int kKeys, int... kFewerKeys>
 cudaError_t launch_tensor_cores(const Launch& launch) {
+  static_assert(sizeof...(kFewerKeys) > 0 || kWidth > 128 ||
+                least_bytes<Element, kWidth, kKeys>() <= kSharedBytes);
   cudaError_t error = cudaSuccess;
   if (!launch_keys<Element, kWidth, kKeys>(launch, error)) {
     if constexpr (sizeof...(kFewerKeys) > 0) {
@@ -163,7 +178,7 @@ cudaError_t launch_tensor_cores(const Launch& launch) {
       return launch.sums == nullptr ? launch_scalar<Element, kWidth>(launch)
                                     : cudaErrorInvalidConfiguration;
     } else {
-      return cudaErrorInvalidConfiguration;  // no device from sm_80 on has so little shared memory
+      return cudaErrorInvalidConfiguration;
     }
   }
   const bool is_done = launch.sums != nullptr || launch.args.queries == 0;
@@ -205,10 +220,6 @@ cudaError_t choose_float_width(const Launch& launch) {
   }
 }
 
-bool fits(const Rows& rows) {
-  return rows.strides.row >= 0 && rows.strides.row <= std::numeric_limits<uint32_t>::max() / 2;
-}
-
 }  // namespace
 
 cudaError_t backward_adds_up(Dtype dtype, int64_t head_dim, bool deterministic, bool& adds_up) {
@@ -224,9 +235,6 @@ cudaError_t backward_adds_up(Dtype dtype, int64_t head_dim, bool deterministic, 
 
 cudaError_t attention_backward(const BackwardArgs& args, float* sums, unsigned long long* counter,
                                cudaStream_t stream) {
-  if (args.head_dim < 1 || args.head_dim > 256 || !fits(args.key) || !fits(args.value)) {
-    return cudaErrorInvalidValue;
-  }
   if (args.batch == 0 || (args.queries == 0 && args.keys == 0)) {
     return cudaSuccess;
   }

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/primitives/launch.cuh"
 #include "kernels/cuda/primitives/numerics.cuh"
 
 namespace dilated::kernels::cuda {
@@ -64,21 +65,17 @@ __global__ void __launch_bounds__(kThreads) delta_kernel(const __grid_constant__
       sum = fmaf(to_float(grad_out[d]), to_float(out[d]), sum);
     }
   }
+  // The lanes of this row alone: those of rows past the end have left, other rows' may be
+  // elsewhere.
+  const uint32_t lanes = ((1u << kLanes) - 1) << (threadIdx.x % 32 / kLanes * kLanes);
 #pragma unroll
   for (int distance = kLanes / 2; distance > 0; distance /= 2) {
-    sum += __shfl_xor_sync(__activemask(), sum, distance, kLanes);
+    sum += __shfl_xor_sync(lanes, sum, distance, kLanes);
   }
   if (lane == 0) {
     const int64_t at = (batch * call.heads + head) * call.queries + query;
     call.delta[at] = call.grad_lse == nullptr ? sum : sum - call.grad_lse[at];
   }
-}
-
-bool is_aligned(const Rows& rows, int64_t head_dim, int64_t element_bytes) {
-  const int64_t elements = 16 / element_bytes;
-  return reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 && head_dim % elements == 0 &&
-         rows.strides.batch % elements == 0 && rows.strides.row % elements == 0 &&
-         rows.strides.head % elements == 0;
 }
 
 }  // namespace

@@ -1,6 +1,5 @@
 // Launches the forward pass: from run-time dtype and head_dim to a kernel.
 #include <cstdint>
-#include <limits>
 
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/portable/attention_forward.cuh"
@@ -10,14 +9,8 @@
 namespace dilated::kernels::cuda {
 namespace {
 
-constexpr int64_t kRowTile = 64;         // of the pattern
-constexpr size_t kSharedBytes = 101376;  // that a block may have on every GPU from sm_80 on
-
-/// One block for each tile if tiles are full. Blocks that find nothing end at once; where there are
-/// more tiles than that, blocks take several.
 int64_t count_blocks(const ForwardArgs& args) {
-  const int64_t tiles = (args.queries + kRowTile - 1) / kRowTile * args.heads * args.batch;
-  return tiles + tiles / 4 + 1;
+  return cuda::count_blocks(args.queries, args.heads, args.batch);
 }
 
 template <typename Element, int kHeadDim, int kWarps, int kWarpTiles>
@@ -87,40 +80,24 @@ cudaError_t choose_float_head_dim(const ForwardCall& call, cudaStream_t stream) 
   }
 }
 
-bool is_aligned(const void* data, const Strides& strides, int64_t head_dim, int64_t element_bytes) {
-  const int64_t elements = 16 / element_bytes;
-  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && head_dim % elements == 0 &&
-         strides.batch % elements == 0 && strides.row % elements == 0 &&
-         strides.head % elements == 0;
-}
-
 ForwardCall prepare(const ForwardArgs& args) {
   const int64_t dtype_bytes = args.dtype == Dtype::kFloat32 ? 4 : 2;
-  const auto aligned_to = [&](const auto& rows, int64_t bytes) {
-    return is_aligned(rows.data, rows.strides, args.head_dim, bytes);
+  const auto aligned = [&](const Rows& rows) {
+    return is_aligned(rows, args.head_dim, dtype_bytes);
   };
-  const auto aligned = [&](const Rows& rows) { return aligned_to(rows, dtype_bytes); };
   return {args,
           static_cast<int32_t>(args.heads / args.kv_heads),
           args.scale * kLog2E,
           aligned(args.query),
           aligned(args.key),
           aligned(args.value),
-          aligned_to(args.out, args.is_partial ? 4 : dtype_bytes),
-          aligned_to(args.running_out, 4)};
-}
-
-bool fits(const Rows& rows) {
-  return rows.strides.row >= 0 && rows.strides.row <= std::numeric_limits<uint32_t>::max() / 2;
+          is_aligned(args.out, args.head_dim, args.is_partial ? 4 : dtype_bytes),
+          is_aligned(args.running_out, args.head_dim, 4)};
 }
 
 }  // namespace
 
 cudaError_t attention_forward(const ForwardArgs& args, cudaStream_t stream) {
-  if (args.head_dim < 1 || args.head_dim > 256 || !fits(args.query) || !fits(args.key) ||
-      !fits(args.value)) {
-    return cudaErrorInvalidValue;
-  }
   if (args.queries == 0 || args.batch == 0 || args.heads == 0) {
     return cudaSuccess;
   }

@@ -32,10 +32,6 @@ struct FloatMemory {
   ColumnCursor cursor;  // warp 0's, here rather than in registers
 };
 
-__device__ inline float dot(float4 a, float4 b, float sum) {
-  return fmaf(a.x, b.x, fmaf(a.y, b.y, fmaf(a.z, b.z, fmaf(a.w, b.w, sum))));
-}
-
 __device__ inline void add_scaled(float4& sum, float a, float4 b) {
   sum = {fmaf(a, b.x, sum.x), fmaf(a, b.y, sum.y), fmaf(a, b.z, sum.z), fmaf(a, b.w, sum.w)};
 }

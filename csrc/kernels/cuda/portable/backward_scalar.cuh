@@ -51,10 +51,6 @@ struct ScalarMemory {
   ScalarList<Shape::kColumns> columns, rows;
 };
 
-__device__ inline float dot(float4 a, float4 b, float sum) {
-  return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
-}
-
 template <typename Element, int kWidth, bool kTransposed>
 class ScalarBackward {
  public:

@@ -10,13 +10,8 @@
 
 namespace dilated::kernels::cuda {
 
-/// 16 bytes, both addresses aligned to 16, past L1: every block reads a row once.
-__device__ inline void copy_16_async(uint32_t shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared), "l"(global)
-               : "memory");
-}
-
-/// The same where `valid`; otherwise 16 zero bytes, and `global` is not read.
+/// 16 bytes, both addresses aligned to 16, past L1, as every block reads a row once; where not
+/// `valid`, 16 zero bytes, and `global` is not read.
 __device__ inline void copy_16_async_or_zero(uint32_t shared, const void* global, bool valid) {
   const int32_t bytes = valid ? 16 : 0;
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),

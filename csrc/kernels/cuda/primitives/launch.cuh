@@ -1,4 +1,5 @@
-// Launches with more shared memory than a kernel has by default.
+// What every launch needs: how many blocks, which rows move in whole 16 bytes, and more shared
+// memory than a kernel has by default.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -10,6 +11,25 @@
 #include <limits>
 
 namespace dilated::kernels::cuda {
+
+inline constexpr int64_t kRowTile = 64;         // of the pattern
+inline constexpr size_t kSharedBytes = 101376;  // that a block may have on every GPU from sm_80 on
+
+/// One block for each tile if tiles are full. Blocks that find nothing end at once; where there are
+/// more tiles than that, blocks take several.
+inline int64_t count_blocks(int64_t rows, int64_t heads, int64_t batch) {
+  const int64_t tiles = (rows + kRowTile - 1) / kRowTile * heads * batch;
+  return tiles + tiles / 4 + 1;
+}
+
+/// Whether every row of every head begins and ends at a multiple of 16 bytes.
+template <typename AnyRows>
+bool is_aligned(const AnyRows& rows, int64_t head_dim, int64_t element_bytes) {
+  const int64_t elements = 16 / element_bytes;
+  return reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 && head_dim % elements == 0 &&
+         rows.strides.batch % elements == 0 && rows.strides.row % elements == 0 &&
+         rows.strides.head % elements == 0;
+}
 
 /// On the current device, whose driver is asked once for each kernel: `shared_bytes` is the same in
 /// every launch of a kernel on a device. `blocks` is cut to what a grid can have.
