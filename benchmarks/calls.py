@@ -66,6 +66,7 @@ class Calls:
     backward: Callable[[], Gradients | None] | None = None
     both: Callable[[], Gradients | None] | None = None
     restore: Callable[[Tensor], Tensor] = lambda x: x
+    note: str | None = None  # of how this workload is computed, for the results
 
     def get(self, pass_: Pass) -> Callable[[], object] | None:
         return {"fwd": self.forward, "bwd": self.backward, "fwd+bwd": self.both}.get(pass_)

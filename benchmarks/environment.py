@@ -75,10 +75,10 @@ def ceilings(stopwatch: Stopwatch, monitor: Monitor) -> dict[str, float]:
     dtype = torch.bfloat16 if is_cuda else torch.float32
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     product = torch.empty_like(left)
-    matmul = sustained(lambda: torch.mm(left, right, out=product), stopwatch, monitor)
     source = torch.empty(copied // 4, device=device).normal_()
     target = torch.empty_like(source)
-    copy = sustained(lambda: target.copy_(source), stopwatch, monitor)
+    launches = (lambda: torch.mm(left, right, out=product), lambda: target.copy_(source))
+    matmul, copy = sustained(launches, stopwatch, monitor)
     return {
         "matmul_tflops": 2 * size**3 / matmul.ms * 1e-9,
         "copy_gbps": 2 * copied / copy.ms * 1e-6,

@@ -182,16 +182,13 @@ class CaseRun:
         launches = self._launches(ready, pass_)
         for protocol in bench.protocols:
             chosen = [(p, launch) for p, launch in launches if protocol in p.impl.protocols]
-            if protocol == "isolated" and chosen:
-                bench.check_time()
-                calls = [launch for _, launch in chosen]
+            calls = [launch for _, launch in chosen]
+            bench.check_time()
+            if protocol == "isolated":
                 timings = isolated(calls, bench.stopwatch, bench.monitor, bench.repeats)
-                for (prepared, _), timing in zip(chosen, timings, strict=True):
-                    self._add(prepared, pass_, protocol, timing)
-                continue
-            for prepared, launch in chosen:
-                bench.check_time()
-                timing = sustained(launch, bench.stopwatch, bench.monitor, bench.seconds)
+            else:
+                timings = sustained(calls, bench.stopwatch, bench.monitor, bench.seconds)
+            for (prepared, _), timing in zip(chosen, timings, strict=True):
                 self._add(prepared, pass_, protocol, timing)
 
     def _measure_host(self, ready: Sequence[Prepared]) -> None:
@@ -233,7 +230,7 @@ class CaseRun:
             floor_arithmetic_ms=least.arithmetic_ms or None,
             floor_bytes_ms=least.bytes_ms or None,
             launch_ms=launch_ms,
-            note=prepared.impl.note,
+            note=prepared.calls[0].note or prepared.impl.note,
         )
         self._bench.rows.append(row.to_json())
 

@@ -1,46 +1,76 @@
 """Peers made of PyTorch's library attention on strided views, one call per branch and offset.
 
 sdpa_views computes dilated attention exactly: no copy of q, k or v, one fused merge, and a backward
-that gives each call the merged out and lse, so that its gradients are those of the one softmax.
-library_bound is the same calls and nothing else: what no method of one call per branch gets under.
+that gives each call the merged out and lse, so that its gradients are those of the one softmax. The
+calls are cuDNN's or FlashAttention-2's, whose forward is faster on the workload. library_bound is
+cuDNN's calls and nothing else: what no method of one call per branch gets under.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 from torch import Tensor
 
 from . import combine, sdpa
 from .calls import Calls, Gradients, Inputs
 from .combine import Piece, make_pieces
+from .timing import Stopwatch, captured
 from .workloads import Workload
 
 
-def _forward(pieces: Sequence[Piece], inputs: Inputs, causal: bool) -> list[sdpa.Forward]:
+def _forward(
+    pieces: Sequence[Piece], inputs: Inputs, causal: bool, kernel: sdpa.Kernel = "cudnn"
+) -> list[sdpa.Forward]:
     done = []
     for piece in pieces:
         query, key, value = (piece.rows(x) for x in inputs.qkv)
-        done.append(sdpa.forward((query, key, value), causal, "cudnn"))
+        done.append(sdpa.forward((query, key, value), causal, kernel))
     return done
 
 
 def _backward(
-    pieces: Sequence[Piece], inputs: Inputs, done: Sequence[sdpa.Forward], causal: bool
+    pieces: Sequence[Piece],
+    inputs: Inputs,
+    done: Sequence[sdpa.Forward],
+    causal: bool,
+    kernel: sdpa.Kernel = "cudnn",
 ) -> list[Gradients]:
     grads = []
     for piece, forward in zip(pieces, done, strict=True):
         query, key, value, grad_out = (piece.rows(x) for x in (*inputs.qkv, inputs.grad_out))
-        grads.append(sdpa.backward(grad_out, (query, key, value), forward, causal, "cudnn"))
+        grads.append(sdpa.backward(grad_out, (query, key, value), forward, causal, kernel))
     return grads
+
+
+_faster: dict[tuple[str, bool, str], sdpa.Kernel] = {}
+
+
+def faster_kernel(
+    workload: Workload, causal: bool, inputs: Inputs, stopwatch: Stopwatch
+) -> sdpa.Kernel:
+    """Whose forward takes less time, as one graph; found once for each workload."""
+    device = inputs.query.device
+    case = (workload.name, causal, str(device))
+    if case not in _faster:
+        pieces = make_pieces(workload)
+
+        def milliseconds(kernel: sdpa.Kernel) -> float:
+            launch = captured(lambda: _forward(pieces, inputs, causal, kernel), device)
+            return min(stopwatch.estimate_ms(launch) for _ in range(3))
+
+        _faster[case] = min(get_args(sdpa.Kernel), key=milliseconds)
+    return _faster[case]
 
 
 def sdpa_views(workload: Workload, causal: bool, inputs: Inputs) -> Calls:
     """Raises UnsupportedError where there are no such views."""
     pieces = make_pieces(workload)
+    kernel = faster_kernel(workload, causal, inputs, Stopwatch(inputs.query.device))
 
     def attend() -> tuple[Tensor, Tensor, list[sdpa.Forward]]:
-        done = _forward(pieces, inputs, causal)
+        done = _forward(pieces, inputs, causal, kernel)
         outs, lses = [one.out for one in done], [one.lse for one in done]
         return *combine.merge(pieces, outs, lses, inputs.query), done
 
@@ -49,7 +79,7 @@ def sdpa_views(workload: Workload, causal: bool, inputs: Inputs) -> Calls:
         for piece, one in zip(pieces, done, strict=True):
             piece_lse = piece.lse_rows(lse).transpose(1, 2).flatten(0, 1)
             merged.append(sdpa.Forward(piece.rows(out), piece_lse, one.saved))
-        parts = zip(*_backward(pieces, inputs, merged, causal), strict=True)
+        parts = zip(*_backward(pieces, inputs, merged, causal, kernel), strict=True)
         query, key, value = (
             combine.add(pieces, part, x) for part, x in zip(parts, inputs.qkv, strict=True)
         )
@@ -62,7 +92,9 @@ def sdpa_views(workload: Workload, causal: bool, inputs: Inputs) -> Calls:
             kept.append(attend())
         return differentiate(*kept[0])
 
-    return Calls(lambda: attend()[0], backward, lambda: differentiate(*attend()))
+    return Calls(
+        lambda: attend()[0], backward, lambda: differentiate(*attend()), note=f"{kernel}'s kernels"
+    )
 
 
 def library_bound(workload: Workload, causal: bool, inputs: Inputs) -> Calls:

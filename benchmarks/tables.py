@@ -47,8 +47,12 @@ def _mib(row: Row | None) -> str:
     return "-" if peak is None else f"{peak:.0f}"
 
 
-def _floor_ms(row: Row) -> str:
-    return f"{max(row.get('floor_arithmetic_ms', 0.0), row.get('floor_bytes_ms', 0.0)):.3g}"
+def _floor(document: Document, row: Row) -> str:
+    """The longer of the two floors at the document's ceilings, and what the row reaches of it."""
+    workload, ceilings = WORKLOADS[row["workload"]], Ceilings(**document["ceilings"])
+    least = floor(workload, row["causal"], row["pass"], ceilings)
+    ms = max(least.arithmetic_ms, least.bytes_ms)
+    return f"{ms:.3g}, {100 * ms / row['ms']:.0f} %" if ms else "-"
 
 
 def _summary_cells(
@@ -70,7 +74,7 @@ def _summary_cells(
         pass_,
         f"**{_ms(ours)}**",
         f"{ours['nominal_tflops']:.0f}",
-        _floor_ms(ours),
+        _floor(document, ours),
         _ms(bound),
         _ms(get("sdpa-views")),
         _ms(get("flex")),
@@ -86,13 +90,13 @@ _COLUMNS = {
     "pass": "",
     "**ours**, ms": "*ours*: a plain call, so that what is short waits for the host.",
     "TFLOP/s": "TFLOP/s counts every branch on its own.",
-    "floor": "*floor*: the distinct products at the rate of a large matrix product, or the bytes "
-    "at the rate of a copy, whichever is longer.",
-    "library bound": "*library bound*: the fastest library attention called for every branch, in "
-    "one CUDA graph, with no merge.",
-    "sdpa-views": "*sdpa-views*: cuDNN called for every branch and merged to the exact result, "
-    "in one CUDA graph.",
-    "flex": "*flex*: FlexAttention on tokens sorted by class.",
+    "floor, reached": "*floor*: the distinct products at the rate of a large matrix product, or "
+    "the bytes at the rate of a copy, whichever is longer, and what *ours* reaches of it.",
+    "library bound": "*library bound*: cuDNN or FlashAttention-4, whichever is faster, called for "
+    "every branch, in one CUDA graph, with no merge.",
+    "sdpa-views": "*sdpa-views*: cuDNN or FlashAttention-2, whichever is faster, called for every "
+    "branch and merged to the exact result, in one CUDA graph.",
+    "flex": "*flex*: FlexAttention on tokens sorted by class, in a run of its own.",
     "torchscale": "*torchscale*: its own code on PyTorch's flash kernel.",
     "full attention": "*full attention*: cuDNN, every key.",
     "peak MiB, ours / torchscale": "Memory is beyond the inputs.",
@@ -100,6 +104,9 @@ _COLUMNS = {
 _LEGEND = (
     "Milliseconds of sustained load; a line's figures come from one commit, device and day, the "
     "peers in turn."
+)
+_DEVICE_LEGEND = (
+    "Sustained load; the columns are those of the README's table, and sdpa-views is cuDNN's."
 )
 _REST = (
     "-: not measured. [docs/performance.md](docs/performance.md) has the workloads, the protocol "
@@ -127,7 +134,7 @@ def _source(document: Document) -> str:
 
 
 def _sources(documents: Iterable[Document]) -> list[str]:
-    return list(dict.fromkeys(_source(document) for document in documents))
+    return list(dict.fromkeys(f"* {_source(document)}" for document in documents))
 
 
 def measured(
@@ -141,6 +148,21 @@ def measured(
 
 def readme_section(documents: Sequence[Document]) -> str:
     """The README's table; a sentence where nothing is committed."""
+    table, columns = _summary(documents)
+    if not table:
+        return NOTHING.format(up="")
+    body = [*table, "", " ".join((_LEGEND, *columns, _REST)), "", *_host_sentences(documents)]
+    body += _sources(document for _, document in measured(documents, DEFAULT_GROUPS))
+    if measured(documents, ("scale-N",)):
+        body += ["", "![Time against length](docs/figures/time.svg)"]
+        body += ["![Memory against length](docs/figures/memory.svg)"]
+    return "\n".join(body)
+
+
+def _summary(documents: Sequence[Document]) -> tuple[list[str], list[str]]:
+    """A line for each pass of the workloads that matter most, of the newest run, and what is to be
+    said of the columns; nothing where nothing was measured.
+    """
     chosen = measured(documents, DEFAULT_GROUPS)
     rows = []
     for workload, document in chosen:
@@ -149,19 +171,12 @@ def readme_section(documents: Sequence[Document]) -> str:
                 cells = _summary_cells(document, workload, causal, pass_)
                 rows += [] if cells is None else [cells]
     if not rows:
-        return NOTHING.format(up="")
+        return [], []
     columns = zip(_COLUMNS.items(), zip(*rows, strict=True), strict=True)
     kept = [(name, said, cells) for (name, said), cells in columns if set(cells) != {"-"}]
     body = head([name for name, _, _ in kept])
     body += [f"| {' | '.join(row)} |" for row in zip(*(cells for *_, cells in kept), strict=True)]
-    legend = [_LEGEND, *(said for _, said, _ in kept if said), _REST]
-    body += ["", " ".join(legend), ""]
-    body += _host_sentences(documents)
-    body += [f"* {source}" for source in _sources(document for _, document in chosen)]
-    if measured(documents, ("scale-N",)):
-        body += ["", "![Time against length](docs/figures/time.svg)"]
-        body += ["![Memory against length](docs/figures/memory.svg)"]
-    return "\n".join(body)
+    return body, [said for _, said, _ in kept if said]
 
 
 def _host_sentences(documents: Sequence[Document]) -> list[str]:
@@ -177,24 +192,48 @@ def _host_sentences(documents: Sequence[Document]) -> list[str]:
 
 
 def measurements_section(documents: Sequence[Document]) -> str:
-    """Every row of the newest run of each workload."""
+    """Every row of the newest run of each workload; then other devices, in short."""
     groups = list(dict.fromkeys(workload.group for workload in WORKLOADS.values()))
     chosen = measured(documents, groups)
     if not chosen:
         return NOTHING.format(up="../")
     body = head(
-        ("workload", "implementation", "pass", "protocol", "ms (p10, p90)", "TFLOP/s", "floor, ms")
+        ("workload", "implementation", "pass", "protocol", "ms (p10, p90)", "TFLOP/s")
+        + ("floor, ms, reached",)
         + ("peak MiB", "MHz", "W", "error")
     )
     for workload, document in chosen:
         for row in document["rows"]:
             if row["workload"] == workload.name:
-                body.append(_full_line(row))
-    sources = [f"* {source}" for source in _sources(document for _, document in chosen)]
-    return "\n".join([*body, "", *sources])
+                body.append(_full_line(document, row))
+    body += ["", *_sources(document for _, document in chosen)]
+    for device in dict.fromkeys(document["device"] for document in reversed(documents)):
+        if all(document["device"] != device for _, document in chosen):
+            body += _device_section([d for d in documents if d["device"] == device])
+    return "\n".join(body)
 
 
-def _full_line(row: Row) -> str:
+def _device_section(documents: Sequence[Document]) -> list[str]:
+    """In short, what another device than the newest runs' gave last."""
+    table, _ = _summary(documents)
+    if not table:
+        return []
+    sources = _sources(document for _, document in measured(documents, DEFAULT_GROUPS))
+    host = _host_sentences(documents)
+    return [
+        "",
+        f"### {documents[0]['device']}",
+        "",
+        *table,
+        "",
+        _DEVICE_LEGEND,
+        "",
+        *host,
+        *sources,
+    ]
+
+
+def _full_line(document: Document, row: Row) -> str:
     error = row.get("relative_error")
     cells = [
         title(row["workload"], row["causal"]),
@@ -203,7 +242,7 @@ def _full_line(row: Row) -> str:
         row["protocol"],
         f"{row['ms']:.4g} ({row['ms_p10']:.4g}, {row['ms_p90']:.4g})",
         f"{row['nominal_tflops']:.0f}",
-        _floor_ms(row),
+        _floor(document, row),
         _mib(row),
         "-" if row["sm_mhz"] is None else f"{row['sm_mhz']:.0f}",
         "-" if row["watts"] is None else f"{row['watts']:.0f}",

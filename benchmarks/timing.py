@@ -1,9 +1,10 @@
 """The protocol: how long one launch takes, sustained and isolated, on a GPU or on the CPU.
 
 A power-limited GPU runs slower when it is busy, so there are two numbers. *Sustained*: launches
-back to back for at least half a second, of which the second half counts. *Isolated*: launches 40 ms
-apart with a flushed L2 cache. Whoever is compared is measured in turn, in the same process; so is
-the time that the host takes to launch.
+back to back for at least half a second, of which the second half counts; there and back through the
+peers, so that each also follows whom it preceded. *Isolated*: launches 40 ms apart with a flushed
+L2 cache. Whoever is compared is measured in turn, in the same process; so is the time that the host
+takes to launch.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -125,11 +126,33 @@ class Stopwatch:
 
 
 def sustained(
-    launch: Launch,
+    launches: Sequence[Launch],
     stopwatch: Stopwatch,
     monitor: Monitor,
     seconds: float = SUSTAINED_SECONDS,
-) -> Timing:
+) -> list[Timing]:
+    """Two turns each, in this order and then in the opposite one; what counts of both together."""
+    turns = [_turn(launch, stopwatch, monitor, seconds) for launch in launches]
+    turns_back = [_turn(launch, stopwatch, monitor, seconds) for launch in reversed(launches)]
+    return [
+        summarize(
+            [*there.values, *back.values],
+            there.launches + back.launches,
+            [*there.samples, *back.samples],
+        )
+        for there, back in zip(turns, reversed(turns_back), strict=True)
+    ]
+
+
+class _Turn(NamedTuple):
+    """What counts of one turn: milliseconds per launch, how many launches, the device's state."""
+
+    values: list[float]
+    launches: int
+    samples: list[Sample]
+
+
+def _turn(launch: Launch, stopwatch: Stopwatch, monitor: Monitor, seconds: float) -> _Turn:
     """The second half of at least `seconds` of back-to-back launches."""
     estimate = stopwatch.estimate_ms(launch)
     batch = max(1, round(_BATCH_SECONDS * 1e3 / estimate))
@@ -150,7 +173,7 @@ def sustained(
     halfway = started + (time.perf_counter() - started) / 2
     values = second_half([mark.ms_since(marks[0]) for mark in marks])
     per_launch = [value / batch for value in values]
-    return summarize(per_launch, batch * len(values), samples.since(halfway))
+    return _Turn(per_launch, batch * len(values), samples.since(halfway))
 
 
 def second_half(at: Sequence[float]) -> list[float]:

@@ -89,12 +89,17 @@ def test_a_peer_that_is_wrong_is_named_and_not_timed(
         raise RuntimeError("no kernel")
 
     ours = make_impls(None)["ours"]
-    impls = {"ours": ours, "flex": Impl("flex", broken), "sdpa-views": Impl("sdpa-views", wrong)}
+    impls = {
+        "ours": ours,
+        "torchscale": Impl("torchscale", broken),
+        "sdpa-views": Impl("sdpa-views", wrong),
+    }
     monkeypatch.setattr(bench_ops, "make_impls", lambda torchscale: impls)
     document = run(tmp_path, "--workloads", "seed-1024", "--passes", "fwd")
     assert {row["impl"] for row in document["rows"]} == {"ours"}
     reasons = {entry["impl"]: entry["reason"] for entry in document["skipped"]}
     assert "fwd differs from ours by" in reasons["sdpa-views"]
+    assert reasons["torchscale"] == "RuntimeError: no kernel"
 
 
 @pytest.mark.usefixtures("tiny")
