@@ -52,6 +52,17 @@ def test_deterministic_backward_repeats_to_the_bit() -> None:
             assert torch.equal(again, before)
 
 
+def test_deterministic_gradients_of_queries_without_keys_are_zero() -> None:
+    tensors = make_qkv(4096, 8, 256, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+    on_the_lattice = torch.arange(4096, device="cuda")[:, None] % 8 == torch.arange(8).cuda()
+    with deterministic_mode():
+        for _ in range(10):
+            out = dilated_attention(*tensors, [64], [8])
+            assert isinstance(out, Tensor)
+            (grad,) = torch.autograd.grad(out.float().square().sum(), tensors[0])
+            assert not grad[0][~on_the_lattice].any()
+
+
 def test_the_fast_backward_agrees_with_the_deterministic_one() -> None:
     tensors = inputs()
     fast = gradients(*tensors)

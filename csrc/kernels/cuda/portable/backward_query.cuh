@@ -323,6 +323,7 @@ __device__ void backward_query_tile(const BackwardQueryCall& call, const Pattern
     warp.attend(tile % 2, memory.keys[tile % 3]);
   }
   wait_for_copies<0>();
+  __syncthreads();  // rows without keys come here while other threads still copy their queries
   warp.finish(work, query_begin);
 }
 
