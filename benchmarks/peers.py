@@ -18,7 +18,7 @@ from . import sdpa
 from .calls import Calls, Inputs, UnsupportedError, autograd_calls
 from .flex import flex
 from .schema import PROTOCOLS, ImplName, Protocol
-from .sdpa_views import library_bound, library_bound_fa4, sdpa_views
+from .sdpa_views import SdpaViews, library_bound, library_bound_fa4
 from .workloads import Workload
 
 # Whole-sequence attention is there for scale: no launch longer than about 0.6 s on an H200, and on
@@ -185,7 +185,7 @@ def make_impls(torchscale: Path | None) -> dict[ImplName, Impl]:
             same_gradient=False,
             note="its backward takes the branches' weights for constants",
         ),
-        Impl("sdpa-views", sdpa_views, graphed=True),
+        Impl("sdpa-views", SdpaViews(), graphed=True),
         Impl(
             "library-bound-cudnn",
             library_bound,

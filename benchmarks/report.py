@@ -32,6 +32,8 @@ _IDENTITY = {
     "ring": ("workload", "causal", "strategy", "transport", "world_size", "pass"),
 }
 
+_STATE = ("clocks", "ceilings")  # of a device, as a run found it
+
 
 def load(folder: Path, prefix: str = "ops") -> list[Document]:
     """The results files of GPU runs (ops, ring) or of planning (plan), oldest first.
@@ -53,16 +55,21 @@ def join(documents: Sequence[Document], identity: Sequence[str]) -> list[Documen
     """Runs of one commit on one device and day become one document, oldest first.
 
     A peer that could not run beside the others has a run of its own; what an earlier run measured
-    stays. identity: the columns that say what a row measures.
+    stays. Clocks and ceilings are those of the run with the most rows. identity: the columns that
+    say what a row measures.
     """
 
     def identify(row: dict[str, Any]) -> tuple[Any, ...]:
         return tuple(row.get(name) for name in identity)
 
     joined: dict[tuple[str, ...], Document] = {}
+    largest: dict[tuple[str, ...], int] = {}
     for document in documents:
         key = (document["commit"], document["device"], document["driver"], _date(document)[:10])
         first = joined.setdefault(key, {**document, "rows": []})
+        if len(document["rows"]) > largest.get(key, 0):
+            largest[key] = len(document["rows"])
+            first.update({name: document[name] for name in _STATE if name in document})
         known = {identify(row) for row in first["rows"]}
         first["rows"] += [row for row in document["rows"] if identify(row) not in known]
     return list(joined.values())

@@ -158,7 +158,8 @@ class CaseRun:
         prepared.errors[pass_] = error
         comparable = pass_ == "fwd" or prepared.impl.same_gradient
         if comparable and not error <= _TOLERANCE[pass_]:
-            raise RuntimeError(f"{pass_} differs from ours by {error:.3g}")
+            note = f" ({prepared.calls[0].note})" if prepared.calls[0].note else ""
+            raise RuntimeError(f"{pass_} differs from ours by {error:.3g}{note}")
 
     def _launches(self, ready: Sequence[Prepared], pass_: Pass) -> list[tuple[Prepared, Launch]]:
         launches: list[tuple[Prepared, Launch]] = []

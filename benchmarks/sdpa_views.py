@@ -1,6 +1,6 @@
 """Peers made of PyTorch's library attention on strided views, one call per branch and offset.
 
-sdpa_views computes dilated attention exactly: no copy of q, k or v, one fused merge, and a backward
+SdpaViews computes dilated attention exactly: no copy of q, k or v, one fused merge, and a backward
 that gives each call the merged out and lse, so that its gradients are those of the one softmax. The
 calls are cuDNN's or FlashAttention-2's, whose forward is faster on the workload. library_bound is
 cuDNN's calls and nothing else: what no method of one call per branch gets under.
@@ -44,57 +44,60 @@ def _backward(
     return grads
 
 
-_faster: dict[tuple[str, bool, str], sdpa.Kernel] = {}
+class SdpaViews:
+    """The exact peer; remembers whose kernels are faster on a workload."""
 
+    def __init__(self) -> None:
+        self._faster: dict[tuple[str, bool], sdpa.Kernel] = {}
 
-def faster_kernel(
-    workload: Workload, causal: bool, inputs: Inputs, stopwatch: Stopwatch
-) -> sdpa.Kernel:
-    """Whose forward takes less time, as one graph; found once for each workload."""
-    device = inputs.query.device
-    case = (workload.name, causal, str(device))
-    if case not in _faster:
+    def _kernel(self, workload: Workload, causal: bool, inputs: Inputs) -> sdpa.Kernel:
+        """Whose forward takes less time, as one graph."""
+        case = (workload.name, causal)
+        if case not in self._faster:
+            pieces, device = make_pieces(workload), inputs.query.device
+            stopwatch = Stopwatch(device)
+
+            def milliseconds(kernel: sdpa.Kernel) -> float:
+                launch = captured(lambda: _forward(pieces, inputs, causal, kernel), device)
+                return min(stopwatch.estimate_ms(launch) for _ in range(3))
+
+            self._faster[case] = min(get_args(sdpa.Kernel), key=milliseconds)
+        return self._faster[case]
+
+    def __call__(self, workload: Workload, causal: bool, inputs: Inputs) -> Calls:
+        """Raises UnsupportedError where there are no such views."""
         pieces = make_pieces(workload)
+        kernel = self._kernel(workload, causal, inputs)
 
-        def milliseconds(kernel: sdpa.Kernel) -> float:
-            launch = captured(lambda: _forward(pieces, inputs, causal, kernel), device)
-            return min(stopwatch.estimate_ms(launch) for _ in range(3))
+        def attend() -> tuple[Tensor, Tensor, list[sdpa.Forward]]:
+            done = _forward(pieces, inputs, causal, kernel)
+            outs, lses = [one.out for one in done], [one.lse for one in done]
+            return *combine.merge(pieces, outs, lses, inputs.query), done
 
-        _faster[case] = min(get_args(sdpa.Kernel), key=milliseconds)
-    return _faster[case]
+        def differentiate(out: Tensor, lse: Tensor, done: list[sdpa.Forward]) -> Gradients:
+            merged = []
+            for piece, one in zip(pieces, done, strict=True):
+                piece_lse = piece.lse_rows(lse).transpose(1, 2).flatten(0, 1)
+                merged.append(sdpa.Forward(piece.rows(out), piece_lse, one.saved))
+            parts = zip(*_backward(pieces, inputs, merged, causal, kernel), strict=True)
+            query, key, value = (
+                combine.add(pieces, part, x) for part, x in zip(parts, inputs.qkv, strict=True)
+            )
+            return query, key, value
 
+        kept: list[tuple[Tensor, Tensor, list[sdpa.Forward]]] = []
 
-def sdpa_views(workload: Workload, causal: bool, inputs: Inputs) -> Calls:
-    """Raises UnsupportedError where there are no such views."""
-    pieces = make_pieces(workload)
-    kernel = faster_kernel(workload, causal, inputs, Stopwatch(inputs.query.device))
+        def backward() -> Gradients:
+            if not kept:
+                kept.append(attend())
+            return differentiate(*kept[0])
 
-    def attend() -> tuple[Tensor, Tensor, list[sdpa.Forward]]:
-        done = _forward(pieces, inputs, causal, kernel)
-        outs, lses = [one.out for one in done], [one.lse for one in done]
-        return *combine.merge(pieces, outs, lses, inputs.query), done
-
-    def differentiate(out: Tensor, lse: Tensor, done: list[sdpa.Forward]) -> Gradients:
-        merged = []
-        for piece, one in zip(pieces, done, strict=True):
-            piece_lse = piece.lse_rows(lse).transpose(1, 2).flatten(0, 1)
-            merged.append(sdpa.Forward(piece.rows(out), piece_lse, one.saved))
-        parts = zip(*_backward(pieces, inputs, merged, causal, kernel), strict=True)
-        query, key, value = (
-            combine.add(pieces, part, x) for part, x in zip(parts, inputs.qkv, strict=True)
+        return Calls(
+            lambda: attend()[0],
+            backward,
+            lambda: differentiate(*attend()),
+            note=f"{kernel}'s kernels",
         )
-        return query, key, value
-
-    kept: list[tuple[Tensor, Tensor, list[sdpa.Forward]]] = []
-
-    def backward() -> Gradients:
-        if not kept:
-            kept.append(attend())
-        return differentiate(*kept[0])
-
-    return Calls(
-        lambda: attend()[0], backward, lambda: differentiate(*attend()), note=f"{kernel}'s kernels"
-    )
 
 
 def library_bound(workload: Workload, causal: bool, inputs: Inputs) -> Calls:

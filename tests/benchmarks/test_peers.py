@@ -50,7 +50,7 @@ def test_sdpa_views_equals_ours(rule: str, causal: bool, device: str) -> None:
         workload = replace(workload, seq_len=1536, segment_lengths=(256, 768))
     inputs, tolerance = make_inputs(workload, device)
     ours = peers.ours(workload, causal, inputs)
-    assert_same(sdpa_views.sdpa_views(workload, causal, inputs), ours, tolerance)
+    assert_same(sdpa_views.SdpaViews()(workload, causal, inputs), ours, tolerance)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -93,9 +93,9 @@ def test_flex_computes_no_block_that_holds_nothing() -> None:
 @pytest.mark.parametrize(
     ("change", "make"),
     [
-        ({"seq_len": 97}, sdpa_views.sdpa_views),
+        ({"seq_len": 97}, sdpa_views.SdpaViews()),
         ({"dilation_rates": (1, 5)}, sdpa_views.library_bound),
-        ({"kv_heads": 2}, sdpa_views.sdpa_views),
+        ({"kv_heads": 2}, sdpa_views.SdpaViews()),
         ({"kv_heads": 2}, peers.full_attention),
         ({}, flex),
     ],

@@ -89,6 +89,19 @@ def test_runs_of_one_commit_are_one(tree: Path) -> None:
     assert last["commit"] == "f" * 16
 
 
+def test_ceilings_are_those_of_the_run_with_most_rows(tree: Path) -> None:
+    few, many = (
+        [make_row("seed-1024", "ours", 1.0)],
+        [make_row("longnet-128k", "ours", 2.0), make_row("longnet-128k", "torchscale", 9.0)],
+    )
+    other = {"matmul_tflops": 600.0, "copy_gbps": 2500.0}
+    save(results(tree), "ops-a.json", make_document("2026-01-02T01", few))
+    save(results(tree), "ops-b.json", make_document("2026-01-02T02", many, ceilings=other))
+    save(results(tree), "ops-c.json", make_document("2026-01-02T03", few))
+    (joined,) = report.load(results(tree))
+    assert joined["ceilings"] == other and len(joined["rows"]) == 3
+
+
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_documents_say_what_the_committed_results_say(name: str) -> None:
     text = (ROOT / name).read_text()
@@ -145,8 +158,9 @@ def test_table_holds_the_numbers_of_the_file(tree: Path) -> None:
         "columns without a figure are left out"
     )
     assert "*sdpa-views*:" not in section
-    host = "A call at 1024 positions takes 30 us of the host's time, launching any kernel through"
-    assert f"{host} PyTorch 4 us; on a busier host 50 and 12 us." in section
+    launch = "of which launching any kernel through PyTorch takes"
+    first = f"a call at 1024 positions: 30 us, {launch} 4 (commit 0123456789ab)"
+    assert f"{first}; 50 us, {launch} 12 (commit 2026-01-01T0)." in section
     assert "Test GPU, driver 1.2.3; torch 2.11.0" in section and "0123456789ab" in section
     full = report.section((tree / "docs/performance.md").read_text(), "measurements")
     assert full.count("| longnet-128k |") == 7
