@@ -229,15 +229,19 @@ PatternSpec spec_of(const AttentionCall& call) {
   return spec;
 }
 
+void check_aligned(const at::Tensor& tensor, const char* name) {
+  const auto address = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  TORCH_CHECK_VALUE(address % 16 == 0, name, ": must begin at a multiple of 16 bytes, got ",
+                    address);
+}
+
 void check_contents(const at::Tensor& pattern, const PatternSpec& spec) {
   constexpr int64_t kHeaderWords = sizeof(Header) / sizeof(int32_t);
   TORCH_CHECK_VALUE(pattern.numel() >= kHeaderWords && pattern.is_contiguous(),
                     "pattern: must be contiguous with at least ", kHeaderWords, " numbers, got ",
                     pattern.sizes(), " with strides ", pattern.strides());
   if (!pattern.is_cpu()) {
-    const auto address = reinterpret_cast<uintptr_t>(pattern.const_data_ptr());
-    TORCH_CHECK_VALUE(address % 16 == 0, "pattern: must begin at a multiple of 16 bytes, got ",
-                      address);
+    check_aligned(pattern, "pattern");
     return;  // compare_fingerprint() in kernels/cuda does the rest there
   }
   const Header& header = PatternView{pattern.const_data_ptr<int32_t>()}.header();

@@ -61,6 +61,9 @@ at::ScalarType result_dtype(const AttentionCall& call);
 /// The pattern's specification; throws c10::ValueError where the planner finds it wrong.
 PatternSpec spec_of(const AttentionCall& call);
 
+/// That the data begin where kernels can read 16 bytes at once.
+void check_aligned(const at::Tensor& tensor, const char* name);
+
 /// A pattern that the caller passed against the call, as far as the host can read it.
 void check_contents(const at::Tensor& pattern, const PatternSpec& spec);
 

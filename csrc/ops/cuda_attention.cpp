@@ -139,11 +139,8 @@ Gradients backward_cuda(const AttentionCall& call, const BackwardInputs& inputs)
 
 /// The caller's sums, as the kernels read them.
 float* sums_data(const at::Tensor& sums) {
-  float* data = sums.mutable_data_ptr<float>();
-  TORCH_CHECK_VALUE(reinterpret_cast<uintptr_t>(data) % 16 == 0,
-                    "grad_query_sums: must begin at a multiple of 16 bytes, got ",
-                    reinterpret_cast<uintptr_t>(data));
-  return data;
+  check_aligned(sums, "grad_query_sums");
+  return sums.mutable_data_ptr<float>();
 }
 
 KeyGradients backward_into_cuda(const AttentionCall& call, const BackwardInputs& inputs,

@@ -27,9 +27,9 @@ class Result(NamedTuple):
 
 
 @contextmanager
-def deterministic_mode() -> Iterator[None]:
+def deterministic_mode(enabled: bool = True) -> Iterator[None]:
     """torch.use_deterministic_algorithms: another backward path on GPUs, and NaN in new memory."""
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(enabled)
     try:
         yield
     finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -132,7 +131,7 @@ def test_eight_blocks_are_as_exact_as_one(
     lengths, rates, cuts = [128, 400], [1, 2], [50 * i for i in range(1, 8)]
     tensors = make_qkv(400, 4, head_dim, kv_heads=2, dtype=dtype, device=device)
     expected = run_reference(tensors, lengths, rates, is_causal=is_causal)
-    with deterministic_mode() if deterministic else nullcontext():
+    with deterministic_mode(deterministic):
         one, eight = (
             run_in_blocks(
                 tensors, lengths, rates, [], key_cuts, in_place=in_place, is_causal=is_causal

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -35,7 +34,7 @@ def check_16_bit_errors(
     seq_len, lengths, rates = 100, [32, 80], [1, 3]
     tensors = make_qkv(seq_len, 4, head_dim, kv_heads=2, dtype=dtype, device=device)
     options: dict[str, Any] = {"is_causal": is_causal, "with_grad_lse": False}
-    with deterministic_mode() if deterministic else nullcontext():
+    with deterministic_mode(deterministic):
         actual = run_operator(tensors, lengths, rates, **options)
     expected = run_reference(tensors, lengths, rates, **options)
     for ours, given in zip(actual[2:], tensors, strict=True):

@@ -13,7 +13,7 @@ from dilated_attention_pytorch.ring import traffic
 from dilated_attention_pytorch.ring.exchange import Traffic
 from dilated_attention_pytorch.ring.plan import shards
 from tests.conftest import make_qkv
-from tests.ops.calls import Result, differentiate, output_gradients
+from tests.ops.calls import Result, deterministic_mode, differentiate, output_gradients
 from tests.ring.processes import group_of
 
 
@@ -106,14 +106,11 @@ def compare(size: int, case: Case, strategies: Sequence[str]) -> list[dict[str, 
     """Errors of each strategy on this rank, where memory that was not written holds NaN."""
     group = group_of(size)
     whole = rows_of_rank(case.whole(), case, group.rank())
-    torch.use_deterministic_algorithms(True)
-    try:
+    with deterministic_mode():
         return [
             errors(run_ring(case, strategy, group.rank(), group.group_name), whole)
             for strategy in strategies
         ]
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 def count_traffic(size: int, case: Case, strategy: str) -> tuple[Traffic, Traffic]:

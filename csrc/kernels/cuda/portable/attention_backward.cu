@@ -64,18 +64,18 @@ constexpr size_t least_bytes() {
   return sizeof(Memory) + Memory::kStageBytes;
 }
 
-/// Two if that keeps the room for Shape::kBlocks blocks on a multiprocessor, or if even one leaves
-/// none. A multiprocessor has 1 KiB more than its largest block, and each block takes so much.
+/// Two where they fit. Shape::kBlocks blocks are to share a multiprocessor, if they can with one
+/// stage; it has 1 KiB more than its largest block, and each block takes so much.
 template <typename Shape>
 int32_t count_stages(size_t limit) {
   using Memory = BackwardMemory<Shape>;
-  constexpr size_t kReserved = 1024, kBlocks = Shape::kBlocks;
+  constexpr size_t kReserved = 1024;
   const auto have_room = [&](size_t stages, size_t blocks) {
     return blocks * (sizeof(Memory) + stages * Memory::kStageBytes + kReserved) <=
            limit + kReserved;
   };
-  const bool crowds = have_room(1, kBlocks) && !have_room(2, kBlocks);
-  return have_room(2, 1) && !crowds ? 2 : 1;
+  const size_t blocks = have_room(1, Shape::kBlocks) ? Shape::kBlocks : 1;
+  return have_room(2, blocks) ? 2 : 1;
 }
 
 /// Blocks of kKeys keys with as many stages as the device has memory for; false if not even one

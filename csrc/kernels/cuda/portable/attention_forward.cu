@@ -9,16 +9,12 @@
 namespace dilated::kernels::cuda {
 namespace {
 
-int64_t count_blocks(const ForwardArgs& args) {
-  return cuda::count_blocks(args.queries, args.heads, args.batch);
-}
-
 template <typename Element, int kHeadDim, int kWarps, int kWarpTiles>
 cudaError_t launch_tensor_cores(const ForwardCall& call, cudaStream_t stream) {
   using Shape = ForwardShape<kHeadDim, kWarps, kWarpTiles>;
   static_assert(sizeof(ForwardMemory<Shape>) <= kSharedBytes);
   const ForwardArgs& args = call.args;
-  const int64_t blocks = count_blocks(args);
+  const int64_t blocks = count_blocks(args.queries, args.heads, args.batch);
   constexpr size_t kBytes = sizeof(ForwardMemory<Shape>);
   return args.is_partial || args.running_lse != nullptr
              ? launch_kernel<attention_forward_kernel<Element, Shape, true>>(
@@ -31,8 +27,10 @@ template <int kHeadDim>
 cudaError_t launch_float(const ForwardCall& call, cudaStream_t stream) {
   using Shape = FloatShape<kHeadDim>;
   static_assert(sizeof(FloatMemory<Shape>) <= kSharedBytes);
+  const ForwardArgs& args = call.args;
   return launch_kernel<attention_forward_float_kernel<kHeadDim>>(
-      call, count_blocks(call.args), Shape::kThreads, sizeof(FloatMemory<Shape>), stream);
+      call, count_blocks(args.queries, args.heads, args.batch), Shape::kThreads,
+      sizeof(FloatMemory<Shape>), stream);
 }
 
 /// The width that holds head_dim, with the block that measured best on it. 128 rows halve what is
