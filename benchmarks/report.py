@@ -62,17 +62,21 @@ def join(documents: Sequence[Document], identity: Sequence[str]) -> list[Documen
     def identify(row: dict[str, Any]) -> tuple[Any, ...]:
         return tuple(row.get(name) for name in identity)
 
-    joined: dict[tuple[str, ...], Document] = {}
-    largest: dict[tuple[str, ...], int] = {}
+    runs: dict[tuple[str, ...], list[Document]] = {}
     for document in documents:
         key = (document["commit"], document["device"], document["driver"], _date(document)[:10])
-        first = joined.setdefault(key, {**document, "rows": []})
-        if len(document["rows"]) > largest.get(key, 0):
-            largest[key] = len(document["rows"])
-            first.update({name: document[name] for name in _STATE if name in document})
-        known = {identify(row) for row in first["rows"]}
-        first["rows"] += [row for row in document["rows"] if identify(row) not in known]
-    return list(joined.values())
+        runs.setdefault(key, []).append(document)
+
+    def merge(run: list[Document]) -> Document:
+        largest = max(run, key=lambda document: len(document["rows"]))
+        rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for document in run:
+            for row in document["rows"]:
+                rows.setdefault(identify(row), row)
+        state = {name: largest[name] for name in _STATE if name in largest}
+        return {**run[0], **state, "rows": list(rows.values())}
+
+    return [merge(run) for run in runs.values()]
 
 
 def _date(document: Document) -> str:

@@ -135,9 +135,6 @@ def test_table_holds_the_numbers_of_the_file(tree: Path) -> None:
         make_row("seed-1024", "ours", 0.0305, **{"pass": "host", "launch_ms": 0.0042}),
     ]
     save(results(tree), "ops-test-gpu-2026-01-01.json", make_document("2026-01-01", rows))
-    for date, ms, launch_ms in (("2025-12-31", 0.02, 0.003), ("2026-01-01T01", 0.05, 0.012)):
-        row = make_row("seed-1024", "ours", ms, **{"pass": "host", "launch_ms": launch_ms})
-        save(results(tree), f"ops-host-{date}.json", make_document(date, [row], commit=date))
     report.main(tree, lambda text: None)
     section = report.section((tree / "README.md").read_text(), "benchmarks")
     table = [line for line in section.splitlines() if line.startswith("| ")]
@@ -158,9 +155,7 @@ def test_table_holds_the_numbers_of_the_file(tree: Path) -> None:
         "columns without a figure are left out"
     )
     assert "*sdpa-views*:" not in section
-    launch = "of which launching any kernel through PyTorch takes"
-    first = f"a call at 1024 positions: 30 us, {launch} 4 (commit 0123456789ab)"
-    assert f"{first}; 50 us, {launch} 12 (commit 2026-01-01T0)." in section
+    assert "takes 30 us of the host's time" in section and "takes 4 us" in section
     assert "Test GPU, driver 1.2.3; torch 2.11.0" in section and "0123456789ab" in section
     full = report.section((tree / "docs/performance.md").read_text(), "measurements")
     assert full.count("| longnet-128k |") == 7
