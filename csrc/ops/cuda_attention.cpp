@@ -8,7 +8,11 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include <charconv>
+#include <cstdlib>
 #include <cstring>
+#include <limits>
+#include <string_view>
 
 #include "kernels/cuda/attention.h"
 #include "ops/checked_patterns.h"
@@ -73,11 +77,30 @@ Results forward_cuda(const AttentionCall& call) {
 
 constexpr int64_t kCounterBytes = 256;  // in front of the sums, which are to be aligned
 
+/// Most shared memory that a block may have: all of the device's, but for
+/// DILATED_SHARED_MEMORY_BYTES, by which a large GPU runs what a smaller one does.
+size_t allowed_shared_bytes() {
+  static const size_t allowed = [] {
+    size_t bytes = std::numeric_limits<size_t>::max();
+    if (const char* text = std::getenv("DILATED_SHARED_MEMORY_BYTES"); text != nullptr) {
+      const std::string_view digits = text;
+      const auto [end, error] = std::from_chars(digits.begin(), digits.end(), bytes);
+      TORCH_CHECK_VALUE(
+          error == std::errc() && end == digits.end() && bytes >= kernels::cuda::kSharedBytes,
+          "DILATED_SHARED_MEMORY_BYTES: must be a number of bytes, at least ",
+          kernels::cuda::kSharedBytes, ", got \"", text, "\"");
+    }
+    return bytes;
+  }();
+  return allowed;
+}
+
 /// Whether the kernel adds grad_query up; on the current device.
 bool adds_up(const at::Tensor& query) {
   bool adds_up = false;
-  C10_CUDA_CHECK(kernels::cuda::backward_adds_up(
-      dtype_of(query), query.size(3), at::globalContext().deterministicAlgorithms(), adds_up));
+  C10_CUDA_CHECK(kernels::cuda::backward_adds_up(dtype_of(query), query.size(3),
+                                                 at::globalContext().deterministicAlgorithms(),
+                                                 allowed_shared_bytes(), adds_up));
   return adds_up;
 }
 
@@ -107,7 +130,8 @@ void run_backward(const AttentionCall& call, BackwardCall& backward, float* sums
   C10_CUDA_CHECK(kernels::cuda::attention_delta(backward.args, rows_of(backward.out), grad_lse_data,
                                                 backward.delta.mutable_data_ptr<float>(), stream));
   auto* counter = static_cast<unsigned long long*>(workspace.mutable_data_ptr());
-  C10_CUDA_CHECK(kernels::cuda::attention_backward(backward.args, sums, counter, stream));
+  C10_CUDA_CHECK(kernels::cuda::attention_backward(backward.args, sums, counter,
+                                                   allowed_shared_bytes(), stream));
 }
 
 void round_into(const at::Tensor& grad_query, double scale, float* sums) {

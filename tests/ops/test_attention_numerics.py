@@ -29,9 +29,14 @@ def test_float32(device: str) -> None:
 
 
 def check_16_bit_errors(
-    dtype: torch.dtype, head_dim: int, is_causal: bool, device: str, deterministic: bool = False
+    dtype: torch.dtype,
+    head_dim: int,
+    is_causal: bool,
+    device: str,
+    deterministic: bool = False,
+    seq_len: int = 100,
 ) -> None:
-    seq_len, lengths, rates = 100, [32, 80], [1, 3]
+    lengths, rates = [seq_len // 3, seq_len * 4 // 5], [1, 3]
     tensors = make_qkv(seq_len, 4, head_dim, kv_heads=2, dtype=dtype, device=device)
     options: dict[str, Any] = {"is_causal": is_causal, "with_grad_lse": False}
     with deterministic_mode(deterministic):

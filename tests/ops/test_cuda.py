@@ -218,11 +218,12 @@ def test_gather_and_scatter_past_two_to_the_31() -> None:
 
 
 SMALLER = """
+from itertools import product
 import torch
 from tests.ops.test_attention_numerics import check_16_bit_errors
-for head_dim in (48, 64, 96, 128, 256):
-    for deterministic in (False, True):
-        check_16_bit_errors(torch.bfloat16, head_dim, True, "cuda", deterministic)
+cases = product((48, 64, 96, 128, 256), (False, True), (False, True))
+for head_dim, is_causal, deterministic in cases:
+    check_16_bit_errors(torch.bfloat16, head_dim, is_causal, "cuda", deterministic, seq_len=700)
 print("done")
 """
 
@@ -233,9 +234,11 @@ def test_the_kernels_of_gpus_with_less_shared_memory(kibibytes: int) -> None:
     assert done.returncode == 0 and "done" in done.stdout, done.stderr
 
 
-def test_less_shared_memory_than_every_gpu_has_is_refused() -> None:
-    done = run(SMALLER, DILATED_SHARED_MEMORY_BYTES="1000")
-    assert "invalid argument" in done.stderr
+@pytest.mark.parametrize("given", ["1000", "99KiB", ""])
+def test_less_shared_memory_than_every_gpu_has_is_refused(given: str) -> None:
+    done = run(SMALLER, DILATED_SHARED_MEMORY_BYTES=given)
+    expected = "DILATED_SHARED_MEMORY_BYTES: must be a number of bytes, at least 101376, got "
+    assert f'ValueError: {expected}"{given}"' in done.stderr
 
 
 def test_a_pattern_at_an_odd_place_is_refused() -> None:

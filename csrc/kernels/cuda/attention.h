@@ -11,6 +11,8 @@
 
 namespace dilated::kernels::cuda {
 
+inline constexpr size_t kSharedBytes = 101376;  // that a block may have on every GPU from sm_80 on
+
 /// Makes the stream fail, with a message, unless the pattern's header has this fingerprint and says
 /// that there are so many words.
 cudaError_t compare_fingerprint(const int32_t* pattern, int64_t words, uint64_t fingerprint,
@@ -23,14 +25,16 @@ cudaError_t attention_delta(const BackwardArgs& args, const Rows& out, const flo
                             float* delta, cudaStream_t stream);
 
 /// Whether attention_backward adds grad_query up in float32, block by block in any order, on the
-/// current device; otherwise it writes every row once.
-cudaError_t backward_adds_up(Dtype dtype, int64_t head_dim, bool deterministic, bool& adds_up);
+/// current device; otherwise it writes every row once. shared_bytes: see attention_backward.
+cudaError_t backward_adds_up(Dtype dtype, int64_t head_dim, bool deterministic, size_t shared_bytes,
+                             bool& adds_up);
 
 /// Writes grad_key and grad_value; adds grad_query / scale to `sums`, rows of
 /// query_sums_width(head_dim) columns in an order of their own, aligned to 16 bytes. Null, where
-/// nothing is added up: writes grad_query. counter: zero; not used for float32.
+/// nothing is added up: writes grad_query. counter: zero; not used for float32. shared_bytes: most
+/// that a block may have of the device's shared memory, at least kSharedBytes.
 cudaError_t attention_backward(const BackwardArgs& args, float* sums, unsigned long long* counter,
-                               cudaStream_t stream);
+                               size_t shared_bytes, cudaStream_t stream);
 
 /// [batch, queries, heads, head_dim] of `dtype`: scale * sums.
 struct RoundedSums {

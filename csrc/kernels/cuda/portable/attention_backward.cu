@@ -1,7 +1,6 @@
 // Launches the backward pass: from run-time dtype, head_dim and device to kernels.
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <limits>
 
 #include "kernels/cuda/attention.h"
@@ -16,7 +15,8 @@ namespace {
 constexpr int64_t kMaxBlocks = std::numeric_limits<int32_t>::max();
 
 struct Device {
-  int multiprocessors = 0, shared_bytes = 0;  // shared memory that a block can have
+  int multiprocessors = 0;
+  size_t shared_bytes = 0;  // that a block can have
 };
 
 /// One call of attention_backward.
@@ -28,28 +28,17 @@ struct Launch {
   cudaStream_t stream;
 };
 
-/// DILATED_SHARED_MEMORY_BYTES, by which a large GPU runs what a smaller one does: at least
-/// kSharedBytes; without it no limit.
-int allowed_shared_bytes() {
-  const char* text = std::getenv("DILATED_SHARED_MEMORY_BYTES");
-  return text == nullptr ? std::numeric_limits<int>::max() : std::atoi(text);
-}
-
-cudaError_t find_device(Device& device) {
-  int index = 0;
+/// The current one, of whose shared memory a block may have `limit` bytes at most.
+cudaError_t find_device(size_t limit, Device& device) {
+  int index = 0, shared_bytes = 0;
   cudaError_t error = cudaGetDevice(&index);
   if (error == cudaSuccess) {
     error = cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, index);
   }
   if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
-                                   index);
+    error = cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
   }
-  static const int allowed = allowed_shared_bytes();
-  if (error == cudaSuccess && allowed < static_cast<int>(kSharedBytes)) {
-    error = cudaErrorInvalidValue;
-  }
-  device.shared_bytes = std::min(device.shared_bytes, allowed);
+  device.shared_bytes = std::min(static_cast<size_t>(shared_bytes), limit);
   return error;
 }
 
@@ -84,7 +73,7 @@ template <typename Element, int kWidth, int kKeys>
 bool launch_keys(const Launch& launch, cudaError_t& error) {
   using Shape = BackwardShape<Element, kWidth, kKeys>;
   using Memory = BackwardMemory<Shape>;
-  const size_t limit = static_cast<size_t>(launch.device.shared_bytes);
+  const size_t limit = launch.device.shared_bytes;
   if (least_bytes<Element, kWidth, kKeys>() > limit) {
     return false;
   }
@@ -222,24 +211,24 @@ cudaError_t choose_float_width(const Launch& launch) {
 
 }  // namespace
 
-cudaError_t backward_adds_up(Dtype dtype, int64_t head_dim, bool deterministic, bool& adds_up) {
+cudaError_t backward_adds_up(Dtype dtype, int64_t head_dim, bool deterministic, size_t shared_bytes,
+                             bool& adds_up) {
   Device device;
-  const cudaError_t error = find_device(device);
+  const cudaError_t error = find_device(shared_bytes, device);
   // Where the widest block has no room, launch_scalar takes its place; both 16-bit types need the
   // same.
-  const bool has_room =
-      head_dim <= 128 || least_bytes<__half, 256, 64>() <= static_cast<size_t>(device.shared_bytes);
+  const bool has_room = head_dim <= 128 || least_bytes<__half, 256, 64>() <= device.shared_bytes;
   adds_up = dtype != Dtype::kFloat32 && !deterministic && has_room;
   return error;
 }
 
 cudaError_t attention_backward(const BackwardArgs& args, float* sums, unsigned long long* counter,
-                               cudaStream_t stream) {
+                               size_t shared_bytes, cudaStream_t stream) {
   if (args.batch == 0 || (args.queries == 0 && args.keys == 0)) {
     return cudaSuccess;
   }
   Launch launch{args, sums, counter, {}, stream};
-  const cudaError_t error = find_device(launch.device);
+  const cudaError_t error = find_device(shared_bytes, launch.device);
   if (error != cudaSuccess) {
     return error;
   }

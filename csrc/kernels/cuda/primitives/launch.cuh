@@ -12,8 +12,7 @@
 
 namespace dilated::kernels::cuda {
 
-inline constexpr int64_t kRowTile = 64;         // of the pattern
-inline constexpr size_t kSharedBytes = 101376;  // that a block may have on every GPU from sm_80 on
+inline constexpr int64_t kRowTile = 64;  // of the pattern
 
 /// One block for each tile if tiles are full. Blocks that find nothing end at once; where there are
 /// more tiles than that, blocks take several.
