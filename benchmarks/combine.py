@@ -137,7 +137,7 @@ def _launch(
             for piece, part, part_lse in zip(pieces, parts, lses, strict=True)
         )
     )
-    block = max(16, 4096 // head_dim)
+    block = 1 << (max(16, 4096 // head_dim).bit_length() - 1)
     grid: tuple[Any, ...] = (-(-seq_len // block), batch * heads)
     combine_kernel[grid](
         tuple(parts),
@@ -150,7 +150,7 @@ def _launch(
         HEADS=heads,
         HEAD_DIM=head_dim,
         COLUMNS=max(16, 1 << (head_dim - 1).bit_length()),
-        BLOCK=1 << (block.bit_length() - 1),
+        BLOCK=block,
         ALIGNMENT=math.gcd(16, head_dim * out.element_size()),
         WEIGHTED=lse is not None,
     )

@@ -43,9 +43,10 @@ def assert_same(got: Calls, expected: Calls, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize("rule", ["blocked", "interleaved"])
+@pytest.mark.parametrize("head_dim", [16, 24])
 @pytest.mark.parametrize("causal", [False, True])
-def test_sdpa_views_equals_ours(rule: str, causal: bool, device: str) -> None:
-    workload = replace(SMALL, head_offsets=rule)
+def test_sdpa_views_equals_ours(rule: str, head_dim: int, causal: bool, device: str) -> None:
+    workload = replace(SMALL, head_offsets=rule, head_dim=head_dim)
     if device == "cuda":  # cuDNN wants longer rows
         workload = replace(workload, seq_len=1536, segment_lengths=(256, 768))
     inputs, tolerance = make_inputs(workload, device)
