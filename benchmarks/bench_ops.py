@@ -22,12 +22,12 @@ import torch
 
 from . import schema
 from .device_state import make_monitor
-from .environment import RESULTS, ceilings, describe, slug
+from .environment import RESULTS, describe, measure_ceilings, slug
 from .peers import Impl, make_impls
 from .runner import Bench, BudgetExhaustedError, run_case
 from .schema import IMPLS, PASSES, PROTOCOLS
 from .timing import ISOLATED_LAUNCHES, PAUSE_SECONDS, SUSTAINED_SECONDS, Stopwatch
-from .workloads import Ceilings, Workload, select
+from .workloads import Ceilings, Workload, floor, select
 
 _HOST_WORKLOAD = "seed-1024"
 _LATE = ("flex",)  # compiles for tens of seconds: measured after everything else
@@ -94,7 +94,7 @@ class Run:
         self._document: dict[str, Any] = describe(device, monitor, options.commit)
         self._document["device_type"] = device.type
         self._document["date"] = started.isoformat(timespec="seconds")
-        self._document["ceilings"] = ceilings(stopwatch, monitor)
+        self._document["ceilings"] = measure_ceilings(stopwatch, monitor)
         self._document["protocol"] = {
             "sustained_seconds": options.seconds,
             "isolated_pause_seconds": PAUSE_SECONDS,
@@ -105,7 +105,6 @@ class Run:
         self._bench = Bench(
             stopwatch,
             monitor,
-            Ceilings(**self._document["ceilings"]),
             options.passes,
             options.protocols,
             deadline,
@@ -146,8 +145,9 @@ class Run:
             # A late task measures ours again, next to its peer; the table keeps the first.
             added = self._bench.rows[before:]
             self._bench.rows[before:] = [row for row in added if _key(row) not in known]
+            ceilings = Ceilings(**self._document["ceilings"])
             for row in self._bench.rows[before:]:
-                _print(row)
+                _print(row, floor(workload, causal, row["pass"], ceilings).ms)
 
     def write(self, complete: bool) -> None:
         document = dict(self._document)
@@ -160,13 +160,12 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row[name] for name in ("workload", "causal", "impl", "pass", "protocol"))
 
 
-def _print(row: dict[str, Any]) -> None:
+def _print(row: dict[str, Any], floor_ms: float) -> None:
     name = f"{row['workload']}{' causal' if row['causal'] else ''}"
-    least = max(row.get("floor_arithmetic_ms", 0.0), row.get("floor_bytes_ms", 0.0))
     clock = "" if row["sm_mhz"] is None else f"  {row['sm_mhz']:.0f} MHz {row['watts'] or 0:.0f} W"
     print(
         f"{name:24} {row['impl']:20} {row['pass']:8}{row['protocol']:10} {row['ms']:10.4f} ms"
-        f"  [{row['ms_p10']:.4f}, {row['ms_p90']:.4f}]  floor {least:.4f}"
+        f"  [{row['ms_p10']:.4f}, {row['ms_p90']:.4f}]  floor {floor_ms:.4f}"
         f"  {row['nominal_tflops']:.1f} TFLOP/s{clock}",
         flush=True,
     )

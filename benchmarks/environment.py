@@ -67,7 +67,7 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def ceilings(stopwatch: Stopwatch, monitor: Monitor) -> dict[str, float]:
+def measure_ceilings(stopwatch: Stopwatch, monitor: Monitor) -> dict[str, float]:
     """A large matrix product (bf16; float32 on the CPU), and a copy, bytes read plus written."""
     device = stopwatch.device
     is_cuda = device.type == "cuda"

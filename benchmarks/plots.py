@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .schema import IMPLS
-from .workloads import Workload
+from .workloads import Ceilings, Workload, floor
 
 Measured = Sequence[tuple[Workload, dict[str, Any]]]
 Points = dict[str, list[tuple[int, float]]]
@@ -29,8 +29,8 @@ def points(measured: Measured, field: str) -> Points:
             if row.get(field) is not None:
                 found.setdefault(row["impl"], []).append((workload.seq_len, float(row[field])))
             if field == "ms" and row["impl"] == "ours":
-                least = max(row.get("floor_arithmetic_ms", 0.0), row.get("floor_bytes_ms", 0.0))
-                found.setdefault(_FLOOR, []).append((workload.seq_len, least))
+                least = floor(workload, row["causal"], "fwd", Ceilings(**document["ceilings"]))
+                found.setdefault(_FLOOR, []).append((workload.seq_len, least.ms))
     order = (*IMPLS, _FLOOR)
     return {name: sorted(found[name]) for name in order if name in found}
 

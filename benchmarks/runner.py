@@ -26,7 +26,7 @@ from .timing import (
     peak_mib,
     sustained,
 )
-from .workloads import Ceilings, Workload, floor, nominal_flops
+from .workloads import Workload, nominal_flops
 
 # Rounding of 16-bit outputs, and of gradients, which pass through three products; a wrong pattern
 # is off by tenths.
@@ -44,7 +44,6 @@ class Bench:
 
     stopwatch: Stopwatch
     monitor: Monitor
-    ceilings: Ceilings
     passes: Sequence[Pass]
     protocols: Sequence[Protocol]
     deadline: float  # time.monotonic()
@@ -212,7 +211,6 @@ class CaseRun:
         launch_ms: float | None = None,
     ) -> None:
         workload, causal = self._workload, self._causal
-        least = floor(workload, causal, pass_, self._bench.ceilings)
         row = Row(
             workload=workload.name,
             causal=causal,
@@ -228,8 +226,6 @@ class CaseRun:
             watts=timing.watts,
             launches=timing.launches,
             relative_error=prepared.errors.get(pass_),
-            floor_arithmetic_ms=least.arithmetic_ms or None,
-            floor_bytes_ms=least.bytes_ms or None,
             launch_ms=launch_ms,
             note=prepared.calls[0].note or prepared.impl.note,
         )

@@ -45,8 +45,6 @@ class Row:
     watts: float | None
     launches: int
     relative_error: float | None = None  # of the output or, where gradients are made, the worst one
-    floor_arithmetic_ms: float | None = None
-    floor_bytes_ms: float | None = None
     launch_ms: float | None = None  # "host" rows: the host's time for a kernel of one element
     note: str | None = None
 
@@ -55,7 +53,7 @@ class Row:
         return {key: value for key, value in row.items() if value is not None or key in _REQUIRED}
 
 
-_OPTIONAL = ("relative_error", "floor_arithmetic_ms", "floor_bytes_ms", "launch_ms", "note")
+_OPTIONAL = ("relative_error", "launch_ms", "note")
 _REQUIRED = tuple(f.name.rstrip("_") for f in fields(Row) if f.name not in _OPTIONAL)
 
 

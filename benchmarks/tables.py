@@ -50,8 +50,7 @@ def _mib(row: Row | None) -> str:
 def _floor(document: Document, row: Row) -> str:
     """The longer of the two floors at the document's ceilings, and what the row reaches of it."""
     workload, ceilings = WORKLOADS[row["workload"]], Ceilings(**document["ceilings"])
-    least = floor(workload, row["causal"], row["pass"], ceilings)
-    ms = max(least.arithmetic_ms, least.bytes_ms)
+    ms = floor(workload, row["causal"], row["pass"], ceilings).ms
     return f"{ms:.3g}, {100 * ms / row['ms']:.0f} %" if ms else "-"
 
 

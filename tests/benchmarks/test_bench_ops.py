@@ -33,7 +33,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def no_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"matmul_tflops": 1.0, "copy_gbps": 10.0}
-    monkeypatch.setattr(bench_ops, "ceilings", lambda stopwatch, monitor: found)
+    monkeypatch.setattr(bench_ops, "measure_ceilings", lambda stopwatch, monitor: found)
 
 
 @pytest.fixture
