@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -168,3 +171,32 @@ def outlive_the_group(size: int) -> None:
 
 def test_a_module_needs_a_group_of_its_name(workers: Processes) -> None:
     workers.run(4, outlive_the_group)
+
+
+PROFILED = """
+import gc, pathlib, sys
+import torch
+import torch.distributed as dist
+from dilated_attention_pytorch import dilated_attention
+
+def gloo_threads():
+    names = (task.read_text().strip() for task in pathlib.Path("/proc/self/task").glob("*/comm"))
+    return sum(name == "pt_gloo_runloop" for name in names)
+
+dist.init_process_group("gloo", store=dist.FileStore(sys.argv[1], 1), rank=0, world_size=1)
+q = torch.randn(1, 20, 2, 8)
+with torch.profiler.profile():
+    dilated_attention(q, q, q, [8], [1], group=dist.group.WORLD)
+before = gloo_threads()
+dist.destroy_process_group()
+gc.collect()
+print(before > 0, gloo_threads())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_a_group_ends_where_it_is_destroyed(tmp_path: Path) -> None:
+    """Whatever imported torch.distributed.nn meanwhile; a profiler does."""
+    command = [sys.executable, "-c", PROFILED, str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "0"]

@@ -24,6 +24,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 if dist.is_available():
+    # A profiler or a compiler imports this at some time. Defaults of its functions hold the group
+    # of that time for good, and then gloo's threads, which outlive it, may abort at exit.
+    import torch.distributed.nn
     from torch.distributed.device_mesh import DeviceMesh
 
 from .agreement import Agreement, Fields
