@@ -1,5 +1,6 @@
 #include "ops/attention.h"
 
+#include <ATen/Context.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mul.h>
@@ -154,7 +155,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_cpu(const AttentionCall&
   std::vector<int32_t> words;
   backward.args.pattern = host_pattern(call, words);
   backward.args.dropout.seed = host_seed(call);
-  kernels::cpu::attention_backward(backward.args);
+  kernels::cpu::attention_backward(backward.args, at::globalContext().deterministicAlgorithms());
   return {backward.grad_query, backward.grad_key, backward.grad_value};
 }
 

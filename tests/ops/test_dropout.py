@@ -70,6 +70,23 @@ def test_operator_draws_exactly_this_mask(seed: int, device: str, exact: Exact) 
     assert torch.equal(lse, without), "the log-sum-exp is that of all pairs"
 
 
+def test_no_small_seed_drops_a_pair_at_any_probability(device: str, exact: Exact) -> None:
+    q, _, _ = make_qkv(64, 1, 8, dtype=exact.dtype, device=device)
+    expected, _ = torch.ops.dilated.attention(q, q, q, [64], [1], is_causal=True)
+    for seed in range(64):
+        out, _ = torch.ops.dilated.attention(
+            q,
+            q,
+            q,
+            [64],
+            [1],
+            is_causal=True,
+            dropout_p=1e-6,
+            dropout_seed=seed_tensor(seed, device),
+        )
+        torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("padding", ["masked", "zeros"])
 @pytest.mark.parametrize("probability", [0.25, 0.5])

@@ -219,11 +219,11 @@ void attention_forward(const ForwardArgs& args) {
                 [&](const TileTask& task, void* scratch) { kernels.forward(args, task, scratch); });
 }
 
-void attention_backward(const BackwardArgs& args) {
+void attention_backward(const BackwardArgs& args, bool deterministic) {
   const TileKernels& kernels = *chosen_kernels().load();
   const int64_t tasks =
       args.batch * args.kv_heads * PatternView{args.pattern}.transposed().table->spans;
-  if (splits_by_span(tasks, at::get_num_threads())) {
+  if (!deterministic && splits_by_span(tasks, at::get_num_threads())) {
     backward_by_span(args, kernels);
   } else {
     backward_by_tile(args, kernels);

@@ -9,13 +9,12 @@ namespace dilated::kernels::cpu {
 void attention_forward(const ForwardArgs& args);
 
 /// Every row of the three gradients is written; they need not be initialised. Bitwise the same in
-/// every run with the same number of threads; where another number makes splits_by_span() choose
-/// otherwise, sums are taken in another order.
-void attention_backward(const BackwardArgs& args);
+/// every run with the same number of threads; if deterministic, with any number.
+void attention_backward(const BackwardArgs& args, bool deterministic);
 
-/// How the backward is cut to tasks. true: (batch, KV head, span) each, five products a pair.
-/// false: key tiles and then query tiles, seven products a pair, for when the first would leave too
-/// many threads idle.
+/// How the backward is cut to tasks, which decides the order of sums. true: (batch, KV head, span)
+/// each, five products a pair. false: key tiles and then query tiles, seven products a pair, for
+/// when the first would leave too many threads idle.
 bool splits_by_span(int64_t span_tasks, int64_t threads);
 
 enum class Isa { kBaseline, kAvx2, kAvx512 };

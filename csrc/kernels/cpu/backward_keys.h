@@ -27,7 +27,7 @@ struct BackwardKeysTile : BackwardTile<Element> {
     for (int lane = 0; lane < lanes.rows; ++lane) {
       const int64_t row = lanes.position[lane] - header.key_begin;
       const Element* key = row_at<Element>(args.key, task.batch, row, task.head);
-      pack_lane(packed.left, lane, key, head_dim, static_cast<T>(scale * kLog2E));
+      pack_lane(packed.left, lane, key, head_dim, T{1});
       pack_lane(packed.right, lane, row_at<Element>(args.value, task.batch, row, task.head),
                 head_dim, T{1});
       for (int64_t d = 0; d < head_dim; ++d) {
@@ -41,13 +41,13 @@ struct BackwardKeysTile : BackwardTile<Element> {
     add_sums();
     const int64_t head = task.head * shared_by + stretch.head;
     const int64_t row = stretch.first - header.query_begin;
-    Base::gather(args.query, row, head, stretch, column, s.column_left);
+    Base::gather(args.query, row, head, stretch, column, s.column_left, scale);
     Base::gather(args.grad_out, row, head, stretch, column, s.column_right);
     const MutableRows sum_rows{sums.data, sums.strides};
     for (int j = 0; j < stretch.count; ++j) {
       const int32_t position = stretch.first + stretch.stride * j;
       const int64_t at = Base::statistics_at(head, position);
-      s.columns.bias[column + j] += Base::query_bias(at);
+      s.columns.lse[column + j] = Base::query_lse(at);
       s.columns.delta[column + j] = Base::query_delta(at);
       s.columns.hash[column + j] = Base::query_hash(head, position);
       rows[column + j] = sums.data == nullptr
@@ -90,7 +90,7 @@ struct BackwardKeysTile : BackwardTile<Element> {
     const Lanes<T>& lanes = s.panels.lanes[panel];
     for (int lane = 0; lane < lanes.rows; ++lane) {
       const int64_t row = lanes.position[lane] - header.key_begin;
-      Base::write_row(args.grad_key, row, s.packed[panel].grad_left, lane, scale);
+      Base::write_row(args.grad_key, row, s.packed[panel].grad_left, lane, T{1});
       Base::write_row(args.grad_value, row, s.packed[panel].grad_right, lane, T{1});
     }
   }

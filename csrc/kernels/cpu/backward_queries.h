@@ -20,11 +20,11 @@ struct BackwardQueriesTile : BackwardTile<Element> {
       const int32_t position = lanes.position[lane];
       const int64_t row = position - header.query_begin;
       pack_lane(s.packed[panel].left, lane, row_at<Element>(args.query, task.batch, row, task.head),
-                head_dim, static_cast<T>(scale * kLog2E));
+                head_dim, scale);
       pack_lane(s.packed[panel].right, lane,
                 row_at<Element>(args.grad_out, task.batch, row, task.head), head_dim, T{1});
       const int64_t at = Base::statistics_at(task.head, position);
-      lanes.bias[lane] = Base::query_bias(at);
+      lanes.lse[lane] = Base::query_lse(at);
       lanes.delta[lane] = Base::query_delta(at);
       lanes.hash[lane] = Base::query_hash(task.head, position);
     }
@@ -36,7 +36,7 @@ struct BackwardQueriesTile : BackwardTile<Element> {
     Base::gather(args.key, row, kv_head, stretch, column, s.column_left);
     Base::gather(args.value, row, kv_head, stretch, column, s.column_right);
     for (int j = 0; j < stretch.count; ++j) {
-      s.columns.delta[column + j] = 0;
+      s.columns.lse[column + j] = s.columns.delta[column + j] = 0;
       s.columns.hash[column + j] = Base::key_hash(stretch.first + stretch.stride * j);
     }
   }

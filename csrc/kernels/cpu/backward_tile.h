@@ -15,8 +15,8 @@
 
 namespace dilated::kernels::cpu::DILATED_ISA {
 
-/// The rows of one panel, [head_dim][kPanelRows]: keys and values, or queries and grad_out, and
-/// their gradients.
+/// The rows of one panel, [head_dim][kPanelRows]: keys and values, or queries times scale and
+/// grad_out, and the gradients of keys and values, or of queries before their scale.
 template <typename T>
 struct BackwardPanel {
   T *left, *right, *grad_left, *grad_right;
@@ -30,7 +30,7 @@ struct BackwardScratch {
   BackwardPanel<T> packed[kPanels];
   alignas(64) T scores[kChunk * kPanelRows];     // then P after dropout
   alignas(64) T gradients[kChunk * kPanelRows];  // dP, then dS
-  // Columns: queries and grad_out, or keys and values, [kChunk][head_dim].
+  // Columns: queries times scale and grad_out, or keys and values, [kChunk][head_dim].
   T *column_left, *column_right;
   T* query_sum;  // [kChunk][padded]: dS K of a chunk
 
@@ -72,13 +72,13 @@ inline void differentiate_vector(BackwardScratch<T>& s, int panel, int lane, con
   const Lanes<T>& lanes = s.panels.lanes[panel];
   const auto order = load_as<IntVector<T>>(lanes.order + lane);
   const auto hash = load_as<HashVector<T>>(lanes.hash + lane);
-  const Vector<T> lane_bias = load(lanes.bias + lane);
+  const Vector<T> lane_lse = load(lanes.lse + lane);
   const Vector<T> lane_delta = load(lanes.delta + lane);
   const T inverse_kept = static_cast<T>(rule.inverse_kept);
   for (int c = 0; c < columns.count; ++c) {
     T* const score = s.scores + c * kPanelRows + lane;
     T* const gradient = s.gradients + c * kPanelRows + lane;
-    Vector<T> p = exp2<T>(load(score) + (lane_bias + columns.bias[c]));
+    Vector<T> p = softmax_weight<T>(load(score) + columns.bias[c], lane_lse + columns.lse[c]);
     Vector<T> grad = load(gradient);
     if constexpr (kMasked) {
       p = order >= columns.order[c] ? p : Vector<T>{};
@@ -132,11 +132,11 @@ struct BackwardTile {
     return (task.batch * args.heads + head) * args.queries + position - header.query_begin;
   }
 
-  /// b such that P = multiplicity * 2^(score + b); a query that attends to nothing gets P = 0.
-  T query_bias(int64_t at) const {
+  /// As softmax_weight() takes it: +inf gives a query that attends to nothing weights of 0.
+  T query_lse(int64_t at) const {
     const T lse = static_cast<const T*>(args.lse)[at];
     const T infinity = static_cast<T>(__builtin_inf());
-    return lse == -infinity ? -infinity : -lse * static_cast<T>(kLog2E);
+    return lse == -infinity ? infinity : lse;
   }
 
   T query_delta(int64_t at) const { return static_cast<const T*>(args.delta)[at]; }
@@ -149,9 +149,9 @@ struct BackwardTile {
   static uint32_t key_hash(int32_t position) { return static_cast<uint32_t>(position) * kKeyHash; }
 
   void gather(const Rows& rows, int64_t row, int64_t head, const Stretch& stretch, int column,
-              T* to) const {
+              T* to, T factor = T{1}) const {
     gather_rows(to + column * head_dim, row_at<Element>(rows, task.batch, row, head),
-                rows.strides.row * stretch.stride, stretch.count, head_dim);
+                rows.strides.row * stretch.stride, stretch.count, head_dim, factor);
   }
 
   /// Zeros in the panel's matrices: what rows do not fill must be finite.

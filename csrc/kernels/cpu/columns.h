@@ -15,10 +15,6 @@ inline constexpr int kStraddleChunk =
 // dropout_keeps() mixes row key ^ key position * this.
 inline constexpr uint32_t kKeyHash = 0x9e3779b9u;
 
-// Scores are in base 2.
-inline constexpr double kLog2E = 1.4426950408889634074;
-inline constexpr double kLn2 = 0.69314718055994530942;
-
 /// A chunk's columns: what is one number for each of them.
 template <typename T>
 struct Columns {
@@ -27,8 +23,9 @@ struct Columns {
   Int lowest, highest;  // order
   alignas(64) Int order[kChunk];
   alignas(64) uint32_t hash[kChunk];
-  alignas(64) T bias[kChunk];  // log2 of the multiplicity and what else is added to scores
-  alignas(64) T delta[kChunk];
+  alignas(64) T bias[kChunk];   // log of the multiplicity: logit = score + bias
+  alignas(64) T lse[kChunk];    // of queries: subtracted from logits
+  alignas(64) T delta[kChunk];  // of queries: subtracted from dP
 
   void clear() {
     count = 0;
@@ -133,7 +130,7 @@ inline void for_each_chunk(const TableView& table, const Group& group, int32_t o
       while (!walk.done() && columns.count < passes[pass].room) {
         const Stretch stretch = walk.next(passes[pass].room - columns.count);
         const T bias =
-            stretch.multiplicity == 1 ? T{0} : static_cast<T>(__builtin_log2(stretch.multiplicity));
+            stretch.multiplicity == 1 ? T{0} : static_cast<T>(__builtin_log(stretch.multiplicity));
         for (int j = 0; j < stretch.count; ++j) {
           const int32_t position = stretch.first + stretch.stride * j;
           columns.bias[columns.count + j] = bias;

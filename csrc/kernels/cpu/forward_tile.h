@@ -1,8 +1,8 @@
 // Forward pass of one tile: out and lse of up to 256 query rows at a time.
 //
 // Everything is transposed, so that query rows are lanes: S^T = K Q^T, a running softmax down the
-// columns of S^T, and O^T += V^T P^T. Scores are in base 2: scale * log2(e) is folded into the
-// packed queries, multiplicities are biases.
+// columns of S^T, and O^T += V^T P^T. The scale is folded into the packed queries, as in the
+// backward, so that both passes round a score alike; logarithms of multiplicities are biases.
 #pragma once
 
 #include "kernels/cpu/columns.h"
@@ -18,8 +18,8 @@ namespace dilated::kernels::cpu::DILATED_ISA {
 /// What is summed up for the rows of one panel.
 template <typename T>
 struct ForwardPanel {
-  alignas(64) T highest[kPanelRows];  // running maximum of each row's scores, in base 2
-  alignas(64) T total[kPanelRows];    // running sum of 2^(score - highest)
+  alignas(64) T highest[kPanelRows];  // running maximum of each row's logits
+  alignas(64) T total[kPanelRows];    // running sum of exp(logit - highest)
   T *queries, *out;                   // [head_dim][kPanelRows]
 };
 
@@ -53,24 +53,24 @@ inline void softmax_vector(ForwardScratch<T>& s, int panel, int lane, int64_t he
   ForwardPanel<T>& sums = s.sums[panel];
   const auto order = load_as<IntVector<T>>(s.panels.lanes[panel].order + lane);
   const Vector<T> minus_infinity = Vector<T>{} - static_cast<T>(__builtin_inf());
-  const auto score = [&](int c) {
+  const auto logit = [&](int c) {
     const Vector<T> x = load(s.scores + c * kPanelRows + lane) + columns.bias[c];
     return kMasked ? (order >= columns.order[c] ? x : minus_infinity) : x;
   };
   const Vector<T> before = load(sums.highest + lane);
   Vector<T> highest = before;
   for (int c = 0; c < columns.count; ++c) {
-    highest = maximum<T>(score(c), highest);
+    highest = maximum<T>(logit(c), highest);
   }
   store(sums.highest + lane, highest);
   const Vector<T> base = highest > minus_infinity ? highest : Vector<T>{};
   Vector<T> total{};
   for (int c = 0; c < columns.count; ++c) {
-    const Vector<T> p = exp2<T>(score(c) - base);
+    const Vector<T> p = exp<T>(logit(c) - base);
     total += p;
     store(s.scores + c * kPanelRows + lane, p);
   }
-  const Vector<T> rescale = exp2<T>(before - base);
+  const Vector<T> rescale = exp<T>(before - base);
   store(sums.total + lane, load(sums.total + lane) * rescale + total);
   for (int64_t d = 0; d < head_dim; ++d) {
     T* out = sums.out + d * kPanelRows + lane;
@@ -115,7 +115,7 @@ struct ForwardTile {
     for (int lane = 0; lane < lanes.rows; ++lane) {
       const int64_t row = lanes.position[lane] - header.query_begin;
       pack_lane(sums.queries, lane, row_at<Element>(args.query, task.batch, row, task.head),
-                head_dim, static_cast<T>(scale * kLog2E));
+                head_dim, static_cast<T>(scale));
       if (threshold != 0) {
         s.panels.lanes[panel].hash[lane] =
             dropout_row_key(*args.dropout.seed, task.batch, task.head, lanes.position[lane]);
@@ -127,7 +127,7 @@ struct ForwardTile {
     const int64_t row = stretch.first - header.key_begin;
     const auto gather = [&](const Rows& rows, T* to) {
       gather_rows(to + column * head_dim, row_at<Element>(rows, task.batch, row, kv_head),
-                  rows.strides.row * stretch.stride, stretch.count, head_dim);
+                  rows.strides.row * stretch.stride, stretch.count, head_dim, T{1});
     };
     gather(args.key, s.keys);
     gather(args.value, s.values);
@@ -166,8 +166,7 @@ struct ForwardTile {
       const T total = sums.total[lane];
       const bool empty = total == 0;
       const T block_lse =
-          empty ? minus_infinity
-                : sums.highest[lane] * static_cast<T>(kLn2) + static_cast<T>(__builtin_log(total));
+          empty ? minus_infinity : sums.highest[lane] + static_cast<T>(__builtin_log(total));
       const T running_lse = args.running_lse == nullptr
                                 ? minus_infinity
                                 : static_cast<const T*>(args.running_lse)[first + row];

@@ -26,8 +26,8 @@ struct Lanes {
   int32_t position[kPanelRows];
   alignas(64) Int order[kPanelRows];
   alignas(64) uint32_t hash[kPanelRows];  // dropout: xor with a column's gives what mix32 mixes
-  alignas(64) T bias[kPanelRows];         // added to scores, as Columns::bias
-  alignas(64) T delta[kPanelRows];        // subtracted from dP, as Columns::delta
+  alignas(64) T lse[kPanelRows];          // of queries, as Columns::lse
+  alignas(64) T delta[kPanelRows];        // of queries, as Columns::delta
   Int lowest;                             // order
   Int highest[kPanelRows];                // likewise, within each vector
 
@@ -50,7 +50,7 @@ struct Lanes {
       high = position[lane] > high ? position[lane] : high;
       order[lane] = reversed ? -position[lane] : position[lane];
       hash[lane] = 0;
-      bias[lane] = delta[lane] = 0;
+      lse[lane] = delta[lane] = 0;
     }
     lowest = reversed ? -high : low;
     for (int v = 0; v < vectors; ++v) {

@@ -8,13 +8,14 @@
 
 namespace dilated::kernels::cpu::DILATED_ISA {
 
-/// Converts `count` rows, row_stride elements apart, to consecutive rows of head_dim numbers.
+/// Converts `count` rows, row_stride elements apart, times factor, to consecutive rows of head_dim
+/// numbers.
 template <typename Element, typename T>
 inline void gather_rows(T* __restrict to, const Element* __restrict from, int64_t row_stride,
-                        int count, int64_t head_dim) {
+                        int count, int64_t head_dim, T factor) {
   for (int i = 0; i < count; ++i, from += row_stride, to += head_dim) {
     for (int64_t d = 0; d < head_dim; ++d) {
-      to[d] = widen(from[d]);
+      to[d] = widen(from[d]) * factor;
     }
   }
 }

@@ -1,4 +1,4 @@
-// Vectors of the instruction set that the including file is compiled for, and exp2 on them.
+// Vectors of the instruction set that the including file is compiled for, and exp on them.
 //
 // GCC and Clang vector extensions, so that one source serves SSE2, AVX2, AVX-512 and NEON.
 // Everything here lives in an inner namespace named by DILATED_ISA: no function compiled for a
@@ -31,6 +31,8 @@ inline constexpr int kBlockVectors = 2;
 /// Rows of a panel: the rows (queries forward, keys backward) are vector lanes, so softmax never
 /// reduces across lanes.
 inline constexpr int kPanelRows = 64;
+
+inline constexpr double kLog2E = 1.4426950408889634074;
 
 template <typename T>
 struct Simd;
@@ -105,12 +107,13 @@ template <typename T>
   return a > b ? a : b;
 }
 
-/// 2^x; 0 below the smallest normal number. x must stay below the largest exponent; NaN gives NaN.
+/// e^x for x <= 0; 0 where that is below the smallest normal number; NaN gives NaN.
 template <typename T>
-[[gnu::always_inline]] inline Vector<T> exp2(Vector<T> x) {
+[[gnu::always_inline]] inline Vector<T> exp(Vector<T> x) {
   using S = Simd<T>;
-  const Vector<T> shifted = x + S::kRound;
-  const Vector<T> fraction = x - (shifted - S::kRound);
+  const Vector<T> binary = x * static_cast<T>(kLog2E);
+  const Vector<T> shifted = binary + S::kRound;
+  const Vector<T> fraction = binary - (shifted - S::kRound);
   constexpr int kDegree = sizeof(S::kExp2) / sizeof(T) - 1;
   Vector<T> power = Vector<T>{} + S::kExp2[kDegree];
 #pragma GCC unroll 16
@@ -121,7 +124,14 @@ template <typename T>
   const IntVector<T> exponent = (reinterpret_cast<IntVector<T>>(shifted) + S::kBias)
                                 << S::kMantissa;
   power *= reinterpret_cast<Vector<T>>(exponent);
-  return x < Vector<T>{} - (S::kBias - 1) ? Vector<T>{} : power;
+  return binary < Vector<T>{} - (S::kBias - 1) ? Vector<T>{} : power;
+}
+
+/// exp(logit - lse), a pair's share of its row's softmax: at most 1, however the two were rounded.
+template <typename T>
+[[gnu::always_inline]] inline Vector<T> softmax_weight(Vector<T> logit, Vector<T> lse) {
+  const Vector<T> difference = logit - lse;
+  return exp<T>(difference > Vector<T>{} ? Vector<T>{} : difference);
 }
 
 /// dropout_keeps() of dropout.h from what it mixes, row key ^ key position * constant; each lane

@@ -82,7 +82,6 @@ bool launch_keys(const Launch& launch, cudaError_t& error) {
   const BackwardArgs& args = launch.args;
   const auto aligned = [&](const auto& rows) { return is_aligned(rows, args.head_dim, 2); };
   const BackwardCall call{args,
-                          args.scale * kLog2E,
                           launch.counter,
                           query_sums(launch.sums, args.head_dim),
                           stages,
@@ -108,7 +107,6 @@ cudaError_t launch_queries(const Launch& launch) {
   const BackwardArgs& args = launch.args;
   const auto aligned = [&](const auto& rows) { return is_aligned(rows, args.head_dim, 2); };
   const BackwardQueryCall call{args,
-                               args.scale * kLog2E,
                                aligned(args.query),
                                aligned(args.key),
                                aligned(args.value),

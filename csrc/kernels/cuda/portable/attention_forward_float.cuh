@@ -156,19 +156,19 @@ __device__ void FloatThread<Shape>::exponentiate(float (&scores)[kRows][kKeys]) 
 #pragma unroll
     for (int k = 0; k < kKeys; ++k) {
       const int key = x_ + 16 * k;
-      scores[r][k] = fmaf(scores[r][k], call_.scale_log2, memory_.keys.bias[key]);
+      scores[r][k] = fmaf(scores[r][k], call_.args.scale, memory_.keys.bias[key]);
       scores[r][k] = memory_.keys.position[key] > last ? negative_infinity() : scores[r][k];
       largest = fmaxf(largest, scores[r][k]);
     }
     const float reference = fmaxf(reference_[r], half_warp_max(largest));
     const float offset = reference == negative_infinity() ? 0 : reference;
-    const float factor = exp2_approx(reference_[r] - offset);
+    const float factor = exp_approx(reference_[r] - offset);
     reference_[r] = reference;
     sum_[r] *= factor;
 #pragma unroll
     for (int k = 0; k < kKeys; ++k) {
       const int key = x_ + 16 * k;
-      const float weight = exp2_approx(scores[r][k] - offset);
+      const float weight = exp_approx(scores[r][k] - offset);
       sum_[r] += weight;
       const bool keeps = probability == 0 || dropout_keeps(memory_.rows.dropout_key[row],
                                                            memory_.keys.position[key], threshold);
@@ -226,8 +226,8 @@ __device__ void FloatThread<Shape>::finish(const WorkItem& work, int32_t rows,
     const int row = first_row_ + r;
     float sum = half_warp_sum(sum_[r]);
     const float reference = zero_keys > 0 ? fmaxf(reference_[r], 0.0f) : reference_[r];
-    float factor = reference_[r] == reference ? 1 : exp2_approx(reference_[r] - reference);
-    sum = zero_keys > 0 ? sum * factor + zero_keys * exp2_approx(-reference) : sum;
+    float factor = reference_[r] == reference ? 1 : exp_approx(reference_[r] - reference);
+    sum = zero_keys > 0 ? sum * factor + zero_keys * exp_approx(-reference) : sum;
     factor = sum == 0 ? 0 : factor / (sum * (1 - args.dropout.probability));
     if (row >= rows) {
       continue;
@@ -237,7 +237,7 @@ __device__ void FloatThread<Shape>::finish(const WorkItem& work, int32_t rows,
         args.running_lse == nullptr
             ? negative_infinity()
             : static_cast<const float*>(args.running_lse)[head_row + position];
-    const float block_lse = sum == 0 ? negative_infinity() : (reference + log2f(sum)) * kLn2;
+    const float block_lse = sum == 0 ? negative_infinity() : reference + logf(sum);
     const Merged merged = merge(running_lse, block_lse);
     factor *= merged.block_weight;
     if (x_ == 0) {

@@ -16,7 +16,6 @@ namespace dilated::kernels::cuda {
 
 struct BackwardCall {
   BackwardArgs args;
-  float scale_log2;          // scale * log2(e): scores are in base 2
   unsigned long long* next;  // the first item that no block has taken; zero at launch
   QuerySums grad_query;      // data is null where somebody else computes grad_query
   int32_t stages;  // 2: the next tile is copied while the block computes; 1: where shared memory is
@@ -40,9 +39,8 @@ struct alignas(16) QueryColumns {
   int64_t query_offset[kQueries], grad_out_offset[kQueries];  // bytes from the tensor's start
   int64_t row[kQueries];  // in lse, delta and the sums of grad_query
   int32_t position[kQueries];
-  uint32_t tag[kQueries];  // Column::tag
-  float bias[kQueries];    // lse as given, then log2(multiplicity) - lse * log2(e); -inf: every
-                           // weight is 0
+  float bias[kQueries];  // log of the multiplicity; -inf past the end of the list
+  float lse[kQueries];   // as given, then as softmax_weight() takes it
   float delta[kQueries];
   uint32_t dropout_key[kQueries];
   int32_t is_masked;  // some query may lie before some key, or some key row does not exist
@@ -83,8 +81,8 @@ __device__ inline void read_columns(const BackwardCall& call, const BackwardItem
     columns.grad_out_offset[at] = offset(args.grad_out.strides);
     columns.row[at] = row;
     columns.position[at] = list[i].position;
-    columns.tag[at] = list[i].tag;
-    copy_4_async(shared_address(&columns.bias[at]), static_cast<const float*>(args.lse) + row);
+    columns.bias[at] = list[i].log_multiplicity();
+    copy_4_async(shared_address(&columns.lse[at]), static_cast<const float*>(args.lse) + row);
     copy_4_async(shared_address(&columns.delta[at]), static_cast<const float*>(args.delta) + row);
     if (args.dropout.probability > 0) {
       columns.dropout_key[at] =
@@ -103,10 +101,7 @@ template <int kQueries>
 __device__ inline void finish_columns(QueryColumns<kQueries>& columns) {
 #pragma unroll
   for (int at = threadIdx.x % 32; at < kQueries; at += 32) {
-    const Column column{columns.position[at], columns.tag[at]};
-    const float lse = columns.bias[at];
-    columns.bias[at] =
-        lse == negative_infinity() ? lse : fmaf(lse, -kLog2E, column.log2_multiplicity());
+    columns.lse[at] = weight_lse(columns.lse[at]);
   }
 }
 

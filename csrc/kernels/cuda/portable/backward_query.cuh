@@ -15,7 +15,6 @@ namespace dilated::kernels::cuda {
 
 struct BackwardQueryCall {
   BackwardArgs args;
-  float scale_log2;  // scale * log2(e): scores are in base 2
   bool query_aligned, key_aligned, value_aligned, grad_out_aligned, grad_query_aligned;
 };
 
@@ -33,7 +32,7 @@ struct BackwardQueryShape {
 template <int kKeys>
 struct alignas(16) KeyColumns {
   int32_t position[kKeys];
-  float bias[kKeys];  // log2 of the multiplicity; -inf past the end of the list
+  float bias[kKeys];  // log of the multiplicity; -inf past the end of the list
   int32_t is_causal;  // some key may lie after some row
   int32_t reserved[3];
 };
@@ -81,7 +80,7 @@ __device__ void list_keys(ColumnCursor& cursor, int32_t first, int32_t lowest,
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
     keys.position[i * 32 + lane] = columns[i].position;
-    keys.bias[i * 32 + lane] = columns[i].log2_multiplicity();
+    keys.bias[i * 32 + lane] = columns[i].log_multiplicity();
     is_causal = is_causal || columns[i].position > lowest;
   }
   is_causal = __any_sync(kAllLanes, is_causal);
@@ -107,8 +106,7 @@ class BackwardQueryWarp {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int64_t row = head_row + memory.position[row_index(r)];
-      const float lse = static_cast<const float*>(call.args.lse)[row];
-      bias_[r] = lse == negative_infinity() ? lse : -lse * kLog2E;
+      lse_[r] = weight_lse(static_cast<const float*>(call.args.lse)[row]);
       delta_[r] = static_cast<const float*>(call.args.delta)[row];
     }
 #pragma unroll
@@ -174,7 +172,7 @@ class BackwardQueryWarp {
         const int r = e / 2;
         const int column = n * 8 + lane() % 4 * 2 + e % 2;
         float weight =
-            exp2_approx(fmaf(weights[n][e], call_.scale_log2, keys.bias[column] + bias_[r]));
+            softmax_weight(fmaf(weights[n][e], call_.args.scale, keys.bias[column]), lse_[r]);
         if (keys.is_causal) {
           weight = keys.position[column] > memory_.position[row_index(r)] ? 0 : weight;
         }
@@ -213,7 +211,7 @@ class BackwardQueryWarp {
   const BackwardQueryCall& call_;
   BackwardQueryMemory<Shape>& memory_;
   float gradient_[kWidthTiles][4];
-  float bias_[2], delta_[2];  // -lse in base 2
+  float lse_[2], delta_[2];
 };
 
 /// 16-bit rows go through the query tile's memory, of which each warp uses its own rows.

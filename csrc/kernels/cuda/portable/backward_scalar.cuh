@@ -37,7 +37,8 @@ template <int kCount>
 struct ScalarList {
   int32_t position[kCount];
   int32_t head[kCount];
-  float bias[kCount];  // log2 of the multiplicity, and of exp(-lse) for queries; -inf: weight 0
+  float bias[kCount];  // log of the multiplicity; -inf: weight 0
+  float lse[kCount];   // of queries, as softmax_weight() takes it
   float delta[kCount];
   uint32_t dropout_key[kCount];
 };
@@ -125,12 +126,11 @@ class ScalarBackward {
             : (kTransposed ? work_.head * group + static_cast<int32_t>(column.head()) : work_.head);
     list.position[at] = column.position;
     list.head[at] = head;
-    list.bias[at] = column.log2_multiplicity();
+    list.bias[at] = column.log_multiplicity();
     if (!is_key) {
       const int64_t row = (static_cast<int64_t>(work_.batch) * args_.heads + head) * args_.queries +
                           column.position - header_.query_begin;
-      const float lse = static_cast<const float*>(args_.lse)[row];
-      list.bias[at] = lse == negative_infinity() ? lse : list.bias[at] - lse * kLog2E;
+      list.lse[at] = weight_lse(static_cast<const float*>(args_.lse)[row]);
       list.delta[at] = static_cast<const float*>(args_.delta)[row];
       if (args_.dropout.probability > 0) {
         list.dropout_key[at] =
@@ -189,8 +189,9 @@ class ScalarBackward {
     const int32_t key = kTransposed ? rows.position[row] : columns.position[column];
     const int32_t query = kTransposed ? columns.position[column] : rows.position[row];
     const bool visible = !args_.is_causal || key <= query;
-    const float logit = fmaf(score, args_.scale * kLog2E, columns.bias[column] + rows.bias[row]);
-    const float weight = visible ? exp2_approx(logit) : 0;
+    const float logit = fmaf(score, args_.scale, columns.bias[column] + rows.bias[row]);
+    const float lse = kTransposed ? columns.lse[column] : rows.lse[row];
+    const float weight = visible ? softmax_weight(logit, lse) : 0;
     float factor = 1;
     if (args_.dropout.probability > 0) {
       const uint32_t row_key = kTransposed ? columns.dropout_key[column] : rows.dropout_key[row];

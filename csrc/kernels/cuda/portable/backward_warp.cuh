@@ -173,12 +173,14 @@ class BackwardWarp {
     for (int n = 0; n < kQueryTiles; ++n) {
       const int column = first + n * 8 + lane() % 4 * 2;
       const float2 bias = *reinterpret_cast<const float2*>(&columns.bias[column]);
+      const float2 lse = *reinterpret_cast<const float2*>(&columns.lse[column]);
 #pragma unroll
       for (int m = 0; m < kTiles; ++m) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          weights[m][n][e] =
-              exp2_approx(fmaf(weights[m][n][e], call_.scale_log2, e % 2 == 0 ? bias.x : bias.y));
+          const float logit =
+              fmaf(weights[m][n][e], call_.args.scale, e % 2 == 0 ? bias.x : bias.y);
+          weights[m][n][e] = softmax_weight(logit, e % 2 == 0 ? lse.x : lse.y);
         }
       }
     }

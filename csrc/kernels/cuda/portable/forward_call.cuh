@@ -14,7 +14,7 @@ namespace dilated::kernels::cuda {
 struct ForwardCall {
   ForwardArgs args;
   int32_t heads_per_key_head;
-  float scale_log2;  // scale * log2(e): scores are in base 2
+  float scale_log2;  // scale * log2(e), for exponentials of scores that are not rounded as logits
   // See RowSource::is_aligned.
   bool query_aligned, key_aligned, value_aligned, out_aligned, running_aligned;
 };
@@ -23,10 +23,10 @@ struct ForwardCall {
 template <int kKeys>
 struct alignas(16) KeyTile {
   int32_t position[kKeys];
-  float bias[kKeys];  // log2 of the multiplicity; -inf past the end of the list
-  float plain_bias;
-  int32_t is_plain;   // every row sees all keys, and with the same multiplicity: bias is plain_bias
-                      // throughout
+  float bias[kKeys];  // log of the multiplicity; -inf past the end of the list
+  float plain_bias_log2;
+  int32_t is_plain;  // every row sees all keys, and with the same multiplicity, of this base-2
+                     // logarithm throughout
   int32_t is_causal;  // some key may lie after some row
   int32_t reserved;
 };
@@ -130,14 +130,14 @@ __device__ inline void read_keys(ColumnCursor& cursor, int32_t first, int32_t la
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
     keys.position[i * 32 + lane] = columns[i].position;
-    keys.bias[i * 32 + lane] = columns[i].log2_multiplicity();
+    keys.bias[i * 32 + lane] = columns[i].log_multiplicity();
     causal = causal || columns[i].position > last_plain_position;
     differs = differs || columns[i].tag != tag;
   }
   causal = __any_sync(kAllLanes, causal);
   differs = !one_run && __any_sync(kAllLanes, differs);
   if (lane == 0) {
-    keys.plain_bias = columns[0].log2_multiplicity();
+    keys.plain_bias_log2 = columns[0].log2_multiplicity();
     keys.is_plain = !differs && !causal;
     keys.is_causal = causal;
   }

@@ -3,11 +3,14 @@
 // A warp owns kWarpTiles * 16 rows. Scores and the output stay in registers as mma accumulators;
 // the running softmax is in base 2 and float32. Any reference that exponents are taken against
 // gives the same result as long as nothing overflows, so most key tiles are computed against the
-// old one without looking for their maximum. Where weights turn out to be too large for 16 bits,
-// the tile's scores are computed again and the reference follows.
+// old one without looking for their maximum. Where weights turn out to be too large for 16 bits, or
+// references for scores that are scaled to base 2 in one step, the tile's scores are computed
+// again, rounded as logits, and the reference follows.
 //
 // One class, since its steps share the accumulators.
 #pragma once
+
+#include <cfloat>
 
 #include "kernels/cuda/portable/forward_call.cuh"
 #include "kernels/cuda/primitives/float_row.cuh"
@@ -105,14 +108,14 @@ class ForwardWarp {
     bool done = false;
     if (keys.is_plain && !is_first) {
       multiply_keys(key);
-      exponentiate(scale, keys.plain_bias, sums);
+      exponentiate(scale, keys.plain_bias_log2, sums);
       done = fit(sums);
     }
     if (!done) {
       multiply_keys(key);
       apply_biases(keys);
       move_references();
-      exponentiate(1, 0, sums);
+      exponentiate(kLog2E, 0, sums);
     }
 #pragma unroll
     for (int r = 0; r < kWarpRows; ++r) {
@@ -179,7 +182,7 @@ class ForwardWarp {
     }
   }
 
-  /// Scores to base-2 logits with their multiplicities, -inf where a row may not look.
+  /// Scores to logits with their multiplicities, -inf where a row may not look.
   __device__ void apply_biases(const KeyTile<Shape::kKeys>& keys) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -189,7 +192,7 @@ class ForwardWarp {
       for (int m = 0; m < kTiles; ++m) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          scores_[m][n][e] = fmaf(scores_[m][n][e], call_.scale_log2, e % 2 == 0 ? bias.x : bias.y);
+          scores_[m][n][e] = fmaf(scores_[m][n][e], call_.args.scale, e % 2 == 0 ? bias.x : bias.y);
         }
       }
     }
@@ -209,13 +212,13 @@ class ForwardWarp {
     }
   }
 
-  /// Scores become weights, exp2(score * scale + bias - reference). sums: of this lane's part of
-  /// each row.
-  __device__ void exponentiate(float scale, float bias, float (&sums)[kWarpRows]) {
+  /// Scores or logits become weights, exp2(score * factor + bias - reference). sums: of this lane's
+  /// part of each row.
+  __device__ void exponentiate(float factor, float bias, float (&sums)[kWarpRows]) {
     float offset[kWarpRows];
 #pragma unroll
     for (int r = 0; r < kWarpRows; ++r) {
-      offset[r] = bias - (reference_[r] == negative_infinity() ? 0 : reference_[r]);
+      offset[r] = bias - fmaxf(reference_[r], -FLT_MAX);
       sums[r] = 0;
     }
 #pragma unroll
@@ -225,7 +228,7 @@ class ForwardWarp {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           float& score = scores_[r / 2][n][r % 2 * 2 + e];
-          score = exp2_approx(fmaf(score, scale, offset[r]));
+          score = exp2_approx(fmaf(score, factor, offset[r]));
           sums[r] += score;
         }
       }
@@ -233,17 +236,19 @@ class ForwardWarp {
   }
 
   /// Whether the weights are within what 16 bits hold, and were taken against a reference that the
-  /// row has seen.
+  /// row has seen, small enough for its rounding not to show.
   __device__ bool fit(const float (&sums)[kWarpRows]) const {
     bool fits = true;
 #pragma unroll
     for (int r = 0; r < kWarpRows; ++r) {
-      fits = fits && !(sums[r] > kLargestSum) && reference_[r] != negative_infinity();
+      // As integers, which takes fewer registers.
+      fits = fits && !(sums[r] > kLargestSum) &&
+             (__float_as_int(reference_[r]) & INT_MAX) <= __float_as_int(kLargestReference);
     }
     return __all_sync(kAllLanes, fits);
   }
 
-  /// The scores are base-2 logits.
+  /// The scores are logits.
   __device__ void move_references() {
 #pragma unroll
     for (int r = 0; r < kWarpRows; ++r) {
@@ -252,7 +257,7 @@ class ForwardWarp {
       for (int i = 1; i < 2 * kKeyTiles; ++i) {
         largest = fmaxf(largest, scores_[r / 2][i / 2][r % 2 * 2 + i % 2]);
       }
-      const float reference = fmaxf(reference_[r], quad_max(largest));
+      const float reference = fmaxf(reference_[r], quad_max(largest) * kLog2E);
       const float factor =
           reference_[r] == negative_infinity() ? 0 : exp2_approx(reference_[r] - reference);
       reference_[r] = reference;
@@ -316,7 +321,7 @@ class ForwardWarp {
   __device__ int row_index(int r) const { return first_row_ + r * 8 + threadIdx.x % 32 / 4; }
   __device__ int32_t row_position(int r) const { return memory_.rows.position[row_index(r)]; }
 
-  static constexpr float kLargestSum = 32768;
+  static constexpr float kLargestSum = 32768, kLargestReference = 256;
 
   const ForwardCall& call_;
   ForwardMemory<Shape>& memory_;
@@ -350,7 +355,7 @@ __device__ void ForwardWarp<Element, Shape>::finish(const WorkItem& work, int32_
       sum = sum * factor + zero_keys * exp2_approx(-reference);
     }
     scale_row(r, sum == 0 ? 0 : factor / (sum * (1 - args.dropout.probability)));
-    float lse = sum == 0 ? negative_infinity() : (reference + log2f(sum)) * kLn2;
+    float lse = sum == 0 ? negative_infinity() : natural_lse(reference, log2f(sum));
     if constexpr (kIsBlock) {
       if (args.running_lse != nullptr) {
         lse = merge_row(r, lse, work, head_row, query_begin);

@@ -22,10 +22,12 @@ struct Column {
 
   __device__ uint32_t multiplicity() const { return tag & 0xffffu; }
   __device__ uint32_t head() const { return tag >> 16; }
-  /// What is added to a logit in base 2; -inf past the end.
+  /// -inf past the end.
   __device__ float log2_multiplicity() const {
     return log2_approx(static_cast<float>(multiplicity()));
   }
+  /// What is added to a scaled score.
+  __device__ float log_multiplicity() const { return log2_multiplicity() * kLn2; }
 };
 
 /// A run's positions that the window lowest..highest leaves.

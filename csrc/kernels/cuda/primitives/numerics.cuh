@@ -1,5 +1,5 @@
-// Scalar arithmetic of the kernels: base-2 exponentials, 16-bit packing, reductions over the lanes
-// of a row.
+// Scalar arithmetic of the kernels: exponentials, softmax weights, 16-bit packing, reductions over
+// the lanes of a row.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -28,6 +28,33 @@ __device__ inline float log2_approx(float x) {
   float y;
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+}
+
+/// e^x; x may be infinite.
+__device__ inline float exp_approx(float x) { return exp2_approx(x * kLog2E); }
+
+/// exp(logit - lse), a pair's share of its row's softmax: at most 1, however the two were rounded.
+/// The forward pass rounds logits as its caller does, fmaf(score, scale, log of the multiplicity),
+/// so that a lone key's is 1 at any score. NaN stays NaN.
+__device__ inline float softmax_weight(float logit, float lse) {
+  float weight = exp_approx(logit - lse);
+  asm("min.NaN.f32 %0, %0, 0f3F800000;" : "+f"(weight));
+  return weight;
+}
+
+/// lse as softmax_weight() takes it: +inf gives a row that attends to nothing weights of 0.
+__device__ inline float weight_lse(float lse) {
+  return lse == negative_infinity() ? -negative_infinity() : lse;
+}
+
+/// The logarithm in base 2, high + low, as a natural one, rounded once: logits that were taken to
+/// base 2 by a product with kLog2E come back as they were.
+__device__ inline float natural_lse(float high, float low) {
+  constexpr double kInverse = 1 / static_cast<double>(kLog2E);
+  constexpr float kHigh = static_cast<float>(kInverse);
+  constexpr float kLow = static_cast<float>(kInverse - kHigh);
+  const float product = high * kHigh;
+  return product + fmaf(low, kHigh, fmaf(high, kLow, fmaf(high, kHigh, -product)));
 }
 
 /// Two numbers, rounded to nearest even, as one register: `low` in the low half, where the lower

@@ -16,10 +16,10 @@ __device__ inline Merged merge(float running_lse, float block_lse) {
     return {block_lse, 0, 1};
   }
   const float highest = block_lse > running_lse ? block_lse : running_lse;
-  const float running = exp2_approx((running_lse - highest) * kLog2E);
-  const float block = exp2_approx((block_lse - highest) * kLog2E);
+  const float running = exp_approx(running_lse - highest);
+  const float block = exp_approx(block_lse - highest);
   const float sum = running + block;
-  return {highest + log2f(sum) * kLn2, running / sum, block / sum};
+  return {highest + logf(sum), running / sum, block / sum};
 }
 
 }  // namespace dilated::kernels::cuda
