@@ -205,7 +205,7 @@ def _offset_tensor(scheme: Scheme, heads: int) -> Tensor | None:
 def check_dropout(dropout: float, name: str = "dropout") -> float:
     """A dropout probability; raises TypeError if it is no number, ValueError outside [0, 1)."""
     number = real(dropout, name)
-    if not is_symbolic(number) and not 0.0 <= number < 1.0:
+    if not 0.0 <= number < 1.0:
         raise ValueError(f"{name} must be at least 0 and below 1, got {dropout}")
     return number
 
@@ -215,7 +215,7 @@ def check_scale(scale: float | None) -> float | None:
     if scale is None:
         return None
     number = real(scale, "scale")
-    if is_symbolic(number):
+    if is_symbolic(number):  # the operator checks it when it has a value
         return number
     if not abs(number) <= sys.float_info.max:
         raise ValueError(f"scale must be finite, got {scale}")
@@ -260,18 +260,13 @@ def _fit(
     shape: torch.Size, key_shape: torch.Size, query: Tensor, key: Tensor, value: Tensor
 ) -> bool:
     """Whether a pattern is worth planning: the operator refuses what does not fit, by name."""
-    batch, rows, heads, head_dim = shape
-    key_batch, key_rows, kv_heads, key_head_dim = key_shape
-    if (
-        batch != key_batch
-        or rows != key_rows
-        or head_dim != key_head_dim
-        or kv_heads < 1
-        or heads % kv_heads != 0
-        or not 1 <= heads <= MAX_HEADS
-        or not 1 <= head_dim <= 256
-    ):
+    heads, head_dim = shape[2], shape[3]
+    if not (0 < heads <= MAX_HEADS and 0 < head_dim <= 256):
         return False
+    if shape != key_shape:
+        kv_heads = key_shape[2]
+        if (*shape[:2], kv_heads, head_dim) != key_shape or kv_heads < 1 or heads % kv_heads != 0:
+            return False
     dtype, device = query.dtype, query.device
     if key.device != device or value.device != device or dtype not in _DTYPES:
         return False
