@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from dilated_attention_pytorch import (
     _C,
+    DilatedAttention,
     PatternCache,
     default_pattern_cache,
     dilated_attention,
@@ -17,6 +19,7 @@ from dilated_attention_pytorch.pattern.offsets import offset_table
 from tests.conftest import make_qkv
 from tests.reference import blocked_table, dropout_keep, reference_attention
 
+LISTS = {"segment_lengths": [8, 16], "dilation_rates": [1, 2]}
 BRANCHES = ([16, 32, 96], [1, 2, 4])
 TABLE = [[0, -1, 0, 0], [1, 0, -1, 1], [3, 2, -1, -1]]
 OFFSETS = {
@@ -257,7 +260,50 @@ WRONG = {
     "negative dropout": ({"dropout_p": -0.1}, ValueError, "dropout_p"),
     "no tensor": ({"key": [1.0]}, TypeError, "key must be a tensor, got list"),
     "dimensions": ({"value": torch.zeros(2, 3)}, ValueError, r"value must be \[batch.*\(2, 3\)"),
-    "key heads": ({"key": torch.zeros(1, 40, 3, 16)}, ValueError, "kv_heads|key"),
+    "key heads": (
+        {"key": torch.zeros(1, 40, 3, 16), "value": torch.zeros(1, 40, 3, 16)},
+        ValueError,
+        "key: its heads must divide query's, got 3 for 4",
+    ),
+    "heads past 16 bits": (
+        dict.fromkeys(("query", "key", "value"), torch.zeros(1).expand(1, 2, 2**31, 4)),
+        ValueError,
+        "query: at most 65535 heads, got 2147483648",
+    ),
+    "blocked heads past 16 bits": (
+        {
+            **dict.fromkeys(("query", "key", "value"), torch.zeros(1).expand(1, 2, 2**31, 4)),
+            "head_offsets": "blocked",
+        },
+        ValueError,
+        "heads: 1 <= heads <= 65535 must hold, got 2147483648",
+    ),
+    "integers": (
+        dict.fromkeys(("query", "key", "value"), torch.zeros(1, 40, 4, 16, dtype=torch.int32)),
+        ValueError,
+        "query: must be float16.*got int32",
+    ),
+    "a tensor of None": ({"value": None}, TypeError, "value must be a tensor, got NoneType"),
+    "scale past float32": ({"scale": 1e39}, ValueError, "scale: must be finite in float32, got 1e"),
+    "scale past float64": ({"scale": 10**400}, ValueError, "scale must be finite"),
+    "scale as a vector": ({"scale": torch.ones(1)}, TypeError, "scale must be a number"),
+    "scale as a truth": ({"scale": torch.tensor(True)}, TypeError, "scale must be a number"),
+    "scale without data": ({"scale": torch.ones((), device="meta")}, TypeError, "must be a number"),
+    "scale to be learnt": (
+        {"scale": torch.tensor(0.5, requires_grad=True)},
+        ValueError,
+        "scale must not require a gradient",
+    ),
+    "offsets without data": (
+        {"head_offsets": torch.zeros(2, 4, dtype=torch.int64, device="meta")},
+        ValueError,
+        "head_offsets must be a dense tensor with data.*meta",
+    ),
+    "sparse offsets": (
+        {"head_offsets": torch.zeros(2, 4, dtype=torch.int64).to_sparse()},
+        ValueError,
+        "head_offsets must be a dense tensor.*sparse_coo",
+    ),
     "lengths": ({"key": torch.zeros(1, 39, 4, 16)}, ValueError, "key.*seq_len of query"),
     "dtypes": ({"value": torch.zeros(1, 40, 4, 16).half()}, ValueError, "value.*dtype of query"),
 }
@@ -271,6 +317,38 @@ def test_wrong_arguments_are_named(case, cache):
     call = {"query": q, "key": k, "value": v, "segment_lengths": [8, 16], "dilation_rates": [1, 2]}
     with pytest.raises(error, match=message):
         dilated_attention(**{**call, **options}, pattern_cache=cache)
+
+
+@pytest.mark.parametrize("named", ["key", "value"])
+@pytest.mark.parametrize("shape", [(1, 40, 3, 16), (2, 40, 4, 16), (1, 39, 4, 16), (1, 40, 4, 8)])
+def test_nothing_is_planned_for_keys_that_do_not_fit(shape, named):
+    q, k, v = make_qkv(40, dtype=torch.float32)
+    cache = PatternCache()
+    tensors = {"query": q, "key": k, "value": v}
+    for other in (torch.zeros(shape), tensors[named].half(), tensors[named].to("meta")):
+        with pytest.raises(ValueError, match="^(key|value): "):
+            dilated_attention(**{**tensors, named: other}, **LISTS, pattern_cache=cache)
+    assert cache.statistics().misses == 0
+
+
+def test_autocast_still_uses_the_cache():
+    q, k, v = make_qkv(40, dtype=torch.float32)
+    cache = PatternCache()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        dilated_attention(q, k.bfloat16(), v, **LISTS, pattern_cache=cache)
+    assert cache.statistics().misses == 1
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.array(0.5), torch.tensor(0.5)])
+def test_numbers_of_numpy_and_of_torch_are_numbers(number):
+    q, k, v = make_qkv(40, dtype=torch.float32)
+    torch.manual_seed(1)
+    expected = dilated_attention(q, k, v, **LISTS, scale=0.5, dropout_p=0.5)
+    lists = {"segment_lengths": [np.int64(8), torch.tensor(16)], "dilation_rates": np.array([1, 2])}
+    torch.manual_seed(1)
+    out = dilated_attention(q, k, v, **lists, scale=number, dropout_p=number)
+    assert torch.equal(out, expected)
+    assert type(DilatedAttention([8], [1], scale=number, dropout=number).scale) is float
 
 
 @pytest.mark.parametrize("cache", [True, "x"])

@@ -349,8 +349,29 @@ def test_settings_are_checked_at_construction():
         DilatedAttention([4], [1], scale="x")
     with pytest.raises(TypeError, match="pattern_cache must be"):
         DilatedAttention([4], [1], pattern_cache="x")
-    with pytest.raises(ValueError, match="gamma_init must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="gamma_init must be at least 0 and finite, got -1"):
         MultiheadDilatedAttention(8, 4, [4], [1], gamma_init=-1)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_heads": True}, TypeError, "num_heads must be an int, got True"),
+        ({"embed_dim": True}, TypeError, "embed_dim must be an int, got True"),
+        ({"num_kv_heads": True}, TypeError, "num_kv_heads must be an int, got True"),
+        ({"gamma_init": float("inf")}, ValueError, "gamma_init must be .* finite, got inf"),
+        ({"gamma_init": float("nan")}, ValueError, "gamma_init must be .* finite, got nan"),
+        ({"gamma_init": "x"}, TypeError, "gamma_init must be a number, got 'x'"),
+        ({"layer_norm_eps": float("nan")}, ValueError, "layer_norm_eps must be .*, got nan"),
+        ({"layer_norm_eps": -1}, ValueError, "layer_norm_eps must be at least 0.*got -1"),
+        ({"layer_norm_eps": None}, TypeError, "layer_norm_eps must be a number, got None"),
+        ({"scale": torch.ones(2)}, TypeError, "scale must be a number"),
+    ],
+)
+def test_what_would_fail_in_forward_is_refused_at_construction(options, error, message):
+    good = {"embed_dim": 32, "num_heads": 4, "segment_lengths": [8], "dilation_rates": [1]}
+    with pytest.raises(error, match=message):
+        MultiheadDilatedAttention(**{**good, **options})
     layer = MultiheadDilatedAttention(8, 4, [4], [1])
     with pytest.raises(TypeError, match="query must be a tensor, got str"):
         layer("x")

@@ -96,11 +96,9 @@ void check_backward(const AttentionCall& call, const BackwardInputs& inputs) {
   const at::Tensor& query = call.query;
   check_rows(query, inputs.grad_out, query.scalar_type(), "grad_out");
   check_rows(query, inputs.out, query.scalar_type(), "out");
-  check_row_sums(query, inputs.lse, "lse");
-  TORCH_CHECK_VALUE(inputs.lse.scalar_type() == lse_dtype(query), "lse: must be ", lse_dtype(query),
-                    ", got ", inputs.lse.scalar_type());
+  check_lse(query, inputs.lse, "lse");
   if (inputs.grad_lse.has_value() && inputs.grad_lse->defined()) {
-    check_row_sums(query, *inputs.grad_lse, "grad_lse");
+    check_lse(query, *inputs.grad_lse, "grad_lse");
   }
 }
 
@@ -115,7 +113,7 @@ BackwardCall prepare_backward(const AttentionCall& call, const BackwardInputs& i
   backward.out = readable(inputs.out);
   backward.lse = inputs.lse.contiguous();
   if (inputs.grad_lse.has_value() && inputs.grad_lse->defined()) {
-    backward.grad_lse = inputs.grad_lse->to(lse_dtype(query)).contiguous();
+    backward.grad_lse = inputs.grad_lse->contiguous();
   }
   backward.delta = at::empty_like(backward.lse);
   backward.grad_key = empty_rows(call, call.key);

@@ -14,14 +14,7 @@ namespace dilated {
 namespace ops {
 namespace {
 
-using Forward = decltype(attention_with<forward_meta>);
 using Backward = decltype(attention_backward_with<backward_meta>);
-
-const c10::TypedOperatorHandle<Forward>& forward_op() {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("dilated::attention", "").typed<Forward>();
-  return op;
-}
 
 const c10::TypedOperatorHandle<Backward>& backward_op() {
   static const auto op = c10::Dispatcher::singleton()
@@ -34,14 +27,14 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
  public:
   static torch::autograd::variable_list forward(
       torch::autograd::AutogradContext* ctx, const at::Tensor& query, const at::Tensor& key,
-      const at::Tensor& value, at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
-      const OptionalTensor& head_offsets, bool is_causal, std::optional<double> scale,
+      const at::Tensor& value, c10::SymIntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
+      const OptionalTensor& head_offsets, bool is_causal, const OptionalScalar& scale,
       std::string_view padding, double dropout_p, const OptionalTensor& dropout_seed,
       const OptionalTensor& pattern) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     auto [out, lse] =
-        forward_op().call(query, key, value, segment_lengths, dilation_rates, head_offsets,
-                          is_causal, scale, padding, dropout_p, dropout_seed, pattern);
+        attention_op().call(query, key, value, segment_lengths, dilation_rates, head_offsets,
+                            is_causal, scale, padding, dropout_p, dropout_seed, pattern);
     const auto tensor_or_none = [](const OptionalTensor& tensor) {
       return tensor.value_or(at::Tensor());
     };
@@ -73,8 +66,8 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
     auto& data = ctx->saved_data;
     std::tie(result[0], result[1], result[2]) = backward_op().call(
         grad_out, optional(grads[1]), query, key, value, out, lse,
-        data["segment_lengths"].toIntVector(), data["dilation_rates"].toIntVector(),
-        optional(saved[5]), data["is_causal"].toBool(), data["scale"].toOptional<double>(),
+        data["segment_lengths"].toSymIntVector(), data["dilation_rates"].toIntVector(),
+        optional(saved[5]), data["is_causal"].toBool(), data["scale"].toOptional<at::Scalar>(),
         data["padding"].toStringRef(), data["dropout_p"].toDouble(), optional(saved[6]),
         optional(saved[7]));
     return result;
@@ -90,14 +83,17 @@ bool is_differentiated(const at::Tensor& tensor) {
 
 std::tuple<at::Tensor, at::Tensor> attention_autograd(
     const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
-    const OptionalTensor& head_offsets, bool is_causal, std::optional<double> scale,
+    c10::SymIntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
+    const OptionalTensor& head_offsets, bool is_causal, const OptionalScalar& scale,
     std::string_view padding, double dropout_p, const OptionalTensor& dropout_seed,
     const OptionalTensor& pattern) {
+  check_given(query, "query");
+  check_given(key, "key");
+  check_given(value, "value");
   if (!is_differentiated(query) && !is_differentiated(key) && !is_differentiated(value)) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    return forward_op().call(query, key, value, segment_lengths, dilation_rates, head_offsets,
-                             is_causal, scale, padding, dropout_p, dropout_seed, pattern);
+    return attention_op().call(query, key, value, segment_lengths, dilation_rates, head_offsets,
+                               is_causal, scale, padding, dropout_p, dropout_seed, pattern);
   }
   const auto result =
       AttentionFunction::apply(query, key, value, segment_lengths, dilation_rates, head_offsets,
@@ -108,24 +104,30 @@ std::tuple<at::Tensor, at::Tensor> attention_autograd(
 template <c10::DispatchKey kAutocast, c10::DeviceType kDevice>
 std::tuple<at::Tensor, at::Tensor> attention_autocast(
     const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
-    const OptionalTensor& head_offsets, bool is_causal, std::optional<double> scale,
+    c10::SymIntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
+    const OptionalTensor& head_offsets, bool is_causal, const OptionalScalar& scale,
     std::string_view padding, double dropout_p, const OptionalTensor& dropout_seed,
     const OptionalTensor& pattern) {
   const c10::impl::ExcludeDispatchKeyGuard guard(kAutocast);
   const auto cast = [](const at::Tensor& tensor) {
     return at::autocast::cached_cast(at::autocast::get_autocast_dtype(kDevice), tensor, kDevice);
   };
-  return forward_op().call(cast(query), cast(key), cast(value), segment_lengths, dilation_rates,
-                           head_offsets, is_causal, scale, padding, dropout_p, dropout_seed,
-                           pattern);
+  return attention_op().call(cast(query), cast(key), cast(value), segment_lengths, dilation_rates,
+                             head_offsets, is_causal, scale, padding, dropout_p, dropout_seed,
+                             pattern);
 }
 
 }  // namespace
 
+const c10::TypedOperatorHandle<AttentionForward>& attention_op() {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("dilated::attention", "")
+                             .typed<AttentionForward>();
+  return op;
+}
+
 std::tuple<at::Tensor, at::Tensor> forward_meta(const AttentionCall& call) {
   check_call(call);
-  check_branches(call);
   const at::Tensor& query = call.query;
   return {query.new_empty_symint(query.sym_sizes(), query.options().dtype(result_dtype(call))),
           query.new_empty_symint({query.sym_size(0), query.sym_size(2), query.sym_size(1)},
@@ -135,7 +137,6 @@ std::tuple<at::Tensor, at::Tensor> forward_meta(const AttentionCall& call) {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_meta(const AttentionCall& call,
                                                              const BackwardInputs& inputs) {
   check_backward(call, inputs);
-  check_branches(call);
   const auto like = [&](const at::Tensor& tensor) {
     return tensor.new_empty_symint(tensor.sym_sizes(), tensor.options().dtype(result_dtype(call)));
   };
@@ -149,9 +150,10 @@ std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& query, const at::
                                              at::IntArrayRef segment_lengths,
                                              at::IntArrayRef dilation_rates,
                                              const AttentionOptions& options) {
-  return ops::forward_op().call(
-      query, key, value, segment_lengths, dilation_rates, options.head_offsets, options.is_causal,
-      options.scale, options.padding, options.dropout_p, options.dropout_seed, options.pattern);
+  return ops::attention_op().call(query, key, value, c10::fromIntArrayRefSlow(segment_lengths),
+                                  dilation_rates, options.head_offsets, options.is_causal,
+                                  options.scale, options.padding, options.dropout_p,
+                                  options.dropout_seed, options.pattern);
 }
 
 }  // namespace dilated

@@ -17,9 +17,9 @@ ops::Results attention_block(const at::Tensor& query, const at::Tensor& key,
                              .findSchemaOrThrow("dilated::attention_block", "")
                              .typed<decltype(ops::attention_block_with<ops::forward_meta>)>();
   return op.call(query, key, value, block.seq_len, block.query_begin, block.key_begin,
-                 segment_lengths, dilation_rates, block.out, block.lse, options.head_offsets,
-                 options.is_causal, options.scale, options.padding, options.dropout_p,
-                 options.dropout_seed, options.pattern, block.partial);
+                 c10::fromIntArrayRefSlow(segment_lengths), dilation_rates, block.out, block.lse,
+                 options.head_offsets, options.is_causal, options.scale, options.padding,
+                 options.dropout_p, options.dropout_seed, options.pattern, block.partial);
 }
 
 ops::Gradients attention_block_backward(
@@ -35,9 +35,9 @@ ops::Gradients attention_block_backward(
           .findSchemaOrThrow("dilated::attention_block_backward", "")
           .typed<decltype(ops::attention_block_backward_with<ops::backward_meta>)>();
   return op.call(grad_out, grad_lse, query, key, value, out, lse, block.seq_len, block.query_begin,
-                 block.key_begin, segment_lengths, dilation_rates, options.head_offsets,
-                 options.is_causal, options.scale, options.padding, options.dropout_p,
-                 options.dropout_seed, options.pattern, block.partial);
+                 block.key_begin, c10::fromIntArrayRefSlow(segment_lengths), dilation_rates,
+                 options.head_offsets, options.is_causal, options.scale, options.padding,
+                 options.dropout_p, options.dropout_seed, options.pattern, block.partial);
 }
 
 }  // namespace dilated

@@ -1,5 +1,8 @@
 #include "ops/checks.h"
 
+#include <ATen/EmptyTensor.h>
+#include <ATen/MemoryOverlap.h>
+#include <ATen/core/Formatting.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
 
@@ -11,7 +14,11 @@
 namespace dilated::ops {
 namespace {
 
+constexpr int64_t kMaxLength = std::numeric_limits<int32_t>::max();  // the planner's, exclusive
+constexpr int64_t kMaxHeads = std::numeric_limits<uint16_t>::max();
+
 void check_rank(const at::Tensor& tensor, const char* name) {
+  check_tensor(tensor, name);
   TORCH_CHECK_VALUE(tensor.dim() == 4, name, ": must be [batch, seq_len, heads, head_dim], got ",
                     tensor.dim(), " dimensions ", tensor.sym_sizes());
 }
@@ -21,8 +28,8 @@ void check_like_query(const AttentionCall& call, const at::Tensor& tensor, const
   const at::Tensor& query = call.query;
   check_rank(tensor, name);
   TORCH_CHECK_VALUE(tensor.scalar_type() == query.scalar_type(), name,
-                    ": must have the dtype of query, ", query.scalar_type(), ", got ",
-                    tensor.scalar_type());
+                    ": must have the dtype of query, ", dtype_name(query.scalar_type()), ", got ",
+                    dtype_name(tensor.scalar_type()));
   TORCH_CHECK_VALUE(tensor.device() == query.device(), name, ": must be on the device of query, ",
                     query.device(), ", got ", tensor.device());
   TORCH_CHECK_VALUE(tensor.sym_size(0) == query.sym_size(0) &&
@@ -44,9 +51,10 @@ void check_dropout(const AttentionCall& call) {
       call.dropout_seed.has_value(),
       "dropout_seed: an int64 tensor of one number is needed when dropout_p > 0, got None");
   const at::Tensor& seed = *call.dropout_seed;
+  check_tensor(seed, "dropout_seed");
   TORCH_CHECK_VALUE(seed.scalar_type() == at::kLong && seed.sym_numel() == 1,
-                    "dropout_seed: must be an int64 tensor of one number, got ", seed.scalar_type(),
-                    " ", seed.sym_sizes());
+                    "dropout_seed: must be an int64 tensor of one number, got ",
+                    dtype_name(seed.scalar_type()), " ", seed.sym_sizes());
   TORCH_CHECK_VALUE(seed.device() == call.query.device(),
                     "dropout_seed: must be on the device of query, ", call.query.device(), ", got ",
                     seed.device());
@@ -58,18 +66,45 @@ Padding padding_of(std::string_view padding) {
   return padding == "zeros" ? Padding::kZeros : Padding::kMasked;
 }
 
+/// What check_call has to say of the two lists; spec_of() checks the rest.
+void check_branches(const AttentionCall& call) {
+  const auto lengths = call.segment_lengths;
+  const auto rates = call.dilation_rates;
+  TORCH_CHECK_VALUE(!lengths.empty(),
+                    "segment_lengths: at least one branch is needed, got an empty list");
+  TORCH_CHECK_VALUE(lengths.size() == rates.size(),
+                    "segment_lengths and dilation_rates must have the same length, got ",
+                    lengths.size(), " and ", rates.size());
+  for (size_t i = 0; i < lengths.size(); ++i) {
+    const std::optional<int64_t> length = lengths[i].maybe_as_int();
+    TORCH_CHECK_VALUE(!length.has_value() || *length > 0,
+                      "segment_lengths: every length must be positive, got ", lengths[i],
+                      " at index ", i);
+    TORCH_CHECK_VALUE(0 < rates[i] && rates[i] <= kMaxLength,
+                      "dilation_rates: every rate must be positive and below 2^31, got ", rates[i],
+                      " at index ", i);
+  }
+}
+
+/// Before anything is allocated that grows with them.
+void check_bounds(const AttentionCall& call) {
+  const std::optional<int64_t> rows = call.query.sym_size(1).maybe_as_int();
+  TORCH_CHECK_VALUE(call.block.has_value() || !rows.has_value() || *rows < kMaxLength,
+                    "query: seq_len < 2^31 - 1 must hold, got ", call.query.sym_size(1));
+  const std::optional<int64_t> heads = call.query.sym_size(2).maybe_as_int();
+  TORCH_CHECK_VALUE(!heads.has_value() || *heads <= kMaxHeads, "query: at most ", kMaxHeads,
+                    " heads, got ", call.query.sym_size(2));
+}
+
 void check_offsets(const AttentionCall& call) {
   if (!call.head_offsets.has_value()) {
     return;
   }
   const at::Tensor& table = *call.head_offsets;
+  check_tensor(table, "head_offsets");
   const auto branches = static_cast<int64_t>(call.segment_lengths.size());
   const auto heads = call.query.sym_size(2);
-  // A fake call's tensors are all on the meta device.
-  TORCH_CHECK_VALUE(table.scalar_type() == at::kLong &&
-                        (table.device().is_cpu() || call.query.device().is_meta()),
-                    "head_offsets: must be an int64 tensor on the CPU, got ", table.scalar_type(),
-                    " on ", table.device());
+  check_table(table, call.query, "[branches, heads]");
   TORCH_CHECK_VALUE(table.dim() == 2 && table.sym_size(0) == branches && table.sym_size(1) == heads,
                     "head_offsets: must be [branches, heads] = [", branches, ", ", heads, "], got ",
                     table.sym_sizes());
@@ -80,9 +115,10 @@ void check_words(const AttentionCall& call) {
     return;
   }
   const at::Tensor& pattern = *call.pattern;
+  check_tensor(pattern, "pattern");
   TORCH_CHECK_VALUE(pattern.scalar_type() == at::kInt && pattern.dim() == 1,
-                    "pattern: must be a one-dimensional int32 tensor, got ", pattern.scalar_type(),
-                    " ", pattern.sym_sizes());
+                    "pattern: must be a one-dimensional int32 tensor, got ",
+                    dtype_name(pattern.scalar_type()), " ", pattern.sym_sizes());
   TORCH_CHECK_VALUE(pattern.device() == call.query.device(),
                     "pattern: must be on the device of query, ", call.query.device(), ", got ",
                     pattern.device());
@@ -99,18 +135,16 @@ void check_block(const AttentionCall& call) {
     return;
   }
   const AttentionBlock& block = *call.block;
-  TORCH_CHECK_VALUE(block.seq_len >= 0, "seq_len: must not be negative, got ", block.seq_len);
+  TORCH_CHECK_VALUE(0 <= block.seq_len && block.seq_len < kMaxLength,
+                    "seq_len: 0 <= seq_len < 2^31 - 1 must hold, got ", block.seq_len);
   check_range(block.query_begin, call.query, block.seq_len, "query_begin");
   check_range(block.key_begin, call.key, block.seq_len, "key_begin");
   TORCH_CHECK_VALUE(block.out.has_value() == block.lse.has_value(),
                     "out and lse: both or neither of a running result must be given, got ",
                     block.out.has_value() ? "out" : "lse", " alone");
   if (block.out.has_value()) {
-    const at::ScalarType dtype = lse_dtype(call.query);
-    check_rows(call.query, *block.out, dtype, "out");
-    check_row_sums(call.query, *block.lse, "lse");
-    TORCH_CHECK_VALUE(block.lse->scalar_type() == dtype, "lse: must be ", dtype, ", got ",
-                      block.lse->scalar_type());
+    check_rows(call.query, *block.out, lse_dtype(call.query), "out");
+    check_lse(call.query, *block.lse, "lse");
   }
 }
 
@@ -124,14 +158,59 @@ std::vector<int64_t> offsets_of(const AttentionCall& call, int64_t heads) {
 
 }  // namespace
 
-void check_call(const AttentionCall& call) {
-  check_rank(call.query, "query");
-  const auto dtype = call.query.scalar_type();
-  const bool is_double = dtype == at::kDouble;
+std::string dtype_name(at::ScalarType dtype) {
+  return std::string(c10::getDtypeNames(dtype).first);
+}
+
+void check_given(const at::Tensor& tensor, const char* name) {
+  TORCH_CHECK_VALUE(tensor.defined(), name, ": must be a tensor, got None");
+}
+
+void check_tensor(const at::Tensor& tensor, const char* name) {
+  check_given(tensor, name);
+  if (tensor.device().is_meta() || !tensor.has_storage()) {
+    return;
+  }
+  const auto needed =
+      at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(), tensor.itemsize(),
+                                       static_cast<size_t>(tensor.storage_offset()));
+  const auto held = tensor.storage().nbytes();
+  TORCH_CHECK_VALUE(tensor.numel() == 0 || needed <= held, name, ": must have memory of ", needed,
+                    " bytes for sizes ", tensor.sizes(), ", got ", held,
+                    ": it was freed or shrunk");
+}
+
+void check_input(const at::Tensor& tensor, const char* name) {
+  check_rank(tensor, name);
+  const auto dtype = tensor.scalar_type();
   TORCH_CHECK_VALUE(
-      dtype == at::kHalf || dtype == at::kBFloat16 || dtype == at::kFloat || is_double,
-      "query: must be float16, bfloat16, float32 or float64, got ", dtype);
-  TORCH_CHECK_VALUE(!is_double || !call.query.is_cuda(),
+      dtype == at::kHalf || dtype == at::kBFloat16 || dtype == at::kFloat || dtype == at::kDouble,
+      name, ": must be float16, bfloat16, float32 or float64, got ", dtype_name(dtype));
+}
+
+void check_table(const at::Tensor& table, const at::Tensor& query, const char* shape) {
+  // A fake call's tensors are all on the meta device.
+  TORCH_CHECK_VALUE(
+      table.scalar_type() == at::kLong && (table.device().is_cpu() || query.device().is_meta()),
+      "head_offsets: must be an int64 tensor ", shape, " on the CPU, got ",
+      dtype_name(table.scalar_type()), " on ", table.device());
+}
+
+void check_scale(const at::Tensor& query, const std::optional<at::Scalar>& scale) {
+  if (!scale.has_value() || scale->isSymbolic()) {
+    return;
+  }
+  TORCH_CHECK_VALUE(!scale->isComplex() && !scale->isBoolean(),
+                    "scale: must be a real number, got ", *scale);
+  const at::ScalarType dtype = lse_dtype(query);
+  const double value = scale->toDouble();
+  TORCH_CHECK_VALUE(std::isfinite(dtype == at::kDouble ? value : static_cast<float>(value)),
+                    "scale: must be finite in ", dtype_name(dtype), ", got ", value);
+}
+
+void check_call(const AttentionCall& call) {
+  check_input(call.query, "query");
+  TORCH_CHECK_VALUE(call.query.scalar_type() != at::kDouble || !call.query.is_cuda(),
                     "query: float64 is supported on the CPU only, got float64 on ",
                     call.query.device());
   check_like_query(call, call.key, "key");
@@ -148,40 +227,49 @@ void check_call(const AttentionCall& call) {
   TORCH_CHECK_VALUE(call.query.sym_size(3) >= 1 && call.query.sym_size(3) <= 256,
                     "query: 1 <= head_dim <= 256 must hold, got ", call.query.sym_size(3));
   padding_of(call.padding);
+  check_bounds(call);
+  check_branches(call);
+  check_scale(call.query, call.scale);
   check_block(call);
   check_dropout(call);
   check_offsets(call);
   check_words(call);
 }
 
-void check_branches(const AttentionCall& call) {
-  PatternSpec spec;
-  spec.seq_len = 1;
-  spec.segment_lengths = call.segment_lengths.vec();
-  spec.dilation_rates = call.dilation_rates.vec();
-  spec.head_offsets.assign(spec.segment_lengths.size(), 0);
-  try {
-    validate(spec);
-  } catch (const std::invalid_argument& error) {
-    C10_THROW_ERROR(ValueError, error.what());
-  }
-}
-
 void check_rows(const at::Tensor& query, const at::Tensor& tensor, at::ScalarType dtype,
                 const char* name) {
+  check_tensor(tensor, name);
   TORCH_CHECK_VALUE(tensor.sym_sizes() == query.sym_sizes() && tensor.scalar_type() == dtype &&
                         tensor.device() == query.device(),
                     name, ": must have the shape and device of query, ", query.sym_sizes(), " ",
-                    query.device(), ", and be ", dtype, ", got ", tensor.sym_sizes(), " ",
-                    tensor.device(), " ", tensor.scalar_type());
+                    query.device(), ", and be ", dtype_name(dtype), ", got ", tensor.sym_sizes(),
+                    " ", tensor.device(), " ", dtype_name(tensor.scalar_type()));
 }
 
-void check_row_sums(const at::Tensor& query, const at::Tensor& tensor, const char* name) {
+void check_lse(const at::Tensor& query, const at::Tensor& tensor, const char* name) {
+  check_tensor(tensor, name);
   const std::array<c10::SymInt, 3> rows{query.sym_size(0), query.sym_size(2), query.sym_size(1)};
   TORCH_CHECK_VALUE(
       tensor.sym_sizes() == c10::SymIntArrayRef(rows) && tensor.device() == query.device(), name,
       ": must be [batch, heads, seq_len] = ", c10::SymIntArrayRef(rows), " on ", query.device(),
       ", got ", tensor.sym_sizes(), " on ", tensor.device());
+  TORCH_CHECK_VALUE(tensor.scalar_type() == lse_dtype(query), name, ": must be ",
+                    dtype_name(lse_dtype(query)), ", got ", dtype_name(tensor.scalar_type()));
+}
+
+void check_apart(const char* written_name, const at::Tensor& written,
+                 std::initializer_list<std::pair<const char*, const at::Tensor*>> tensors) {
+  for (const auto& [name, tensor] : tensors) {
+    if (tensor == nullptr || !tensor->defined()) {
+      continue;
+    }
+    const auto status = at::get_overlap_status(written, *tensor);
+    TORCH_CHECK_VALUE(
+        status != at::MemOverlapStatus::Full && status != at::MemOverlapStatus::Partial,
+        written_name, ": must not share memory with ", name, ", got ", written_name, " of sizes ",
+        written.sizes(), " at element ", written.storage_offset(), " and ", name, " of sizes ",
+        tensor->sizes(), " at element ", tensor->storage_offset(), " of one storage");
+  }
 }
 
 void check_no_gradient(const char* op,
@@ -208,7 +296,7 @@ at::ScalarType result_dtype(const AttentionCall& call) {
 PatternSpec spec_of(const AttentionCall& call) {
   PatternSpec spec;
   spec.seq_len = call.query.size(1);
-  spec.segment_lengths = call.segment_lengths.vec();
+  spec.segment_lengths = C10_AS_INTARRAYREF_SLOW(call.segment_lengths).vec();
   spec.dilation_rates = call.dilation_rates.vec();
   spec.heads = call.query.size(2);
   spec.kv_heads = call.key.size(2);
@@ -269,12 +357,13 @@ kernels::Dtype dtype_of(const at::Tensor& tensor) {
     default:
       C10_THROW_ERROR(ValueError,
                       c10::str("dtype: must be float16, bfloat16, float32 or float64, got ",
-                               tensor.scalar_type()));
+                               dtype_name(tensor.scalar_type())));
   }
 }
 
-double scale_of(const at::Tensor& query, std::optional<double> scale) {
-  return scale.value_or(1.0 / std::sqrt(static_cast<double>(query.size(3))));
+double scale_of(const at::Tensor& query, const std::optional<at::Scalar>& scale) {
+  return scale.has_value() ? scale->toDouble()
+                           : 1.0 / std::sqrt(static_cast<double>(query.size(3)));
 }
 
 at::Tensor readable(const at::Tensor& tensor) {

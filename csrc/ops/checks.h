@@ -3,11 +3,13 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/Scalar.h>
 #include <dilated/ops.h>
 #include <dilated/pattern.h>
 
 #include <initializer_list>
 #include <optional>
+#include <string>
 #include <string_view>
 #include <utility>
 
@@ -20,11 +22,11 @@ struct AttentionCall {
   const at::Tensor& query;
   const at::Tensor& key;
   const at::Tensor& value;
-  at::IntArrayRef segment_lengths;
+  c10::SymIntArrayRef segment_lengths;
   at::IntArrayRef dilation_rates;
   const std::optional<at::Tensor>& head_offsets;
   bool is_causal;
-  std::optional<double> scale;
+  const std::optional<at::Scalar>& scale;
   std::string_view padding;
   double dropout_p;
   const std::optional<at::Tensor>& dropout_seed;
@@ -32,18 +34,39 @@ struct AttentionCall {
   std::optional<AttentionBlock> block = std::nullopt;  // otherwise all of a sequence
 };
 
-/// Ranks, sizes, dtypes, devices, dropout: all that needs no data. Works on fake tensors.
+/// As Python spells it: float32, not Float.
+std::string dtype_name(at::ScalarType dtype);
+
+/// That a tensor is given: for those who look at one before the checks below.
+void check_given(const at::Tensor& tensor, const char* name);
+
+/// That a tensor is given and, where it has data, that its memory was not freed.
+void check_tensor(const at::Tensor& tensor, const char* name);
+
+/// That the tensor is [batch, seq_len, heads, head_dim], of a dtype that kernels take.
+void check_input(const at::Tensor& tensor, const char* name);
+
+/// That head_offsets is a table that the host can read, of this shape in words.
+void check_table(const at::Tensor& table, const at::Tensor& query, const char* shape);
+
+/// Ranks, sizes, dtypes, devices, lists, scale, dropout: all that needs no data. Works on fake
+/// tensors; what is symbolic is checked when it has a value.
 void check_call(const AttentionCall& call);
 
-/// The lists of lengths and rates, for calls without data; spec_of() checks those of all others.
-void check_branches(const AttentionCall& call);
+/// That the scale is a number, finite in the type that is computed in.
+void check_scale(const at::Tensor& query, const std::optional<at::Scalar>& scale);
 
 /// That the tensor has query's shape and device, and this dtype.
 void check_rows(const at::Tensor& query, const at::Tensor& tensor, at::ScalarType dtype,
                 const char* name);
 
-/// That the tensor is [batch, heads, rows of query], on query's device.
-void check_row_sums(const at::Tensor& query, const at::Tensor& tensor, const char* name);
+/// A tensor of lse's dtype that is [batch, heads, rows of query], lse itself or its gradient.
+void check_lse(const at::Tensor& query, const at::Tensor& tensor, const char* name);
+
+/// That writing to the one tensor changes none of the others, as far as torch can tell. Tensors by
+/// name, nullptr for one that is not given.
+void check_apart(const char* written_name, const at::Tensor& written,
+                 std::initializer_list<std::pair<const char*, const at::Tensor*>> tensors);
 
 /// For operators that write into a tensor: what is written has no gradient, and where one is
 /// wanted, that is an error, not silently zero. Tensors by name, nullptr for one that is not given;
@@ -69,7 +92,7 @@ void check_contents(const at::Tensor& pattern, const PatternSpec& spec);
 
 kernels::Dtype dtype_of(const at::Tensor& tensor);
 /// Its default, 1 / sqrt(head_dim), where none is given.
-double scale_of(const at::Tensor& query, std::optional<double> scale);
+double scale_of(const at::Tensor& query, const std::optional<at::Scalar>& scale);
 
 /// A tensor that a kernel can read: last dimension contiguous, rows less than 2^31 elements apart.
 at::Tensor readable(const at::Tensor& tensor);

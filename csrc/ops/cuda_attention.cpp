@@ -170,6 +170,7 @@ float* sums_data(const at::Tensor& sums) {
 KeyGradients backward_into_cuda(const AttentionCall& call, const BackwardInputs& inputs,
                                 at::Tensor& sums) {
   check_query_sums(call.query, sums);
+  check_sums_apart(call, inputs, sums);
   const c10::cuda::CUDAGuard guard(call.query.device());
   if (!adds_up(call.query)) {
     const auto [grad_query, grad_key, grad_value] = backward_cuda(call, inputs);
@@ -183,8 +184,9 @@ KeyGradients backward_into_cuda(const AttentionCall& call, const BackwardInputs&
 }
 
 at::Tensor round_query_sums_cuda(const at::Tensor& sums, const at::Tensor& query,
-                                 std::optional<double> scale) {
+                                 const OptionalScalar& scale) {
   check_query_sums(query, sums);
+  check_scale(query, scale);
   const c10::cuda::CUDAGuard guard(query.device());
   if (!adds_up(query)) {
     return round_sums(sums, query);

@@ -50,24 +50,27 @@ at::Tensor launch_gather(GatherCall call, const BranchCall& branch) {
   return call.packed;
 }
 
-at::Tensor gather_cuda(const at::Tensor& input, int64_t segment_length, int64_t dilation_rate,
+at::Tensor gather_cuda(const at::Tensor& input, c10::SymInt segment_length, int64_t dilation_rate,
                        const OptionalTensor& head_offsets, int64_t start) {
   const BranchCall branch{segment_length, dilation_rate, head_offsets, start};
+  check_branch(input, branch, "input");
   const c10::cuda::CUDAGuard guard(input.device());
   return launch_gather(prepare_gather(input, branch), branch);
 }
 
-void gather_into_cuda(at::Tensor& packed, const at::Tensor& input, int64_t segment_length,
+void gather_into_cuda(at::Tensor& packed, const at::Tensor& input, c10::SymInt segment_length,
                       int64_t dilation_rate, const OptionalTensor& head_offsets, int64_t start) {
   const BranchCall branch{segment_length, dilation_rate, head_offsets, start};
+  check_branch(input, branch, "input");
   const c10::cuda::CUDAGuard guard(input.device());
   launch_gather(prepare_gather(input, branch, packed), branch);
 }
 
-void scatter_into_cuda(at::Tensor& rows, const at::Tensor& packed, int64_t segment_length,
+void scatter_into_cuda(at::Tensor& rows, const at::Tensor& packed, c10::SymInt segment_length,
                        int64_t dilation_rate, const OptionalTensor& head_offsets, int64_t start,
                        bool accumulate) {
   const BranchCall branch{segment_length, dilation_rate, head_offsets, start};
+  check_branch(rows, branch, "rows");
   const c10::cuda::CUDAGuard guard(rows.device());
   ScatterCall call = prepare_scatter(rows, packed, branch, accumulate);
   const Offsets offsets(branch, rows.device(), call.args);
@@ -78,8 +81,9 @@ void scatter_into_cuda(at::Tensor& rows, const at::Tensor& packed, int64_t segme
 }
 
 at::Tensor scatter_add_cuda(const at::Tensor& input, const at::Tensor& packed,
-                            int64_t segment_length, int64_t dilation_rate,
+                            c10::SymInt segment_length, int64_t dilation_rate,
                             const OptionalTensor& head_offsets, int64_t start) {
+  check_scatter(input, packed, {segment_length, dilation_rate, head_offsets, start});
   const c10::cuda::CUDAGuard guard(input.device());
   at::Tensor rows = input.clone(at::MemoryFormat::Contiguous);
   scatter_into_cuda(rows, packed, segment_length, dilation_rate, head_offsets, start, true);

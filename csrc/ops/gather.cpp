@@ -2,7 +2,6 @@
 // fake tensors. gather_into and scatter_into write into what they are given, and have no gradients.
 #include "ops/gather.h"
 
-#include <ATen/MemoryOverlap.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -13,6 +12,7 @@
 #include <algorithm>
 #include <array>
 #include <limits>
+#include <utility>
 
 #include "kernels/cpu/gather.h"
 #include "ops/checks.h"
@@ -22,13 +22,13 @@ namespace ops {
 namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
-using Gather = at::Tensor(const at::Tensor&, int64_t, int64_t, const OptionalTensor&, int64_t);
-using ScatterAdd = at::Tensor(const at::Tensor&, const at::Tensor&, int64_t, int64_t,
+using Gather = at::Tensor(const at::Tensor&, c10::SymInt, int64_t, const OptionalTensor&, int64_t);
+using ScatterAdd = at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt, int64_t,
                               const OptionalTensor&, int64_t);
-using GatherInto = void(at::Tensor&, const at::Tensor&, int64_t, int64_t, const OptionalTensor&,
+using GatherInto = void(at::Tensor&, const at::Tensor&, c10::SymInt, int64_t, const OptionalTensor&,
                         int64_t);
-using ScatterInto = void(at::Tensor&, const at::Tensor&, int64_t, int64_t, const OptionalTensor&,
-                         int64_t, bool);
+using ScatterInto = void(at::Tensor&, const at::Tensor&, c10::SymInt, int64_t,
+                         const OptionalTensor&, int64_t, bool);
 
 const c10::TypedOperatorHandle<Gather>& gather_op() {
   static const auto op =
@@ -57,28 +57,57 @@ const c10::TypedOperatorHandle<ScatterInto>& scatter_into_op() {
   return op;
 }
 
-void check_branch(const at::Tensor& input, const BranchCall& branch) {
-  TORCH_CHECK_VALUE(input.dim() == 4, "input: must be [batch, seq_len, heads, head_dim], got ",
-                    input.dim(), " dimensions ", input.sym_sizes());
-  TORCH_CHECK_VALUE(branch.segment_length > 0, "segment_length: must be positive, got ",
-                    branch.segment_length);
-  TORCH_CHECK_VALUE(
-      0 < branch.dilation_rate && branch.dilation_rate <= std::numeric_limits<int32_t>::max(),
-      "dilation_rate: must be positive and below 2^31, got ", branch.dilation_rate);
-  TORCH_CHECK_VALUE(branch.start >= 0, "start: must not be negative, got ", branch.start);
-  dtype_of(input);
-}
-
 /// Slots of `length` positions from `start` on; see kernels/gather.h. Works on symbolic lengths.
 template <typename Int>
-Int count_slots(const Int& length, const BranchCall& branch) {
-  const int64_t w = branch.segment_length, r = branch.dilation_rate;
-  const int64_t to_first_end = w - branch.start % w;
+Int count_slots(const Int& length, const Int& w, int64_t r, int64_t start) {
+  const Int to_first_end = w - Int(start) % w;
   if (length <= to_first_end) {
     return (length + (r - 1)) / r;
   }
   const Int beyond = length - to_first_end;
   return (to_first_end + r - 1) / r + beyond / w * ((w + r - 1) / r) + (beyond % w + (r - 1)) / r;
+}
+
+std::array<c10::SymInt, 4> packed_sizes(const at::Tensor& input, const BranchCall& branch) {
+  return {input.sym_size(0),
+          count_slots<c10::SymInt>(input.sym_size(1), branch.segment_length, branch.dilation_rate,
+                                   branch.start),
+          input.sym_size(2), input.sym_size(3)};
+}
+
+void check_packed(const at::Tensor& packed, const at::Tensor& rows, const BranchCall& branch) {
+  check_tensor(packed, "packed");
+  const auto sizes = packed_sizes(rows, branch);
+  TORCH_CHECK_VALUE(packed.sym_sizes() == c10::SymIntArrayRef(sizes),
+                    "packed: must have the shape that gather gives, ", c10::SymIntArrayRef(sizes),
+                    ", got ", packed.sym_sizes());
+  TORCH_CHECK_VALUE(packed.scalar_type() == rows.scalar_type() && packed.device() == rows.device(),
+                    "packed: must have the dtype and device of the rows, ",
+                    dtype_name(rows.scalar_type()), " on ", rows.device(), ", got ",
+                    dtype_name(packed.scalar_type()), " on ", packed.device());
+}
+
+void check_head_offsets(const at::Tensor& input, const BranchCall& branch) {
+  if (!branch.head_offsets.has_value()) {
+    return;
+  }
+  const at::Tensor& offsets = *branch.head_offsets;
+  check_tensor(offsets, "head_offsets");
+  check_table(offsets, input, "[heads]");
+  TORCH_CHECK_VALUE(
+      offsets.dim() == 1 && offsets.sym_size(0) == input.sym_size(2) && offsets.is_contiguous(),
+      "head_offsets: must be contiguous and [heads] = [", input.sym_size(2), "], got ",
+      offsets.sym_sizes(), " with strides ", offsets.sym_strides());
+  if (input.device().is_meta()) {
+    return;
+  }
+  for (int64_t head = 0; head < offsets.size(0); ++head) {
+    const int64_t offset = offsets.const_data_ptr<int64_t>()[head];
+    TORCH_CHECK_VALUE(-1 <= offset && offset < branch.dilation_rate,
+                      "head_offsets: -1 (head not in the branch) or 0 <= offset < dilation_rate "
+                      "must hold, got ",
+                      offset, " for head ", head, " with rate ", branch.dilation_rate);
+  }
 }
 
 void fill(const at::Tensor& input, const BranchCall& branch, kernels::GatherArgs& args) {
@@ -87,36 +116,20 @@ void fill(const at::Tensor& input, const BranchCall& branch, kernels::GatherArgs
   args.length = input.size(1);
   args.heads = input.size(2);
   args.head_dim = input.size(3);
-  args.slots = count_slots(args.length, branch);
   args.start = branch.start;
   // A longer segment than the stretch reaches cuts nothing, whatever its length.
-  args.segment_length =
-      std::min(branch.segment_length, std::max<int64_t>(1, branch.start + args.length));
+  args.segment_length = std::min(branch.segment_length.expect_int(),
+                                 std::max<int64_t>(1, branch.start + args.length));
   args.dilation_rate = branch.dilation_rate;
+  args.slots = count_slots(args.length, args.segment_length, args.dilation_rate, args.start);
   args.offsets = nullptr;
-  if (branch.head_offsets.has_value()) {
-    const at::Tensor& offsets = *branch.head_offsets;
-    TORCH_CHECK_VALUE(offsets.scalar_type() == at::kLong && offsets.device().is_cpu() &&
-                          offsets.dim() == 1 && offsets.size(0) == args.heads &&
-                          offsets.is_contiguous(),
-                      "head_offsets: must be a contiguous int64 tensor [heads] = [", args.heads,
-                      "] on the CPU, got ", offsets.scalar_type(), " ", offsets.sizes(), " on ",
-                      offsets.device());
-    for (int64_t head = 0; head < args.heads; ++head) {
-      const int64_t offset = offsets.const_data_ptr<int64_t>()[head];
-      TORCH_CHECK_VALUE(-1 <= offset && offset < branch.dilation_rate,
-                        "head_offsets: -1 (head not in the branch) or 0 <= offset < dilation_rate "
-                        "must hold, got ",
-                        offset, " for head ", head, " with rate ", branch.dilation_rate);
-    }
-  }
 }
 
 const int64_t* host_offsets(const BranchCall& branch) {
   return branch.head_offsets.has_value() ? branch.head_offsets->const_data_ptr<int64_t>() : nullptr;
 }
 
-at::Tensor gather_cpu(const at::Tensor& input, int64_t segment_length, int64_t dilation_rate,
+at::Tensor gather_cpu(const at::Tensor& input, c10::SymInt segment_length, int64_t dilation_rate,
                       const OptionalTensor& head_offsets, int64_t start) {
   const BranchCall branch{segment_length, dilation_rate, head_offsets, start};
   GatherCall call = prepare_gather(input, branch);
@@ -125,7 +138,7 @@ at::Tensor gather_cpu(const at::Tensor& input, int64_t segment_length, int64_t d
   return call.packed;
 }
 
-void gather_into_cpu(at::Tensor& packed, const at::Tensor& input, int64_t segment_length,
+void gather_into_cpu(at::Tensor& packed, const at::Tensor& input, c10::SymInt segment_length,
                      int64_t dilation_rate, const OptionalTensor& head_offsets, int64_t start) {
   const BranchCall branch{segment_length, dilation_rate, head_offsets, start};
   GatherCall call = prepare_gather(input, branch, packed);
@@ -133,7 +146,7 @@ void gather_into_cpu(at::Tensor& packed, const at::Tensor& input, int64_t segmen
   kernels::cpu::gather(call.args);
 }
 
-void scatter_into_cpu(at::Tensor& rows, const at::Tensor& packed, int64_t segment_length,
+void scatter_into_cpu(at::Tensor& rows, const at::Tensor& packed, c10::SymInt segment_length,
                       int64_t dilation_rate, const OptionalTensor& head_offsets, int64_t start,
                       bool accumulate) {
   const BranchCall branch{segment_length, dilation_rate, head_offsets, start};
@@ -143,28 +156,30 @@ void scatter_into_cpu(at::Tensor& rows, const at::Tensor& packed, int64_t segmen
 }
 
 at::Tensor scatter_add_cpu(const at::Tensor& input, const at::Tensor& packed,
-                           int64_t segment_length, int64_t dilation_rate,
+                           c10::SymInt segment_length, int64_t dilation_rate,
                            const OptionalTensor& head_offsets, int64_t start) {
+  check_scatter(input, packed, {segment_length, dilation_rate, head_offsets, start});
   at::Tensor rows = input.clone(at::MemoryFormat::Contiguous);
   scatter_into_cpu(rows, packed, segment_length, dilation_rate, head_offsets, start, true);
   return rows;
 }
 
-std::array<c10::SymInt, 4> packed_sizes(const at::Tensor& input, const BranchCall& branch) {
-  return {input.sym_size(0), count_slots(input.sym_size(1), branch), input.sym_size(2),
-          input.sym_size(3)};
-}
-
-/// What needs no data: works on fake tensors.
-void check_packed(const at::Tensor& packed, const at::Tensor& input, const BranchCall& branch) {
-  const auto sizes = packed_sizes(input, branch);
-  TORCH_CHECK_VALUE(packed.sym_sizes() == c10::SymIntArrayRef(sizes),
-                    "packed: must have the shape that gather gives, ", c10::SymIntArrayRef(sizes),
-                    ", got ", packed.sym_sizes());
-  TORCH_CHECK_VALUE(
-      packed.scalar_type() == input.scalar_type() && packed.device() == input.device(),
-      "packed: must have the dtype and device of the rows, ", input.scalar_type(), " on ",
-      input.device(), ", got ", packed.scalar_type(), " on ", packed.device());
+/// Whether no two elements can lie in one place: each stride reaches past all that the smaller ones
+/// span. Tensors that are neither slices nor permutations of a contiguous one may fail it wrongly.
+bool has_own_places(const at::Tensor& tensor) {
+  std::array<std::pair<int64_t, int64_t>, 4> dims;  // stride, size
+  for (int64_t dim = 0; dim < 4; ++dim) {
+    dims[static_cast<size_t>(dim)] = {tensor.stride(dim), tensor.size(dim)};
+  }
+  std::sort(dims.begin(), dims.end());
+  int64_t span = 1;
+  for (const auto& [stride, size] : dims) {
+    if (size > 1 && stride < span) {
+      return false;
+    }
+    span += stride * (size - 1);
+  }
+  return true;
 }
 
 /// A tensor that is written to has to be one that kernels can address.
@@ -173,39 +188,37 @@ void check_writable(const at::Tensor& tensor, const char* name) {
                     ": must be contiguous in its last dimension, with rows less than 2^31 elements "
                     "apart, got sizes ",
                     tensor.sizes(), " and strides ", tensor.strides());
-  TORCH_CHECK_VALUE(at::has_internal_overlap(tensor) != at::MemOverlap::Yes, name,
+  TORCH_CHECK_VALUE(tensor.numel() == 0 || has_own_places(tensor), name,
                     ": every element must have a place of its own, got sizes ", tensor.sizes(),
                     " and strides ", tensor.strides());
 }
 
-at::Tensor gather_meta(const at::Tensor& input, int64_t segment_length, int64_t dilation_rate,
+at::Tensor gather_meta(const at::Tensor& input, c10::SymInt segment_length, int64_t dilation_rate,
                        const OptionalTensor& head_offsets, int64_t start) {
   const BranchCall branch{segment_length, dilation_rate, head_offsets, start};
-  check_branch(input, branch);
+  check_branch(input, branch, "input");
   return input.new_empty_symint(packed_sizes(input, branch));
 }
 
-void gather_into_meta(at::Tensor& packed, const at::Tensor& input, int64_t segment_length,
+void gather_into_meta(at::Tensor& packed, const at::Tensor& input, c10::SymInt segment_length,
                       int64_t dilation_rate, const OptionalTensor& head_offsets, int64_t start) {
   const BranchCall branch{segment_length, dilation_rate, head_offsets, start};
-  check_branch(input, branch);
+  check_branch(input, branch, "input");
   check_packed(packed, input, branch);
 }
 
-void scatter_into_meta(at::Tensor& rows, const at::Tensor& packed, int64_t segment_length,
+void scatter_into_meta(at::Tensor& rows, const at::Tensor& packed, c10::SymInt segment_length,
                        int64_t dilation_rate, const OptionalTensor& head_offsets, int64_t start,
                        bool /*accumulate*/) {
   const BranchCall branch{segment_length, dilation_rate, head_offsets, start};
-  check_branch(rows, branch);
+  check_branch(rows, branch, "rows");
   check_packed(packed, rows, branch);
 }
 
 at::Tensor scatter_add_meta(const at::Tensor& input, const at::Tensor& packed,
-                            int64_t segment_length, int64_t dilation_rate,
+                            c10::SymInt segment_length, int64_t dilation_rate,
                             const OptionalTensor& head_offsets, int64_t start) {
-  const BranchCall branch{segment_length, dilation_rate, head_offsets, start};
-  check_branch(input, branch);
-  check_packed(packed, input, branch);
+  check_scatter(input, packed, {segment_length, dilation_rate, head_offsets, start});
   return input.new_empty_symint(input.sym_sizes());
 }
 
@@ -225,12 +238,14 @@ OptionalTensor saved_offsets(torch::autograd::AutogradContext* ctx) {
 class GatherFunction : public torch::autograd::Function<GatherFunction> {
  public:
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& input,
-                            int64_t segment_length, int64_t dilation_rate,
+                            c10::SymInt segment_length, int64_t dilation_rate,
                             const OptionalTensor& head_offsets, int64_t start) {
     const at::AutoDispatchBelowADInplaceOrView guard;
+    const at::Tensor packed =
+        gather_op().call(input, segment_length, dilation_rate, head_offsets, start);
     save_branch(ctx, {segment_length, dilation_rate, head_offsets, start});
-    ctx->saved_data["length"] = input.sym_size(1);
-    return gather_op().call(input, segment_length, dilation_rate, head_offsets, start);
+    ctx->saved_data["length"] = input.sym_size(1);  // which a checked one has
+    return packed;
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
@@ -239,7 +254,7 @@ class GatherFunction : public torch::autograd::Function<GatherFunction> {
     const at::Tensor& packed = grads[0];
     const at::Tensor zeros = packed.new_zeros_symint(
         {packed.sym_size(0), data["length"].toSymInt(), packed.sym_size(2), packed.sym_size(3)});
-    return {scatter_add_op().call(zeros, packed, data["segment_length"].toInt(),
+    return {scatter_add_op().call(zeros, packed, data["segment_length"].toSymInt(),
                                   data["dilation_rate"].toInt(), saved_offsets(ctx),
                                   data["start"].toInt()),
             at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
@@ -249,8 +264,9 @@ class GatherFunction : public torch::autograd::Function<GatherFunction> {
 class ScatterAddFunction : public torch::autograd::Function<ScatterAddFunction> {
  public:
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& input,
-                            const at::Tensor& packed, int64_t segment_length, int64_t dilation_rate,
-                            const OptionalTensor& head_offsets, int64_t start) {
+                            const at::Tensor& packed, c10::SymInt segment_length,
+                            int64_t dilation_rate, const OptionalTensor& head_offsets,
+                            int64_t start) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     save_branch(ctx, {segment_length, dilation_rate, head_offsets, start});
     return scatter_add_op().call(input, packed, segment_length, dilation_rate, head_offsets, start);
@@ -261,7 +277,7 @@ class ScatterAddFunction : public torch::autograd::Function<ScatterAddFunction> 
     auto& data = ctx->saved_data;
     return {
         grads[0],
-        gather_op().call(grads[0], data["segment_length"].toInt(), data["dilation_rate"].toInt(),
+        gather_op().call(grads[0], data["segment_length"].toSymInt(), data["dilation_rate"].toInt(),
                          saved_offsets(ctx), data["start"].toInt()),
         at::Tensor(),
         at::Tensor(),
@@ -270,19 +286,23 @@ class ScatterAddFunction : public torch::autograd::Function<ScatterAddFunction> 
   }
 };
 
-at::Tensor gather_autograd(const at::Tensor& input, int64_t segment_length, int64_t dilation_rate,
-                           const OptionalTensor& head_offsets, int64_t start) {
+at::Tensor gather_autograd(const at::Tensor& input, c10::SymInt segment_length,
+                           int64_t dilation_rate, const OptionalTensor& head_offsets,
+                           int64_t start) {
+  check_given(input, "input");
   return GatherFunction::apply(input, segment_length, dilation_rate, head_offsets, start);
 }
 
 at::Tensor scatter_add_autograd(const at::Tensor& input, const at::Tensor& packed,
-                                int64_t segment_length, int64_t dilation_rate,
+                                c10::SymInt segment_length, int64_t dilation_rate,
                                 const OptionalTensor& head_offsets, int64_t start) {
+  check_given(input, "input");
+  check_given(packed, "packed");
   return ScatterAddFunction::apply(input, packed, segment_length, dilation_rate, head_offsets,
                                    start);
 }
 
-void gather_into_autograd(at::Tensor& packed, const at::Tensor& input, int64_t segment_length,
+void gather_into_autograd(at::Tensor& packed, const at::Tensor& input, c10::SymInt segment_length,
                           int64_t dilation_rate, const OptionalTensor& head_offsets,
                           int64_t start) {
   check_no_gradient("gather_into", {{"packed", &packed}, {"input", &input}},
@@ -292,7 +312,7 @@ void gather_into_autograd(at::Tensor& packed, const at::Tensor& input, int64_t s
   packed.unsafeGetTensorImpl()->bump_version();
 }
 
-void scatter_into_autograd(at::Tensor& rows, const at::Tensor& packed, int64_t segment_length,
+void scatter_into_autograd(at::Tensor& rows, const at::Tensor& packed, c10::SymInt segment_length,
                            int64_t dilation_rate, const OptionalTensor& head_offsets, int64_t start,
                            bool accumulate) {
   check_no_gradient("scatter_into", {{"rows", &rows}, {"packed", &packed}},
@@ -305,15 +325,36 @@ void scatter_into_autograd(at::Tensor& rows, const at::Tensor& packed, int64_t s
 
 }  // namespace
 
+void check_branch(const at::Tensor& input, const BranchCall& branch, const char* name) {
+  check_input(input, name);
+  const std::optional<int64_t> length = branch.segment_length.maybe_as_int();
+  TORCH_CHECK_VALUE(!length.has_value() || *length > 0, "segment_length: must be positive, got ",
+                    branch.segment_length);
+  constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
+  TORCH_CHECK_VALUE(0 < branch.dilation_rate && branch.dilation_rate <= kMax,
+                    "dilation_rate: must be positive and below 2^31, got ", branch.dilation_rate);
+  const int64_t rows = input.sym_size(1).maybe_as_int().value_or(0);
+  TORCH_CHECK_VALUE(0 <= branch.start && branch.start <= kMax - rows,
+                    "start: 0 <= start and start + rows < 2^31 must hold, got start ", branch.start,
+                    ", rows ", input.sym_size(1));
+  check_head_offsets(input, branch);
+}
+
+void check_scatter(const at::Tensor& input, const at::Tensor& packed, const BranchCall& branch) {
+  check_branch(input, branch, "input");
+  check_packed(packed, input, branch);
+}
+
 GatherCall prepare_gather(const at::Tensor& input, const BranchCall& branch,
                           const OptionalTensor& packed) {
-  check_branch(input, branch);
+  check_branch(input, branch, "input");
   GatherCall call;
   fill(input, branch, call.args);
   call.rows = readable(input);
   if (packed.has_value()) {
     check_packed(*packed, input, branch);
     check_writable(*packed, "packed");
+    check_apart("packed", *packed, {{"input", &input}});
     call.packed = *packed;
   } else {
     call.packed = at::empty({call.args.batch, call.args.slots, call.args.heads, call.args.head_dim},
@@ -326,11 +367,12 @@ GatherCall prepare_gather(const at::Tensor& input, const BranchCall& branch,
 
 ScatterCall prepare_scatter(const at::Tensor& rows, const at::Tensor& packed,
                             const BranchCall& branch, bool accumulate) {
-  check_branch(rows, branch);
-  ScatterCall call;
-  fill(rows, branch, call.args);
+  check_branch(rows, branch, "rows");
   check_packed(packed, rows, branch);
   check_writable(rows, "rows");
+  check_apart("rows", rows, {{"packed", &packed}});
+  ScatterCall call;
+  fill(rows, branch, call.args);
   call.rows = rows;
   call.packed = readable(packed);
   call.args.rows = mutable_rows_of(call.rows);

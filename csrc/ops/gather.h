@@ -11,10 +11,17 @@ namespace dilated::ops {
 
 /// The branch that these operators are about, as the dispatcher hands it over.
 struct BranchCall {
-  int64_t segment_length, dilation_rate;
+  c10::SymInt segment_length;
+  int64_t dilation_rate;
   const std::optional<at::Tensor>& head_offsets;
   int64_t start;
 };
+
+/// All that can be said of rows called `name` and the branch; works on fake tensors.
+void check_branch(const at::Tensor& rows, const BranchCall& branch, const char* name);
+
+/// Of scatter_add's arguments, before anything is allocated.
+void check_scatter(const at::Tensor& input, const at::Tensor& packed, const BranchCall& branch);
 
 /// Checks the arguments of gather and allocates its result, or takes the one that gather_into was
 /// given; args.offsets is the device's business.

@@ -24,76 +24,77 @@ TORCH_LIBRARY(dilated, m) {
   // with mode="reduce-overhead" these run between the graphs.
   const std::vector<at::Tag> plans{at::Tag::cudagraph_unsafe};
   m.def(
-      "attention(Tensor query, Tensor key, Tensor value, int[] segment_lengths, "
+      "attention(Tensor query, Tensor key, Tensor value, SymInt[] segment_lengths, "
       "int[] dilation_rates, *, Tensor? head_offsets=None, bool is_causal=False, "
-      "float? scale=None, str padding=\"masked\", float dropout_p=0.0, "
+      "Scalar? scale=None, str padding=\"masked\", float dropout_p=0.0, "
       "Tensor? dropout_seed=None, Tensor? pattern=None) -> (Tensor out, Tensor lse)",
       plans);
   m.def(
       "attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, "
-      "Tensor value, Tensor out, Tensor lse, int[] segment_lengths, int[] dilation_rates, *, "
-      "Tensor? head_offsets=None, bool is_causal=False, float? scale=None, "
+      "Tensor value, Tensor out, Tensor lse, SymInt[] segment_lengths, int[] dilation_rates, *, "
+      "Tensor? head_offsets=None, bool is_causal=False, Scalar? scale=None, "
       "str padding=\"masked\", float dropout_p=0.0, Tensor? dropout_seed=None, "
       "Tensor? pattern=None) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)",
       plans);
   m.def(
       "attention_block(Tensor query, Tensor key, Tensor value, int seq_len, int query_begin, "
-      "int key_begin, int[] segment_lengths, int[] dilation_rates, *, Tensor? out=None, "
-      "Tensor? lse=None, Tensor? head_offsets=None, bool is_causal=False, float? scale=None, "
+      "int key_begin, SymInt[] segment_lengths, int[] dilation_rates, *, Tensor? out=None, "
+      "Tensor? lse=None, Tensor? head_offsets=None, bool is_causal=False, Scalar? scale=None, "
       "str padding=\"masked\", float dropout_p=0.0, Tensor? dropout_seed=None, "
       "Tensor? pattern=None, bool partial=False) -> (Tensor out, Tensor lse)",
       plans);
   m.def(
       "attention_block_backward(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, "
       "Tensor value, Tensor out, Tensor lse, int seq_len, int query_begin, int key_begin, "
-      "int[] segment_lengths, int[] dilation_rates, *, Tensor? head_offsets=None, "
-      "bool is_causal=False, float? scale=None, str padding=\"masked\", float dropout_p=0.0, "
+      "SymInt[] segment_lengths, int[] dilation_rates, *, Tensor? head_offsets=None, "
+      "bool is_causal=False, Scalar? scale=None, str padding=\"masked\", float dropout_p=0.0, "
       "Tensor? dropout_seed=None, Tensor? pattern=None, bool partial=False) "
       "-> (Tensor grad_query, Tensor grad_key, Tensor grad_value)",
       plans);
   m.def(
       "attention_block_backward_into(Tensor(a!) grad_query_sums, Tensor grad_out, "
       "Tensor? grad_lse, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, "
-      "int seq_len, int query_begin, int key_begin, int[] segment_lengths, int[] dilation_rates, "
-      "*, Tensor? head_offsets=None, bool is_causal=False, float? scale=None, "
+      "int seq_len, int query_begin, int key_begin, SymInt[] segment_lengths, int[] "
+      "dilation_rates, "
+      "*, Tensor? head_offsets=None, bool is_causal=False, Scalar? scale=None, "
       "str padding=\"masked\", float dropout_p=0.0, Tensor? dropout_seed=None, "
       "Tensor? pattern=None) -> (Tensor grad_key, Tensor grad_value)",
       plans);
   m.def(
-      "round_query_sums(Tensor grad_query_sums, Tensor query, *, float? scale=None) "
+      "round_query_sums(Tensor grad_query_sums, Tensor query, *, Scalar? scale=None) "
       "-> Tensor grad_query");
   m.def(
-      "ring_attention(Tensor query, Tensor key, Tensor value, int[] segment_lengths, "
+      "ring_attention(Tensor query, Tensor key, Tensor value, SymInt[] segment_lengths, "
       "int[] dilation_rates, str group_name, *, Tensor? head_offsets=None, bool is_causal=False, "
-      "float? scale=None, str padding=\"masked\", float dropout_p=0.0, "
-      "Tensor? dropout_seed=None, int[]? shard_lengths=None, str strategy=\"auto\") "
+      "Scalar? scale=None, str padding=\"masked\", float dropout_p=0.0, "
+      "Tensor? dropout_seed=None, SymInt[]? shard_lengths=None, str strategy=\"auto\") "
       "-> (Tensor out, Tensor lse)",
       plans);
   m.def(
       "ring_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, "
-      "Tensor value, Tensor out, Tensor lse, int[] segment_lengths, int[] dilation_rates, "
-      "str group_name, *, Tensor? head_offsets=None, bool is_causal=False, float? scale=None, "
+      "Tensor value, Tensor out, Tensor lse, SymInt[] segment_lengths, int[] dilation_rates, "
+      "str group_name, *, Tensor? head_offsets=None, bool is_causal=False, Scalar? scale=None, "
       "str padding=\"masked\", float dropout_p=0.0, Tensor? dropout_seed=None, "
-      "int[]? shard_lengths=None, str strategy=\"auto\") "
+      "SymInt[]? shard_lengths=None, str strategy=\"auto\") "
       "-> (Tensor grad_query, Tensor grad_key, Tensor grad_value)",
       plans);
   m.def(
-      "segment_attention(Tensor query, Tensor key, Tensor value, int segment_length, "
+      "segment_attention(Tensor query, Tensor key, Tensor value, SymInt segment_length, "
       "int dilation_rate, *, Tensor? head_offsets=None, bool is_causal=False, "
-      "float? scale=None, str padding=\"masked\", float dropout_p=0.0, "
+      "Scalar? scale=None, str padding=\"masked\", float dropout_p=0.0, "
       "Tensor? dropout_seed=None, Tensor? pattern=None) -> (Tensor out, Tensor lse)",
       plans);
   m.def(
-      "gather(Tensor input, int segment_length, int dilation_rate, *, "
+      "gather(Tensor input, SymInt segment_length, int dilation_rate, *, "
       "Tensor? head_offsets=None, int start=0) -> Tensor");
   m.def(
-      "scatter_add(Tensor input, Tensor packed, int segment_length, int dilation_rate, *, "
+      "scatter_add(Tensor input, Tensor packed, SymInt segment_length, int dilation_rate, *, "
       "Tensor? head_offsets=None, int start=0) -> Tensor");
   m.def(
-      "gather_into(Tensor(a!) packed, Tensor input, int segment_length, int dilation_rate, *, "
+      "gather_into(Tensor(a!) packed, Tensor input, SymInt segment_length, int dilation_rate, *, "
       "Tensor? head_offsets=None, int start=0) -> ()");
   m.def(
-      "scatter_into(Tensor(a!) rows, Tensor packed, int segment_length, int dilation_rate, *, "
+      "scatter_into(Tensor(a!) rows, Tensor packed, SymInt segment_length, int dilation_rate, *, "
       "Tensor? head_offsets=None, int start=0, bool accumulate=False) -> ()");
 }
 

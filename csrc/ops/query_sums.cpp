@@ -17,6 +17,7 @@ at::Tensor in_order(const at::Tensor& sums, int64_t head_dim) {
 KeyGradients backward_into_cpu(const AttentionCall& call, const BackwardInputs& inputs,
                                at::Tensor& sums) {
   check_query_sums(call.query, sums);
+  check_sums_apart(call, inputs, sums);
   const auto [grad_query, grad_key, grad_value] = backward_cpu(call, inputs);
   add_to_sums(sums, grad_query);
   return {grad_key, grad_value};
@@ -58,22 +59,24 @@ KeyGradients backward_into_autograd(const AttentionCall& call, const BackwardInp
 }
 
 at::Tensor round_query_sums_cpu(const at::Tensor& sums, const at::Tensor& query,
-                                std::optional<double> /*scale*/) {
+                                const OptionalScalar& scale) {
   check_query_sums(query, sums);
+  check_scale(query, scale);
   return round_sums(sums, query);
 }
 
 at::Tensor round_query_sums_meta(const at::Tensor& sums, const at::Tensor& query,
-                                 std::optional<double> /*scale*/) {
+                                 const OptionalScalar& scale) {
   check_query_sums(query, sums);
+  check_scale(query, scale);
   return query.new_empty_symint(query.sym_sizes(), query.options());
 }
 
 }  // namespace
 
 void check_query_sums(const at::Tensor& query, const at::Tensor& sums) {
-  TORCH_CHECK_VALUE(query.dim() == 4, "query: must be [batch, seq_len, heads, head_dim], got ",
-                    query.sym_sizes());
+  check_input(query, "query");
+  check_tensor(sums, "grad_query_sums");
   const auto width = (query.sym_size(3) + 15) / 16 * 16;
   TORCH_CHECK_VALUE(sums.dim() == 4 && sums.sym_size(0) == query.sym_size(0) &&
                         sums.sym_size(1) == query.sym_size(2) &&
@@ -82,10 +85,23 @@ void check_query_sums(const at::Tensor& query, const at::Tensor& sums) {
                     "16], got ",
                     sums.sym_sizes(), " for query ", query.sym_sizes());
   TORCH_CHECK_VALUE(sums.scalar_type() == lse_dtype(query) && sums.device() == query.device(),
-                    "grad_query_sums: must be ", lse_dtype(query), " on ", query.device(), ", got ",
-                    sums.scalar_type(), " on ", sums.device());
+                    "grad_query_sums: must be ", dtype_name(lse_dtype(query)), " on ",
+                    query.device(), ", got ", dtype_name(sums.scalar_type()), " on ",
+                    sums.device());
   TORCH_CHECK_VALUE(sums.is_contiguous(), "grad_query_sums: must be contiguous, got strides ",
                     sums.sym_strides());
+}
+
+void check_sums_apart(const AttentionCall& call, const BackwardInputs& inputs,
+                      const at::Tensor& sums) {
+  check_apart("grad_query_sums", sums,
+              {{"grad_out", &inputs.grad_out},
+               {"grad_lse", inputs.grad_lse.has_value() ? &*inputs.grad_lse : nullptr},
+               {"query", &call.query},
+               {"key", &call.key},
+               {"value", &call.value},
+               {"out", &inputs.out},
+               {"lse", &inputs.lse}});
 }
 
 void add_to_sums(const at::Tensor& sums, const at::Tensor& grad_query) {

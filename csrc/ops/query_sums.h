@@ -17,6 +17,10 @@ using KeyGradients = std::tuple<at::Tensor, at::Tensor>;  // of key and value
 /// tensors.
 void check_query_sums(const at::Tensor& query, const at::Tensor& sums);
 
+/// That the sums share no memory with what the call reads; not for fake tensors.
+void check_sums_apart(const AttentionCall& call, const BackwardInputs& inputs,
+                      const at::Tensor& sums);
+
 /// Where kernels do not add to the sums by themselves: their columns are then head_dim's, in order.
 void add_to_sums(const at::Tensor& sums, const at::Tensor& grad_query);
 at::Tensor round_sums(const at::Tensor& sums, const at::Tensor& query);

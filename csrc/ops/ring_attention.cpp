@@ -15,11 +15,11 @@ namespace dilated::ops {
 namespace {
 
 Results ring_meta(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                  at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
+                  c10::SymIntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
                   std::string_view /*group_name*/, const OptionalTensor& head_offsets,
-                  bool is_causal, std::optional<double> scale, std::string_view padding,
+                  bool is_causal, const OptionalScalar& scale, std::string_view padding,
                   double dropout_p, const OptionalTensor& dropout_seed,
-                  at::OptionalIntArrayRef /*shard_lengths*/, std::string_view /*strategy*/) {
+                  at::OptionalSymIntArrayRef /*shard_lengths*/, std::string_view /*strategy*/) {
   return forward_meta({query, key, value, segment_lengths, dilation_rates, head_offsets, is_causal,
                        scale, padding, dropout_p, dropout_seed, std::nullopt});
 }
@@ -27,11 +27,11 @@ Results ring_meta(const at::Tensor& query, const at::Tensor& key, const at::Tens
 Gradients ring_backward_meta(const at::Tensor& grad_out, const OptionalTensor& grad_lse,
                              const at::Tensor& query, const at::Tensor& key,
                              const at::Tensor& value, const at::Tensor& out, const at::Tensor& lse,
-                             at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
+                             c10::SymIntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
                              std::string_view /*group_name*/, const OptionalTensor& head_offsets,
-                             bool is_causal, std::optional<double> scale, std::string_view padding,
+                             bool is_causal, const OptionalScalar& scale, std::string_view padding,
                              double dropout_p, const OptionalTensor& dropout_seed,
-                             at::OptionalIntArrayRef /*shard_lengths*/,
+                             at::OptionalSymIntArrayRef /*shard_lengths*/,
                              std::string_view /*strategy*/) {
   return backward_meta({query, key, value, segment_lengths, dilation_rates, head_offsets, is_causal,
                         scale, padding, dropout_p, dropout_seed, std::nullopt},
@@ -56,10 +56,10 @@ class RingFunction : public torch::autograd::Function<RingFunction> {
  public:
   static torch::autograd::variable_list forward(
       torch::autograd::AutogradContext* ctx, const at::Tensor& query, const at::Tensor& key,
-      const at::Tensor& value, at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
+      const at::Tensor& value, c10::SymIntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
       std::string_view group_name, const OptionalTensor& head_offsets, bool is_causal,
-      std::optional<double> scale, std::string_view padding, double dropout_p,
-      const OptionalTensor& dropout_seed, at::OptionalIntArrayRef shard_lengths,
+      const OptionalScalar& scale, std::string_view padding, double dropout_p,
+      const OptionalTensor& dropout_seed, at::OptionalSymIntArrayRef shard_lengths,
       std::string_view strategy) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     auto [out, lse] =
@@ -75,8 +75,7 @@ class RingFunction : public torch::autograd::Function<RingFunction> {
     data["scale"] = scale;
     data["padding"] = std::string(padding);
     data["dropout_p"] = dropout_p;
-    data["shard_lengths"] =
-        shard_lengths.has_value() ? c10::IValue(shard_lengths->vec()) : c10::IValue();
+    data["shard_lengths"] = shard_lengths.has_value() ? c10::IValue(*shard_lengths) : c10::IValue();
     data["strategy"] = std::string(strategy);
     ctx->set_materialize_grads(false);
     return {out, lse};
@@ -90,20 +89,20 @@ class RingFunction : public torch::autograd::Function<RingFunction> {
       return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
     };
     auto& data = ctx->saved_data;
-    std::optional<std::vector<int64_t>> shard_lengths;
+    std::optional<std::vector<c10::SymInt>> shard_lengths;
     if (!data["shard_lengths"].isNone()) {
-      shard_lengths = data["shard_lengths"].toIntVector();
+      shard_lengths = data["shard_lengths"].toSymIntVector();
     }
-    const auto segment_lengths = data["segment_lengths"].toIntVector();
+    const auto segment_lengths = data["segment_lengths"].toSymIntVector();
     const auto dilation_rates = data["dilation_rates"].toIntVector();
-    const at::OptionalIntArrayRef lengths =
-        shard_lengths.has_value() ? at::OptionalIntArrayRef(*shard_lengths) : std::nullopt;
+    const at::OptionalSymIntArrayRef lengths =
+        shard_lengths.has_value() ? at::OptionalSymIntArrayRef(*shard_lengths) : std::nullopt;
     torch::autograd::variable_list result(14);
     const at::Tensor grad_out = grads[0].defined() ? grads[0] : at::zeros_like(saved[3]);
     std::tie(result[0], result[1], result[2]) = ring_backward_op().call(
         grad_out, optional(grads[1]), saved[0], saved[1], saved[2], saved[3], saved[4],
         segment_lengths, dilation_rates, data["group_name"].toStringRef(), optional(saved[5]),
-        data["is_causal"].toBool(), data["scale"].toOptional<double>(),
+        data["is_causal"].toBool(), data["scale"].toOptional<at::Scalar>(),
         data["padding"].toStringRef(), data["dropout_p"].toDouble(), optional(saved[6]), lengths,
         data["strategy"].toStringRef());
     return result;
@@ -111,11 +110,14 @@ class RingFunction : public torch::autograd::Function<RingFunction> {
 };
 
 Results ring_autograd(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                      at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
+                      c10::SymIntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
                       std::string_view group_name, const OptionalTensor& head_offsets,
-                      bool is_causal, std::optional<double> scale, std::string_view padding,
+                      bool is_causal, const OptionalScalar& scale, std::string_view padding,
                       double dropout_p, const OptionalTensor& dropout_seed,
-                      at::OptionalIntArrayRef shard_lengths, std::string_view strategy) {
+                      at::OptionalSymIntArrayRef shard_lengths, std::string_view strategy) {
+  check_given(query, "query");
+  check_given(key, "key");
+  check_given(value, "value");
   const auto result = RingFunction::apply(query, key, value, segment_lengths, dilation_rates,
                                           group_name, head_offsets, is_causal, scale, padding,
                                           dropout_p, dropout_seed, shard_lengths, strategy);
@@ -124,11 +126,11 @@ Results ring_autograd(const at::Tensor& query, const at::Tensor& key, const at::
 
 template <c10::DispatchKey kAutocast, c10::DeviceType kDevice>
 Results ring_autocast(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                      at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
+                      c10::SymIntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
                       std::string_view group_name, const OptionalTensor& head_offsets,
-                      bool is_causal, std::optional<double> scale, std::string_view padding,
+                      bool is_causal, const OptionalScalar& scale, std::string_view padding,
                       double dropout_p, const OptionalTensor& dropout_seed,
-                      at::OptionalIntArrayRef shard_lengths, std::string_view strategy) {
+                      at::OptionalSymIntArrayRef shard_lengths, std::string_view strategy) {
   const c10::impl::ExcludeDispatchKeyGuard guard(kAutocast);
   const auto cast = [](const at::Tensor& tensor) {
     return at::autocast::cached_cast(at::autocast::get_autocast_dtype(kDevice), tensor, kDevice);

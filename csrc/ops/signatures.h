@@ -2,12 +2,15 @@
 // what a device does with it.
 #pragma once
 
+#include <ATen/core/dispatch/Dispatcher.h>
+
 #include "ops/attention.h"
 #include "ops/query_sums.h"
 
 namespace dilated::ops {
 
 using OptionalTensor = std::optional<at::Tensor>;
+using OptionalScalar = std::optional<at::Scalar>;
 using Results = std::tuple<at::Tensor, at::Tensor>;                // out, lse
 using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;  // of query, key, value
 
@@ -17,22 +20,26 @@ using RunBackwardInto = KeyGradients (*)(const AttentionCall&, const BackwardInp
 
 template <RunForward kRun>
 Results attention_with(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                       at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
+                       c10::SymIntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
                        const OptionalTensor& head_offsets, bool is_causal,
-                       std::optional<double> scale, std::string_view padding, double dropout_p,
+                       const OptionalScalar& scale, std::string_view padding, double dropout_p,
                        const OptionalTensor& dropout_seed, const OptionalTensor& pattern) {
   return kRun({query, key, value, segment_lengths, dilation_rates, head_offsets, is_causal, scale,
                padding, dropout_p, dropout_seed, pattern});
 }
 
+using AttentionForward = decltype(attention_with<forward_meta>);
+/// dilated::attention, whatever the device, gradients included.
+const c10::TypedOperatorHandle<AttentionForward>& attention_op();
+
 template <RunBackward kRun>
 Gradients attention_backward_with(const at::Tensor& grad_out, const OptionalTensor& grad_lse,
                                   const at::Tensor& query, const at::Tensor& key,
                                   const at::Tensor& value, const at::Tensor& out,
-                                  const at::Tensor& lse, at::IntArrayRef segment_lengths,
+                                  const at::Tensor& lse, c10::SymIntArrayRef segment_lengths,
                                   at::IntArrayRef dilation_rates,
                                   const OptionalTensor& head_offsets, bool is_causal,
-                                  std::optional<double> scale, std::string_view padding,
+                                  const OptionalScalar& scale, std::string_view padding,
                                   double dropout_p, const OptionalTensor& dropout_seed,
                                   const OptionalTensor& pattern) {
   return kRun({query, key, value, segment_lengths, dilation_rates, head_offsets, is_causal, scale,
@@ -43,10 +50,10 @@ Gradients attention_backward_with(const at::Tensor& grad_out, const OptionalTens
 template <RunForward kRun>
 Results attention_block_with(const at::Tensor& query, const at::Tensor& key,
                              const at::Tensor& value, int64_t seq_len, int64_t query_begin,
-                             int64_t key_begin, at::IntArrayRef segment_lengths,
+                             int64_t key_begin, c10::SymIntArrayRef segment_lengths,
                              at::IntArrayRef dilation_rates, const OptionalTensor& out,
                              const OptionalTensor& lse, const OptionalTensor& head_offsets,
-                             bool is_causal, std::optional<double> scale, std::string_view padding,
+                             bool is_causal, const OptionalScalar& scale, std::string_view padding,
                              double dropout_p, const OptionalTensor& dropout_seed,
                              const OptionalTensor& pattern, bool partial) {
   return kRun({query, key, value, segment_lengths, dilation_rates, head_offsets, is_causal, scale,
@@ -58,9 +65,9 @@ template <RunBackward kRun>
 Gradients attention_block_backward_with(
     const at::Tensor& grad_out, const OptionalTensor& grad_lse, const at::Tensor& query,
     const at::Tensor& key, const at::Tensor& value, const at::Tensor& out, const at::Tensor& lse,
-    int64_t seq_len, int64_t query_begin, int64_t key_begin, at::IntArrayRef segment_lengths,
+    int64_t seq_len, int64_t query_begin, int64_t key_begin, c10::SymIntArrayRef segment_lengths,
     at::IntArrayRef dilation_rates, const OptionalTensor& head_offsets, bool is_causal,
-    std::optional<double> scale, std::string_view padding, double dropout_p,
+    const OptionalScalar& scale, std::string_view padding, double dropout_p,
     const OptionalTensor& dropout_seed, const OptionalTensor& pattern, bool partial) {
   return kRun(
       {query, key, value, segment_lengths, dilation_rates, head_offsets, is_causal, scale, padding,
@@ -74,8 +81,8 @@ KeyGradients attention_block_backward_into_with(
     at::Tensor& grad_query_sums, const at::Tensor& grad_out, const OptionalTensor& grad_lse,
     const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const at::Tensor& out,
     const at::Tensor& lse, int64_t seq_len, int64_t query_begin, int64_t key_begin,
-    at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
-    const OptionalTensor& head_offsets, bool is_causal, std::optional<double> scale,
+    c10::SymIntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
+    const OptionalTensor& head_offsets, bool is_causal, const OptionalScalar& scale,
     std::string_view padding, double dropout_p, const OptionalTensor& dropout_seed,
     const OptionalTensor& pattern) {
   return kRun({query, key, value, segment_lengths, dilation_rates, head_offsets, is_causal, scale,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -19,10 +19,13 @@ from .pattern import (
     Scheme,
     current_pattern_cache,
 )
+from .pattern.offsets import MAX_HEADS
+from .pattern.scalars import is_symbolic, real
 from .ring import Group, Sharding, Strategy
 
 CacheArgument = BasePatternCache | Literal[False] | None
 _MAX_SEED = 2**63 - 1
+_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 
 def dilated_attention(
@@ -61,7 +64,9 @@ def dilated_attention(
             (torchscale); or an integer table [branches, heads], -1 where a head is not in the
             branch (see `head_group_offsets`).
         is_causal: also require key position <= query position.
-        scale: of query . key; 1 / sqrt(head_dim) by default.
+        scale: of query . key; 1 / sqrt(head_dim) by default. A number, also a NumPy scalar or a
+            tensor of no dimensions, whose value is read at once; while torch.compile traces also
+            a symbolic one, as segment_lengths may be.
         padding: "masked": positions from seq_len on do not exist. "zeros", torchscale's and
             GigaPath's: a non-causal segment that is cut short counts the missing keys as keys of
             score 0 and value 0.
@@ -91,8 +96,8 @@ def dilated_attention(
     """
     make = Scheme.make if torch.compiler.is_compiling() else Scheme.recall
     scheme = make(segment_lengths, dilation_rates, head_offsets, padding)
-    check_scale(scale)
-    check_dropout(dropout_p, "dropout_p")
+    scale = check_scale(scale)
+    dropout_p = check_dropout(dropout_p, "dropout_p")
     check_cache(pattern_cache)
     out, lse = attend(
         query,
@@ -121,9 +126,9 @@ def attend(
     sharding: Sharding | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`dilated_attention` for a scheme that was checked before; returns (out, lse)."""
-    _check_tensor(query, "query")
-    _check_tensor(key, "key")
-    _check_tensor(value, "value")
+    shape = _shape_of(query, "query")
+    key_shape = _shape_of(key, "key")
+    value_shape = _shape_of(value, "value")
     if is_causal is not True and is_causal is not False:
         raise TypeError(f"is_causal must be a bool, got {is_causal!r}")
     seed = None
@@ -140,7 +145,7 @@ def attend(
             scheme.segment_lengths,
             scheme.dilation_rates,
             sharding.group_name,
-            head_offsets=_offset_tensor(scheme, query.size(2)),
+            head_offsets=_offset_tensor(scheme, shape[2]),
             is_causal=is_causal,
             scale=scale,
             padding=scheme.padding,
@@ -151,16 +156,21 @@ def attend(
         )
     # Compilers and tensor subclasses (fake tensors among them) must not meet the cache's tensors.
     is_plain = type(query) is Tensor or type(query) is Parameter
-    if pattern_cache is False or torch.compiler.is_compiling() or not is_plain:
-        offsets, words = _offset_tensor(scheme, query.size(2)), None
+    if (
+        pattern_cache is False
+        or torch.compiler.is_compiling()
+        or not is_plain
+        or not (key_shape == value_shape and _fit(shape, key_shape, query, key, value))
+    ):
+        offsets, words = _offset_tensor(scheme, shape[2]), None
     else:
         cache = current_pattern_cache() if pattern_cache is None else pattern_cache
         spec = PatternSpec(
-            query.size(1),
+            shape[1],
             scheme.branches,
             scheme.head_offsets,
-            query.size(2),
-            key.size(2),
+            shape[2],
+            key_shape[2],
             is_causal,
             scheme.padding,
         )
@@ -194,19 +204,22 @@ def _offset_tensor(scheme: Scheme, heads: int) -> Tensor | None:
 
 def check_dropout(dropout: float, name: str = "dropout") -> float:
     """A dropout probability; raises TypeError if it is no number, ValueError outside [0, 1)."""
-    _check_number(dropout, name)
-    if not 0.0 <= dropout < 1.0:
+    number = real(dropout, name)
+    if not 0.0 <= number < 1.0:
         raise ValueError(f"{name} must be at least 0 and below 1, got {dropout}")
-    return dropout
+    return number
 
 
 def check_scale(scale: float | None) -> float | None:
-    """Raises TypeError if it is no number, ValueError if it is not finite."""
-    if scale is not None:
-        _check_number(scale, "scale")
-        if not math.isfinite(scale):
-            raise ValueError(f"scale must be finite, got {scale}")
-    return scale
+    """As a plain number; raises TypeError if it is none, ValueError if it is not finite."""
+    if scale is None:
+        return None
+    number = real(scale, "scale")
+    if is_symbolic(number):  # the operator checks it when it has a value
+        return number
+    if not abs(number) <= sys.float_info.max:
+        raise ValueError(f"scale must be finite, got {scale}")
+    return float(number)
 
 
 def check_cache(pattern_cache: CacheArgument) -> CacheArgument:
@@ -232,15 +245,29 @@ def check_ring_cache(pattern_cache: CacheArgument) -> None:
         )
 
 
-def _check_number(value: float, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-
-
-def _check_tensor(tensor: Tensor, name: str) -> None:
+def _shape_of(tensor: Tensor, name: str) -> torch.Size:
     if type(tensor) is not Tensor and not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-    if tensor.dim() != 4:
+    shape = tensor.shape
+    if len(shape) != 4:
         raise ValueError(
-            f"{name} must be [batch, seq_len, heads, head_dim], got shape {tuple(tensor.shape)}"
+            f"{name} must be [batch, seq_len, heads, head_dim], got shape {tuple(shape)}"
         )
+    return shape
+
+
+def _fit(
+    shape: torch.Size, key_shape: torch.Size, query: Tensor, key: Tensor, value: Tensor
+) -> bool:
+    """Whether a pattern is worth planning: the operator refuses what does not fit, by name."""
+    heads, head_dim = shape[2], shape[3]
+    if not (0 < heads <= MAX_HEADS and 0 < head_dim <= 256):
+        return False
+    if shape != key_shape:
+        kv_heads = key_shape[2]
+        if (*shape[:2], kv_heads, head_dim) != key_shape or kv_heads < 1 or heads % kv_heads != 0:
+            return False
+    dtype, device = query.dtype, query.device
+    if key.device != device or value.device != device or dtype not in _DTYPES:
+        return False
+    return (key.dtype is dtype and value.dtype is dtype) or torch.is_autocast_enabled(device.type)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from .dilated_attention import DilatedAttention
 from .functional import CacheArgument
 from .pattern import HeadOffsets, Padding
+from .pattern.scalars import real
 from .ring import Group, Strategy
 
 
@@ -68,8 +70,8 @@ class MultiheadDilatedAttention(nn.Module):
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         _check_heads(embed_dim, num_heads, num_kv_heads)
-        if not gamma_init >= 0:
-            raise ValueError(f"gamma_init must be at least 0, got {gamma_init}")
+        gamma_init = _at_least_0(gamma_init, "gamma_init")
+        layer_norm_eps = _at_least_0(layer_norm_eps, "layer_norm_eps")
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
@@ -160,7 +162,7 @@ class MultiheadDilatedAttention(nn.Module):
 def _check_heads(embed_dim: int, num_heads: int, num_kv_heads: int) -> None:
     numbers = {"embed_dim": embed_dim, "num_heads": num_heads, "num_kv_heads": num_kv_heads}
     for name, number in numbers.items():
-        if not isinstance(number, int):
+        if isinstance(number, bool) or not isinstance(number, int):
             raise TypeError(f"{name} must be an int, got {number!r}")
     if num_heads < 1 or embed_dim < 1 or embed_dim % num_heads != 0:
         raise ValueError(
@@ -170,3 +172,10 @@ def _check_heads(embed_dim: int, num_heads: int, num_kv_heads: int) -> None:
         raise ValueError(
             f"num_kv_heads must divide num_heads, got {num_kv_heads} for {num_heads} heads"
         )
+
+
+def _at_least_0(value: float, name: str) -> float:
+    number = real(value, name)
+    if not 0 <= number <= sys.float_info.max:
+        raise ValueError(f"{name} must be at least 0 and finite, got {value}")
+    return number

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -162,6 +163,23 @@ TEST(Errors, NameTheArgument) {
   } catch (const c10::ValueError& error) {
     EXPECT_NE(std::string(error.what()).find("dilation_rates"), std::string::npos) << error.what();
   }
+}
+
+void expect_error(const at::Tensor& query, std::optional<double> scale, const std::string& said) {
+  AttentionOptions options;
+  options.scale = scale;
+  try {
+    attention(query, query, query, {16}, {1}, options);
+    FAIL() << "nothing was thrown";
+  } catch (const c10::ValueError& error) {
+    EXPECT_NE(std::string(error.what()).find(said), std::string::npos) << error.what();
+  }
+}
+
+TEST(Errors, SpellDtypesAsPythonDoes) {
+  expect_error(at::zeros({1, 20, 2, 16}, at::kInt), std::nullopt, "got int32");
+  expect_error(at::zeros({1, 20, 2, 16}, at::kFloat), 1e39, "scale: must be finite in float32");
+  expect_error(at::Tensor(), std::nullopt, "query: must be a tensor, got None");
 }
 
 }  // namespace

@@ -210,6 +210,101 @@ def test_public_function_compiles(device: str) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+def with_scale_of_head_dim(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return dilated_attention(q, k, v, [16, 40], [1, 2], scale=q.size(-1) ** -0.5)  # type: ignore[return-value]
+
+
+def with_scale_of_length(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return dilated_attention(q, k, v, [16, 40], [1, 2], scale=0.25 * q.size(1) ** 0.1)  # type: ignore[return-value]
+
+
+def with_segments_of_length(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    lengths = [16, q.shape[1], q.shape[1] // 2]
+    return dilated_attention(q, k, v, lengths, [1, 2, 3], head_offsets="blocked", padding="zeros")  # type: ignore[return-value]
+
+
+def with_one_segment_of_length(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    out, _ = torch.ops.dilated.segment_attention(
+        q, k, v, q.shape[1] // 3, 2, scale=q.size(1) ** -0.1
+    )
+    spread: Tensor = torch.ops.dilated.gather(q, q.shape[1], 2)
+    return out + spread[:, :1]
+
+
+SYMBOLIC = [
+    with_scale_of_head_dim,
+    with_scale_of_length,
+    with_segments_of_length,
+    with_one_segment_of_length,
+]
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("function", SYMBOLIC)
+def test_symbolic_arguments_give_one_graph_for_all_lengths(
+    function: Callable[..., Tensor], backend: str, device: str
+) -> None:
+    if backend == "inductor" and (reason := inductor_missing()) is not None:
+        pytest.skip(reason)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=counter)
+    for seq_len in (50, 61, 64, 130, 17):
+        expected = loss_and_gradients(lambda *x: function(*x).square().sum(), seq_len, device)
+        actual = loss_and_gradients(lambda *x: compiled(*x).square().sum(), seq_len, device)
+        for ours, theirs in zip(actual, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert len([graph for graph in counter.graphs if len(graph.graph.nodes) > 0]) == 1
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("function", SYMBOLIC)
+def test_symbolic_arguments_give_one_program_for_all_lengths(
+    function: Callable[..., Tensor], strict: bool
+) -> None:
+    class Program(torch.nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return function(q, k, v)
+
+    length = torch.export.Dim("length", min=8, max=4096)
+    tensors = make_qkv(40, 4, 16, dtype=torch.float32)
+    exported = torch.export.export(
+        Program(), tensors, dynamic_shapes=({1: length},) * 3, strict=strict
+    ).module()
+    for seq_len in (40, 57, 130):
+        tensors = make_qkv(seq_len, 4, 16, dtype=torch.float32)
+        torch.testing.assert_close(exported(*tensors), function(*tensors))
+
+
+def test_scale_as_an_argument_compiles_once_dynamic(device: str) -> None:
+    torch._dynamo.reset()
+
+    def function(q: Tensor, scale: float) -> Tensor:
+        out = dilated_attention(q, q, q, [16], [1], scale=scale)
+        assert isinstance(out, Tensor)
+        return out
+
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+    q, _, _ = make_qkv(40, 4, 16, dtype=torch.float32, device=device)
+    for scale in (0.3, 0.5):
+        torch.testing.assert_close(compiled(q, scale), function(q, scale))
+
+
+def test_a_symbolic_scale_is_checked_when_it_has_a_value(device: str) -> None:
+    torch._dynamo.reset()
+
+    def function(q: Tensor) -> Tensor:
+        out = dilated_attention(q, q, q, [16], [1], scale=1e37 * q.size(1))
+        assert isinstance(out, Tensor)
+        return out
+
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+    short, long = (torch.zeros(1, n, 4, 16, device=device) for n in (20, 40))
+    torch.testing.assert_close(compiled(short), function(short))
+    with pytest.raises(ValueError, match="scale: must be finite in float32, got 4e"):
+        compiled(long)
+
+
 def test_fake_calls_take_a_table_on_the_host_beside_tensors_on_a_gpu() -> None:
     with FakeTensorMode():
         q = torch.empty(2, 37, 4, 16, device="cuda")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dilated_attention_pytorch import _C
 from tests.conftest import make_qkv
@@ -32,10 +34,10 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "integer query": (
         {name: rows(2, 24, 2, 16, dtype=torch.int32) for name in ("query", "key", "value")},
         "query",
-        "Int",
+        "int32",
     ),
-    "key of another dtype": ({"key": rows(2, 24, 2, 16).half()}, "key", "Half"),
-    "value of another dtype": ({"value": rows(2, 24, 2, 16).double()}, "value", "Double"),
+    "key of another dtype": ({"key": rows(2, 24, 2, 16).half()}, "key", "float16"),
+    "value of another dtype": ({"value": rows(2, 24, 2, 16).double()}, "value", "float64"),
     "value on another device": ({"value": rows(2, 24, 2, 16).to("meta")}, "value", "meta"),
     "key of another batch": ({"key": rows(3, 24, 2, 16)}, "key", "3, 24"),
     "key of another length": ({"key": rows(2, 25, 2, 16)}, "key", "25"),
@@ -96,7 +98,7 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "offsets of another dtype": (
         {"head_offsets": torch.zeros(2, 4, dtype=torch.int32)},
         "head_offsets",
-        "Int",
+        "int32",
     ),
     "dropout of 1": ({"dropout_p": 1.0, "dropout_seed": torch.tensor([1])}, "dropout_p", "1"),
     "negative dropout": (
@@ -113,14 +115,14 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "seed of another dtype": (
         {"dropout_p": 0.5, "dropout_seed": torch.tensor([1.0])},
         "dropout_seed",
-        "Float",
+        "float32",
     ),
     "two seeds": ({"dropout_p": 0.5, "dropout_seed": torch.tensor([1, 2])}, "dropout_seed", "2"),
     "unknown padding": ({"padding": "reflect"}, "padding", "reflect"),
     "pattern of another dtype": (
         {"pattern": torch.zeros(64, dtype=torch.int64)},
         "pattern",
-        "Long",
+        "int64",
     ),
     "pattern of two dimensions": (
         {"pattern": torch.zeros(8, 8, dtype=torch.int32)},
@@ -173,9 +175,11 @@ def test_float64_on_cuda_is_refused(device: str) -> None:
     ("change", "named", "given"),
     [
         ({"grad_out": rows(2, 24, 4, 8)}, "grad_out", "8"),
-        ({"grad_out": rows(2, 24, 4, 16).double()}, "grad_out", "Double"),
+        ({"grad_out": rows(2, 24, 4, 16).double()}, "grad_out", "float64"),
         ({"grad_lse": rows(2, 24, 4)}, "grad_lse", "2, 24, 4"),
         ({"out": rows(2, 24, 2, 16)}, "out", "2, 24, 2"),
+        ({"grad_lse": rows(2, 4, 24).half()}, "grad_lse", "float16"),
+        ({"grad_lse": rows(2, 4, 24, dtype=torch.complex64)}, "grad_lse", "complex64"),
         ({"lse": rows(2, 4, 23)}, "lse", "23"),
         ({"lse": rows(2, 4, 24).to("meta")}, "lse", "meta"),
         ({"out": rows(2, 24, 4, 16).to("meta")}, "out", "meta"),
@@ -220,9 +224,9 @@ def block_call(**change: Any) -> Any:
         ({"out": rows(2, 8, 4, 16)}, "out and lse", "out alone"),
         ({"lse": rows(2, 4, 8)}, "out and lse", "lse alone"),
         ({"out": rows(2, 9, 4, 16), "lse": rows(2, 4, 8)}, "out", "2, 9"),
-        ({"out": rows(2, 8, 4, 16).half(), "lse": rows(2, 4, 8)}, "out", "Half"),
+        ({"out": rows(2, 8, 4, 16).half(), "lse": rows(2, 4, 8)}, "out", "float16"),
         ({"out": rows(2, 8, 4, 16), "lse": rows(2, 4, 9)}, "lse", "9"),
-        ({"out": rows(2, 8, 4, 16), "lse": rows(2, 4, 8).double()}, "lse", "Double"),
+        ({"out": rows(2, 8, 4, 16), "lse": rows(2, 4, 8).double()}, "lse", "float64"),
         ({"out": rows(2, 8, 4, 16).to("meta"), "lse": rows(2, 4, 8)}, "out", "meta"),
         ({"pattern": plan_tensor(Spec(24, [8, 16], [1, 2], 4, 2))}, "pattern", "ranges"),
         ({"head_offsets": torch.zeros(2, 3, dtype=torch.int64)}, "head_offsets", "2, 3"),
@@ -241,7 +245,7 @@ def test_block_names_what_is_wrong(change: dict[str, Any], named: str, given: st
 @pytest.mark.parametrize(
     ("change", "named", "given"),
     [
-        ({"out": rows(2, 8, 4, 16).double()}, "out", "Double"),
+        ({"out": rows(2, 8, 4, 16).double()}, "out", "float64"),
         ({"grad_out": rows(2, 7, 4, 16)}, "grad_out", "7"),
         ({"lse": rows(2, 4, 24)}, "lse", "24"),
         ({"key_begin": 15}, "key_begin", "15"),
@@ -264,7 +268,7 @@ def test_block_backward_names_what_is_wrong(change: dict[str, Any], named: str, 
     [
         (rows(2, 8, 4, 16), "2, 8, 4, 16"),
         (rows(2, 4, 8, 15), "2, 4, 8, 15"),
-        (rows(2, 4, 8, 16).half(), "Half"),
+        (rows(2, 4, 8, 16).half(), "float16"),
         (rows(2, 4, 8, 16).to("meta"), "meta"),
         (rows(2, 8, 4, 16).transpose(1, 2), "strides"),
     ],
@@ -304,7 +308,7 @@ def test_query_sums_are_not_differentiable() -> None:
     ("operator", "arguments", "keywords", "named", "given"),
     [
         ("gather", (rows(24, 4, 16), 8, 2), {}, "input", "3"),
-        ("gather", (rows(1, 24, 4, 16).int(), 8, 2), {}, "float16", "Int"),
+        ("gather", (rows(1, 24, 4, 16).int(), 8, 2), {}, "input", "int32"),
         ("gather", (rows(1, 24, 4, 16), 0, 2), {}, "segment_length", "0"),
         ("gather", (rows(1, 24, 4, 16), 8, -2), {}, "dilation_rate", "-2"),
         ("gather", (rows(1, 24, 4, 16), 8, 2), {"start": -1}, "start", "-1"),
@@ -328,7 +332,7 @@ def test_query_sums_are_not_differentiable() -> None:
             (rows(1, 24, 4, 16), rows(1, 12, 4, 16).half(), 8, 2),
             {},
             "packed",
-            "Half",
+            "float16",
         ),
         (
             "segment_attention",
@@ -389,6 +393,174 @@ def test_fake_scatter_add_wants_the_shape_that_gather_gives() -> None:
     assert torch.ops.dilated.scatter_add(x, packed, 10, 2).shape == x.shape
     with pytest.raises(ValueError, match="packed"):
         torch.ops.dilated.scatter_add(x, packed[:, :3], 10, 2)
+
+
+def every_operator() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
+    """A good call of each: the operator, and its arguments by name."""
+    x = rows(1, 24, 4, 16)
+    qkv = {"query": x, "key": x, "value": x}
+    results = {"out": x, "lse": rows(1, 4, 24)}
+    backward = {"grad_out": x, "grad_lse": rows(1, 4, 24), **qkv, **results}
+    where = {"seq_len": 24, "query_begin": 0, "key_begin": 0}
+    sums = {"grad_query_sums": rows(1, 4, 24, 16)}
+    branch = {"segment_length": 24, "dilation_rate": 2}
+    packed = rows(1, 12, 4, 16)
+    calls: dict[str, dict[str, Any]] = {
+        "attention": {**qkv, **GOOD},
+        "attention_backward": {**backward, **GOOD},
+        "attention_block": {**qkv, **where, **GOOD},
+        "attention_block_backward": {**backward, **where, **GOOD},
+        "attention_block_backward_into": {**sums, **backward, **where, **GOOD},
+        "round_query_sums": {**sums, "query": x},
+        "segment_attention": {**qkv, **branch},
+        "gather": {"input": x, **branch},
+        "scatter_add": {"input": x, "packed": packed, **branch},
+        "gather_into": {"packed": packed, "input": x, **branch},
+        "scatter_into": {"rows": x.clone(), "packed": packed, **branch},
+    }
+    return {name: (getattr(torch.ops.dilated, name).default, call) for name, call in calls.items()}
+
+
+def taking(argument: str) -> list[str]:
+    """The operators that have the argument."""
+    return [
+        name
+        for name, (op, _) in every_operator().items()
+        if argument in {a.name for a in op._schema.arguments}
+    ]
+
+
+@pytest.mark.parametrize("name", every_operator())
+def test_missing_tensors_are_named(name: str) -> None:
+    op, call = every_operator()[name]
+    op(**call)
+    tensors = [key for key, value in call.items() if isinstance(value, Tensor)]
+    for missing in set(tensors) - {"grad_lse"}:
+        others = [key for key in tensors if key != missing]
+        if not others:
+            continue  # the dispatcher has nothing to go by
+        for with_gradient in (False, True):
+            given = {**call, missing: None}
+            if with_gradient and not name.endswith(("into", "backward", "block", "sums")):
+                given[others[0]] = given[others[0]].clone().requires_grad_()
+            with pytest.raises(ValueError, match=f"^{missing}: must be a tensor, got None"):
+                op(**given)
+
+
+@pytest.mark.parametrize("name", every_operator())
+def test_freed_memory_is_named(name: str) -> None:
+    op, call = every_operator()[name]
+    for key, value in call.items():
+        if isinstance(value, Tensor):
+            freed = value.clone()
+            freed.untyped_storage().resize_(0)
+            with pytest.raises(ValueError, match=f"^{key}: must have memory.*got 0"):
+                op(**{**call, key: freed})
+
+
+@pytest.mark.parametrize("name", taking("head_offsets"))
+def test_tables_that_the_host_cannot_read_are_refused(name: str) -> None:
+    op, call = every_operator()[name]
+    shape = (4,) if name.startswith(("gather", "scatter")) else (1, 4)
+    if "segment_lengths" in call:
+        shape = (2, 4)
+    op(**call, head_offsets=torch.zeros(shape, dtype=torch.int64))
+    table = torch.zeros(shape, dtype=torch.int64, device="meta")
+    with pytest.raises(ValueError, match="^head_offsets: must be .* on the CPU, got int64 on meta"):
+        op(**call, head_offsets=table)
+    with FakeTensorMode() as mode:
+        fakes = {k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in call.items()}
+        on_gpu = torch.zeros(shape, dtype=torch.int64, device="cuda")
+        with pytest.raises(ValueError, match="^head_offsets: must be .*on the CPU, got .*cuda"):
+            op(**fakes, head_offsets=on_gpu)
+
+
+@pytest.mark.parametrize("name", taking("scale"))
+def test_scales_that_are_not_finite_where_they_are_used_are_refused(name: str) -> None:
+    op, call = every_operator()[name]
+    op(**call, scale=torch.finfo(torch.float32).max)
+    for scale in (float("nan"), float("inf"), -float("inf"), 1e39):
+        with pytest.raises(ValueError, match="^scale: must be finite in float32, got "):
+            op(**call, scale=scale)
+    for scale in (1j, True):
+        with pytest.raises(ValueError, match="^scale: must be a real number, got "):
+            op(**call, scale=scale)
+    doubles = {k: v.double() if isinstance(v, Tensor) else v for k, v in call.items()}
+    op(**doubles, scale=1e39)
+
+
+@pytest.mark.parametrize("name", taking("start"))
+def test_the_end_of_the_rows_is_bounded(name: str) -> None:
+    op, call = every_operator()[name]
+    call = {**call, "segment_length": 2**62}
+    op(**call, start=2**31 - 25)
+    for start in (2**31 - 24, 2**62 - 5, 2**63 - 5):
+        with pytest.raises(ValueError, match=rf"^start: .* rows < 2\^31.*got start {start}"):
+            op(**call, start=start)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (24, 4, 16)])
+@pytest.mark.parametrize("name", taking("input") + ["scatter_into"])
+def test_rows_of_another_rank_are_refused(name: str, shape: tuple[int, ...]) -> None:
+    op, call = every_operator()[name]
+    argument = "rows" if name == "scatter_into" else "input"
+    for x in (rows(*shape), rows(*shape).requires_grad_()):
+        with torch.set_grad_enabled(not name.endswith("into")):
+            message = rf"^{argument}: must be \[batch, seq_len.*got {len(shape)} dimensions"
+            with pytest.raises(ValueError, match=message):
+                op(**{**call, argument: x})
+
+
+def test_what_is_written_shares_no_memory_with_what_is_read() -> None:
+    op = torch.ops.dilated
+    x = rows(1, 64, 4, 16)
+    with pytest.raises(ValueError, match="^packed: must not share memory with input"):
+        op.gather_into(x[:, 8:24], x[:, :32], 32, 2)
+    with pytest.raises(ValueError, match="^rows: must not share memory with packed"):
+        op.scatter_into(x[:, :32], x[:, 8:24], 32, 2)
+    fused = rows(2, 24, 2, 4, 16)
+    op.gather_into(fused[:, :12, 0], fused[:, :, 1], 24, 2)
+    call, arguments = every_operator()["attention_block_backward_into"]
+    sums = arguments["grad_query_sums"]
+    shared = {"grad_out": sums.view(1, 24, 4, 16), "query": sums.view(1, 24, 4, 16)}
+    for name, tensor in {**shared, "lse": sums.flatten()[:96].view(1, 4, 24)}.items():
+        with pytest.raises(ValueError, match=f"^grad_query_sums: must not share .* with {name}"):
+            call(**{**arguments, name: tensor})
+
+
+@pytest.mark.parametrize("strides", [(768, 20, 16, 1), (768, 0, 16, 1), (0, 64, 4, 1)])
+def test_what_is_written_has_a_place_for_each_element(strides: tuple[int, ...]) -> None:
+    place = torch.as_strided(rows(4096), (2, 12, 4, 16), strides)
+    with pytest.raises(ValueError, match="^packed: every element must have a place of its own"):
+        torch.ops.dilated.gather_into(place, rows(2, 24, 4, 16), 24, 2)
+    with pytest.raises(ValueError, match="^rows: every element must have a place of its own"):
+        torch.ops.dilated.scatter_into(place, rows(2, 6, 4, 16), 12, 2)
+    apart = rows(2, 4, 12, 32).transpose(1, 2)[..., :16]
+    torch.ops.dilated.gather_into(apart, rows(2, 24, 4, 16), 24, 2)
+
+
+def test_sizes_are_checked_before_anything_is_allocated() -> None:
+    """Each of these would take gigabytes, or never end."""
+    one = rows(1)
+    long = one.expand(1, 2**31 - 1, 1, 256)
+    with pytest.raises(ValueError, match=r"^query: seq_len < 2\^31 - 1 must hold, got 2147483647"):
+        torch.ops.dilated.attention(long, long, long, [8], [1])
+    wide = one.expand(0, 8, 2**33, 8)
+    with pytest.raises(ValueError, match="^query: at most 65535 heads, got 8589934592"):
+        torch.ops.dilated.attention(wide, wide, wide, [8], [1])
+    with pytest.raises(ValueError, match="^packed: must have the shape that gather gives"):
+        torch.ops.dilated.scatter_add(one.expand(2**31, 64, 1, 64), one.expand(1, 1, 1, 1), 8, 2)
+    huge = one.expand(1, 2**30, 4, 256)
+    for lengths, rates, named in (([0], [1], "segment_lengths"), ([8], [0], "dilation_rates")):
+        with pytest.raises(ValueError, match=f"^{named}: every"):
+            torch.ops.dilated.attention(huge, huge, huge, lengths, rates)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.complex64])
+def test_query_sums_are_rounded_to_a_dtype_of_queries_only(dtype: torch.dtype) -> None:
+    query = rows(1, 24, 4, 16, dtype=dtype)
+    with pytest.raises(ValueError, match=f"^query: must be float16.*got {str(dtype)[6:]}"):
+        torch.ops.dilated.round_query_sums(rows(1, 4, 24, 16), query)
 
 
 @pytest.mark.skipif(_C.built_with_cuda(), reason="this build has CUDA kernels")

@@ -20,7 +20,7 @@ struct AttentionOptions {
   std::optional<at::Tensor>
       head_offsets;  // int64 [branches, heads] on the CPU; -1: head not in the branch
   bool is_causal = false;
-  std::optional<double> scale;     // default: 1 / sqrt(head_dim)
+  std::optional<double> scale;     // finite in float32 (float64's); default: 1 / sqrt(head_dim)
   std::string padding = "masked";  // or "zeros", torchscale's
   double dropout_p = 0.0;
   std::optional<at::Tensor> dropout_seed;  // int64 [1] on query's device; needed when dropout_p > 0
@@ -76,7 +76,7 @@ DILATED_API std::tuple<at::Tensor, at::Tensor> segment_attention(
 /// A branch's rows, packed: [B, N, H, D] -> [B, M, H, D], where row n of the input has sequence
 /// position start + n. The stretch is cut at the segments' ends; a piece of length len gives
 /// ceil(len / r) slots, in which head h finds its positions of the lattice, then zeros.
-/// head_offsets is int64 [H] on the CPU; by default h mod r.
+/// head_offsets is int64 [H] on the CPU; by default h mod r. start + N < 2^31.
 DILATED_API at::Tensor gather(const at::Tensor& input, int64_t segment_length,
                               int64_t dilation_rate,
                               const std::optional<at::Tensor>& head_offsets = std::nullopt,

@@ -27,9 +27,9 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """(out [B, N, H, D], lse [B, H, N]), both differentiable.
 
-    head_offsets: int64 [branches, H] on the CPU, None for h mod r. dropout_seed: int64 [1] on
-    query's device, needed if dropout_p > 0. pattern: int32 on query's device, from the planner;
-    without one the operator plans by itself.
+    head_offsets: int64 [branches, H] on the CPU, None for h mod r. scale: finite in float32
+    (float64 for float64). dropout_seed: int64 [1] on query's device, needed if dropout_p > 0.
+    pattern: int32 on query's device, from the planner; without one the operator plans by itself.
     """
     raise NotImplementedError
 

@@ -33,8 +33,12 @@ _dilated = torch.ops.dilated
     ]
 )
 def _with_table_on_device(mode: FakeTensorMode, func: Any, *args: Any, **kwargs: Any) -> Any:
-    table, device = kwargs.get("head_offsets"), args[0].device
-    if table is None or table.device == device:
+    table, first = kwargs.get("head_offsets"), args[0]
+    if table is None or first is None or table.device == first.device:
         return NotImplemented
+    if table.device.type != "cpu":
+        raise ValueError(
+            f"head_offsets: must be an int64 tensor on the CPU, got {table.dtype} on {table.device}"
+        )
     with mode:
-        return func(*args, **{**kwargs, "head_offsets": table.to(device)})
+        return func(*args, **{**kwargs, "head_offsets": table.to(first.device)})

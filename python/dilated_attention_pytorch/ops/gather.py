@@ -21,7 +21,7 @@ def gather(
 
     Row n of the input has position start + n. A piece of a segment, len long, gives ceil(len / r)
     slots: head h's positions on its lattice, then zeros. head_offsets: int64 [H] on the CPU, None
-    for h mod r.
+    for h mod r. start + N < 2^31.
     """
     raise NotImplementedError
 
@@ -50,7 +50,10 @@ def gather_into(
     head_offsets: Tensor | None = None,
     start: int = 0,
 ) -> None:
-    """packed [B, M, H, D] <- gather(input, ...); not differentiable."""
+    """packed [B, M, H, D] <- gather(input, ...); not differentiable.
+
+    Raises ValueError if packed is seen to share memory with input, or two of its elements a place.
+    """
     raise NotImplementedError
 
 
@@ -68,6 +71,7 @@ def scatter_into(
     """Puts the rows of packed [B, M, H, D] where gather takes them from rows [B, N, H, D].
 
     They replace what is there, or are added to it; slots without a position are ignored. Not
-    differentiable.
+    differentiable. Raises ValueError if rows is seen to share memory with packed, or two of its
+    elements a place.
     """
     raise NotImplementedError

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from .offsets import HeadOffsets, OffsetTable, normalize_head_offsets, offset_table
+from .scalars import index, is_symbolic
 
 Padding = Literal["masked", "zeros"]
 
@@ -28,6 +28,8 @@ def make_branches(
 ) -> tuple[Branch, ...]:
     """Pairs the two lists.
 
+    Symbolic lengths, which a compiler traces, stay so; the operator looks at their values.
+
     Raises:
         TypeError: one of them is not a sequence of integers.
         ValueError: they are empty, differ in length, or hold a number below 1 or too large.
@@ -40,7 +42,7 @@ def make_branches(
             f"got {len(lengths)} and {len(rates)}"
         )
     for length, rate in zip(lengths, rates, strict=True):
-        if not 1 <= length < 2**63:
+        if not is_symbolic(length) and not 1 <= length < 2**63:
             raise ValueError(f"segment_lengths must be positive and below 2^63, got {length}")
         if not 1 <= rate < 2**31:
             raise ValueError(f"dilation_rates must be positive and below 2^31, got {rate}")
@@ -49,7 +51,7 @@ def make_branches(
 
 def _integers(values: Sequence[int], name: str) -> list[int]:
     try:
-        return [operator.index(value) for value in values]
+        return [index(value) for value in values]
     except TypeError:
         raise TypeError(f"{name} must be a sequence of integers, got {values!r}") from None
 

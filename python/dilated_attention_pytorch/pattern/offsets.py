@@ -12,6 +12,7 @@ import torch
 
 HeadOffsets = str | Sequence[Sequence[int]] | torch.Tensor
 OffsetTable = tuple[tuple[int, ...], ...]
+MAX_HEADS = 2**16 - 1
 
 
 def normalize_head_offsets(
@@ -22,7 +23,7 @@ def normalize_head_offsets(
     Raises:
         TypeError: neither a name nor a table of integers.
         ValueError: an unknown name; a table without one row per branch, with rows of different
-            lengths, or with an offset outside -1 <= offset < rate.
+            lengths, or with an offset outside -1 <= offset < rate; a tensor without data.
     """
     if isinstance(head_offsets, str):
         if head_offsets in ("interleaved", "blocked"):
@@ -48,6 +49,11 @@ def normalize_head_offsets(
 
 
 def _tuples(table: Sequence[Sequence[int]] | torch.Tensor) -> OffsetTable:
+    if isinstance(table, torch.Tensor) and (table.is_meta or table.layout != torch.strided):
+        raise ValueError(
+            "head_offsets must be a dense tensor with data, "
+            f"got a {table.layout} one on {table.device}"
+        )
     rows: Sequence[Sequence[int]] = table.tolist() if isinstance(table, torch.Tensor) else table
     try:
         return tuple(tuple(operator.index(offset) for offset in row) for row in rows)
@@ -65,7 +71,10 @@ def offset_table(
 
     "interleaved" is h mod r, the paper's (arXiv 2307.02486, section 2.2, s_j = j mod r); "blocked"
     is h // ceil(heads / r), torchscale's. In Python, not in `_C`, so that torch.compile can see it.
+    Raises ValueError for a number of heads that the table, or any pattern, does not have.
     """
+    if heads > MAX_HEADS:
+        raise ValueError(f"heads: 1 <= heads <= {MAX_HEADS} must hold, got {heads}")
     if isinstance(head_offsets, tuple):
         if len(head_offsets[0]) != heads:
             raise ValueError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
+from .advice import advise
 from .branch import Branch, Padding
 from .offsets import OffsetTable, offset_table
 
@@ -75,7 +76,8 @@ class Pattern:
 
     @staticmethod
     def plan(spec: PatternSpec) -> Pattern:
-        """Plans on the host. Raises ValueError where the specification is wrong."""
+        """Plans on the host. Raises ValueError where the specification is wrong; see advice.py."""
+        advise(spec)
         # An inference tensor could not be saved for a later call's backward.
         with torch.inference_mode(False):
             words = torch.frombuffer(_C.plan(*spec.plan_arguments()), dtype=torch.int32)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from ..pattern.scalars import index
 from .exchange import Group, group_name, group_size
 from .operator import check_shard_lengths
 from .strategy import Strategy, check_strategy
@@ -46,7 +46,7 @@ class Sharding:
             return None
         name = group_name(group)
         try:
-            lengths = None if shard_lengths is None else tuple(map(operator.index, shard_lengths))
+            lengths = None if shard_lengths is None else tuple(map(index, shard_lengths))
         except TypeError:
             raise TypeError(
                 f"shard_lengths must be integers, one for each rank, got {shard_lengths!r}"

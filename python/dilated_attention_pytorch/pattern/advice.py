@@ -1,0 +1,109 @@
+"""Warnings about patterns that are right, but seldom what was meant.
+
+Each kind is said once a process, by `warnings.warn`, where a pattern is planned: calls whose
+pattern is cached pay nothing, and compilers trace none of it.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .pattern import PatternSpec
+
+_TILE = 64  # rows and columns of the kernels' tiles
+_FEW_PAIRS = 2**24  # computed in well under a millisecond, whatever the waste
+_WINDOW = 256  # positions that are looked at one by one; patterns repeat
+_PACKAGE = str(Path(__file__).parents[1])
+_given: set[str] = set()
+
+
+def advise(spec: PatternSpec) -> None:
+    """Warns of what is odd about the pattern and was not said before."""
+    for kind in (swapped_lists, uncovered_positions, small_segments, drifting_segments):
+        if kind.__name__ not in _given and (text := kind(spec)) is not None:
+            _given.add(kind.__name__)
+            warnings.warn(text, UserWarning, stacklevel=_level_of_caller())
+
+
+def swapped_lists(spec: PatternSpec) -> str | None:
+    """A rate that leaves one position of a segment."""
+    for length, rate in spec.branches:
+        if rate >= length and rate > 1:
+            return (
+                "dilation_rates should be below their segment lengths, got a rate of "
+                f"{rate} for segments of {length}, of which a head then has one position at most, "
+                "that attends to itself alone: are segment_lengths and dilation_rates swapped?"
+            )
+    return None
+
+
+def uncovered_positions(spec: PatternSpec) -> str | None:
+    """A position that is in no branch for some head."""
+    if not isinstance(spec.head_offsets, tuple) and any(
+        b.dilation_rate == 1 for b in spec.branches
+    ):
+        return None
+    offsets_of_head = list(zip(*spec.offset_table(), strict=True))
+    for offsets in dict.fromkeys(offsets_of_head):
+        lattices = [(*b, o) for b, o in zip(spec.branches, offsets, strict=True) if o >= 0]
+        for p in range(min(spec.seq_len, _WINDOW)):
+            if not any(p % length % rate == offset for length, rate, offset in lattices):
+                return (
+                    "segment_lengths, dilation_rates and head_offsets should cover every position, "
+                    f"got none that holds position {p} for head {offsets_of_head.index(offsets)}: "
+                    "such outputs are 0. Add a branch of dilation rate 1"
+                )
+    return None
+
+
+def small_segments(spec: PatternSpec) -> str | None:
+    """Segments that leave most of each tile empty."""
+    if spec.seq_len == 0:
+        return None
+    lengths = [min(length, spec.seq_len) for length, _ in spec.branches]
+    cell = min(lengths)  # rows of one tile are between two segments' ends
+    held, computed = 0.0, 0.0
+    for length, (_, rate) in zip(lengths, spec.branches, strict=True):
+        rows, keys = -(-cell // rate), -(-length // rate)
+        cells = spec.heads * spec.seq_len / cell
+        held += cells * rows * keys
+        computed += cells * _tiled(rows) * _tiled(keys)
+    if computed < _FEW_PAIRS or computed <= 4 * held:
+        return None
+    return (
+        f"segment_lengths should be at least {_TILE} times their dilation rates, got "
+        f"{[b.segment_length for b in spec.branches]} with rates "
+        f"{[b.dilation_rate for b in spec.branches]}: tiles of {_TILE} rows and keys stay mostly "
+        f"empty, and about {computed / held:.0f} times the pairs are computed"
+    )
+
+
+def drifting_segments(spec: PatternSpec) -> str | None:
+    """Segments for which torchscale computes something else."""
+    if spec.padding != "zeros":
+        return None
+    for length, rate in spec.branches:
+        if length < spec.seq_len and length % rate != 0:
+            return (
+                "segment_lengths should be multiples of their dilation rates with padding='zeros', "
+                f"got segments of {length} with a rate of {rate}: there torchscale's own segments "
+                "drift out of place, which is not reproduced, so that weights trained with it meet "
+                "another pattern"
+            )
+    return None
+
+
+def _tiled(count: int) -> int:
+    return -(-count // _TILE) * _TILE
+
+
+def _level_of_caller() -> int:
+    """Of the first frame outside of this package, as `advise` has to give it to warn()."""
+    frame, level = sys._getframe(1).f_back, 2
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    return level

@@ -1,0 +1,44 @@
+"""Numbers as users give them: plain, NumPy's, 0-dim tensors; symbolic while a compiler traces."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+
+
+def is_symbolic(value: Any) -> bool:
+    """Whether to look at the value would bind what is being traced to it.
+
+    The operator looks at it when it runs.
+    """
+    return torch.compiler.is_compiling() or isinstance(value, (torch.SymInt, torch.SymFloat))
+
+
+def index(value: Any) -> int:
+    """An integer as Python's, a symbolic one as it is; raises TypeError for anything else."""
+    if type(value) is int or isinstance(value, torch.SymInt):
+        return value  # type: ignore[return-value, unused-ignore]
+    return operator.index(value)
+
+
+def real(value: Any, name: str) -> float:
+    """A real number as Python's, a symbolic one as it is.
+
+    Raises:
+        TypeError: anything else.
+        ValueError: a tensor that requires a gradient, which it would not get.
+    """
+    if type(value) is float or type(value) is int:
+        return value
+    if isinstance(value, (torch.SymInt, torch.SymFloat)):
+        return value  # type: ignore[return-value, unused-ignore]
+    number = value
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        if isinstance(value, torch.Tensor) and value.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{name} must not require a gradient, which it would not get")
+        number = None if getattr(value, "is_meta", False) else value.item()
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return number
