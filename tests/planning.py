@@ -31,8 +31,8 @@ HEADER = [
     "query_end",
     "key_begin",
     "key_end",
-    "reserved0",
-    "reserved1",
+    "checksum_low",
+    "checksum_high",
 ]
 TABLE = [
     "classes",

@@ -23,10 +23,18 @@ struct PatternWords {
   py::buffer_info buffer() { return {words.data(), static_cast<py::ssize_t>(words.size())}; }
 };
 
-PatternWords plan_words(const PatternSpec& spec) { return {plan(spec)}; }
+/// Lets Python's signal handlers run, Ctrl-C's among them, and throws what they raise.
+void run_signal_handlers() {
+  const py::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() != 0) {
+    throw py::error_already_set();
+  }
+}
+
+PatternWords plan_words(const PatternSpec& spec) { return {plan(spec, run_signal_handlers)}; }
 
 std::map<std::string, int64_t> report_numbers(const PatternSpec& spec) {
-  const PatternReport numbers = report(spec, plan(spec));
+  const PatternReport numbers = report(spec, plan(spec, run_signal_handlers));
   return {{"nominal", numbers.nominal},   {"distinct", numbers.distinct},
           {"computed", numbers.computed}, {"bytes", numbers.bytes},
           {"tiles", numbers.tiles},       {"groups", numbers.groups},
@@ -81,6 +89,9 @@ PYBIND11_MODULE(_C, module) {
              py::arg("heads"), "The paper's head offsets, [branches * heads].");
   module.def("blocked_offsets", &blocked_offsets, py::arg("dilation_rates"), py::arg("heads"),
              "torchscale's head offsets, [branches * heads].");
+  module.def("max_pattern_bytes", &max_pattern_bytes, "The most bytes that a pattern may take.");
+  module.def("set_max_pattern_bytes", &set_max_pattern_bytes, py::arg("nbytes"),
+             "Sets it, for the whole process.");
   module.def("built_with_cuda", &built_with_cuda);
   module.def("torch_version_built", &torch_version_built);
 }

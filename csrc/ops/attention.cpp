@@ -11,6 +11,7 @@
 #include <limits>
 
 #include "kernels/cpu/attention.h"
+#include "ops/checked_patterns.h"
 #include "ops/signatures.h"
 
 namespace dilated::ops {

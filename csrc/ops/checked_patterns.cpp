@@ -1,35 +1,89 @@
 #include "ops/checked_patterns.h"
 
+#include <c10/util/Exception.h>
+
 #include <algorithm>
-#include <utility>
+
+#include "ops/checks.h"
 
 namespace dilated::ops {
 
-bool CheckedPatterns::contains_or_insert(const at::Tensor& pattern, uint64_t fingerprint) {
+std::optional<uint64_t> CheckedPatterns::find(const at::Tensor& pattern) {
   if (pattern.is_inference()) {
-    return false;  // torch doesn't count writes to it
+    return std::nullopt;
   }
-  const at::Storage& storage = pattern.storage();
-  const void* data = pattern.const_data_ptr();
-  const int64_t words = pattern.numel();
-  const auto version = static_cast<uint32_t>(pattern._version());
   const std::lock_guard<std::mutex> lock(mutex_);
-  const auto known = std::find_if(entries_.begin(), entries_.end(), [&](const Entry& entry) {
-    return entry.data == data && entry.words == words && entry.fingerprint == fingerprint &&
-           entry.version == version &&
-           entry.storage._unsafe_get_target() == storage.unsafeGetStorageImpl();
-  });
-  if (known != entries_.end()) {
-    return true;
+  const auto found = entries_.find(pattern.const_data_ptr());
+  if (found == entries_.end()) {
+    return std::nullopt;
   }
-  Entry entry{storage.getWeakStorageImpl(), data, words, version, fingerprint};
-  if (entries_.size() < kCapacity) {
-    entries_.push_back(std::move(entry));
+  const Entry& entry = found->second;
+  const bool is_same =
+      entry.words == pattern.numel() &&
+      entry.version == static_cast<uint32_t>(pattern._version()) &&
+      entry.storage._unsafe_get_target() == pattern.storage().unsafeGetStorageImpl();
+  return is_same ? std::optional(entry.fingerprint) : std::nullopt;
+}
+
+void CheckedPatterns::insert(const at::Tensor& pattern, uint64_t fingerprint) {
+  if (pattern.is_inference()) {
+    return;
+  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (entries_.size() >= purge_at_) {
+    std::erase_if(entries_, [](const auto& item) { return item.second.storage.expired(); });
+    purge_at_ = std::max<size_t>(64, 2 * entries_.size());
+  }
+  entries_.insert_or_assign(pattern.const_data_ptr(),
+                            Entry{pattern.storage().getWeakStorageImpl(), pattern.numel(),
+                                  static_cast<uint32_t>(pattern._version()), fingerprint});
+}
+
+CheckedPatterns& checked_patterns() {
+  // Never destroyed: threads may call while the process ends.
+  static auto* const checked = new CheckedPatterns;
+  return *checked;
+}
+
+void check_contents(const at::Tensor& pattern, const PatternSpec& spec) {
+  constexpr int64_t kHeaderWords = sizeof(Header) / sizeof(int32_t);
+  TORCH_CHECK_VALUE(pattern.numel() >= kHeaderWords && pattern.is_contiguous(),
+                    "pattern: must be contiguous with at least ", kHeaderWords, " numbers, got ",
+                    pattern.sizes(), " with strides ", pattern.strides());
+  const auto end = static_cast<size_t>(pattern.storage_offset() + pattern.numel());
+  TORCH_CHECK_VALUE(pattern.storage().nbytes() >= end * sizeof(int32_t),
+                    "pattern: its storage must hold its ", pattern.numel(), " numbers, got ",
+                    pattern.storage().nbytes(), " bytes");
+  if (pattern.is_cpu()) {
+    check_fingerprint(checked_fingerprint(pattern), spec);
   } else {
-    entries_[oldest_] = std::move(entry);
-    oldest_ = (oldest_ + 1) % kCapacity;
+    check_aligned(pattern, "pattern");  // place_pattern() does the rest there
   }
-  return false;
+}
+
+uint64_t checked_fingerprint(const at::Tensor& pattern) {
+  if (const auto known = checked_patterns().find(pattern)) {
+    return *known;
+  }
+  const auto* words = pattern.const_data_ptr<int32_t>();
+  check_planned(is_planned(words, pattern.numel()));
+  const uint64_t hash = join(PatternView{words}.header().fingerprint);
+  checked_patterns().insert(pattern, hash);
+  return hash;
+}
+
+void check_planned(bool is_planned) {
+  TORCH_CHECK_VALUE(is_planned,
+                    "pattern: must hold the words that plan() made, unchanged, got words whose "
+                    "length or checksum is not the header's");
+}
+
+void check_fingerprint(uint64_t planned, const PatternSpec& spec) {
+  TORCH_CHECK_VALUE(
+      planned == fingerprint(spec),
+      "pattern: must be planned for the arguments of the call (seq_len, ranges of queries and "
+      "keys, heads, branches, offsets, is_causal, padding), got one for others than seq_len ",
+      spec.seq_len, ", heads ", spec.heads, " and so on");
 }
 
 }  // namespace dilated::ops

@@ -1,37 +1,54 @@
-// Which patterns on a device were compared with their calls already.
+// Whether patterns that callers pass are as they were planned, and for the call.
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <dilated/pattern.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
-#include <vector>
+#include <optional>
+#include <unordered_map>
 
 namespace dilated::ops {
 
-/// Remembers the last kCapacity (pattern, fingerprint) pairs, so that a pattern that serves many
-/// calls is compared on the device once. A pattern is its storage, the words of it, and the number
-/// of times it was written to: the weak reference keeps the storage's address from being given to
-/// another, but not its memory. Any thread may call.
+/// Remembers what was checked, so that a pattern that serves many calls is read once. A pattern is
+/// its storage, the words of it, and the number of times it was written to: the weak reference
+/// keeps the storage's address from being given to another, but not its memory. Any thread may
+/// call.
 class CheckedPatterns {
  public:
-  /// Whether the pair is known; it is from now on, where writes to the tensor are counted.
-  bool contains_or_insert(const at::Tensor& pattern, uint64_t fingerprint);
+  /// The fingerprint in the header of a pattern that was checked as it is now.
+  std::optional<uint64_t> find(const at::Tensor& pattern);
+
+  /// The pattern was checked. Not remembered where torch doesn't count the writes to it.
+  void insert(const at::Tensor& pattern, uint64_t fingerprint);
 
  private:
   struct Entry {
     c10::weak_intrusive_ptr<c10::StorageImpl> storage;
-    const void* data;
     int64_t words;
     uint32_t version;
     uint64_t fingerprint;
   };
-  static constexpr size_t kCapacity = 64;
 
   std::mutex mutex_;
-  std::vector<Entry> entries_;
-  size_t oldest_ = 0;  // once there are kCapacity
+  std::unordered_map<const void*, Entry> entries_;  // by the address of the words
+  size_t purge_at_ = 64;  // entries, at which those are dropped whose storage is gone
 };
+
+/// The process's.
+CheckedPatterns& checked_patterns();
+
+/// A pattern that the caller passed against the call, as far as the host can read it: all of it on
+/// the CPU.
+void check_contents(const at::Tensor& pattern, const PatternSpec& spec);
+
+/// The fingerprint of a pattern on the CPU, once it is known to be as planned.
+uint64_t checked_fingerprint(const at::Tensor& pattern);
+
+/// What check_contents and a device's check say of a wrong pattern.
+void check_planned(bool is_planned);
+void check_fingerprint(uint64_t planned, const PatternSpec& spec);
 
 }  // namespace dilated::ops

@@ -323,27 +323,6 @@ void check_aligned(const at::Tensor& tensor, const char* name) {
                     address);
 }
 
-void check_contents(const at::Tensor& pattern, const PatternSpec& spec) {
-  constexpr int64_t kHeaderWords = sizeof(Header) / sizeof(int32_t);
-  TORCH_CHECK_VALUE(pattern.numel() >= kHeaderWords && pattern.is_contiguous(),
-                    "pattern: must be contiguous with at least ", kHeaderWords, " numbers, got ",
-                    pattern.sizes(), " with strides ", pattern.strides());
-  if (!pattern.is_cpu()) {
-    check_aligned(pattern, "pattern");
-    return;  // compare_fingerprint() in kernels/cuda does the rest there
-  }
-  const Header& header = PatternView{pattern.const_data_ptr<int32_t>()}.header();
-  const uint64_t hash = fingerprint(spec);
-  TORCH_CHECK_VALUE(
-      header.magic == kPatternMagic && header.words == pattern.numel() &&
-          header.fingerprint[0] == static_cast<uint32_t>(hash) &&
-          header.fingerprint[1] == static_cast<uint32_t>(hash >> 32),
-      "pattern: was planned for other arguments (seq_len, ranges of queries and keys, heads, "
-      "branches, offsets, is_causal, padding) than those given: it says seq_len ",
-      header.seq_len, ", heads ", header.heads, "; the call has seq_len ", spec.seq_len, ", heads ",
-      spec.heads);
-}
-
 kernels::Dtype dtype_of(const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case at::kHalf:

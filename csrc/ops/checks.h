@@ -87,9 +87,6 @@ PatternSpec spec_of(const AttentionCall& call);
 /// That the data begin where kernels can read 16 bytes at once.
 void check_aligned(const at::Tensor& tensor, const char* name);
 
-/// A pattern that the caller passed against the call, as far as the host can read it.
-void check_contents(const at::Tensor& pattern, const PatternSpec& spec);
-
 kernels::Dtype dtype_of(const at::Tensor& tensor);
 /// Its default, 1 / sqrt(head_dim), where none is given.
 double scale_of(const at::Tensor& query, const std::optional<at::Scalar>& scale);

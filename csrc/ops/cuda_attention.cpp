@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <string_view>
 
 #include "kernels/cuda/attention.h"
@@ -35,15 +36,28 @@ at::Tensor planned_pattern(const PatternSpec& spec, const at::Device& device) {
   return pinned.to(device, /*non_blocking=*/true);
 }
 
-/// Has the device compare the pattern with the call, the first time that the two meet. A graph
-/// compares in every replay: what it captured has not run yet, and the words may change until then.
-void compare_fingerprint(const at::Tensor& pattern, uint64_t fingerprint) {
-  static CheckedPatterns checked;
-  if (is_capturing() || !checked.contains_or_insert(pattern, fingerprint)) {
-    C10_CUDA_CHECK(kernels::cuda::compare_fingerprint(pattern.const_data_ptr<int32_t>(),
-                                                      pattern.numel(), fingerprint,
-                                                      c10::cuda::getCurrentCUDAStream()));
+/// Compares a pattern on the device with the call. Where neither a cache vouches for it nor an
+/// earlier call has read it, the host waits for the device. A graph compares in every replay, and
+/// stops the device: the words may change until then.
+void check_on_device(const at::Tensor& pattern, const PatternSpec& spec) {
+  const auto* words = pattern.const_data_ptr<int32_t>();
+  const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream();
+  if (is_capturing()) {
+    C10_CUDA_CHECK(
+        kernels::cuda::require_pattern(words, pattern.numel(), fingerprint(spec), stream));
+    return;
   }
+  std::optional<uint64_t> planned = checked_patterns().find(pattern);
+  if (!planned.has_value()) {
+    const at::Tensor found = at::empty({2}, pattern.options().dtype(at::kLong));
+    C10_CUDA_CHECK(kernels::cuda::read_pattern(words, pattern.numel(),
+                                               found.mutable_data_ptr<int64_t>(), stream));
+    const at::Tensor answer = found.cpu();
+    check_planned(answer.const_data_ptr<int64_t>()[0] == 1);
+    planned = static_cast<uint64_t>(answer.const_data_ptr<int64_t>()[1]);
+    checked_patterns().insert(pattern, *planned);
+  }
+  check_fingerprint(*planned, spec);
 }
 
 /// The pattern on query's device, the caller's or a new one; keeps alive what args.pattern points
@@ -54,7 +68,7 @@ at::Tensor place_pattern(const AttentionCall& call, kernels::AttentionArgs& args
   if (call.pattern.has_value()) {
     pattern = *call.pattern;
     check_contents(pattern, spec);
-    compare_fingerprint(pattern, fingerprint(spec));
+    check_on_device(pattern, spec);
   } else {
     pattern = planned_pattern(spec, call.query.device());
   }

@@ -96,6 +96,7 @@ TORCH_LIBRARY(dilated, m) {
   m.def(
       "scatter_into(Tensor(a!) rows, Tensor packed, SymInt segment_length, int dilation_rate, *, "
       "Tensor? head_offsets=None, int start=0, bool accumulate=False) -> ()");
+  m.def("vouch(Tensor copy, Tensor pattern) -> ()");
 }
 
 #ifndef DILATED_WITH_CUDA

@@ -38,8 +38,12 @@ CellKind look_around(const std::vector<int64_t>& segment_lengths, int64_t seq_le
 }  // namespace
 
 Cells cut_cells(const std::vector<int64_t>& segment_lengths, int64_t seq_len, const Range& rows,
-                const Range& columns) {
+                const Range& columns, Budget& budget) {
   Cells result;
+  const auto kind_bytes =
+      static_cast<int64_t>(2 * (sizeof(CellKind) + segment_lengths.size() * sizeof(BranchAt)));
+  const int64_t shortest = *std::min_element(segment_lengths.begin(), segment_lengths.end());
+  budget.need_bytes((rows.end - rows.begin) / shortest * static_cast<int64_t>(sizeof(Cell)));
   std::unordered_map<CellKind, int32_t, CellKindHash> ids;
   for (int64_t begin = rows.begin; begin < rows.end;) {
     int64_t end = rows.end;
@@ -60,6 +64,9 @@ Cells cut_cells(const std::vector<int64_t>& segment_lengths, int64_t seq_len, co
       result.kinds.push_back(std::move(kind));
     }
     result.cells.push_back({begin, found->second});
+    budget.add_steps(static_cast<int64_t>(segment_lengths.size()));
+    budget.need_bytes(static_cast<int64_t>(result.kinds.size()) * kind_bytes +
+                      static_cast<int64_t>(result.cells.size() * sizeof(Cell)));
     begin = end;
   }
   result.spans.push_back(result.cells.size());

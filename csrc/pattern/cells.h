@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "pattern/budget.h"
+
 namespace dilated::pattern {
 
 /// A branch as a cell sees it; positions are relative to the cell's first one.
@@ -39,6 +41,6 @@ struct Cells {
 
 /// Cuts the rows where a segment of any branch or the columns' range begins or ends.
 Cells cut_cells(const std::vector<int64_t>& segment_lengths, int64_t seq_len, const Range& rows,
-                const Range& columns);
+                const Range& columns, Budget& budget);
 
 }  // namespace dilated::pattern

@@ -24,6 +24,27 @@ Run make_run(int64_t start, int64_t stride, int64_t count, uint64_t multiplicity
           static_cast<uint16_t>(multiplicity), static_cast<uint16_t>(head)};
 }
 
+/// Whether no earlier head is on the lattice of offsets[j].
+bool is_new_lattice(const std::vector<int64_t>& offsets, size_t branches, size_t j) {
+  bool is_new = offsets[j] >= 0;
+  for (size_t k = j % branches; k < j; k += branches) {
+    is_new = is_new && offsets[k] != offsets[j];
+  }
+  return is_new;
+}
+
+void check_lattices(const std::vector<int64_t>& offsets, size_t branches) {
+  size_t lattices = 0;
+  for (size_t j = 0; j < offsets.size(); ++j) {
+    lattices += is_new_lattice(offsets, branches, j) ? 1 : 0;
+    if (lattices > kMaxLattices) {
+      throw std::invalid_argument("head_offsets: the query heads of one KV head may have at most " +
+                                  std::to_string(kMaxLattices) +
+                                  " distinct (branch, offset) pairs, got more");
+    }
+  }
+}
+
 }  // namespace
 
 std::vector<HeadClass> classify_heads(const PatternSpec& spec, int64_t column_heads) {
@@ -40,6 +61,7 @@ std::vector<HeadClass> classify_heads(const PatternSpec& spec, int64_t column_he
     }
     const auto [found, is_new] = ids.try_emplace(offsets, classes.size());
     if (is_new) {
+      check_lattices(offsets, spec.segment_lengths.size());
       classes.push_back({std::move(offsets), {}});
     }
     classes[found->second].heads.push_back(static_cast<int32_t>(head));
@@ -68,17 +90,8 @@ void GroupPlanner::find_lattices(const CellKind& kind, const HeadClass& heads) {
   weights_.clear();
   for (size_t j = 0; j < offsets.size(); ++j) {
     const size_t branch = j % branches;
-    bool is_new = offsets[j] >= 0;
-    for (size_t k = branch; k < j; k += branches) {
-      is_new = is_new && offsets[k] != offsets[j];
-    }
-    if (!is_new) {
+    if (!is_new_lattice(offsets, branches, j)) {
       continue;
-    }
-    if (lattices_.size() == kMaxLattices) {
-      throw std::invalid_argument("head_offsets: the query heads of one KV head may have at most " +
-                                  std::to_string(kMaxLattices) +
-                                  " distinct (branch, offset) pairs, got more");
     }
     const int64_t rate = branches_[branch].dilation_rate;
     weights_.push_back(uint64_t{1} << lattices_.size());
@@ -107,6 +120,8 @@ void GroupPlanner::add_group(const CellKind& kind, const HeadClass& heads, const
   }
   group.column_run_count = static_cast<int32_t>(runs_.size()) - group.column_runs;
   groups_.push_back(group);
+  budget_.add_bytes(static_cast<int64_t>(
+      sizeof(Group) + sizeof(Run) * (runs_.size() - static_cast<size_t>(group.row_runs))));
 }
 
 void GroupPlanner::find_members(const CellKind& kind, const int64_t* offsets, int64_t row) {

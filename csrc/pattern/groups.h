@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "pattern/budget.h"
 #include "pattern/cells.h"
 #include "pattern/sieve.h"
 
@@ -21,7 +22,8 @@ struct HeadClass {
   std::vector<int32_t> heads;
 };
 
-/// `column_heads` consecutive heads of the specification share a row head.
+/// `column_heads` consecutive heads of the specification share a row head. Throws
+/// std::invalid_argument where they are on more lattices than a row's code has bits.
 std::vector<HeadClass> classify_heads(const PatternSpec& spec, int64_t column_heads);
 
 /// Branches as they act on a sequence of the specification's length.
@@ -34,8 +36,12 @@ struct BranchShape {
 class GroupPlanner {
  public:
   /// `counts_zeros`: groups get the keys of score 0 that padding="zeros" adds.
-  GroupPlanner(std::vector<BranchShape> branches, bool counts_zeros)
-      : branches_(std::move(branches)), counts_zeros_(counts_zeros) {}
+  GroupPlanner(std::vector<BranchShape> branches, bool counts_zeros, Budget& budget)
+      : branches_(std::move(branches)),
+        counts_zeros_(counts_zeros),
+        budget_(budget),
+        row_sieve_(budget),
+        column_sieve_(budget) {}
 
   /// Appends the groups of a cell for a class of heads, those with the longest column lists first;
   /// their rows are all the rows of the cell.
@@ -56,6 +62,7 @@ class GroupPlanner {
 
   const std::vector<BranchShape> branches_;
   const bool counts_zeros_;
+  Budget& budget_;
   std::vector<Group> groups_;
   std::vector<Run> runs_;
 

@@ -18,6 +18,7 @@
 #include <limits>
 #include <stdexcept>
 
+#include "pattern/budget.h"
 #include "pattern/cells.h"
 #include "pattern/groups.h"
 
@@ -25,6 +26,7 @@ namespace dilated {
 namespace {
 
 using pattern::BranchShape;
+using pattern::Budget;
 using pattern::Cells;
 using pattern::GroupPlanner;
 using pattern::HeadClass;
@@ -37,7 +39,7 @@ Range resolve(const Range& range, int64_t seq_len) {
 /// way round.
 class TablePlanner {
  public:
-  TablePlanner(const PatternSpec& spec, bool transposed);
+  TablePlanner(const PatternSpec& spec, bool transposed, Budget& budget);
   Table write(std::vector<int32_t>& words) const;
 
  private:
@@ -49,6 +51,7 @@ class TablePlanner {
   void emit_span(size_t first_cell, size_t last_cell);
   void emit_tiles(int32_t group, int64_t origin);
 
+  Budget& budget_;
   const int32_t row_tile_;
   const std::vector<HeadClass> classes_;
   Cells cells_;
@@ -67,25 +70,30 @@ std::vector<BranchShape> shapes_of(const PatternSpec& spec) {
   return shapes;
 }
 
-Cells cells_of(const PatternSpec& spec, bool transposed) {
+Cells cells_of(const PatternSpec& spec, bool transposed, Budget& budget) {
   std::vector<int64_t> lengths;
   for (const BranchShape& shape : shapes_of(spec)) {
     lengths.push_back(shape.segment_length);
   }
   const Range queries = resolve(spec.queries, spec.seq_len);
   const Range keys = resolve(spec.keys, spec.seq_len);
-  return transposed ? pattern::cut_cells(lengths, spec.seq_len, keys, queries)
-                    : pattern::cut_cells(lengths, spec.seq_len, queries, keys);
+  return transposed ? pattern::cut_cells(lengths, spec.seq_len, keys, queries, budget)
+                    : pattern::cut_cells(lengths, spec.seq_len, queries, keys, budget);
 }
 
-TablePlanner::TablePlanner(const PatternSpec& spec, bool transposed)
-    : row_tile_(static_cast<int32_t>(spec.row_tile)),
+TablePlanner::TablePlanner(const PatternSpec& spec, bool transposed, Budget& budget)
+    : budget_(budget),
+      row_tile_(static_cast<int32_t>(spec.row_tile)),
       classes_(pattern::classify_heads(spec, transposed ? spec.heads / spec.kv_heads : 1)),
-      cells_(cells_of(spec, transposed)),
-      planner_(shapes_of(spec), !transposed && !spec.is_causal && spec.padding == Padding::kZeros),
-      group_ranges_(cells_.kinds.size() * classes_.size(), {0, -1}) {
+      cells_(cells_of(spec, transposed, budget)),
+      planner_(shapes_of(spec), !transposed && !spec.is_causal && spec.padding == Padding::kZeros,
+               budget) {
+  // Every cell has at least one tile for each class.
+  budget_.need_bytes(static_cast<int64_t>(cells_.cells.size() * classes_.size() * sizeof(Tile)));
+  group_ranges_.assign(cells_.kinds.size() * classes_.size(), {0, -1});
   for (size_t s = 0; s + 1 < cells_.spans.size(); ++s) {
     span_tiles_.push_back(static_cast<int32_t>(tiles_.size()));
+    budget_.add_bytes(sizeof(int32_t));
     emit_span(cells_.spans[s], cells_.spans[s + 1]);
   }
   span_tiles_.push_back(static_cast<int32_t>(tiles_.size()));
@@ -109,6 +117,7 @@ void TablePlanner::emit_span(size_t first_cell, size_t last_cell) {
   for (int32_t rank = 0; found; ++rank) {
     found = false;
     for (size_t c = 0; c < classes_.size(); ++c) {
+      budget_.add_steps(static_cast<int64_t>(last_cell - first_cell));
       for (size_t cell = first_cell; cell < last_cell; ++cell) {
         const GroupRange range = groups_of(cells_.cells[cell].kind, static_cast<int32_t>(c));
         if (rank < range.count) {
@@ -122,6 +131,8 @@ void TablePlanner::emit_span(size_t first_cell, size_t last_cell) {
 
 void TablePlanner::emit_tiles(int32_t group, int64_t origin) {
   const int32_t rows = planner_.groups()[static_cast<size_t>(group)].rows;
+  budget_.add_bytes((int64_t{rows} + row_tile_ - 1) / row_tile_ *
+                    static_cast<int64_t>(sizeof(Tile)));
   for (int32_t row = 0; row < rows; row += row_tile_) {
     tiles_.push_back({group, static_cast<int32_t>(origin), row, std::min(rows - row, row_tile_)});
   }
@@ -190,18 +201,23 @@ Header header_of(const PatternSpec& spec) {
 
 }  // namespace
 
-std::vector<int32_t> plan(const PatternSpec& spec) {
+std::vector<int32_t> plan(const PatternSpec& spec, const std::function<void()>& poll) {
   validate(spec);
+  Budget budget(spec, poll);
   Header header = header_of(spec);
   std::vector<int32_t> words(sizeof(Header) / sizeof(int32_t));
-  header.forward = TablePlanner(spec, /*transposed=*/false).write(words);
+  header.forward = TablePlanner(spec, /*transposed=*/false, budget).write(words);
   // "In the same segment, on the same lattice" is symmetric: only grouped heads and unequal ranges
   // need other lists for the transpose.
   const bool is_symmetric = spec.heads == spec.kv_heads && header.query_begin == header.key_begin &&
                             header.query_end == header.key_end;
   header.transposed =
-      is_symmetric ? header.forward : TablePlanner(spec, /*transposed=*/true).write(words);
+      is_symmetric ? header.forward : TablePlanner(spec, /*transposed=*/true, budget).write(words);
   header.words = static_cast<int32_t>(words.size());
+  std::memcpy(words.data(), &header, sizeof(header));
+  const uint64_t sum = checksum(words.data(), header.words);
+  header.checksum[0] = static_cast<uint32_t>(sum);
+  header.checksum[1] = static_cast<uint32_t>(sum >> 32);
   std::memcpy(words.data(), &header, sizeof(header));
   return words;
 }

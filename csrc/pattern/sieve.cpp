@@ -8,6 +8,7 @@ namespace dilated::pattern {
 namespace {
 
 constexpr int64_t kSmallPeriod = 64;
+constexpr int64_t kListedBytes = 16;  // that a listed position takes, about
 
 /// The least common multiple of the rates, or `limit` + 1 when it is larger than that.
 int64_t common_period(const std::vector<Lattice>& lattices, int64_t limit) {
@@ -36,6 +37,8 @@ void Sieve::split(int64_t length, const std::vector<Lattice>& lattices,
   const int64_t period = common_period(lattices, length);
   const bool periodic = period <= length && (period <= kSmallPeriod || period * 16 <= length);
   const int64_t listed = periodic ? period : length;
+  budget_.need_bytes(listed * kListedBytes);
+  budget_.add_steps(listed);
   codes_.assign(static_cast<size_t>(listed), 0);
   for (size_t i = 0; i < lattices.size(); ++i) {
     for (int64_t x = lattices[i].first; x < listed; x += lattices[i].rate) {

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "pattern/budget.h"
+
 namespace dilated::pattern {
 
 /// The positions x >= 0 with x % rate == first.
@@ -25,6 +27,8 @@ struct Part {
 
 class Sieve {
  public:
+  explicit Sieve(Budget& budget) : budget_(budget) {}
+
   /// Splits 0 <= x < length by code(x) = sum of the weights of the lattices that x lies on. Runs
   /// have multiplicity 1; together the parts hold every position once. Valid until the next call.
   void split(int64_t length, const std::vector<Lattice>& lattices,
@@ -44,6 +48,7 @@ class Sieve {
   void list_progressions(uint64_t code, const std::vector<int32_t>& positions);
   void gather_parts();
 
+  Budget& budget_;
   std::vector<uint64_t> codes_;
   std::vector<uint8_t> done_;
   std::vector<Coded> coded_;

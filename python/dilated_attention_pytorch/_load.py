@@ -12,7 +12,7 @@ from types import ModuleType
 
 import torch
 
-__all__ = ["build_info", "cmake_prefix_path", "include_path", "library_path", "mismatch"]
+__all__ = ["build_info", "cmake_prefix_path", "include_path", "library_path", "mismatch", "vouch"]
 
 _REBUILD = (
     "Install it again, with the torch that you use, from the repository's root: "
@@ -57,3 +57,5 @@ _reason = mismatch(build_info, torch.__version__, torch.version.cuda)
 if _reason is not None:
     raise ImportError(f"{__package__} {_reason}. {_REBUILD}")
 torch.ops.load_library(library_path)  # type: ignore[no-untyped-call]
+# For the caches, which stand below the operators.
+vouch = torch.ops.dilated.vouch.default

@@ -153,15 +153,54 @@ TEST(Fingerprint, IsOfWhatThePatternDependsOn) {
   EXPECT_NE(fingerprint(spec), fingerprint(causal));
 }
 
-TEST(Validate, NamesTheField) {
-  const auto complaint = [](const PatternSpec& spec) -> std::string {
-    try {
-      plan(spec);
-    } catch (const std::invalid_argument& error) {
-      return error.what();
+std::string complaint(const PatternSpec& spec) {
+  try {
+    plan(spec);
+  } catch (const std::invalid_argument& error) {
+    return error.what();
+  }
+  return "nothing was thrown";
+}
+
+TEST(IsPlanned, NoticesEveryBit) {
+  std::vector<int32_t> words = plan(make_spec(61, {16, 48}, {1, 3}));
+  const auto size = static_cast<int64_t>(words.size());
+  EXPECT_TRUE(is_planned(words.data(), size));
+  EXPECT_FALSE(is_planned(words.data(), size - 4));
+  EXPECT_FALSE(is_planned(words.data(), 0));
+  for (int32_t& word : words) {
+    for (uint32_t bit = 1; bit != 0; bit <<= 1) {
+      const int32_t before = word;
+      word = static_cast<int32_t>(static_cast<uint32_t>(word) ^ bit);
+      EXPECT_FALSE(is_planned(words.data(), size));
+      word = before;
     }
-    return "nothing was thrown";
-  };
+  }
+}
+
+TEST(MaxPatternBytes, BoundsPlanning) {
+  const PatternSpec spec = make_spec(2000, {500, 2000}, {3, 7});
+  const int64_t before = max_pattern_bytes();
+  const auto bytes = static_cast<int64_t>(plan(spec).size() * sizeof(int32_t));
+  set_max_pattern_bytes(bytes);
+  EXPECT_EQ(complaint(spec), "nothing was thrown");
+  set_max_pattern_bytes(bytes / 2);
+  const std::string refusal = complaint(spec);
+  EXPECT_EQ(refusal.find("dilation_rates: "), 0U) << refusal;
+  EXPECT_NE(refusal.find(std::to_string(bytes / 2)), std::string::npos) << refusal;
+  EXPECT_THROW(set_max_pattern_bytes(0), std::invalid_argument);
+  set_max_pattern_bytes(before);
+}
+
+TEST(Plan, EndsWithWhatPollThrows) {
+  const PatternSpec spec = make_spec(200'000, {200'000, 200'000}, {1009, 1013});
+  int polls = 0;
+  EXPECT_EQ(plan(spec, [&] { ++polls; }), plan(spec));
+  EXPECT_GT(polls, 0);
+  EXPECT_THROW(plan(spec, [] { throw std::runtime_error("interrupted"); }), std::runtime_error);
+}
+
+TEST(Validate, NamesTheField) {
   EXPECT_NE(complaint(make_spec(64, {16, 0}, {1, 4})).find("segment_lengths"), std::string::npos);
   EXPECT_NE(complaint(make_spec(64, {16}, {1}, 3, 2)).find("kv_heads"), std::string::npos);
   PatternSpec spec = make_spec(64, {16}, {1});

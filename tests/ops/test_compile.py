@@ -70,13 +70,14 @@ def samples(device: str, dtype: torch.dtype) -> list[Sample]:
         ("scatter_add", (q, packed, 8, 2), {}),
         ("gather_into", (packed.detach().clone(), plain[0], 8, 2), {}),
         ("scatter_into", (plain[0].clone(), packed.detach(), 8, 2), {"accumulate": True}),
+        ("vouch", (pattern.clone(), pattern.cpu()), {}),
     ]
 
 
-@pytest.mark.parametrize("index", range(22))
+@pytest.mark.parametrize("index", range(23))
 def test_opcheck(index: int, device: str) -> None:
     everything = samples(device, torch.float32)
-    assert len(everything) == 22
+    assert len(everything) == 23
     name, arguments, keywords = everything[index]
     torch.library.opcheck(getattr(torch.ops.dilated, name).default, arguments, keywords)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dilated_attention_pytorch import dilated_attention
+from dilated_attention_pytorch import PatternCache, TieredPatternCache, dilated_attention
 from tests.conftest import make_qkv, missing_cuda
 from tests.ops.blocks import make_query_sums
 from tests.ops.calls import deterministic_mode
@@ -249,6 +249,36 @@ def test_a_pattern_at_an_odd_place_is_refused() -> None:
         torch.ops.dilated.attention(q, q, q, [32], [1], pattern=shifted)
 
 
+def test_the_first_call_with_words_of_unknown_origin_compares_them() -> None:
+    q = torch.zeros(1, 100, 2, 16, device="cuda", dtype=torch.float16)
+    words = plan_tensor(Spec(100, [32], [1], 2, 2)).cuda()
+
+    def attend(pattern: Tensor) -> None:
+        torch.ops.dilated.attention(q, q, q, [32], [1], pattern=pattern)
+
+    attend(words)
+    for spoiled in (words[:-4], plan_tensor(Spec(120, [32], [1], 2, 2)).cuda(), words.clone()):
+        if len(spoiled) == len(words):
+            spoiled[-1] += 1
+        with pytest.raises(ValueError, match="pattern: must"):
+            attend(spoiled)
+    words[40] += 1
+    with pytest.raises(ValueError, match="pattern: must hold"):
+        attend(words)
+    words[40] -= 1
+    attend(words)
+
+
+def test_no_call_waits_for_the_words_of_a_cache() -> None:
+    q = torch.zeros(1, 100, 2, 16, device="cuda", dtype=torch.float16)
+    for cache in (PatternCache(), TieredPatternCache()):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            dilated_attention(q, q, q, [32], [1], pattern_cache=cache)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
 def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", program],
@@ -265,7 +295,8 @@ from dilated_attention_pytorch import _C
 def plan(seq_len):
     words = _C.plan(seq_len, [32], [1], [0, 0], 2, 2, False, False, 0, seq_len, 0, seq_len, 64)
     return torch.frombuffer(words, dtype=torch.int32).cuda()
-pattern, foreign = plan(100), plan(120)
+pattern, other = plan(100), plan(100)
+other[10] += 1
 q = torch.zeros(1, 100, 2, 16, device="cuda", dtype=torch.float16)
 def attend(words):
     torch.ops.dilated.attention(q, q, q, [32], [1], pattern=words)
@@ -280,27 +311,17 @@ def replay_after(change):
     change()
     graph.replay()
     torch.cuda.synchronize()
+def spoil():
+    pattern[-1] += 1
 attend(pattern)
-print("its own pattern passes")
-{misuse}
+replay_after({misuse})
 """
 
 
-@pytest.mark.parametrize(
-    "misuse",
-    [
-        "attend(foreign)",
-        "attend(pattern[:-4])",
-        "pattern[: len(foreign)] = foreign[: len(pattern)]; attend(pattern)",
-        "pattern.set_(foreign); attend(pattern)",
-        "replay_after(pattern.zero_)",
-    ],
-)
-def test_a_pattern_of_another_call_stops_the_program(misuse: str) -> None:
-    program = FOREIGN.replace("{misuse}", misuse)
-    done = run(program)
-    assert "its own pattern passes" in done.stdout
-    assert ("its graph passes" in done.stdout) == ("replay" in misuse)
+@pytest.mark.parametrize("misuse", ["pattern.zero_", "spoil", "lambda: pattern.copy_(other)"])
+def test_a_graph_whose_pattern_was_written_to_stops_the_program(misuse: str) -> None:
+    done = run(FOREIGN.replace("{misuse}", misuse))
+    assert "its graph passes" in done.stdout, done.stderr
     assert done.returncode != 0
     assert "pattern was planned for the arguments of this call" in done.stderr + done.stdout
     assert "device-side assert" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -130,7 +131,7 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         "8, 8",
     ),
     "pattern that is too short": ({"pattern": torch.zeros(3, dtype=torch.int32)}, "pattern", "3"),
-    "pattern of zeros": ({"pattern": torch.zeros(500, dtype=torch.int32)}, "pattern", "24"),
+    "pattern of zeros": ({"pattern": torch.zeros(500, dtype=torch.int32)}, "pattern", "checksum"),
 }
 
 
@@ -159,6 +160,37 @@ def test_truncated_pattern_is_refused() -> None:
     words = plan_tensor(Spec(24, [8, 16], [1, 2], 4, 2))
     with pytest.raises(ValueError, match="pattern"):
         call({"pattern": words[:-4].contiguous()})
+
+
+def test_no_bit_of_a_pattern_may_differ() -> None:
+    words = plan_tensor(Spec(24, [8, 16], [1, 2], 4, 2))
+    for word in range(len(words)):
+        for bit in (word % 31, 31):
+            spoiled = words.clone()
+            spoiled[word] ^= 1 << bit if bit < 31 else -(2**31)
+            with pytest.raises(ValueError, match="pattern: must"):
+                call({"pattern": spoiled})
+
+
+@pytest.mark.parametrize("mode", [contextlib.nullcontext, torch.inference_mode])
+def test_a_pattern_is_compared_again_after_a_write(mode: Callable[[], Any]) -> None:
+    with mode():
+        words = plan_tensor(Spec(24, [8, 16], [1, 2], 4, 2)).clone()
+        for _ in range(2):
+            call({"pattern": words})
+            words[100] += 1
+            with pytest.raises(ValueError, match="pattern: .*checksum"):
+                call({"pattern": words})
+            words[100] -= 1
+        call({"pattern": words})
+
+
+def test_a_pattern_in_freed_memory_is_refused() -> None:
+    words = plan_tensor(Spec(24, [8, 16], [1, 2], 4, 2)).clone()
+    call({"pattern": words})
+    words.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="pattern: its storage must hold"):
+        call({"pattern": words})
 
 
 def test_float64_on_cuda_is_refused(device: str) -> None:

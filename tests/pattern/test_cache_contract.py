@@ -14,13 +14,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 
 import pytest
 import torch
 
 from dilated_attention_pytorch import dilated_attention
 from dilated_attention_pytorch.pattern import BasePatternCache, Pattern, PatternSpec, make_branches
+from dilated_attention_pytorch.pattern.base_cache import _Turn
 from tests.conftest import make_qkv, missing_cuda
 
 from .machines import MAKERS, CudaMachine, FakeMachine, Machine
@@ -112,6 +112,7 @@ def test_bytes_are_bounded(make):
     assert spec(40) not in cache and spec(42) in cache
 
 
+@pytest.mark.filterwarnings("ignore:a pattern of .* bytes:RuntimeWarning")
 def test_a_pattern_beyond_the_budget_is_still_returned(make, machine):
     cache = make(max_bytes=1)
     machine.attach(cache)
@@ -530,7 +531,8 @@ def test_a_forked_process_goes_on_with_the_patterns_of_the_host(make):
     cache.lookup(spec(41))
     planned = cache._entries[spec(40)].pattern
     # As if another thread were in the middle of something, and one of planning.
-    cache._planning[spec(42)] = Future()
+    turn = cache._planning[spec(42)] = _Turn()
+    turn.lock.acquire()
     with cache._lock:
         child = os.fork()
         if child == 0:

@@ -5,6 +5,7 @@
 #include <dilated/pattern_layout.h>
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 namespace dilated {
@@ -53,8 +54,24 @@ DILATED_API void validate(const PatternSpec& spec);
 DILATED_API uint64_t fingerprint(const PatternSpec& spec);
 
 /// Plans: see pattern_layout.h for what the words mean. Throws std::invalid_argument as validate()
-/// does.
-DILATED_API std::vector<int32_t> plan(const PatternSpec& spec);
+/// does, and where the pattern would be larger than max_pattern_bytes(). `poll`, if given, is
+/// called every few milliseconds; what it throws ends the planning.
+DILATED_API std::vector<int32_t> plan(const PatternSpec& spec,
+                                      const std::function<void()>& poll = {});
+
+/// The most bytes that a pattern may take, 2^29 unless set; for the whole process. Planning one
+/// takes a few times as many at most, and its steps are bounded in proportion, so that whether a
+/// specification can be planned depends on it and on this number alone.
+DILATED_API int64_t max_pattern_bytes();
+
+/// Throws std::invalid_argument for a number below 1.
+DILATED_API void set_max_pattern_bytes(int64_t bytes);
+
+/// The sum that plan() stores in the header. `size` counts words, a multiple of 4.
+DILATED_API uint64_t checksum(const int32_t* words, int64_t size);
+
+/// Whether so many words are what plan() made, for any specification: by length and checksum.
+DILATED_API bool is_planned(const int32_t* words, int64_t size);
 
 /// (query, key) pairs over all heads; the kernels' work is proportional to `computed`.
 struct PatternReport {

@@ -15,6 +15,7 @@
 // compares positions in what straddles.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #if defined(__CUDACC__)
@@ -81,11 +82,34 @@ struct Header {
   int32_t is_causal, branches;
   int32_t query_begin, query_end;  // positions of the first query row and past the last one
   int32_t key_begin, key_end;
-  int32_t reserved[2];
+  uint32_t checksum[2];  // of all words, these two as zeros
   Table forward, transposed;
 };
 static_assert(sizeof(Run) == 16 && sizeof(Group) == 32 && sizeof(Tile) == 16 &&
               sizeof(Header) % 16 == 0);
+
+/// The number whose halves the header holds, the lower one first.
+DILATED_HOST_DEVICE inline uint64_t join(const uint32_t (&halves)[2]) {
+  return halves[0] | static_cast<uint64_t>(halves[1]) << 32;
+}
+
+/// The unit of 16 bytes whose second half is Header::checksum.
+inline constexpr int64_t kChecksumUnit = offsetof(Header, checksum) / 16;
+static_assert(offsetof(Header, checksum) % 16 == 8);
+
+/// What a unit of 16 bytes, two little-endian numbers, adds to the checksum, which is the sum
+/// modulo 2^64 over all units in any order: the halves of a 128-bit product, one upon the other.
+DILATED_HOST_DEVICE inline uint64_t checksum_term(uint64_t first, uint64_t second, uint64_t unit) {
+  first ^= (unit + 1) * 0x9e3779b97f4a7c15ull;
+  second ^= 0xe7037ed1a0b428dbull;
+#if defined(__CUDA_ARCH__)
+  return (first * second) ^ __umul64hi(first, second);
+#else
+  __extension__ using Product = unsigned __int128;
+  const Product product = static_cast<Product>(first) * second;
+  return static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64);
+#endif
+}
 
 /// Typed access to the words; owns nothing.
 struct TableView {

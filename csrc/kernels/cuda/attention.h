@@ -13,10 +13,15 @@ namespace dilated::kernels::cuda {
 
 inline constexpr size_t kSharedBytes = 101376;  // that a block may have on every GPU from sm_80 on
 
-/// Makes the stream fail, with a message, unless the pattern's header has this fingerprint and says
-/// that there are so many words.
-cudaError_t compare_fingerprint(const int32_t* pattern, int64_t words, uint64_t fingerprint,
-                                cudaStream_t stream);
+/// Makes the stream fail, with a message, unless so many words are as plan() made them for the
+/// specification of this fingerprint. The pattern begins at a multiple of 16 bytes.
+cudaError_t require_pattern(const int32_t* pattern, int64_t words, uint64_t fingerprint,
+                            cudaStream_t stream);
+
+/// found[0]: 1 if so many words are as plan() made them, else 0; found[1]: the fingerprint that
+/// they begin with.
+cudaError_t read_pattern(const int32_t* pattern, int64_t words, int64_t* found,
+                         cudaStream_t stream);
 
 cudaError_t attention_forward(const ForwardArgs& args, cudaStream_t stream);
 

@@ -12,6 +12,7 @@ from .current_cache import (
     default_tiered_pattern_cache,
     using_pattern_cache,
 )
+from .limits import max_pattern_bytes, set_max_pattern_bytes
 from .offsets import HeadOffsets, head_group_offsets
 from .pattern import Pattern, PatternSpec
 from .statistics import CacheStatistics, TieredCacheStatistics
@@ -34,5 +35,7 @@ __all__ = [
     "default_tiered_pattern_cache",
     "head_group_offsets",
     "make_branches",
+    "max_pattern_bytes",
+    "set_max_pattern_bytes",
     "using_pattern_cache",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
@@ -10,17 +12,20 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 class Background:
     """Runs jobs one after the other on a thread of its own, which starts with the first job.
 
+    When the interpreter exits, it waits for the job that runs and drops the others.
     `abandon()` is for a forked process, in which the thread does not live on.
     """
 
     def __init__(self) -> None:
         self.abandon()
+        _all.add(self)
 
     def abandon(self) -> None:
         self._lock = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
         self._jobs: set[Future[None]] = set()
         self._failure: BaseException | None = None
+        self.is_stopping = False
 
     def submit(self, job: Callable[[], None]) -> None:
         with self._lock:
@@ -34,12 +39,19 @@ class Background:
             self._jobs.add(future)
         future.add_done_callback(self._finish)
 
+    def stop(self) -> None:
+        """No further job begins; one that runs may look at `is_stopping`."""
+        self.is_stopping = True
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+
     def _finish(self, future: Future[None]) -> None:
         """Both `drain` and the future itself call this; the first one counts."""
         with self._lock:
             if future in self._jobs:
                 self._jobs.remove(future)
-                self._failure = self._failure or future.exception()
+                if not future.cancelled():
+                    self._failure = self._failure or future.exception()
 
     def drain(self) -> None:
         """Waits until all that was submitted is done.
@@ -57,3 +69,15 @@ class Background:
             failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
+
+
+_all: weakref.WeakSet[Background] = weakref.WeakSet()
+
+
+def _stop_all() -> None:
+    for background in list(_all):
+        background.stop()
+
+
+# Threads are joined before what atexit registers runs, so that would be too late.
+getattr(threading, "_register_atexit", atexit.register)(_stop_all)

@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import threading
 import time
+import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -23,7 +23,21 @@ from .device_words import Copy, send
 from .entry import CPU, Entry
 from .pattern import Pattern, PatternSpec
 from .statistics import CacheStatistics
+from .tally import Tally
 from .transfers import CudaTransfers, Transfers
+
+
+class _Turn:
+    """Threads that miss a pattern at once take turns; the first leaves what it made to the others.
+
+    Nobody has to be woken: a thread's turn ends with it, whatever exception ends it.
+    """
+
+    __slots__ = ("lock", "made")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.made: Entry | None = None
 
 
 class BasePatternCache(ABC):
@@ -44,7 +58,8 @@ class BasePatternCache(ABC):
         self._transfers: Transfers = CudaTransfers()
         self._entries: OrderedDict[PatternSpec, Entry] = OrderedDict()
         self._newest: Entry | None = None
-        self._planning: dict[PatternSpec, Future[Entry | None]] = {}
+        self._tally = Tally(self._count_bytes)
+        self._planning: dict[PatternSpec, _Turn] = {}
         self._captured: set[Copy] = set()
         self._abandoned: list[Copy | Entry] = []
         self._max_entries = at_least(0, max_entries, "max_entries")
@@ -55,7 +70,7 @@ class BasePatternCache(ABC):
 
     def _reset(self) -> None:
         """Forgets all counts, and what else an empty cache should not know."""
-        self._bytes = self._hits = self._misses = self._evictions = 0
+        self._hits = self._misses = self._evictions = 0
         self._transfers_made = self._bytes_transferred = 0
         self._planning_seconds = self._transfer_seconds = self._waiting_seconds = 0.0
 
@@ -76,7 +91,7 @@ class BasePatternCache(ABC):
         """
         with self._lock:
             entry = self._entries.get(spec)
-            if entry is not None:
+            if entry is not None and entry.pattern.is_intact:  # else _planned() mends it
                 self._hits += 1
                 entry.uses += 1
                 if entry is not self._newest:
@@ -89,7 +104,11 @@ class BasePatternCache(ABC):
             self._turn_to(entry, device)
             words = self._words(entry, device, False)
             self._evict()
-            return entry.pattern, words
+            # The newest is the last to be evicted.
+            is_too_large = not self._entries and min(self._max_entries, self._max_bytes) > 0
+        if is_too_large:
+            _warn_of_size(entry.nbytes, self._max_bytes)
+        return entry.pattern, words
 
     @abstractmethod
     def prefetch(self, specs: Iterable[PatternSpec], device: torch.device) -> None:
@@ -108,7 +127,7 @@ class BasePatternCache(ABC):
         return {
             "size": len(self._entries),
             "bytes": self._bytes,
-            "device_bytes": self._bytes - sum(e.pattern.nbytes for e in self._entries.values()),
+            "device_bytes": self._bytes - sum(e.nbytes for e in self._entries.values()),
             "hits": self._hits,
             "misses": self._misses,
             "evictions": self._evictions,
@@ -129,11 +148,31 @@ class BasePatternCache(ABC):
 
     @abstractmethod
     def _drop(self, entry: Entry) -> None:
-        """Locked. The entry is no longer held: releases its copies on devices."""
+        """Locked. The entry is about to go: releases its copies on devices."""
+
+    @property
+    def _bytes(self) -> int:
+        return self._tally.read()
+
+    def _count_bytes(self) -> int:
+        """Of all that is held, entry by entry."""
+        return sum(entry.nbytes for entry in self._entries.values())
+
+    def _find(self, spec: PatternSpec) -> Entry | None:
+        """Locked. The entry if it is held; one that a borrower wrote into is held no longer."""
+        entry = self._entries.get(spec)
+        if entry is None or entry.pattern.is_intact:
+            return entry
+        self._forget(spec)
+        return None
+
+    def _holds(self, entry: Entry) -> bool:
+        """Locked. What was evicted may still be in a caller's hands."""
+        return self._entries.get(entry.pattern.spec) is entry
 
     def _turn_to(self, entry: Entry, device: torch.device) -> None:
         """Locked. The look-up is of another pattern than the one before."""
-        if entry.held:
+        if self._holds(entry):
             self._entries.move_to_end(entry.pattern.spec)
             self._newest = entry
 
@@ -143,53 +182,62 @@ class BasePatternCache(ABC):
 
     def _planned(self, spec: PatternSpec, device: torch.device) -> Entry:
         """The entry, planned by this thread unless another one is at it."""
-        while True:
-            with self._lock:
-                if (held := self._entries.get(spec)) is not None:
-                    return held
-                pending = self._planning.get(spec)
-                if pending is None:
-                    mine = self._planning[spec] = Future()
-                    break
-            began = time.perf_counter()
-            entry = pending.result()
-            with self._lock:
-                self._waiting_seconds += time.perf_counter() - began
-            if entry is not None:  # else it failed, and this thread finds out why
-                return entry
-        made: Entry | None = None
+        turn = _Turn()
         began = time.perf_counter()
         try:
-            made = Entry(self._make(spec, device))
-            return made
-        finally:
             with self._lock:
-                self._planning.pop(spec, None)
-                if made is not None:
-                    self._hold(spec, made, time.perf_counter() - began)
-            mine.set_result(made)
+                if (held := self._find(spec)) is not None:
+                    return held
+                turn = self._planning.setdefault(spec, turn)
+            with turn.lock:
+                if turn.made is None:  # or another thread failed, and this one finds out why
+                    return self._plan(spec, device, turn)
+            with self._lock:
+                self._waiting_seconds += time.perf_counter() - began
+            return turn.made
+        finally:  # a single call, before which no signal handler runs
+            self._planning.pop(spec, None)
 
-    def _hold(self, spec: PatternSpec, entry: Entry, seconds: float) -> None:
+    def _plan(self, spec: PatternSpec, device: torch.device, turn: _Turn) -> Entry:
+        began = time.perf_counter()
+        entry = Entry(self._make(spec, device))
+        with self._lock:
+            self._planning_seconds += time.perf_counter() - began
+            self._hold(spec, entry)
+            turn.made = entry
+        return entry
+
+    def _hold(self, spec: PatternSpec, entry: Entry) -> None:
         """Locked."""
-        self._planning_seconds += seconds
-        entry.held = True
-        self._entries[spec] = entry
+        if spec in self._entries:
+            self._forget(spec)
         self._newest = None
-        self._bytes += entry.pattern.nbytes
+        total = self._tally.begin()
+        self._entries[spec] = entry
+        self._tally.end(total + entry.nbytes)
         self._evict()
+
+    def _forget(self, spec: PatternSpec) -> None:
+        """Locked. The entry is held no longer, nor are its copies on devices."""
+        self._newest = None
+        entry = self._entries[spec]
+        self._drop(entry)
+        total = self._tally.begin()
+        del self._entries[spec]
+        self._tally.end(total - entry.nbytes)
 
     def _send(
         self, entries: Sequence[Entry], device: torch.device, blocking: bool = False
-    ) -> tuple[list[Copy], int]:
-        """Locked. Copies of the entries by one transfer, and the bytes that they take."""
+    ) -> list[Copy]:
+        """Locked. Copies of the entries by one transfer."""
         self._refuse_capture(device)
         began = time.perf_counter()
         sources = [entry.pattern.words for entry in entries]
-        copies, nbytes = send(sources, device, self._transfers, blocking)
+        copies = send(sources, device, self._transfers, blocking)
         self._transfers_made += 1
         self._bytes_transferred += sum(source.nbytes for source in sources)
         self._transfer_seconds += time.perf_counter() - began
-        return copies, nbytes
+        return copies
 
     def _is_captured(self, device: torch.device) -> bool:
         """Whether a graph captures what is enqueued on the current stream."""
@@ -205,13 +253,8 @@ class BasePatternCache(ABC):
     def _evict(self) -> None:
         """Locked. Until what is held is within the bounds."""
         while len(self._entries) > self._max_entries or self._bytes > self._max_bytes:
-            entry = self._entries.pop(self._victim())
-            if entry is self._newest:
-                self._newest = None
-            entry.held = False
-            self._bytes -= entry.pattern.nbytes
+            self._forget(self._victim())
             self._evictions += 1
-            self._drop(entry)
 
     def _victim(self) -> PatternSpec:
         """Locked. The least recently used; one that is pinned is passed over, and ages by that."""
@@ -225,12 +268,9 @@ class BasePatternCache(ABC):
     def clear(self) -> None:
         """Drops all patterns and counts. Graphs that captured one must not be replayed after."""
         with self._lock:
-            for entry in self._entries.values():
-                entry.held = False
-                self._drop(entry)
-            self._entries.clear()
+            for spec in list(self._entries):
+                self._forget(spec)
             self._captured.clear()
-            self._newest = None
             self._reset()
 
     def resize(self, *, max_entries: int | None = None, max_bytes: int | None = None) -> None:
@@ -273,7 +313,33 @@ class BasePatternCache(ABC):
         for entry in self._entries.values():
             self._abandoned += [copy for device, copy in entry.copies.items() if device != CPU]
             entry.copies = {CPU: entry.host}
-        self._bytes = sum(entry.pattern.nbytes for entry in self._entries.values())
+        self._tally.forget()
+
+
+def distinct_specs(specs: Iterable[PatternSpec], name: str = "specs") -> tuple[PatternSpec, ...]:
+    """Each once. Raises TypeError if one is something else."""
+    distinct = tuple(dict.fromkeys(specs))
+    for spec in distinct:
+        if not isinstance(spec, PatternSpec):
+            raise TypeError(f"{name} must hold PatternSpecs, got {spec!r}")
+    return distinct
+
+
+_has_warned = False
+
+
+def _warn_of_size(nbytes: int, max_bytes: int) -> None:
+    """Once a process."""
+    global _has_warned
+    if not _has_warned:
+        _has_warned = True
+        warnings.warn(
+            f"a pattern of {nbytes} bytes, with its copies, is above its cache's max_bytes of "
+            f"{max_bytes} and so planned at every call: call the cache's resize(max_bytes=...), "
+            "that is default_pattern_cache().resize(max_bytes=...) where no cache is given",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _remake(cache: type[BasePatternCache], settings: dict[str, Any]) -> BasePatternCache:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .base_cache import BasePatternCache
+from .base_cache import BasePatternCache, distinct_specs
 from .bounds import at_least
-from .device_words import Copy
+from .device_words import Copy, held_bytes
 from .entry import CPU, Entry, full_device
 from .pattern import PatternSpec
 from .statistics import CacheStatistics
@@ -63,15 +63,15 @@ class PatternCache(BasePatternCache):
         """
         device = full_device(device)
         self._refuse_capture(device)
-        entries = [self._planned(spec, device) for spec in dict.fromkeys(specs)]
+        entries = [self._planned(spec, device) for spec in distinct_specs(specs)]
         with self._lock:
             for entry in entries:
-                if entry.held:
+                if self._holds(entry):
                     self._entries.move_to_end(entry.pattern.spec)
                     self._newest = None
-            missing = sorted((e for e in entries if device not in e.copies), key=_size_class)
+            missing = sorted((e for e in entries if e.copy_on(device) is None), key=_size_class)
             for _, group in groupby(missing, _size_class if self._batch_transfers else id):
-                self._keep([entry for entry in group if entry.held], device)
+                self._keep([entry for entry in group if self._holds(entry)], device)
 
     def statistics(self) -> CacheStatistics:
         with self._lock:
@@ -87,39 +87,46 @@ class PatternCache(BasePatternCache):
         }
 
     def _words(self, entry: Entry, device: torch.device, hit: bool) -> Tensor:
-        copy = entry.copies.get(device) or self._copy(entry, full_device(device))
+        copy = entry.copies.get(device)
+        if copy is None or copy.words._version != copy.version:  # is_intact, without a call
+            copy = self._copy(entry, full_device(device))
         words, captured = copy.read()
         if captured:
             self._captured.add(copy)
         return words
 
     def _copy(self, entry: Entry, device: torch.device) -> Copy:
-        if device not in entry.copies:
-            (copy,) = self._keep([entry], device)
-            return copy
-        return entry.copies[device]
+        return entry.copy_on(device) or self._keep([entry], device)[0]
 
     def _keep(self, entries: list[Entry], device: torch.device) -> list[Copy]:
         """Locked. Copies by one transfer, kept with those entries that are held."""
         if not entries:
             return []
-        least = min(entry.pattern.nbytes for entry in entries)
+        least = min(entry.nbytes for entry in entries)
         blocking = self._async_bytes is None or least < self._async_bytes
-        copies, nbytes = self._send(entries, device, blocking)
-        self._bytes += nbytes
+        copies = self._send(entries, device, blocking)
+        total = self._tally.begin()
         for entry, copy in zip(entries, copies, strict=True):
-            if entry.held:
+            if self._holds(entry):
+                if (spoiled := entry.copies.get(device)) is not None:
+                    total -= spoiled.block.release(spoiled)
                 entry.copies[device] = copy
-            else:
-                self._bytes -= copy.block.release()
+                total += copy.block.admit(copy)
+        self._tally.end(total)
         self._evict()
         return copies
 
     def _drop(self, entry: Entry) -> None:
+        total = self._tally.begin()
         for copy in entry.copies.values():
-            self._bytes -= copy.block.release()
+            total -= copy.block.release(copy)
         entry.copies = {CPU: entry.host}
+        self._tally.end(total)
+
+    def _count_bytes(self) -> int:
+        copies = chain.from_iterable(e.copies.values() for e in self._entries.values())
+        return super()._count_bytes() + held_bytes(copies)
 
 
 def _size_class(entry: Entry) -> int:
-    return entry.pattern.nbytes.bit_length()
+    return entry.nbytes.bit_length()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from .._load import vouch
 from .transfers import DEFAULT_STREAM, Event, Transfers
 
 
@@ -15,17 +16,44 @@ class Block:
 
     __slots__ = ("nbytes", "users")
 
-    def __init__(self, nbytes: int, users: int) -> None:
+    def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
-        self.users = users
+        self.users: set[Copy] = set()
 
-    def release(self) -> int:
-        """One user less. The bytes that no cache holds any more: all of them after the last."""
-        self.users -= 1
+    def admit(self, user: Copy) -> int:
+        """A cache holds the copy. The bytes that none held before: all of them with the first."""
+        nbytes = 0 if self.users else self.nbytes
+        self.users.add(user)
+        return nbytes
+
+    def release(self, user: Copy) -> int:
+        """It no longer does. The bytes that none holds any more: all of them after the last."""
+        if user not in self.users:
+            return 0
+        self.users.remove(user)
         return 0 if self.users else self.nbytes
 
 
-class DeviceWords:
+def held_bytes(copies: Iterable[Copy]) -> int:
+    """Of the blocks of those that were admitted."""
+    blocks = {copy.block for copy in copies if copy in copy.block.users}
+    return sum(block.nbytes for block in blocks)
+
+
+class Words:
+    """int32 words that are lent, and whether a borrower wrote into them (by torch's count)."""
+
+    def __init__(self, words: Tensor, block: Block) -> None:
+        self.words = words
+        self.version = words._version
+        self.block = block
+
+    @property
+    def is_intact(self) -> bool:
+        return self.words._version == self.version
+
+
+class DeviceWords(Words):
     """`read()` orders the reader after the copy.
 
     The copy is ordered by the stream that made it, and by an event on all others. The memory is
@@ -36,9 +64,8 @@ class DeviceWords:
     def __init__(
         self, words: Tensor, copied: Event, block: Block, device: int, transfers: Transfers
     ) -> None:
-        self._words = words
+        super().__init__(words, block)
         self._copied = copied
-        self.block = block
         self._index = device
         self._transfers = transfers
         # Streams whose work follows the copy, and after which the memory is released.
@@ -54,10 +81,10 @@ class DeviceWords:
         capturing = stream != DEFAULT_STREAM and self._transfers.capturing(self._index)
         if stream not in self._readers:
             self._admit(stream, capturing)
-        return self._words, capturing
+        return self.words, capturing
 
     def _admit(self, stream: int, capturing: bool) -> None:
-        self._transfers.record(self._words, self._index)
+        self._transfers.record(self.words, self._index)
         if not capturing:  # a capture begins by waiting for the device, so the copy is done
             self._transfers.wait(self._copied, self._index)
             # Until then a stream made later, under the handle of one that is gone, would not wait.
@@ -65,15 +92,14 @@ class DeviceWords:
                 self._readers.add(stream)
 
 
-class PlainWords:
+class PlainWords(Words):
     """The same for a device whose copies the host waits for: the host itself, among others."""
 
     def __init__(self, words: Tensor) -> None:
-        self._words = words
-        self.block = Block(0 if words.is_cpu else words.nbytes, 1)
+        super().__init__(words, Block(0 if words.is_cpu else words.nbytes))
 
     def read(self) -> tuple[Tensor, bool]:
-        return self._words, False
+        return self.words, False
 
 
 Copy = DeviceWords | PlainWords
@@ -81,13 +107,18 @@ Copy = DeviceWords | PlainWords
 
 def send(
     sources: Sequence[Tensor], device: torch.device, transfers: Transfers, blocking: bool
-) -> tuple[list[Copy], int]:
-    """A copy of each source, all made at once, and the bytes that they hold together."""
+) -> list[Copy]:
+    """A copy of each source, all made at once. Operators take CUDA's without reading them.
+
+    Raises:
+        ValueError: a source is not as it was planned.
+    """
     # An inference tensor could not be saved for a later call's backward.
     with torch.inference_mode(False):
         if device.type != "cuda":
-            copies: list[Copy] = [PlainWords(source.to(device)) for source in sources]
-            return copies, sum(copy.block.nbytes for copy in copies)
+            return [PlainWords(source.to(device)) for source in sources]
         memory, words, copied = transfers.copy(sources, device.index, blocking)
-    block = Block(memory.nbytes, len(words))
-    return [DeviceWords(x, copied, block, device.index, transfers) for x in words], block.nbytes
+        for copy, source in zip(words, sources, strict=True):
+            vouch(copy, source)
+    block = Block(memory.nbytes)
+    return [DeviceWords(x, copied, block, device.index, transfers) for x in words]

@@ -11,19 +11,21 @@ CPU = torch.device("cpu")
 
 
 class Entry:
-    """A pattern, its words by device, and how often it was looked up (less as it ages).
+    """A pattern, its words by device, and how often it was looked up (less as it ages)."""
 
-    `held` tells whether the cache counts it; what was evicted may still be in a caller's hands.
-    """
-
-    __slots__ = ("copies", "held", "host", "pattern", "uses")
+    __slots__ = ("copies", "host", "nbytes", "pattern", "uses")
 
     def __init__(self, pattern: Pattern) -> None:
         self.pattern = pattern
+        self.nbytes = pattern.nbytes
         self.host = PlainWords(pattern.words)
         self.copies: dict[torch.device, Copy] = {CPU: self.host}
         self.uses = 0
-        self.held = False
+
+    def copy_on(self, device: torch.device) -> Copy | None:
+        """The copy there, unless nobody made one or a borrower wrote into it."""
+        copy = self.copies.get(device)
+        return copy if copy is not None and copy.is_intact else None
 
 
 def full_device(device: torch.device) -> torch.device:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .device_words import Block, Copy
+from .device_words import Block, Copy, held_bytes
 from .entry import Entry
+from .tally import Tally
 
 
 class HotTier:
@@ -18,9 +19,13 @@ class HotTier:
     def __init__(self) -> None:
         self.copies: dict[Entry, Copy] = {}
         self.promised: dict[Copy, int] = {}  # until which look-up
-        self.bytes = 0
+        self._bytes = Tally(lambda: held_bytes(self.copies.values()))
         self.promotions = self.demotions = 0
         self.prefetches = self.prefetch_hits = self.wasted_prefetches = 0
+
+    @property
+    def bytes(self) -> int:
+        return self._bytes.read()
 
     def counts(self) -> dict[str, int]:
         """Its part in TieredCacheStatistics."""
@@ -34,18 +39,27 @@ class HotTier:
             "wasted_prefetches": self.wasted_prefetches,
         }
 
+    def has(self, entry: Entry) -> bool:
+        """Whether there is a copy that no borrower wrote into."""
+        copy = self.copies.get(entry)
+        return copy is not None and copy.is_intact
+
     def promote(self, entry: Entry, copy: Copy) -> None:
         self.promotions += 1
-        self.bytes += copy.block.nbytes
-        self.copies[entry] = copy
+        self._place(entry, copy)
 
     def promise(self, entries: Sequence[Entry], copies: Sequence[Copy], until: int) -> None:
         """Takes copies that were made ahead by one transfer."""
         self.prefetches += len(copies)
-        self.bytes += sum(block.nbytes for block in {copy.block for copy in copies})
         for entry, copy in zip(entries, copies, strict=True):
-            self.copies[entry] = copy
+            self._place(entry, copy)
             self.promised[copy] = until
+
+    def _place(self, entry: Entry, copy: Copy) -> None:
+        self.drop(entry)
+        total = self._bytes.begin()
+        self.copies[entry] = copy
+        self._bytes.end(total + copy.block.admit(copy))
 
     def redeem(self, copy: Copy) -> None:
         """The promised copy is read for the first time."""
@@ -54,11 +68,14 @@ class HotTier:
 
     def drop(self, entry: Entry) -> None:
         """Lets go of the entry's copy, if there is one."""
-        copy = self.copies.pop(entry, None)
+        copy = self.copies.get(entry)
         if copy is not None:
-            self.bytes -= copy.block.release()
+            total = self._bytes.begin()
+            total -= copy.block.release(copy)
             if self.promised.pop(copy, None) is not None:
                 self.wasted_prefetches += 1
+            del self.copies[entry]
+            self._bytes.end(total)
 
     def make_room(
         self, nbytes: int, limit: int, uses: int, now: int, order: Iterable[Entry]
@@ -78,7 +95,7 @@ class HotTier:
                     break
                 if self.promised.get(copy, -1) < now:
                     victims.append(entry)
-                    left[copy.block] = left.get(copy.block, copy.block.users) - 1
+                    left[copy.block] = left.get(copy.block, len(copy.block.users)) - 1
                     missing -= 0 if left[copy.block] else copy.block.nbytes
         if missing > 0:
             return False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import operator
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple
 
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from .. import _C
 from .advice import advise
-from .branch import Branch, Padding
-from .offsets import OffsetTable, offset_table
+from .branch import Branch, Padding, make_branches
+from .offsets import OffsetTable, normalize_head_offsets, offset_table
 
 _PlanArguments = tuple[
     int, list[int], list[int], list[int], int, int, bool, bool, int, int, int, int, int
@@ -23,8 +24,8 @@ class PatternSpec(NamedTuple):
     """Everything that a pattern depends on; hashable, so it is the key of the caches.
 
     `queries` and `keys` are the positions (begin, end) that the rows of the query and of the
-    key/value tensors have, end = -1 standing for seq_len: a shard of the sequence in a ring. The
-    planner checks the values, with a ValueError that names the field.
+    key/value tensors have, end = -1 standing for seq_len: a shard of the sequence in a ring. What
+    is wrong is said when the pattern is planned, by a ValueError or TypeError that names the field.
     """
 
     seq_len: int
@@ -40,15 +41,16 @@ class PatternSpec(NamedTuple):
 
     def offset_table(self) -> OffsetTable:
         """[branches, heads], -1 where a head is not in a branch."""
-        rates = [branch.dilation_rate for branch in self.branches]
+        rates = [rate for _, rate in self.branches]
         return offset_table(self.head_offsets, rates, self.heads)
 
     def plan_arguments(self) -> _PlanArguments:
-        """As `_C.plan` and `_C.report` take them."""
+        """As `_C.plan` and `_C.report` take them, which check the values further."""
+        self._check()
         return (
             self.seq_len,
-            [branch.segment_length for branch in self.branches],
-            [branch.dilation_rate for branch in self.branches],
+            [length for length, _ in self.branches],
+            [rate for _, rate in self.branches],
             list(chain.from_iterable(self.offset_table())),
             self.heads,
             self.kv_heads,
@@ -58,6 +60,48 @@ class PatternSpec(NamedTuple):
             *self.keys,
             self.row_tile,
         )
+
+    def _check(self) -> None:
+        """Types, names, and what sizes the table of offsets."""
+        for name in ("seq_len", "heads", "kv_heads", "row_tile"):
+            _check_integer(getattr(self, name), name)
+        if not 1 <= self.heads < 2**16:
+            raise ValueError(f"heads must be at least 1 and at most 65535, got {self.heads}")
+        if self.kv_heads < 1 or self.heads % self.kv_heads:
+            raise ValueError(
+                f"kv_heads must be positive and divide heads, {self.heads}, got {self.kv_heads}"
+            )
+        try:
+            lengths, rates = zip(*self.branches, strict=True)
+        except (TypeError, ValueError):
+            raise TypeError(
+                "branches must be a tuple of (segment length, dilation rate), at least one, "
+                f"got {self.branches!r}"
+            ) from None
+        make_branches(lengths, rates)
+        if not isinstance(self.head_offsets, (str, tuple)):
+            raise TypeError(
+                "head_offsets must be 'interleaved', 'blocked' or a table of tuples, "
+                f"got {self.head_offsets!r}"
+            )
+        normalize_head_offsets(self.head_offsets, rates)
+        if self.is_causal is not True and self.is_causal is not False:
+            raise TypeError(f"is_causal must be a bool, got {self.is_causal!r}")
+        if self.padding not in ("masked", "zeros"):
+            raise ValueError(f"padding must be 'masked' or 'zeros', got {self.padding!r}")
+        for name in ("queries", "keys"):
+            positions = getattr(self, name)
+            if not isinstance(positions, tuple) or len(positions) != 2:
+                raise TypeError(f"{name} must be positions (begin, end), got {positions!r}")
+            for position in positions:
+                _check_integer(position, name)
+
+
+def _check_integer(value: int, name: str) -> None:
+    try:
+        operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,17 +117,37 @@ class Pattern:
     words: Tensor
     head_offsets: Tensor | None
     page_locked: bool = False
+    _version: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        offsets = 0 if self.head_offsets is None else self.head_offsets._version
+        object.__setattr__(self, "_version", self.words._version + offsets)
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether nobody wrote into the words or the offsets since, by torch's count."""
+        offsets = self.head_offsets
+        if offsets is None:
+            return self.words._version == self._version
+        return self.words._version + offsets._version == self._version
 
     @staticmethod
     def plan(spec: PatternSpec) -> Pattern:
-        """Plans on the host. Raises ValueError where the specification is wrong; see advice.py."""
-        advise(spec)
+        """Plans on the host; warns of specifications that seldom mean what they say, see advice.py.
+
+        Raises:
+            TypeError, ValueError: the specification is wrong, or the pattern would be larger than
+                `max_pattern_bytes()`.
+        """
+        if not isinstance(spec, PatternSpec):
+            raise TypeError(f"spec must be a PatternSpec, got {spec!r}")
         # An inference tensor could not be saved for a later call's backward.
         with torch.inference_mode(False):
             words = torch.frombuffer(_C.plan(*spec.plan_arguments()), dtype=torch.int32)
             offsets = None
             if spec.head_offsets != "interleaved":
                 offsets = torch.tensor(spec.offset_table(), dtype=torch.int64, device="cpu")
+        advise(spec)
         return Pattern(spec, words, offsets)
 
     @property

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .background import Background
-from .base_cache import BasePatternCache
+from .base_cache import BasePatternCache, distinct_specs
 from .bounds import at_least
 from .device_words import Copy
 from .entry import CPU, Entry, full_device
@@ -71,7 +71,7 @@ class TieredPatternCache(BasePatternCache):
         self._promote_after = at_least(1, promote_after, "promote_after")
         self._ageing_period = at_least(1, ageing_period, "ageing_period")
         self._predict = bool(predict)
-        self._common = tuple(common)
+        self._common = distinct_specs(common, "common")
         self._background = Background()
         self._tiers: dict[torch.device, HotTier] = {}
         self._predictor: Predictor[PatternSpec] = Predictor()
@@ -102,7 +102,7 @@ class TieredPatternCache(BasePatternCache):
         """
         device = full_device(device)
         self._refuse_capture(device)
-        self._background.submit(partial(self._fetch, tuple(dict.fromkeys(specs)), device))
+        self._background.submit(partial(self._fetch, distinct_specs(specs), device))
 
     def drain(self) -> None:
         """Waits until what was announced is planned and its copies are enqueued.
@@ -176,7 +176,7 @@ class TieredPatternCache(BasePatternCache):
             device = full_device(device)
             tier = self._tiers.setdefault(device, HotTier())
         copy = tier.copies.get(entry)
-        if copy is None:
+        if copy is None or not copy.is_intact:
             self._cold_hits += hit
             copy = self._bring(entry, device, tier)
         else:
@@ -195,15 +195,16 @@ class TieredPatternCache(BasePatternCache):
 
     def _bring(self, entry: Entry, device: torch.device, tier: HotTier) -> Copy:
         """Locked. A copy for this look-up; it stays if the pattern is hot."""
-        (copy,), nbytes = self._send([entry], device)
-        is_hot = entry.held and entry.uses >= self._promote_after
-        if is_hot and self._make_room(tier, nbytes, entry.uses):
+        tier.drop(entry)  # if a borrower wrote into it
+        (copy,) = self._send([entry], device)
+        is_hot = self._holds(entry) and entry.uses >= self._promote_after
+        if is_hot and self._make_room(tier, copy.block.nbytes, entry.uses):
             tier.promote(entry, copy)
         return copy
 
     def _send(
         self, entries: Sequence[Entry], device: torch.device, blocking: bool = False
-    ) -> tuple[list[Copy], int]:
+    ) -> list[Copy]:
         for entry in entries:  # the common ones, for instance, were planned for no device
             entry.pattern = self._page_locked(entry.pattern, device)
         return super()._send(entries, device, blocking)
@@ -227,12 +228,12 @@ class TieredPatternCache(BasePatternCache):
         """Locked. Copies ahead what is not there, unless that is vain or under way."""
         entry, tier = self._entries.get(spec), self._tiers.get(device)
         if entry is not None:
-            is_hot = tier is not None and entry in tier.copies
-            if is_hot or entry.pattern.nbytes > self._hot_bytes:
+            is_hot = tier is not None and tier.has(entry)
+            if is_hot or entry.nbytes > self._hot_bytes:
                 return
         if (spec, device) not in self._expected and not self._is_captured(device):
-            self._expected.add((spec, device))
             self._background.submit(partial(self._fetch_expected, spec, device))
+            self._expected.add((spec, device))
 
     def _fetch_expected(self, spec: PatternSpec, device: torch.device) -> None:
         """On the background's thread."""
@@ -244,9 +245,13 @@ class TieredPatternCache(BasePatternCache):
 
     def _fetch(self, specs: Sequence[PatternSpec], device: torch.device) -> None:
         """On the background's thread."""
-        entries = [self._planned(spec, device) for spec in specs]
-        large = [entry for entry in entries if entry.pattern.nbytes > _BATCHED_BYTES]
-        small = [entry for entry in entries if entry.pattern.nbytes <= _BATCHED_BYTES]
+        entries = []
+        for spec in specs:
+            if self._background.is_stopping:
+                return
+            entries.append(self._planned(spec, device))
+        large = [entry for entry in entries if entry.nbytes > _BATCHED_BYTES]
+        small = [entry for entry in entries if entry.nbytes <= _BATCHED_BYTES]
         if device.type != "cpu":
             for group in (small, *([entry] for entry in large)):
                 with self._lock:
@@ -254,7 +259,7 @@ class TieredPatternCache(BasePatternCache):
 
     def _copy_ahead(self, entries: Sequence[Entry], device: torch.device, tier: HotTier) -> None:
         """Locked. One transfer for as many of the entries as there is room for."""
-        missing = [entry for entry in entries if entry.held and entry not in tier.copies]
+        missing = [entry for entry in entries if self._holds(entry) and not tier.has(entry)]
         uses = sys.maxsize if self._pin_after is None else self._pin_after + 1
         while missing:
             size, _ = pack([entry.pattern.words for entry in missing])
@@ -265,7 +270,7 @@ class TieredPatternCache(BasePatternCache):
             return
         is_cuda = device.type == "cuda"
         with self._transfers.side_stream(device.index) if is_cuda else nullcontext():
-            copies, _ = self._send(missing, device)
+            copies = self._send(missing, device)
         tier.promise(missing, copies, self._hits + self._misses + self._ageing_period)
 
     def _after_fork(self) -> None:

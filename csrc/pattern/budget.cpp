@@ -1,0 +1,59 @@
+#include "pattern/budget.h"
+
+#include <algorithm>
+#include <atomic>
+#include <stdexcept>
+#include <string>
+
+namespace dilated {
+namespace {
+
+std::atomic<int64_t> max_bytes{int64_t{1} << 29};
+
+}  // namespace
+
+int64_t max_pattern_bytes() { return max_bytes; }
+
+void set_max_pattern_bytes(int64_t bytes) {
+  if (bytes < 1) {
+    throw std::invalid_argument("max_pattern_bytes: must be at least 1, got " +
+                                std::to_string(bytes));
+  }
+  max_bytes = bytes;
+}
+
+namespace pattern {
+namespace {
+
+constexpr int64_t kPollSteps = 1 << 20;
+/// A step is allowed for so many bytes of the limit, and kFreeSteps whatever the limit.
+constexpr int64_t kBytesPerStep = 2;
+constexpr int64_t kFreeSteps = 1 << 24;
+
+}  // namespace
+
+Budget::Budget(const PatternSpec& spec, const std::function<void()>& poll)
+    : spec_(spec), poll_(poll), limit_(max_pattern_bytes()) {}
+
+void Budget::refuse() const {
+  throw std::invalid_argument(
+      "dilation_rates: a pattern may take at most " + std::to_string(limit_) +
+      " bytes (max_pattern_bytes), got a larger one for seq_len " + std::to_string(spec_.seq_len) +
+      ", " + std::to_string(spec_.segment_lengths.size()) + " branches and " +
+      std::to_string(spec_.heads) +
+      " heads: take rates and segment lengths that divide one another, longer segments, or "
+      "fewer branches or heads, or raise the limit by set_max_pattern_bytes");
+}
+
+void Budget::look_up() {
+  if ((steps_ - kFreeSteps) * kBytesPerStep > limit_) {
+    refuse();
+  }
+  next_poll_ = steps_ + kPollSteps;
+  if (poll_) {
+    poll_();
+  }
+}
+
+}  // namespace pattern
+}  // namespace dilated

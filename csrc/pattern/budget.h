@@ -1,0 +1,53 @@
+// What planning may take: bytes and steps, never time, so that all processes decide alike.
+#pragma once
+
+#include <dilated/pattern.h>
+
+#include <cstdint>
+#include <functional>
+
+namespace dilated::pattern {
+
+/// Counts, throws std::invalid_argument that names dilation_rates once the count is too large, and
+/// lets the caller of plan() interrupt.
+class Budget {
+ public:
+  /// Both are kept by reference.
+  Budget(const PatternSpec& spec, const std::function<void()>& poll);
+
+  /// The pattern has so many bytes more.
+  void add_bytes(int64_t bytes) {
+    bytes_ += bytes;
+    if (bytes_ > limit_) {
+      refuse();
+    }
+  }
+
+  /// So many bytes are needed at once, beside the pattern's.
+  void need_bytes(int64_t bytes) const {
+    if (bytes > limit_) {
+      refuse();
+    }
+  }
+
+  /// The planner looks at so many positions, or whatever takes about as long.
+  void add_steps(int64_t steps) {
+    steps_ += steps;
+    if (steps_ > next_poll_) {
+      look_up();
+    }
+  }
+
+ private:
+  [[noreturn]] void refuse() const;
+  void look_up();
+
+  const PatternSpec& spec_;
+  const std::function<void()>& poll_;
+  const int64_t limit_;
+  int64_t bytes_ = 0;
+  int64_t steps_ = 0;
+  int64_t next_poll_ = 0;
+};
+
+}  // namespace dilated::pattern
