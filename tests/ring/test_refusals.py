@@ -61,6 +61,7 @@ PYTHON: dict[str, tuple[Call, str]] = {
     "rank of query": (partial(attend, query=torch.zeros(3)), "ValueError: query"),
     "cache": (partial(attend, pattern_cache=PatternCache()), "ValueError: pattern_cache"),
     "shards": (partial(attend, shard_lengths=[20]), "ValueError: shard_lengths"),
+    "long shards": (partial(attend, shard_lengths=[20, 20, 2**62]), "ValueError: shard_lengths"),
     "strategy": (partial(attend, strategy="rign"), "ValueError: strategy"),
     "what the dispatcher refuses": (partial(attend, shard_lengths=[20, 20, 2**70]), "Error: "),
     "a module": (partial(call_module, bad=torch.zeros(3)), "ValueError: query"),

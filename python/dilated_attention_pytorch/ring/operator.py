@@ -250,11 +250,15 @@ def _check(query: Tensor, key: Tensor, value: Tensor, arguments: Arguments, peer
 
 
 def check_shard_lengths(shard_lengths: Sequence[int], size: int) -> None:
-    """Raises ValueError unless there is one for each rank, and none is negative."""
+    """Raises ValueError unless there is one for each rank, none negative, below 2^31 - 1 in all."""
     if len(shard_lengths) != size or min(shard_lengths) < 0:
         raise ValueError(
             f"shard_lengths: must be one length for each of the group's {size} ranks, at least 0, "
             f"got {list(shard_lengths)}"
+        )
+    if sum(shard_lengths) >= 2**31 - 1:
+        raise ValueError(
+            f"shard_lengths: must add up to less than 2^31 - 1, got {list(shard_lengths)}"
         )
 
 
