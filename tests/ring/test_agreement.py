@@ -14,7 +14,7 @@ from dilated_attention_pytorch.ring.agreement import (
     Disagreement,
     describe_differences,
 )
-from dilated_attention_pytorch.ring.ballot import CounterBallot
+from dilated_attention_pytorch.ring.ballot import Ballot
 from dilated_attention_pytorch.ring.store import Absent, Patience
 
 
@@ -29,7 +29,7 @@ def on_ranks(
     patience = Patience(timedelta(seconds=timeout))
 
     def run(rank: int) -> BaseException | None:
-        ballot = CounterBallot(shared, rank, size, patience)
+        ballot = Ballot(shared, rank, size, patience)
         try:
             function(Agreement(shared, ballot, rank, size, patience), rank)
         except Exception as error:

@@ -1,62 +1,24 @@
-"""Ballots, with threads as ranks; messages are queues."""
+"""Ballots, with threads as ranks and a store in memory."""
 
 from __future__ import annotations
 
-import queue
-from collections import defaultdict
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
 import torch.distributed as dist
-from torch import Tensor
 
-from dilated_attention_pytorch.ring.ballot import (
-    REFUSED,
-    Ballot,
-    CounterBallot,
-    MessageBallot,
-)
+from dilated_attention_pytorch.ring.ballot import REFUSED, Ballot
 from dilated_attention_pytorch.ring.store import Absent, Patience
 
 A, B = b"a" * 16, b"b" * 16
-Boxes = defaultdict[tuple[int, int], "queue.Queue[Tensor]"]
 
 
-class Work:
-    def __init__(self, wait: Callable[[], object]) -> None:
-        self.wait = wait
-
-
-class Mailer:
-    """One rank of a group of threads."""
-
-    def __init__(self, boxes: Boxes, rank: int, timeout: float) -> None:
-        self._boxes, self._rank, self._timeout = boxes, rank, timeout
-
-    def send(self, tensors: list[Tensor], dst: int, tag: int) -> Work:
-        self._boxes[self._rank, dst].put(tensors[0].clone())
-        return Work(lambda: None)
-
-    def recv(self, tensors: list[Tensor], src: int, tag: int) -> Work:
-        def wait() -> None:
-            try:
-                tensors[0].copy_(self._boxes[src, self._rank].get(timeout=self._timeout))
-            except queue.Empty:
-                raise RuntimeError("Timed out") from None
-
-        return Work(wait)
-
-
-@pytest.fixture(params=["messages", "counter"])
-def ballots(request: pytest.FixtureRequest) -> list[Ballot]:
+@pytest.fixture
+def ballots() -> list[Ballot]:
     """Of three ranks."""
-    if request.param == "messages":
-        boxes: Boxes = defaultdict(queue.Queue)
-        return [MessageBallot(Mailer(boxes, rank, 0.5), rank, 3) for rank in range(3)]
     store, patience = dist.HashStore(), Patience(timedelta(seconds=0.5))
-    return [CounterBallot(store, rank, 3, patience) for rank in range(3)]
+    return [Ballot(store, rank, 3, patience) for rank in range(3)]
 
 
 def vote(ballots: list[Ballot], rounds: list[str]) -> list[list[bool | str]]:
@@ -98,3 +60,14 @@ def test_the_absent_are_named(ballots: list[Ballot]) -> None:
     assert second == []
     for (text,) in (first, third):
         assert isinstance(text, str) and text.startswith("rank 1 did not come within 0.")
+
+
+def test_a_probe_ends_the_wait_for_a_dead_rank() -> None:
+    def probe(waited: float) -> None:
+        if waited > 0.2:
+            raise Absent("rank 1 is dead")
+
+    ballot = Ballot(dist.HashStore(), 0, 2, Patience(timedelta(hours=1), probe=probe))
+    ballot.cast(1, A)
+    with pytest.raises(Absent, match="^rank 1 is dead$"):
+        ballot.is_unanimous(1, A)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, finalize, proxy
 
@@ -32,10 +33,10 @@ if dist.is_available():
     from torch.distributed.device_mesh import DeviceMesh
 
 from .agreement import Agreement, Disagreement, Fields
-from .ballot import CounterBallot, MessageBallot
+from .ballot import Ballot
 from .copy_engine import Copies, CopyEngine, Message, Transport, choose_transport
 from .deferred import Deferred
-from .store import Patience
+from .store import Absent, Patience, describe_absence
 
 Group = object  # dist.ProcessGroup, DeviceMesh or a group's name; a torch without them has no types
 
@@ -135,6 +136,7 @@ _c10d: Any = getattr(dist, "distributed_c10d", None)
 _states: WeakKeyDictionary[Any, _State] = WeakKeyDictionary()
 _states_lock = threading.Lock()
 _MAX_AGREED = 4096
+_PROBE_TAG = (1 << 24) - 1
 _CALL_TAG = 1 << 24  # on gloo, messages have tags from here on, by the number of their call
 
 
@@ -383,18 +385,27 @@ def group_name(group: Group) -> str:
 def _make_state(group: dist.ProcessGroup) -> _State:
     """Over gloo, which aborts the process for a message that is too long, ranks compare first."""
     store, rank, size = _c10d._get_process_group_store(group), group.rank(), group.size()
-    timeout = timeout_of(group)
     backends = {group._get_backend(device).name() for device in group._device_types}
+    deferred = None
     if size == 1 or backends == {"gloo"}:
         # The state is kept as long as the group, which it must not keep.
-        by_message = MessageBallot(proxy(group), rank, size)
-        agreement = Agreement(store, by_message, rank, size, Patience(timeout))
-        return _State(agreement, rank, size, None)
-    deferred = Deferred()
-    finalize(group, deferred.stop)
-    patience = Patience(timeout, deferred.pause)
-    by_counter = CounterBallot(store, rank, size, patience)
-    return _State(Agreement(store, by_counter, rank, size, patience), rank, size, deferred)
+        patience = Patience(timeout_of(group), probe=partial(_probe, proxy(group), rank, size))
+    else:
+        deferred = Deferred()
+        finalize(group, deferred.stop)
+        patience = Patience(timeout_of(group), deferred.pause)
+    ballot = Ballot(store, rank, size, patience)
+    return _State(Agreement(store, ballot, rank, size, patience), rank, size, deferred)
+
+
+def _probe(group: dist.ProcessGroup, rank: int, size: int, waited: float) -> None:
+    """Raises Absent if gloo's connection to a rank has closed: it lets nothing be posted there."""
+    for peer in range(size):
+        try:
+            if peer != rank:
+                group.send([torch.zeros(1)], peer, _PROBE_TAG)  # nobody receives it
+        except RuntimeError as error:
+            raise Absent(f"{describe_absence([peer], waited)}: {error}") from error
 
 
 def timeout_of(group: dist.ProcessGroup) -> timedelta:

@@ -26,16 +26,24 @@ class Absent(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long to wait for another rank, and by what: seconds -> returns after them."""
+    """How long to wait for other ranks.
+
+    pause: waits so many seconds. probe: given the seconds waited so far, raises Absent if it finds
+    a rank dead; for the first time after a tenth of a second, then at least every 5 s.
+    """
 
     timeout: timedelta
     pause: Callable[[float], object] = time.sleep
+    probe: Callable[[float], object] = float
 
     def polls(self) -> Iterator[float]:
         """Seconds waited so far, each time that the store is to be asked; ends at the timeout."""
-        begin, waited = time.monotonic(), 0.0
+        begin, waited, next_probe = time.monotonic(), 0.0, 0.1
         while waited <= self.timeout.total_seconds():
             yield waited
+            if waited > next_probe:
+                self.probe(waited)
+                next_probe = waited + min(waited, 5.0)
             self.pause(min(0.01, waited / 8))
             waited = time.monotonic() - begin
 
