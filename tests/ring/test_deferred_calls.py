@@ -1,4 +1,4 @@
-"""Groups that are not gloo's alone: ranks compare by the store, on GPUs while messages travel.
+"""Groups that are not gloo's alone: on GPUs ranks compare while their messages travel.
 
 Here they are gloo's for the CPU, and torch's fake backend, which moves nothing, stands for NCCL.
 """
@@ -55,7 +55,7 @@ def call_on_the_cpu(size: int) -> list[str]:
     return texts
 
 
-def test_the_cpu_s_calls_are_compared_by_the_store(workers: Processes) -> None:
+def test_calls_on_the_cpu_are_compared_first(workers: Processes) -> None:
     first, second, *rest = workers.run(4, call_on_the_cpu)
     assert first[0] == second[0] and rest == [first, first] and "rows of query" in first[0]
     assert "rank 1 refused its arguments: ValueError: scale" in first[1]

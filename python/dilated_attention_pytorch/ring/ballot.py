@@ -1,7 +1,7 @@
 """How the ranks see, at little cost, whether all of them are about to make the same call.
 
-Each casts a digest of its call: they are added up in a counter of the group's store, which takes
-two requests of a rank, however many there are. Knows no torch.distributed.
+Each adds a digest of its call to a counter in the group's store, and reads the sum: two requests,
+however many ranks there are, and more only while it waits. Knows no torch.distributed.
 """
 
 from __future__ import annotations
