@@ -32,7 +32,9 @@ def plan_all_to_all(call: Call, rank: int) -> None:
     """Plans all blocks of a rank; raises ValueError where that can't be done."""
     plan = make_head_plan(call.spec, call.shard_lengths, rank)
     spec = call.spec
-    if plan.whole or not plan.shares:
+    if not plan.shares:
+        call.plan(plan.rows, plan.rows)
+    elif plan.whole:
         whole = call.of_branches(plan.whole, (0, spec.heads), (0, spec.kv_heads))
         whole.plan(plan.rows, plan.rows)
     for share in plan.own:
