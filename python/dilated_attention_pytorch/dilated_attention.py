@@ -16,7 +16,7 @@ from .functional import (
     check_scale,
 )
 from .pattern import HeadOffsets, Padding, Scheme
-from .ring import Group, Sharding, Strategy
+from .ring import Group, Sharding, Strategy, telling
 
 
 class DilatedAttention(nn.Module):
@@ -68,17 +68,18 @@ class DilatedAttention(nn.Module):
 
         key and value: [batch, seq_len, kv_heads, head_dim]. Raises TypeError and ValueError.
         """
-        out, _ = attend(
-            query,
-            key,
-            value,
-            self.scheme,
-            is_causal=is_causal,
-            scale=self.scale,
-            dropout_p=self.dropout if self.training else 0.0,
-            pattern_cache=self.pattern_cache,
-            sharding=self.sharding,
-        )
+        with telling(self.sharding):
+            out, _ = attend(
+                query,
+                key,
+                value,
+                self.scheme,
+                is_causal=is_causal,
+                scale=self.scale,
+                dropout_p=self.dropout if self.training else 0.0,
+                pattern_cache=self.pattern_cache,
+                sharding=self.sharding,
+            )
         return out
 
     def extra_repr(self) -> str:

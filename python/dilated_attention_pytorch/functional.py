@@ -21,7 +21,7 @@ from .pattern import (
 )
 from .pattern.offsets import MAX_HEADS
 from .pattern.scalars import is_symbolic, real
-from .ring import Group, Sharding, Strategy
+from .ring import Group, Sharding, Strategy, telling
 
 CacheArgument = BasePatternCache | Literal[False] | None
 _MAX_SEED = 2**63 - 1
@@ -94,22 +94,23 @@ def dilated_attention(
         RuntimeError: no group has the name; a rank is dead, or did not come within the group's
             timeout; a CUDA graph is being captured and the pattern is not on the GPU yet.
     """
-    make = Scheme.make if torch.compiler.is_compiling() else Scheme.recall
-    scheme = make(segment_lengths, dilation_rates, head_offsets, padding)
-    scale = check_scale(scale)
-    dropout_p = check_dropout(dropout_p, "dropout_p")
-    check_cache(pattern_cache)
-    out, lse = attend(
-        query,
-        key,
-        value,
-        scheme,
-        is_causal=is_causal,
-        scale=scale,
-        dropout_p=dropout_p,
-        pattern_cache=pattern_cache,
-        sharding=Sharding.make(group, shard_lengths, strategy),
-    )
+    with telling(group):
+        make = Scheme.make if torch.compiler.is_compiling() else Scheme.recall
+        scheme = make(segment_lengths, dilation_rates, head_offsets, padding)
+        scale = check_scale(scale)
+        dropout_p = check_dropout(dropout_p, "dropout_p")
+        check_cache(pattern_cache)
+        out, lse = attend(
+            query,
+            key,
+            value,
+            scheme,
+            is_causal=is_causal,
+            scale=scale,
+            dropout_p=dropout_p,
+            pattern_cache=pattern_cache,
+            sharding=Sharding.make(group, shard_lengths, strategy),
+        )
     return (out, lse) if return_lse else out
 
 

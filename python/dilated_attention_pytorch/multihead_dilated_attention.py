@@ -12,7 +12,7 @@ from .dilated_attention import DilatedAttention
 from .functional import CacheArgument
 from .pattern import HeadOffsets, Padding
 from .pattern.scalars import real
-from .ring import Group, Strategy
+from .ring import Group, Strategy, telling
 
 
 class MultiheadDilatedAttention(nn.Module):
@@ -129,25 +129,26 @@ class MultiheadDilatedAttention(nn.Module):
         key is query by default, value is key. All have the same seq_len. Raises TypeError and
         ValueError.
         """
-        if key is None:
-            if value is not None:
-                raise ValueError("key must be given where value is, got None")
-            key = query
-        value = key if value is None else value
-        for tensor, name in ((query, "query"), (key, "key"), (value, "value")):
-            if not isinstance(tensor, Tensor):
-                raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-            if tensor.dim() != 3 or tensor.size(2) != self.embed_dim:
-                raise ValueError(
-                    f"{name} must be [batch, seq_len, embed_dim = {self.embed_dim}], "
-                    f"got shape {tuple(tensor.shape)}"
-                )
-        out = self.attention(
-            self.q_proj(query).unflatten(2, (self.num_heads, self.head_dim)),
-            self.k_proj(key).unflatten(2, (self.num_kv_heads, self.head_dim)),
-            self.v_proj(value).unflatten(2, (self.num_kv_heads, self.head_dim)),
-            is_causal=is_causal,
-        ).flatten(2)
+        with telling(getattr(self.attention, "sharding", None)):
+            if key is None:
+                if value is not None:
+                    raise ValueError("key must be given where value is, got None")
+                key = query
+            value = key if value is None else value
+            for tensor, name in ((query, "query"), (key, "key"), (value, "value")):
+                if not isinstance(tensor, Tensor):
+                    raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+                if tensor.dim() != 3 or tensor.size(2) != self.embed_dim:
+                    raise ValueError(
+                        f"{name} must be [batch, seq_len, embed_dim = {self.embed_dim}], "
+                        f"got shape {tuple(tensor.shape)}"
+                    )
+            out = self.attention(
+                self.q_proj(query).unflatten(2, (self.num_heads, self.head_dim)),
+                self.k_proj(key).unflatten(2, (self.num_kv_heads, self.head_dim)),
+                self.v_proj(value).unflatten(2, (self.num_kv_heads, self.head_dim)),
+                is_causal=is_causal,
+            ).flatten(2)
         if self.norm is not None:
             out = self.norm(out)
         return self.out_proj(out), None

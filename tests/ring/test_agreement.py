@@ -1,4 +1,4 @@
-"""The comparison of arguments, with threads as ranks and a store in memory."""
+"""The comparison of calls, with threads as ranks and a store in memory."""
 
 from __future__ import annotations
 
@@ -14,17 +14,24 @@ from dilated_attention_pytorch.ring.agreement import (
     Disagreement,
     describe_differences,
 )
+from dilated_attention_pytorch.ring.ballot import Ballot
+from dilated_attention_pytorch.ring.store import Absent, Patience
 
 
 def on_ranks(
-    size: int, function: Callable[[Agreement, int], None], timeout: float = 5.0
+    size: int,
+    function: Callable[[Agreement, int], None],
+    timeout: float = 5.0,
+    store: dist.Store | None = None,
 ) -> list[BaseException | None]:
     """What each rank raised."""
-    store = dist.HashStore()
+    shared = dist.HashStore() if store is None else store
+    patience = Patience(timedelta(seconds=timeout))
 
     def run(rank: int) -> BaseException | None:
+        ballot = Ballot(shared, rank, size, patience)
         try:
-            function(Agreement(store, rank, size, timedelta(seconds=timeout)), rank)
+            function(Agreement(shared, ballot, rank, size, patience), rank)
         except Exception as error:
             return error
         return None
@@ -78,6 +85,65 @@ def test_an_absent_rank_is_named() -> None:
     first, second, third = on_ranks(3, compare, timeout=0.3)
     assert second is None and str(first).startswith("rank 1 did not come within 0.")
     assert isinstance(first, RuntimeError) and isinstance(third, RuntimeError)
+
+
+def test_refusals_keep_their_place_in_the_order() -> None:
+    """Those who refuse do not wait; whoever comes later meets every refusal where it was made."""
+
+    def compare(agreement: Agreement, rank: int) -> None:
+        for number in range(6):
+            if number % 3 == rank:
+                agreement.refuse(f"no {number}")
+                continue
+            with pytest.raises(Disagreement, match=f"rank {number % 3} refused.*no {number}"):
+                agreement.compare({"call": str(number)})
+        agreement.compare({"call": "the last"})
+
+    assert on_ranks(3, compare) == [None] * 3
+
+
+def test_a_difference_is_fatal_once_messages_were_posted() -> None:
+    def compare(agreement: Agreement, rank: int) -> None:
+        agreement.compare({"rows": "20"}, has_posted=rank != 1)
+        agreement.compare({"rows": "24" if rank == 1 else "20"}, has_posted=rank != 1)
+
+    errors = on_ranks(3, compare)
+    assert len({str(error) for error in errors}) == 1
+    for error in errors:
+        assert isinstance(error, RuntimeError) and not isinstance(error, Disagreement)
+        assert "rows: 20 on ranks 0, 2, 24 on rank 1; ranks had begun the call" in str(error)
+
+
+def test_the_store_does_not_grow() -> None:
+    """Whatever the rounds are: a few keys of the last two remain."""
+    store = dist.HashStore()
+    counts: list[int] = []
+
+    def compare(agreement: Agreement, rank: int) -> None:
+        for number in range(60):
+            agreement.compare({"rows": str(number)})
+            if number % 5 == 4:
+                agreement.gather(number)
+            if number % 7 == 6:
+                with pytest.raises(Disagreement):
+                    agreement.compare({"rows": str(rank)})
+            if number % 11 == 10:
+                agreement.refuse("no")
+            if rank == 0:
+                counts.append(store.num_keys())
+
+    assert on_ranks(3, compare, store=store) == [None] * 3
+    assert max(counts) <= 16 and store.num_keys() <= 8
+
+
+def test_a_store_that_is_gone_is_said() -> None:
+    class Gone(dist.HashStore):
+        def add(self, key: str, amount: int) -> int:
+            raise dist.DistNetworkError("broken pipe")
+
+    (error,) = on_ranks(1, lambda agreement, rank: agreement.compare({}), store=Gone())
+    assert isinstance(error, RuntimeError) and not isinstance(error, Absent)
+    assert str(error) == "the group's store can't be reached: broken pipe"
 
 
 def test_fields_that_some_lack() -> None:

@@ -11,12 +11,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from dilated_attention_pytorch import dilated_attention
 from dilated_attention_pytorch.ring.copy_engine import Transport
 from dilated_attention_pytorch.ring.exchange import Peers
-from tests.conftest import EXACT, missing_cuda
+from tests.conftest import EXACT, make_qkv, missing_cuda
 from tests.ops.calls import deterministic_mode
 from tests.ring.processes import Processes, group_of
 from tests.ring.sharded import Case, errors, rows_of_rank, run_ring
+from tests.ring.test_later_calls import see
 
 STRATEGIES = ("ring", "gather", "all_to_all", "auto")
 TABLE = ((0, -1, 0, 1), (1, 0, 2, -1))
@@ -44,6 +46,16 @@ def pair() -> Iterator[Processes]:
     if (reason := missing("gloo")) is not None:
         pytest.skip(reason)
     processes = Processes(2, timeout=60.0)
+    yield processes
+    processes.close()
+
+
+@pytest.fixture
+def mortals() -> Iterator[Processes]:
+    """Processes whose groups a test may leave unusable."""
+    if (reason := missing("nccl")) is not None:
+        pytest.skip(reason)
+    processes = Processes(2, timeout=20.0)
     yield processes
     processes.close()
 
@@ -115,3 +127,42 @@ def repeat(size: int, backend: str, dtype: torch.dtype) -> bool:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_repeats_bit_by_bit_on_gpus(pair: Processes, backend: str, dtype: torch.dtype) -> None:
     assert all(pair.run(2, repeat, backend, dtype))
+
+
+def differ(size: int, backend: str, is_new: bool) -> tuple[str, str]:
+    """What a rank sees where rank 1 calls with more rows than the others, and in its next call."""
+    group = group_on(backend, size)
+    # Made before anything may wait on the GPU for ever.
+    rows = {n: make_qkv(n, 4, 32, dtype=torch.float32, device="cuda") for n in (40, 44, 48)}
+
+    def call(length: int) -> None:
+        dilated_attention(*rows[length], [16, 80], [1, 2], group=group, strategy="ring")
+
+    call(40)
+    if not is_new:
+        call(48)
+    torch.cuda.synchronize()
+    usual = 44 if is_new else 40
+    return see(call, 48 if group.rank() == 1 else usual), see(call, 40)
+
+
+@pytest.mark.parametrize("name", ["nccl", "copy engine"])
+def test_a_new_call_that_differs_is_refused_on_gpus(mortals: Processes, name: str) -> None:
+    for now, later in mortals.run(2, differ, name, True):
+        assert now.startswith("Disagreement: all ranks of the group") and "rows of query" in now
+        assert later == "no error"
+
+
+@pytest.mark.parametrize("name", ["nccl", "copy engine"])
+def test_a_known_call_that_differs_raises_at_the_next_on_gpus(
+    mortals: Processes, name: str
+) -> None:
+    """Its messages are under way already, so nobody waits for the device here."""
+    mortals.start(differ, 2, name, False, ranks=range(2))
+    for rank in range(2):
+        now, later = mortals.result(rank, timeout=60.0)
+        assert now == "no error"
+        assert later.startswith("RuntimeError: all ranks of the group")
+        assert "rows of query" in later and "can't be used again" in later
+    for process in mortals.processes:
+        process.kill()  # a GPU may wait for messages that never come

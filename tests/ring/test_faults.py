@@ -25,6 +25,8 @@ def call(group: dist.ProcessGroup, **change: Any) -> torch.Tensor:
     tensors = make_qkv(
         length, heads, 8, kv_heads=kv_heads, dtype=change.pop("dtype", torch.float32)
     )
+    if change.pop("requires_grad", False):
+        tensors = tuple(x.requires_grad_() for x in tensors)
     branches = change.pop("branches", ([16, 40], [1, 2]))
     out = dilated_attention(*tensors, *branches, group=group, **change)
     assert isinstance(out, torch.Tensor)
@@ -129,22 +131,6 @@ def test_a_killed_rank_is_an_error_within_the_timeout(mortals: Processes, warm: 
     assert time.monotonic() - begin < 60.0
 
 
-def call_otherwise(size: int) -> None:
-    """Rank 1 makes a new call where the others make one that was compared before."""
-    group = group_of(size)
-    call(group)
-    call(group, **({"scale": 0.5} if group.rank() == 1 else {}))
-
-
-def test_a_later_call_that_differs_is_an_error_that_says_so(mortals: Processes) -> None:
-    mortals.start(call_otherwise, 3, ranks=range(3))
-    expected = "an exchange failed, rank 1 made another call, and waited to compare"
-    for rank in range(3):
-        text = "ranks 0, 2 did not come within" if rank == 1 else expected
-        with pytest.raises(Failure, match=text):
-            mortals.result(rank)
-
-
 def stay_away(size: int, warm: bool) -> None:
     group = group_of(size)
     if warm:
@@ -159,7 +145,6 @@ def stay_away(size: int, warm: bool) -> None:
 def test_an_absent_rank_is_an_error_within_the_timeout(mortals: Processes, warm: bool) -> None:
     mortals.start(stay_away, 3, warm, ranks=range(3))
     for rank in (0, 2):
-        expected = "an exchange failed, a rank is" if warm else "rank 1 did not come within"
-        with pytest.raises(Failure, match=expected) as caught:
+        with pytest.raises(Failure, match="rank 1 did not come within") as caught:
             mortals.result(rank, timeout=60.0)
         assert "did not answer" not in str(caught.value)

@@ -7,5 +7,15 @@ from . import operator
 from .exchange import Group, Traffic, group_size, traffic
 from .sharding import Sharding
 from .strategy import Strategy
+from .telling import telling
 
-__all__ = ["Group", "Sharding", "Strategy", "Traffic", "group_size", "operator", "traffic"]
+__all__ = [
+    "Group",
+    "Sharding",
+    "Strategy",
+    "Traffic",
+    "group_size",
+    "operator",
+    "telling",
+    "traffic",
+]

@@ -1,29 +1,22 @@
-"""Ranks compare what they were called with, before they exchange anything.
+"""Ranks compare what they are about to do, before or while their messages travel.
 
-Ranks that exchange different numbers of bytes hang, abort or compute nonsense. So each publishes
-the fields of its call in the group's key-value store, or why it refuses the call, reads the others'
-and raises the same error where they differ. Knows no torch.distributed, but for the store's
-methods.
+Ranks that exchange different numbers of bytes hang, abort or compute nonsense. So each casts a
+ballot for its call: a digest of the call's number and fields. Where they differ, or a rank refuses
+its call, all publish their fields in the group's key-value store, or why they refuse, read the
+others' and raise the same error. Knows no torch.distributed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import time
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
+
+from .ballot import REFUSED, Ballot
+from .store import Patience, Store, name_ranks, reaching_the_store
 
 Fields = Mapping[str, str]
-
-
-class Store(Protocol):
-    """What is used of torch.distributed.Store."""
-
-    def set(self, key: str, value: str) -> None: ...
-    def get(self, key: str) -> bytes: ...
-    def check(self, keys: list[str]) -> bool: ...
-    def wait(self, keys: list[str], timeout: timedelta) -> None: ...
 
 
 class Disagreement(ValueError):
@@ -31,86 +24,109 @@ class Disagreement(ValueError):
 
 
 class Agreement:
-    """One rank's side. Comparisons are numbered: all ranks make them in the same order.
+    """One rank's side. Rounds are numbered: all ranks come to them in the same order.
+
+    What a rank has published is deleted once all have read it: when it has come through a later
+    round, to which the others came after they had read.
 
     Args:
         store: shared by the ranks.
-        timeout: how long to wait for a rank that does not come.
+        ballot: by which they see whether they are of one mind.
     """
 
-    def __init__(self, store: Store, rank: int, size: int, timeout: timedelta) -> None:
-        self._store, self._rank, self._size, self._timeout = store, rank, size, timeout
+    def __init__(
+        self, store: Store, ballot: Ballot, rank: int, size: int, patience: Patience
+    ) -> None:
+        self._store, self._ballot, self._patience = store, ballot, patience
+        self._rank, self._size = rank, size
         self._number = 0
+        self._published: list[int] = []
 
-    def compare(self, fields: Fields) -> None:
-        """Returns once all ranks have published equal fields.
+    def compare(self, fields: Fields, *, has_posted: bool = False) -> None:
+        """Returns once all ranks have come with equal fields.
+
+        has_posted: this rank does not wait for the outcome before it posts the call's messages.
 
         Raises:
             Disagreement: naming fields and ranks, the same on all; or the rank that refused.
-            RuntimeError: a rank did not come within the timeout, or the store is gone.
+            RuntimeError: the same, but some have posted messages that the others don't expect; or
+                a rank did not come within the timeout, or the store is gone.
         """
-        entries = self._exchange({"fields": dict(fields)})
-        refused = [
-            f"rank {rank} refused its arguments: {entry['error']}"
-            for rank, entry in enumerate(entries)
-            if "error" in entry
-        ]
-        if refused:
-            raise Disagreement("; ".join(refused))
-        differences = describe_differences([entry["fields"] for entry in entries])
-        if differences:
-            raise Disagreement(
-                f"all ranks of the group must pass the same arguments, got {differences}"
+        number = self._next()
+        digest = hashlib.blake2b(f"{number} {fields}".encode(), digest_size=16).digest()
+        self._ballot.cast(number, digest)
+        if self._ballot.is_unanimous(number, digest):
+            self._forget(number)
+            return
+        entry = {"fields": dict(fields), "has_posted": has_posted}
+        entries = self._exchange(number, entry)
+        difference = _describe(entries)
+        if not difference:
+            raise RuntimeError("ranks of the group are at different calls: it can't be used again")
+        if any(entry.get("has_posted") for entry in entries):
+            raise RuntimeError(
+                f"{difference}; ranks had begun the call, so that its results are wrong and the "
+                "group can't be used again"
             )
+        raise Disagreement(difference)
 
     def gather(self, value: Any) -> list[Any]:
         """What each rank passes, as JSON; raises RuntimeError as `compare` does."""
-        return [entry["value"] for entry in self._exchange({"value": value})]
+        entries = self._exchange(self._next(), {"value": value})
+        return [entry["value"] for entry in entries]
 
     def refuse(self, error: str) -> None:
-        """Tells the others that this rank raises, so that they need not wait for it."""
-        self._publish({"error": error})
+        """Tells the others that this rank raises, without waiting for them."""
+        number = self._next()
+        self._publish(number, {"error": error})
+        self._ballot.cast(number, REFUSED)
 
-    def describe_absence(self) -> str:
-        """What an exchange that failed may be due to: ranks that compare without this one."""
-        keys = self._keys(self._number)
-        try:
-            ahead = [rank for rank, key in enumerate(keys) if self._store.check([key])]
-        except RuntimeError:
-            return "the group's store can't be reached either"
-        if not ahead:
-            return "a rank is dead, or did not make the same call"
-        return f"{_ranks(ahead)} made another call, and waited to compare its arguments"
-
-    def _exchange(self, entry: Mapping[str, object]) -> list[dict[str, Any]]:
-        keys = self._publish(entry)
-        self._wait(keys)
-        return [json.loads(self._store.get(key)) for key in keys]
-
-    def _publish(self, entry: Mapping[str, object]) -> list[str]:
-        keys = self._keys(self._number)
+    def _next(self) -> int:
         self._number += 1
-        self._store.set(keys[self._rank], json.dumps(entry))
-        return keys
+        return self._number
 
-    def _keys(self, number: int) -> list[str]:
-        return [f"dilated/{number}/{rank}" for rank in range(self._size)]
+    @reaching_the_store()
+    def _exchange(self, number: int, entry: Mapping[str, object]) -> list[dict[str, Any]]:
+        self._publish(number, entry)
+        keys = [self._key(number, rank) for rank in range(self._size)]
+        for _ in self._patience.polls():
+            if self._store.check(keys):
+                break
+        else:
+            missing = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
+            raise self._patience.absent(missing)
+        entries = [json.loads(self._store.get(key)) for key in keys]
+        self._forget(number)
+        return entries
 
-    def _wait(self, keys: list[str]) -> None:
-        begin = time.monotonic()
-        try:
-            self._store.wait(keys, self._timeout)
-        except RuntimeError as error:
-            try:
-                absent = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
-            except RuntimeError:
-                absent = []
-            if not absent:
-                raise RuntimeError(f"the group's store can't be reached: {error}") from error
-            raise RuntimeError(
-                f"{_ranks(absent)} did not come within {time.monotonic() - begin:.1f} s to compare "
-                "arguments: dead, slower, or called with arguments that were compared before"
-            ) from error
+    @reaching_the_store()
+    def _publish(self, number: int, entry: Mapping[str, object]) -> None:
+        self._store.set(self._key(number, self._rank), json.dumps(entry))
+        self._published.append(number)
+
+    def _forget(self, number: int) -> None:
+        """All have come to this round, so they have read what was published in those before."""
+        while self._published and self._published[0] < number:
+            self._store.delete_key(self._key(self._published.pop(0), self._rank))
+
+    @staticmethod
+    def _key(number: int, rank: int) -> str:
+        return f"dilated/{number}/{rank}"
+
+
+def _describe(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Who refused its call, else how the calls differ; "" if they don't."""
+    refused = [
+        f"rank {rank} refused its arguments: {entry['error']}"
+        for rank, entry in enumerate(entries)
+        if "error" in entry
+    ]
+    if refused:
+        return "; ".join(refused)
+    differences = describe_differences([entry["fields"] for entry in entries])
+    if not differences:
+        return ""
+    return f"all ranks of the group must pass the same arguments, got {differences}"
 
 
 def describe_differences(entries: Sequence[Fields]) -> str:
@@ -121,10 +137,6 @@ def describe_differences(entries: Sequence[Fields]) -> str:
         for rank, entry in enumerate(entries):
             holders.setdefault(entry.get(name, "nothing"), []).append(rank)
         if len(holders) > 1:
-            values = ", ".join(f"{value} on {_ranks(r)}" for value, r in holders.items())
+            values = ", ".join(f"{value} on {name_ranks(r)}" for value, r in holders.items())
             texts.append(f"{name}: {values}")
     return "; ".join(texts)
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"

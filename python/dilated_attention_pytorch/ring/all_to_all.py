@@ -28,6 +28,20 @@ from .redistribution import (
 )
 
 
+def plan_all_to_all(call: Call, rank: int) -> None:
+    """Plans all blocks of a rank; raises ValueError where that can't be done."""
+    plan = make_head_plan(call.spec, call.shard_lengths, rank)
+    spec = call.spec
+    if not plan.shares:
+        call.plan(plan.rows, plan.rows)
+    elif plan.whole:
+        whole = call.of_branches(plan.whole, (0, spec.heads), (0, spec.kv_heads))
+        whole.plan(plan.rows, plan.rows)
+    for share in plan.own:
+        part = call.of_branches((share.branch,), share.query_heads, share.kv_heads)
+        part.plan(share.rows, share.rows)
+
+
 def all_to_all_forward(
     call: Call, peers: Peers, query: Tensor, key: Tensor, value: Tensor
 ) -> Running:

@@ -28,6 +28,13 @@ from .packing import Packet
 from .plan import Block, Message, Plan, Round, make_plan
 
 
+def plan_ring(call: Call, rank: int) -> None:
+    """Plans all blocks of a rank; raises ValueError where that can't be done."""
+    plan = make_plan(call.spec, call.shard_lengths, rank, call.strategy)
+    for keys in (plan.queries, *(block.keys for r in plan.rounds for block in r.blocks)):
+        call.plan(plan.queries, keys)
+
+
 def ring_forward(call: Call, peers: Peers, query: Tensor, key: Tensor, value: Tensor) -> Running:
     """(out in query's dtype, lse) of this rank's rows."""
     plan = make_plan(call.spec, call.shard_lengths, peers.rank, call.strategy)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..pattern import PatternSpec, current_pattern_cache
+from ..pattern import Pattern, PatternSpec, current_pattern_cache
 from .lattice import Span
 
 Running = tuple[Tensor, Tensor]  # out [B, N, H, D] and lse [B, H, N] of the blocks so far
@@ -45,11 +45,18 @@ class Call:
         )
         return replace(self, spec=part)
 
+    def plan(self, queries: Span, keys: Span) -> None:
+        """Puts the block's pattern into the cache. Raises ValueError if it can't be planned."""
+        self._look_up(queries, keys, torch.device("cpu"))
+
+    def _look_up(self, queries: Span, keys: Span, device: torch.device) -> tuple[Pattern, Tensor]:
+        block = self.spec._replace(queries=queries, keys=keys)
+        return current_pattern_cache().lookup(block, device)
+
     def arguments(self, queries: Span, keys: Span, device: torch.device) -> dict[str, Any]:
         """Of both operators on a block, but for tensors of rows; the pattern is the cache's."""
         spec = self.spec
-        block = spec._replace(queries=queries, keys=keys)
-        pattern, words = current_pattern_cache().lookup(block, device)
+        pattern, words = self._look_up(queries, keys, device)
         return {
             "seq_len": spec.seq_len,
             "query_begin": queries[0],

@@ -9,15 +9,18 @@ can take NCCL's place, where DILATED_RING_COPY_ENGINE=1 is set for every rank.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize, proxy
 
 import torch
 import torch.distributed as dist
@@ -29,8 +32,11 @@ if dist.is_available():
     import torch.distributed.nn
     from torch.distributed.device_mesh import DeviceMesh
 
-from .agreement import Agreement, Fields
+from .agreement import Agreement, Disagreement, Fields
+from .ballot import Ballot
 from .copy_engine import Copies, CopyEngine, Message, Transport, choose_transport
+from .deferred import Deferred
+from .store import Absent, Patience, describe_absence
 
 Group = object  # dist.ProcessGroup, DeviceMesh or a group's name; a torch without them has no types
 
@@ -46,6 +52,58 @@ class Traffic:
     bytes_received: int = 0
 
 
+@dataclass(slots=True)
+class _State:
+    """What is remembered of a process group.
+
+    deferred: where ranks compare their calls; None where messages can't be posted before they have.
+    outcomes: of what this rank has left to it. failure: why the group can't be used any more.
+    """
+
+    agreement: Agreement
+    rank: int
+    size: int
+    deferred: Deferred | None
+    outcomes: list[Future[None]] = field(default_factory=list)
+    failure: str | None = None
+    calls: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    agreed: dict[Hashable, Any] = field(default_factory=dict)
+    traffic: Traffic = field(default_factory=Traffic)
+    transport: Transport | None = None  # of GPUs' tensors; None before the first
+    engine: CopyEngine | None = None
+    memory: Tensor | None = None  # the engine's buffer
+
+    @contextlib.contextmanager
+    def failing(self, what: str = "") -> Iterator[None]:
+        """Within: an error, unless it is a disagreement, leaves the group unusable."""
+        try:
+            yield
+        except Disagreement:
+            raise
+        except RuntimeError as error:
+            self.failure = f"{what}{error}"
+            raise RuntimeError(self.failure) from error
+
+    def settle(self) -> None:
+        """Waits until the other ranks have come to the calls that this one has made."""
+        if self.failure is not None:
+            raise RuntimeError(f"an earlier call over the group failed: {self.failure}")
+        while self.outcomes:
+            with self.failing():
+                self.outcomes.pop(0).result()
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each rank passes, as JSON."""
+        gather = self.agreement.gather
+        return (
+            gather(value) if self.deferred is None else self.deferred.submit(gather, value).result()
+        )
+
+
+_POSTED = "an exchange failed, a rank is dead, or failed within the same call: "
+
+
 class Transfer:
     """An exchange under way. Keeps its tensors until it is done."""
 
@@ -54,39 +112,23 @@ class Transfer:
         works: Sequence[dist.Work | Copies] = (),
         landings: Sequence[tuple[Tensor, Tensor]] = (),
         kept: Sequence[Message] = (),
-        explain: Callable[[], str] = str,
+        state: _State | None = None,
     ) -> None:
         self._works, self._landings, self._kept = works, landings, kept
-        self._explain = explain
+        self._state = state
 
     def wait(self) -> None:
         """Work that is launched on the current stream from now on sees what was received.
 
         Raises RuntimeError if a peer is dead or does not send within the group's timeout.
         """
-        for work in self._works:
-            try:
-                work.wait()
-            except RuntimeError as error:
-                raise RuntimeError(f"an exchange failed, {self._explain()}: {error}") from error
+        if self._state is not None:
+            with self._state.failing(_POSTED):
+                for work in self._works:
+                    work.wait()
         for device, host in self._landings:
             device.copy_(host, non_blocking=True)
         self._works, self._landings, self._kept = (), (), ()
-
-
-@dataclass(slots=True)
-class _State:
-    """What is remembered of a process group."""
-
-    agreement: Agreement
-    rank: int
-    size: int
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    agreed: dict[Hashable, Any] = field(default_factory=dict)
-    traffic: Traffic = field(default_factory=Traffic)
-    transport: Transport | None = None  # of GPUs' tensors; None before the first
-    engine: CopyEngine | None = None
-    memory: Tensor | None = None  # the engine's buffer
 
 
 # Not typed, as names that begin with _ are not exported; 2.11 to 2.15 have them.
@@ -94,6 +136,8 @@ _c10d: Any = getattr(dist, "distributed_c10d", None)
 _states: WeakKeyDictionary[Any, _State] = WeakKeyDictionary()
 _states_lock = threading.Lock()
 _MAX_AGREED = 4096
+_PROBE_TAG = (1 << 24) - 1
+_CALL_TAG = 1 << 24  # on gloo, messages have tags from here on, by the number of their call
 
 
 class Peers:
@@ -104,9 +148,7 @@ class Peers:
         with _states_lock:
             state = _states.get(self._group)
             if state is None:
-                rank, size = self._group.rank(), self._group.size()
-                state = _State(_make_agreement(self._group), rank, size)
-                _states[self._group] = state
+                state = _states[self._group] = _make_state(self._group)
         self._state = state
         self.rank = state.rank
         self.size = state.size
@@ -120,34 +162,73 @@ class Peers:
         """How GPUs' tensors travel; None before the first call with some."""
         return self._state.transport
 
-    def agreed(self, call: Hashable) -> Any:
-        """What `agree` was given to keep with this call; None if the ranks did not agree on it."""
-        return self._state.agreed.get(call)
+    @property
+    def calls(self) -> int:
+        """How many calls this rank has come to so far, those that it refused among them."""
+        return self._state.calls
+
+    def agreed(self, kind: Hashable) -> Any:
+        """What `agree` was given to keep with this kind; None if the ranks did not agree on it."""
+        return self._state.agreed.get(kind)
 
     def agree(
         self,
-        call: Hashable,
+        kind: Hashable,
         kept: object,
         fields: Fields,
         device: torch.device,
         largest: Callable[[], int],
     ) -> None:
-        """Compares the call with those of the other ranks, as `Agreement.compare` does.
+        """Compares a call of a new kind with those of the other ranks, as `Agreement.compare` does.
 
         largest: bytes of the largest message between any two ranks, the same on all.
         """
         with self._state.lock:
-            self._state.agreement.compare(fields)
+            self._compare(fields, is_awaited=True)
             if device.type == "cuda":
-                self._connect(device, largest)
+                with self._state.failing():
+                    self._connect(device, largest)
             if len(self._state.agreed) >= _MAX_AGREED:
                 self._state.agreed.clear()
-            self._state.agreed[call] = kept
+            self._state.agreed[kind] = kept
+
+    def repeat(self, fields: Fields, device: torch.device) -> None:
+        """Compares a call of a kind that was agreed on before.
+
+        On GPUs, but for gloo, the ranks compare while their messages travel, and the next call, of
+        whatever kind, raises a RuntimeError if they differ.
+        """
+        with self._state.lock:
+            self._compare(fields, is_awaited=device.type == "cpu")
+
+    def _compare(self, fields: Fields, *, is_awaited: bool) -> None:
+        state = self._state
+        state.settle()
+        state.calls += 1
+        compare = state.agreement.compare
+        with state.failing():
+            if state.deferred is None:
+                compare(fields)
+                return
+            outcome = state.deferred.submit(compare, fields, has_posted=not is_awaited)
+            if is_awaited:
+                outcome.result()
+            else:
+                state.outcomes.append(outcome)
 
     def refuse(self, error: str) -> None:
-        """Tells the others that this rank raises instead of calling."""
-        with self._state.lock:
-            self._state.agreement.refuse(error)
+        """Tells the others that this rank raises instead of calling, without waiting for them."""
+        state = self._state
+        with state.lock:
+            state.calls += 1
+            if state.failure is not None:
+                return
+            if state.deferred is not None:
+                state.outcomes.append(state.deferred.submit(state.agreement.refuse, error))
+                return
+            # The caller raises the error that it is about, whatever happens here.
+            with contextlib.suppress(RuntimeError), state.failing():
+                state.agreement.refuse(error)
 
     def exchange(self, sends: Sequence[Message], receives: Sequence[Message]) -> Transfer:
         """Posts all messages at once; empty ones must be left out, on both sides.
@@ -171,17 +252,21 @@ class Peers:
         if engine is not None and device.type == "cuda":
             small = [[m for m in some if engine.takes(m[1])] for some in (sends, receives)]
             sends, receives = ([m for m in s if not engine.takes(m[1])] for s in (sends, receives))
-            works.append(engine.exchange(*small))
+            with self._state.failing(_POSTED):
+                works.append(engine.exchange(*small))
         operations = [
             *(self._operation(dist.isend, peer, data) for peer, data in sends),
             *(self._operation(dist.irecv, peer, data) for peer, data in receives),
         ]
         if operations:
-            works += dist.batch_isend_irecv(operations)
-        return Transfer(works, landings, kept, self._state.agreement.describe_absence)
+            with self._state.failing(_POSTED):
+                works += dist.batch_isend_irecv(operations)
+        return Transfer(works, landings, kept, self._state)
 
     def _operation(self, kind: Callable[..., object], peer: int, data: Tensor) -> dist.P2POp:
-        return dist.P2POp(kind, data, group=self._group, group_peer=peer)
+        # What a call that failed has left behind is not received by a later one.
+        tag = _CALL_TAG + self._state.calls % _CALL_TAG
+        return dist.P2POp(kind, data, group=self._group, tag=tag, group_peer=peer)
 
     def _count(self, sends: Sequence[Message], receives: Sequence[Message]) -> None:
         traffic = self._state.traffic
@@ -204,7 +289,7 @@ class Peers:
                 socket.gethostname(),
                 all(torch.cuda.can_device_access_peer(device, other) for other in others),
             )
-            wanted, hosts, reaches = zip(*state.agreement.gather(mine), strict=True)
+            wanted, hosts, reaches = zip(*state.gather(mine), strict=True)
             state.transport = choose_transport(
                 backend, device.type, is_wanted=wanted, hosts=hosts, reaches_peers=reaches
             )
@@ -217,7 +302,7 @@ class Peers:
         """Makes the buffers and lets all ranks map them; without them NCCL goes on."""
         state = self._state
         torch.cuda.synchronize(device)
-        state.agreement.gather(None)  # nobody reads the old buffer any more
+        state.gather(None)  # nobody reads the old buffer any more
         state.engine = state.memory = None
         # A rank whose memory is short must not leave the others waiting for it in the rendezvous.
         memory, failures = self._in_step(lambda: _symmetric_buffer(self.size * capacity, device))
@@ -239,7 +324,7 @@ class Peers:
             result = step()
         except Exception as error:  # a driver or a virtual machine may not offer it
             failure = str(error)
-        return result, [text for text in self._state.agreement.gather(failure) if text is not None]
+        return result, [text for text in self._state.gather(failure) if text is not None]
 
 
 def _symmetric_buffer(nbytes: int, device: torch.device) -> Tensor:
@@ -297,9 +382,30 @@ def group_name(group: Group) -> str:
     raise TypeError(f"group must be a ProcessGroup, a DeviceMesh or a group's name, got {group!r}")
 
 
-def _make_agreement(group: dist.ProcessGroup) -> Agreement:
-    store = _c10d._get_process_group_store(group)
-    return Agreement(store, group.rank(), group.size(), timeout_of(group))
+def _make_state(group: dist.ProcessGroup) -> _State:
+    """Over gloo, which aborts the process for a message that is too long, ranks compare first."""
+    store, rank, size = _c10d._get_process_group_store(group), group.rank(), group.size()
+    backends = {group._get_backend(device).name() for device in group._device_types}
+    deferred = None
+    if size == 1 or backends == {"gloo"}:
+        # The state is kept as long as the group, which it must not keep.
+        patience = Patience(timeout_of(group), probe=partial(_probe, proxy(group), rank, size))
+    else:
+        deferred = Deferred()
+        finalize(group, deferred.stop)
+        patience = Patience(timeout_of(group), deferred.pause)
+    ballot = Ballot(store, rank, size, patience)
+    return _State(Agreement(store, ballot, rank, size, patience), rank, size, deferred)
+
+
+def _probe(group: dist.ProcessGroup, rank: int, size: int, waited: float) -> None:
+    """Raises Absent if gloo's connection to a rank has closed: it lets nothing be posted there."""
+    for peer in range(size):
+        try:
+            if peer != rank:
+                group.send([torch.zeros(1)], peer, _PROBE_TAG)  # nobody receives it
+        except RuntimeError as error:
+            raise Absent(f"{describe_absence([peer], waited)}: {error}") from error
 
 
 def timeout_of(group: dist.ProcessGroup) -> timedelta:

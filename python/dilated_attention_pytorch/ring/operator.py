@@ -1,12 +1,12 @@
 """The kernels of torch.ops.dilated.ring_attention and its backward, on CPU and CUDA.
 
-Arguments are checked here and compared with the other ranks' at the first call of each kind; then a
-strategy runs.
+At the first call of each kind the arguments are checked here and all blocks are planned. The ranks
+compare each call; then a strategy runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from .. import ops
 from ..ops.ring_attention import register_ring_attention
-from ..pattern import Padding, PatternSpec, make_branches
-from .all_to_all import all_to_all_backward, all_to_all_forward
-from .attention import ring_backward, ring_forward
+from ..pattern import Padding, Pattern, PatternSpec, make_branches
+from .agreement import Fields
+from .all_to_all import all_to_all_backward, all_to_all_forward, plan_all_to_all
+from .attention import plan_ring, ring_backward, ring_forward
 from .block import Call, Gradients, Results, Running, wide_dtype
 from .exchange import Peers
 from .plan import make_plan
@@ -52,18 +53,7 @@ def forward(
     **options: object,
 ) -> Running:
     arguments = Arguments(segment_lengths, dilation_rates, group_name, **options)  # type: ignore[arg-type]
-    peers = Peers(group_name)
-    known = _identity(query, key, value, arguments)
-    call: Call | None = peers.agreed(known)
-    if call is None:
-        try:
-            _check(query, key, value, arguments, peers)
-            call = _make_call(query, key, arguments, peers.size)
-        except Exception as error:
-            peers.refuse(f"{type(error).__name__}: {error}")
-            raise
-        fields = _fields(query, key, value, arguments)
-        peers.agree(known, call, fields, query.device, partial(_largest, call, query, peers.size))
+    peers, call = _begin("forward", query, key, value, arguments)
     call = call.with_seed(arguments.dropout_seed)
     run = all_to_all_forward if call.strategy == "all_to_all" else ring_forward
     with _device_of(query):
@@ -84,14 +74,53 @@ def backward(
     **options: object,
 ) -> Gradients:
     arguments = Arguments(segment_lengths, dilation_rates, group_name, **options)  # type: ignore[arg-type]
-    peers = Peers(group_name)
-    call: Call | None = peers.agreed(_identity(query, key, value, arguments))
-    if call is None:  # forgotten among many other kinds
-        call = _make_call(query, key, arguments, peers.size)
+    peers, call = _begin("backward", query, key, value, arguments)
     call = call.with_seed(arguments.dropout_seed)
     run = all_to_all_backward if call.strategy == "all_to_all" else ring_backward
     with _device_of(query):
         return run(call, peers, query, key, value, Results(out, lse, grad_out, grad_lse))
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is kept of a kind of call that the ranks agreed on."""
+
+    call: Call
+    fields: Mapping[str, Fields]  # to be compared, of the forward and the backward
+
+
+def _begin(
+    name: str, query: Tensor, key: Tensor, value: Tensor, arguments: Arguments
+) -> tuple[Peers, Call]:
+    """The call as all ranks make it; nothing is posted before it is checked and planned."""
+    peers = Peers(arguments.group_name)
+    try:
+        kind = _identity(query, key, value, arguments)
+        known: _Known | None = peers.agreed(kind)
+        is_new = known is None
+        if known is None:
+            known = _check_and_plan(query, key, value, arguments, peers)
+    except Exception as error:
+        peers.refuse(f"{type(error).__name__}: {error}")
+        raise
+    if is_new:
+        largest = partial(_largest, known.call, query, peers.size)
+        peers.agree(kind, known, known.fields[name], query.device, largest)
+    else:
+        peers.repeat(known.fields[name], query.device)
+    return peers, known.call
+
+
+def _check_and_plan(
+    query: Tensor, key: Tensor, value: Tensor, arguments: Arguments, peers: Peers
+) -> _Known:
+    """Raises ValueError for whatever is wrong with the call."""
+    _check(query, key, value, arguments, peers)
+    call = _make_call(query, key, arguments, peers.size)
+    plan = plan_all_to_all if call.strategy == "all_to_all" else plan_ring
+    plan(call, peers.rank)
+    fields = _fields(query, key, value, arguments)
+    return _Known(call, {name: {"call": name} | fields for name in ("forward", "backward")})
 
 
 def _device_of(query: Tensor) -> AbstractContextManager[object]:
@@ -123,6 +152,8 @@ def _make_call(query: Tensor, key: Tensor, arguments: Arguments, size: int) -> C
         arguments.is_causal,
         arguments.padding,
     )
+    # No rows: all but the tensors is checked, the offsets by their values.
+    Pattern.plan(spec._replace(queries=(0, 0), keys=(0, 0)))
     strategy = arguments.strategy
     if strategy == "auto":
         sizes = Sizes(batch * head_dim, query.itemsize, wide_dtype(query.dtype).itemsize)
@@ -219,11 +250,15 @@ def _check(query: Tensor, key: Tensor, value: Tensor, arguments: Arguments, peer
 
 
 def check_shard_lengths(shard_lengths: Sequence[int], size: int) -> None:
-    """Raises ValueError unless there is one for each rank, and none is negative."""
+    """Raises ValueError unless there is one for each rank, none negative, below 2^31 - 1 in all."""
     if len(shard_lengths) != size or min(shard_lengths) < 0:
         raise ValueError(
             f"shard_lengths: must be one length for each of the group's {size} ranks, at least 0, "
             f"got {list(shard_lengths)}"
+        )
+    if sum(shard_lengths) >= 2**31 - 1:
+        raise ValueError(
+            f"shard_lengths: must add up to less than 2^31 - 1, got {list(shard_lengths)}"
         )
 
 

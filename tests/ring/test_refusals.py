@@ -1,0 +1,155 @@
+"""What can be refused is refused before anything travels, on all ranks, and calls go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from dilated_attention_pytorch import (
+    DilatedAttention,
+    MultiheadDilatedAttention,
+    PatternCache,
+    dilated_attention,
+)
+from dilated_attention_pytorch.pattern import Pattern, current_pattern_cache
+from tests.conftest import make_qkv
+from tests.ring.processes import Processes, group_of
+from tests.ring.test_later_calls import good, see
+
+NAN = float("nan")
+
+
+def attend(group: dist.ProcessGroup, **change: Any) -> None:
+    tensors = [change.pop("query", make_qkv(20, 4, 8)[0]), *make_qkv(20, 4, 8)[1:]]
+    branches = change.pop("branches", ([16, 40], [1, 2]))
+    dilated_attention(*tensors, *branches, group=group, **change)
+
+
+def operate(group: dist.ProcessGroup, **change: Any) -> None:
+    tensors = change.pop("tensors", make_qkv(20, 4, 8))
+    branches = change.pop("branches", ([16, 40], [1, 2]))
+    torch.ops.dilated.ring_attention(*tensors, *branches, group.group_name, **change)
+
+
+def call_module(group: dist.ProcessGroup, bad: object) -> None:
+    DilatedAttention([16, 40], [1, 2], group=group)(bad, *make_qkv(20, 4, 8)[1:])
+
+
+def call_multihead(group: dist.ProcessGroup, width: int) -> None:
+    module: nn.Module = MultiheadDilatedAttention(32, 4, [16, 40], [1, 2], group=group)
+    module(torch.zeros(1, 20, width))
+
+
+Call = Callable[[dist.ProcessGroup], object]
+PYTHON: dict[str, tuple[Call, str]] = {
+    "segments": (partial(attend, branches=([0], [1])), "ValueError: segment_lengths"),
+    "lists": (partial(attend, branches=([16], [1, 2])), "ValueError: "),
+    "no list": (partial(attend, branches=(16, 1)), "TypeError: "),
+    "scale": (partial(attend, scale=NAN), "ValueError: scale"),
+    "dropout": (partial(attend, dropout_p=1.0), "ValueError: dropout_p"),
+    "padding": (partial(attend, padding="none"), "ValueError: padding"),
+    "offsets": (partial(attend, head_offsets="diagonal"), "ValueError: head_offsets"),
+    "causal": (partial(attend, is_causal=1), "TypeError: is_causal"),
+    "no tensor": (partial(attend, query=3), "TypeError: query"),
+    "rank of query": (partial(attend, query=torch.zeros(3)), "ValueError: query"),
+    "cache": (partial(attend, pattern_cache=PatternCache()), "ValueError: pattern_cache"),
+    "shards": (partial(attend, shard_lengths=[20]), "ValueError: shard_lengths"),
+    "long shards": (partial(attend, shard_lengths=[20, 20, 2**62]), "ValueError: shard_lengths"),
+    "strategy": (partial(attend, strategy="rign"), "ValueError: strategy"),
+    "what the dispatcher refuses": (partial(attend, shard_lengths=[20, 20, 2**70]), "Error: "),
+    "a module": (partial(call_module, bad=torch.zeros(3)), "ValueError: query"),
+    "a multi-head module": (partial(call_multihead, width=31), "ValueError: query"),
+}
+
+
+def refuse_on_rank_1(size: int, bad: Call) -> list[str]:
+    group = group_of(size)
+    expected = good(group)
+    text = see(bad, group) if group.rank() == 1 else see(good, group)
+    for _ in range(2):
+        assert torch.equal(good(group), expected)
+    return [text, see(bad, group)]
+
+
+@pytest.mark.parametrize("name", PYTHON)
+def test_what_python_refuses_is_told_in_its_place(workers: Processes, name: str) -> None:
+    bad, named = PYTHON[name]
+    (first, _), (second, _), (third, _) = results = workers.run(3, refuse_on_rank_1, bad)
+    assert named in second and "refused" not in second
+    assert first == third == f"Disagreement: rank 1 refused its arguments: {second}"
+    assert all(everywhere == second for _, everywhere in results)
+
+
+FIVES = torch.full((1, 4), 5)
+LONG = torch.zeros(1, 1, 4, 8).expand(1, 2**30, 4, 8)
+PLANNER: dict[str, tuple[Call, str]] = {
+    "65 lattices": (partial(attend, branches=([60] * 65, [1] * 65)), "at most 64"),
+    "offsets": (partial(operate, branches=([16], [1]), head_offsets=FIVES), "head_offsets"),
+    "offsets, all_to_all": (
+        partial(operate, branches=([60], [1]), head_offsets=FIVES, strategy="all_to_all"),
+        "head_offsets",
+    ),
+    "heads": (
+        partial(operate, tensors=[torch.zeros(1, 20, 65536, 1)] * 3, branches=([16], [1])),
+        "heads",
+    ),
+    "positions": (partial(operate, tensors=[LONG] * 3), "seq_len"),
+}
+
+
+def refuse_everywhere(size: int, bad: Call) -> str:
+    group = group_of(size)
+    expected = good(group)
+    text = see(bad, group)
+    assert torch.equal(good(group), expected)
+    return text
+
+
+@pytest.mark.parametrize("name", PLANNER)
+def test_what_the_planner_refuses_is_refused_before_anything_travels(
+    workers: Processes, name: str
+) -> None:
+    bad, named = PLANNER[name]
+    for text in workers.run(3, refuse_everywhere, bad):
+        assert text.startswith("ValueError: ") and named in text
+
+
+def lack_memory(size: int, strategy: str) -> str:
+    """Rank 1 can't plan the block that comes last."""
+    group = group_of(size)
+    expected = good(group)
+    plan, planned = Pattern.plan, []
+
+    def count(spec: Any) -> Pattern:
+        planned.append(spec)
+        return plan(spec)
+
+    def fail(spec: Any) -> Pattern:
+        if len(planned) == limit:
+            raise MemoryError("bad_alloc")
+        return count(spec)
+
+    with mock.patch.object(Pattern, "plan", count):
+        current_pattern_cache().clear()
+        operate(group, strategy=strategy, scale=0.5)
+        current_pattern_cache().clear()
+    limit = len(planned) - 1
+    planned.clear()
+    with mock.patch.object(Pattern, "plan", fail if group.rank() == 1 else count):
+        text = see(operate, group, strategy=strategy, scale=0.6)
+    assert torch.equal(good(group), expected)
+    return text
+
+
+@pytest.mark.parametrize("strategy", ["ring", "gather", "all_to_all"])
+def test_memory_that_is_short_on_one_rank(workers: Processes, strategy: str) -> None:
+    first, second, third = workers.run(3, lack_memory, strategy)
+    assert second == "MemoryError: bad_alloc"
+    assert first == third == f"Disagreement: rank 1 refused its arguments: {second}"
