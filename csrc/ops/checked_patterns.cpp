@@ -45,15 +45,15 @@ CheckedPatterns& checked_patterns() {
   return *checked;
 }
 
-void check_contents(const at::Tensor& pattern, const PatternSpec& spec) {
+void check_layout(const at::Tensor& pattern, const char* name) {
   constexpr int64_t kHeaderWords = sizeof(Header) / sizeof(int32_t);
-  TORCH_CHECK_VALUE(pattern.numel() >= kHeaderWords && pattern.is_contiguous(),
-                    "pattern: must be contiguous with at least ", kHeaderWords, " numbers, got ",
+  TORCH_CHECK_VALUE(pattern.numel() >= kHeaderWords && pattern.is_contiguous(), name,
+                    ": must be contiguous with at least ", kHeaderWords, " numbers, got ",
                     pattern.sizes(), " with strides ", pattern.strides());
-  const auto end = static_cast<size_t>(pattern.storage_offset() + pattern.numel());
-  TORCH_CHECK_VALUE(pattern.storage().nbytes() >= end * sizeof(int32_t),
-                    "pattern: its storage must hold its ", pattern.numel(), " numbers, got ",
-                    pattern.storage().nbytes(), " bytes");
+}
+
+void check_contents(const at::Tensor& pattern, const PatternSpec& spec) {
+  check_layout(pattern, "pattern");
   if (pattern.is_cpu()) {
     check_fingerprint(checked_fingerprint(pattern), spec);
   } else {

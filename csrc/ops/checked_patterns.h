@@ -40,6 +40,9 @@ class CheckedPatterns {
 /// The process's.
 CheckedPatterns& checked_patterns();
 
+/// That the words lie one after the other, and are enough for a header.
+void check_layout(const at::Tensor& pattern, const char* name);
+
 /// A pattern that the caller passed against the call, as far as the host can read it: all of it on
 /// the CPU.
 void check_contents(const at::Tensor& pattern, const PatternSpec& spec);

@@ -5,7 +5,10 @@
 #include <dilated/pattern.h>
 #include <torch/library.h>
 
+#include <utility>
+
 #include "ops/checked_patterns.h"
+#include "ops/checks.h"
 
 namespace dilated::ops {
 namespace {
@@ -17,6 +20,10 @@ void vouch(const at::Tensor& copy, const at::Tensor& pattern) {
   TORCH_CHECK_VALUE(copy.scalar_type() == at::kInt && copy.sizes() == pattern.sizes(),
                     "copy: must be an int32 tensor of pattern's shape, ", pattern.sizes(), ", got ",
                     copy.sizes());
+  for (const auto& [tensor, name] : {std::pair(&copy, "copy"), std::pair(&pattern, "pattern")}) {
+    check_tensor(*tensor, name);
+    check_layout(*tensor, name);
+  }
   checked_patterns().insert(copy, checked_fingerprint(pattern));
 }
 

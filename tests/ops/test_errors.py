@@ -189,7 +189,7 @@ def test_a_pattern_in_freed_memory_is_refused() -> None:
     words = plan_tensor(Spec(24, [8, 16], [1, 2], 4, 2)).clone()
     call({"pattern": words})
     words.untyped_storage().resize_(0)
-    with pytest.raises(ValueError, match="pattern: its storage must hold"):
+    with pytest.raises(ValueError, match="pattern: must have memory of"):
         call({"pattern": words})
 
 
@@ -615,3 +615,21 @@ def test_all_operators_have_something_to_say_to_cuda_tensors() -> None:
     assert len(names) >= 13
     for name in names - {"dilated::segment_attention"}:  # made of attention
         assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA"), name
+
+
+def test_vouch_refuses_words_that_it_cannot_read() -> None:
+    spec = PatternSpec(60, make_branches([8, 32], [1, 3]), "interleaved", 4, 2)
+    words = Pattern.plan(spec).words
+    freed = words.clone()
+    freed.untyped_storage().resize_(0)
+    strided = torch.stack([words, words], 1)[:, 0]
+    cases = {
+        "pattern: must have memory": (words.clone(), freed),
+        "copy: must have memory": (freed, words),
+        "copy: must be contiguous with at least": (words[:4], words[:4]),
+        "copy: must be contiguous": (strided, words),
+        "copy: must be an int32 tensor of pattern's shape": (words[:-4], words),
+    }
+    for message, (copy, pattern) in cases.items():
+        with pytest.raises(ValueError, match=message):
+            torch.ops.dilated.vouch(copy, pattern)

@@ -43,9 +43,7 @@ def swapped_lists(spec: PatternSpec) -> str | None:
 
 def uncovered_positions(spec: PatternSpec) -> str | None:
     """A position that is in no branch for some head."""
-    if not isinstance(spec.head_offsets, tuple) and any(
-        b.dilation_rate == 1 for b in spec.branches
-    ):
+    if not isinstance(spec.head_offsets, tuple) and any(rate == 1 for _, rate in spec.branches):
         return None
     offsets_of_head = list(zip(*spec.offset_table(), strict=True))
     for offsets in dict.fromkeys(offsets_of_head):
@@ -76,8 +74,8 @@ def small_segments(spec: PatternSpec) -> str | None:
         return None
     return (
         f"segment_lengths should be at least {_TILE} times their dilation rates, got "
-        f"{[b.segment_length for b in spec.branches]} with rates "
-        f"{[b.dilation_rate for b in spec.branches]}: tiles of {_TILE} rows and keys stay mostly "
+        f"{[length for length, _ in spec.branches]} with rates "
+        f"{[rate for _, rate in spec.branches]}: tiles of {_TILE} rows and keys stay mostly "
         f"empty, and about {computed / held:.0f} times the pairs are computed"
     )
 

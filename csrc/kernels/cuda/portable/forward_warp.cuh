@@ -103,19 +103,18 @@ class ForwardWarp {
   /// where they must.
   __device__ void attend(int stage, const KeyTile<Shape::kKeys>& keys, bool is_first) {
     const uint32_t key = shared_address(memory_.key[stage]) + key_;
-    const float scale = call_.scale_log2;
     float sums[kWarpRows];
     bool done = false;
     if (keys.is_plain && !is_first) {
       multiply_keys(key);
-      exponentiate(scale, keys.plain_bias_log2, sums);
+      weigh_scores(keys.plain_bias_log2, sums);
       done = fit(sums);
     }
     if (!done) {
       multiply_keys(key);
       apply_biases(keys);
       move_references();
-      exponentiate(kLog2E, 0, sums);
+      weigh_logits(sums);
     }
 #pragma unroll
     for (int r = 0; r < kWarpRows; ++r) {
@@ -212,13 +211,32 @@ class ForwardWarp {
     }
   }
 
-  /// Scores or logits become weights, exp2(score * factor + bias - reference). sums: of this lane's
-  /// part of each row.
-  __device__ void exponentiate(float factor, float bias, float (&sums)[kWarpRows]) {
+  /// Scores become weights, exp(score * scale + bias - reference), by one multiply-add. sums: of
+  /// this lane's part of each row.
+  __device__ void weigh_scores(float bias_log2, float (&sums)[kWarpRows]) {
     float offset[kWarpRows];
 #pragma unroll
     for (int r = 0; r < kWarpRows; ++r) {
-      offset[r] = bias - fmaxf(reference_[r], -FLT_MAX);
+      offset[r] = fmaf(fmaxf(reference_[r], -FLT_MAX), -kLog2E, bias_log2);
+    }
+    exponentiate(sums,
+                 [&](float score, int r) { return fmaf(score, call_.scale_log2, offset[r]); });
+  }
+
+  /// Logits become weights; that of a row's reference is exactly 1.
+  __device__ void weigh_logits(float (&sums)[kWarpRows]) {
+    float base[kWarpRows];
+#pragma unroll
+    for (int r = 0; r < kWarpRows; ++r) {
+      base[r] = fmaxf(reference_[r], -FLT_MAX);
+    }
+    exponentiate(sums, [&](float logit, int r) { return (logit - base[r]) * kLog2E; });
+  }
+
+  template <typename Exponent>
+  __device__ void exponentiate(float (&sums)[kWarpRows], const Exponent& exponent) {
+#pragma unroll
+    for (int r = 0; r < kWarpRows; ++r) {
       sums[r] = 0;
     }
 #pragma unroll
@@ -228,7 +246,7 @@ class ForwardWarp {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           float& score = scores_[r / 2][n][r % 2 * 2 + e];
-          score = exp2_approx(fmaf(score, factor, offset[r]));
+          score = exp2_approx(exponent(score, r));
           sums[r] += score;
         }
       }
@@ -257,9 +275,9 @@ class ForwardWarp {
       for (int i = 1; i < 2 * kKeyTiles; ++i) {
         largest = fmaxf(largest, scores_[r / 2][i / 2][r % 2 * 2 + i % 2]);
       }
-      const float reference = fmaxf(reference_[r], quad_max(largest) * kLog2E);
+      const float reference = fmaxf(reference_[r], quad_max(largest));
       const float factor =
-          reference_[r] == negative_infinity() ? 0 : exp2_approx(reference_[r] - reference);
+          reference_[r] == negative_infinity() ? 0 : exp_approx(reference_[r] - reference);
       reference_[r] = reference;
       sum_[r] *= factor;
 #pragma unroll
@@ -351,11 +369,11 @@ __device__ void ForwardWarp<Element, Shape>::finish(const WorkItem& work, int32_
     float factor = 1;
     if (zero_keys > 0) {
       reference = fmaxf(reference, 0.0f);
-      factor = exp2_approx(reference_[r] - reference);
-      sum = sum * factor + zero_keys * exp2_approx(-reference);
+      factor = exp_approx(reference_[r] - reference);
+      sum = sum * factor + zero_keys * exp_approx(-reference);
     }
     scale_row(r, sum == 0 ? 0 : factor / (sum * (1 - args.dropout.probability)));
-    float lse = sum == 0 ? negative_infinity() : natural_lse(reference, log2f(sum));
+    float lse = sum == 0 ? negative_infinity() : reference + logf(sum);
     if constexpr (kIsBlock) {
       if (args.running_lse != nullptr) {
         lse = merge_row(r, lse, work, head_row, query_begin);

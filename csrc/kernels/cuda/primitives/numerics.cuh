@@ -47,16 +47,6 @@ __device__ inline float weight_lse(float lse) {
   return lse == negative_infinity() ? -negative_infinity() : lse;
 }
 
-/// The logarithm in base 2, high + low, as a natural one, rounded once: logits that were taken to
-/// base 2 by a product with kLog2E come back as they were.
-__device__ inline float natural_lse(float high, float low) {
-  constexpr double kInverse = 1 / static_cast<double>(kLog2E);
-  constexpr float kHigh = static_cast<float>(kInverse);
-  constexpr float kLow = static_cast<float>(kInverse - kHigh);
-  const float product = high * kHigh;
-  return product + fmaf(low, kHigh, fmaf(high, kLow, fmaf(high, kHigh, -product)));
-}
-
 /// Two numbers, rounded to nearest even, as one register: `low` in the low half, where the lower
 /// index belongs.
 template <typename Element>
