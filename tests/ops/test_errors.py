@@ -618,8 +618,7 @@ def test_all_operators_have_something_to_say_to_cuda_tensors() -> None:
 
 
 def test_vouch_refuses_words_that_it_cannot_read() -> None:
-    spec = PatternSpec(60, make_branches([8, 32], [1, 3]), "interleaved", 4, 2)
-    words = Pattern.plan(spec).words
+    words = plan_tensor(Spec(60, [8, 32], [1, 3]), "cpu")
     freed = words.clone()
     freed.untyped_storage().resize_(0)
     strided = torch.stack([words, words], 1)[:, 0]
