@@ -219,16 +219,17 @@ class Peers:
     def refuse(self, error: str) -> None:
         """Tells the others that this rank raises instead of calling, without waiting for them."""
         state = self._state
+        refuse = state.agreement.refuse
         with state.lock:
             state.calls += 1
             if state.failure is not None:
                 return
             if state.deferred is not None:
-                state.outcomes.append(state.deferred.submit(state.agreement.refuse, error))
+                state.outcomes.append(state.deferred.submit(refuse, error, may_have_posted=True))
                 return
             # The caller raises the error that it is about, whatever happens here.
             with contextlib.suppress(RuntimeError), state.failing():
-                state.agreement.refuse(error)
+                refuse(error)
 
     def exchange(self, sends: Sequence[Message], receives: Sequence[Message]) -> Transfer:
         """Posts all messages at once; empty ones must be left out, on both sides.
