@@ -36,7 +36,7 @@ from .agreement import Agreement, Disagreement, Fields
 from .ballot import Ballot
 from .copy_engine import Copies, CopyEngine, Message, Transport, choose_transport
 from .deferred import Deferred
-from .store import Absent, Patience, describe_absence
+from .store import Absent, Patience, Store, describe_absence, reaching_the_store
 
 Group = object  # dist.ProcessGroup, DeviceMesh or a group's name; a torch without them has no types
 
@@ -385,7 +385,8 @@ def group_name(group: Group) -> str:
 
 def _make_state(group: dist.ProcessGroup) -> _State:
     """Over gloo, which aborts the process for a message that is too long, ranks compare first."""
-    store, rank, size = _c10d._get_process_group_store(group), group.rank(), group.size()
+    rank, size = group.rank(), group.size()
+    store = _store_of(group, rank)
     backends = {group._get_backend(device).name() for device in group._device_types}
     deferred = None
     if size == 1 or backends == {"gloo"}:
@@ -397,6 +398,19 @@ def _make_state(group: dist.ProcessGroup) -> _State:
         patience = Patience(timeout_of(group), deferred.pause)
     ballot = Ballot(store, rank, size, patience)
     return _State(Agreement(store, ballot, rank, size, patience), rank, size, deferred)
+
+
+def _store_of(group: dist.ProcessGroup, rank: int) -> Store:
+    """The group's store, without what an earlier group of the same name has left in it.
+
+    torchrun's store outlives the groups, and one that is made again has the name and so the keys of
+    the one that was destroyed. Each rank counts the groups of this name that it has called over.
+    """
+    store = _c10d._get_process_group_store(group)
+    with reaching_the_store():
+        made = store.add(f"dilated/groups of rank {rank}", 1)
+    prefixed: Store = _c10d.PrefixStore(str(made), store)
+    return prefixed
 
 
 def _probe(group: dist.ProcessGroup, rank: int, size: int, waited: float) -> None:
