@@ -178,7 +178,8 @@ def reference_attention(
     covered = torch.isfinite(top)
     top = torch.where(covered, top, 0.0)
     weights = counts * torch.exp(scores - top[..., None])
-    total = torch.where(covered, weights.sum(-1) + extra * torch.exp(-top), 1.0)
+    zero_keys = torch.where(extra > 0, extra * torch.exp(-top), 0.0)  # not 0 * inf
+    total = torch.where(covered, weights.sum(-1) + zero_keys, 1.0)
     lse = torch.where(covered, top + torch.log(total), absent)
     probabilities = weights / total[..., None]
     if keep is not None:

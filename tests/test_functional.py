@@ -238,6 +238,12 @@ WRONG = {
     "scale of nan": ({"scale": float("nan")}, ValueError, "scale must be finite, got nan"),
     "dropout as a word": ({"dropout_p": "a"}, TypeError, "dropout_p must be a number, got 'a'"),
     "float rate": ({"dilation_rates": [1, 2.0]}, TypeError, "dilation_rates must be a sequence of"),
+    "no data": (
+        {"segment_lengths": torch.tensor([8], device="meta")},
+        TypeError,
+        "segment_lengths must be a sequence of",
+    ),
+    "shards without a group": ({"shard_lengths": 3}, ValueError, "shard_lengths must be None.*3"),
     "bare number": ({"segment_lengths": 8}, TypeError, "segment_lengths must be a sequence of"),
     "offsets' name": ({"head_offsets": "spiral"}, ValueError, "'interleaved', 'blocked'.*'spiral'"),
     "offsets' rows": ({"head_offsets": [[0] * 4]}, ValueError, "head_offsets.*with 2 branches"),

@@ -12,10 +12,10 @@
 
 namespace dilated::ops {
 
-/// Remembers what was checked, so that a pattern that serves many calls is read once. A pattern is
-/// its storage, the words of it, and the number of times it was written to: the weak reference
-/// keeps the storage's address from being given to another, but not its memory. Any thread may
-/// call.
+/// Remembers what was checked, so that a pattern that serves many calls on a device, or is copied
+/// to one many times, is read once. A pattern is its storage, the words of it, and the number of
+/// times it was written to: the weak reference keeps the storage's address from being given to
+/// another, but not its memory. Any thread may call.
 class CheckedPatterns {
  public:
   /// The fingerprint in the header of a pattern that was checked as it is now.
@@ -47,7 +47,8 @@ void check_layout(const at::Tensor& pattern, const char* name);
 /// the CPU.
 void check_contents(const at::Tensor& pattern, const PatternSpec& spec);
 
-/// The fingerprint of a pattern on the CPU, once it is known to be as planned.
+/// The fingerprint of a pattern on the CPU that is copied to a device, once it is known to be as
+/// planned.
 uint64_t checked_fingerprint(const at::Tensor& pattern);
 
 /// What check_contents and a device's check say of a wrong pattern.

@@ -31,6 +31,16 @@ def test_words_on_the_host(cache):
     assert len(cache) == 1 and cache.statistics().bytes == words.nbytes
 
 
+@pytest.mark.parametrize("alias", [torch.Tensor.numpy, lambda words: words.data])
+def test_a_write_that_torch_does_not_count(cache, alias):
+    q, _, _ = make_qkv(48, 4, 16)
+    branches = ([16, 32], [1, 2])
+    dilated_attention(q, q, q, *branches, pattern_cache=cache)
+    alias(cache.lookup(BASE)[1])[100] ^= 1
+    with pytest.raises(ValueError, match="pattern: must hold"):
+        dilated_attention(q, q, q, *branches, pattern_cache=cache)
+
+
 def test_offsets(cache):
     blocked = BASE._replace(head_offsets="blocked")
     pattern, _ = cache.lookup(blocked)

@@ -15,6 +15,7 @@ from .test_cache_contract import BASE, CPU
     ("change", "error"),
     [
         ({"seq_len": 10.5}, TypeError),
+        ({"seq_len": 2**64}, ValueError),
         ({"heads": 2**31, "kv_heads": 1}, ValueError),
         ({"heads": 0}, ValueError),
         ({"heads": None}, TypeError),

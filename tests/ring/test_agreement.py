@@ -87,6 +87,34 @@ def test_an_absent_rank_is_named() -> None:
     assert isinstance(first, RuntimeError) and isinstance(third, RuntimeError)
 
 
+def test_a_rank_that_refused_is_not_absent() -> None:
+    def compare(agreement: Agreement, rank: int) -> None:
+        if rank == 0:
+            agreement.compare({"a": "1"})
+        elif rank == 1:
+            agreement.refuse("ValueError: no")
+
+    first, second, third = on_ranks(3, compare, timeout=0.3)
+    assert second is None and third is None
+    assert str(first).startswith("rank 2 did not come within 0.")
+
+
+def test_a_rank_that_refuses_learns_whether_others_had_posted() -> None:
+    def compare(agreement: Agreement, rank: int) -> None:
+        if rank == 1:
+            agreement.refuse("ValueError: no", may_have_posted=True)
+        else:
+            agreement.compare({"a": "1"}, has_posted=rank == has_posted)
+
+    has_posted = 2
+    first, second, third = on_ranks(3, compare)
+    assert type(first) is type(second) is type(third) is RuntimeError
+    assert str(first) == str(second) == str(third) and "ranks had begun the call" in str(first)
+    has_posted = None
+    first, second, third = on_ranks(3, compare)
+    assert second is None and type(first) is type(third) is Disagreement
+
+
 def test_refusals_keep_their_place_in_the_order() -> None:
     """Those who refuse do not wait; whoever comes later meets every refusal where it was made."""
 

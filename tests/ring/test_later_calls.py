@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -150,3 +151,20 @@ def test_a_backward_that_one_rank_leaves_out_names_it(mortals: Processes) -> Non
     for rank in (0, 2):
         with pytest.raises(Failure, match="rank 1 did not come within"):
             mortals.result(rank)
+
+
+def call_over_groups_of_one_name(size: int) -> list[str]:
+    """A group that is made again has the former one's keys in the store."""
+    texts = []
+    for calls in (1, 2, 3):
+        limit = timedelta(seconds=2)
+        group = dist.new_group(list(range(size)), limit, use_local_synchronization=True)
+        texts += [f"{group.group_name} {see(good, group)}" for _ in range(calls)]
+        dist.destroy_process_group(group)
+    return texts
+
+
+def test_a_group_that_is_made_again_works(workers: Processes) -> None:
+    # Of one rank: torch itself may meet the former group's addresses when it connects more.
+    (texts,) = workers.run(1, call_over_groups_of_one_name)
+    assert len(set(texts)) == 1 and texts[0].endswith("no error")

@@ -19,6 +19,7 @@ from dilated_attention_pytorch import (
     dilated_attention,
 )
 from dilated_attention_pytorch.pattern import Pattern, current_pattern_cache
+from dilated_attention_pytorch.ring import operator
 from tests.conftest import make_qkv
 from tests.ring.processes import Processes, group_of
 from tests.ring.test_later_calls import good, see
@@ -119,6 +120,39 @@ def test_what_the_planner_refuses_is_refused_before_anything_travels(
     bad, named = PLANNER[name]
     for text in workers.run(3, refuse_everywhere, bad):
         assert text.startswith("ValueError: ") and named in text
+
+
+BAD_RESULTS: dict[str, Any] = {
+    "grad_out": torch.ones(1, 3, 4, 8),
+    "out": torch.ones(1, 20, 4, 8, dtype=torch.float16),
+    "lse": torch.ones(1, 20, 4),
+    "grad_lse": torch.ones(1, 4, 20, dtype=torch.float16),
+    "head_offsets": torch.zeros(2, 4, dtype=torch.int64, device="meta"),
+}
+
+
+def refuse_in_backward(size: int, name: str, bad: torch.Tensor) -> str:
+    """The kind of call is known by then."""
+    group, tensors = group_of(size), make_qkv(20, 4, 8)
+    call = (*tensors, [16, 40], [1, 2], group.group_name)
+    query, key, value, *pattern = call
+    out, lse = torch.ops.dilated.ring_attention(*call)
+    results = {"grad_out": out, "grad_lse": lse, "out": out, "lse": lse, "head_offsets": None}
+    if group.rank() == 1:
+        results[name] = bad
+    grads, offsets = (results["grad_out"], results["grad_lse"]), results["head_offsets"]
+    rest = (query, key, value, results["out"], results["lse"], *pattern)
+    expected = good(group)
+    text = see(operator.backward, *grads, *rest, head_offsets=offsets)  # not by the dispatcher
+    assert torch.equal(good(group), expected)
+    return text
+
+
+@pytest.mark.parametrize("name", BAD_RESULTS)
+def test_what_the_backward_refuses_is_told(workers: Processes, name: str) -> None:
+    first, second, third = workers.run(3, refuse_in_backward, name, BAD_RESULTS[name])
+    assert second.startswith(f"ValueError: {name}: must be")
+    assert first == third == f"Disagreement: rank 1 refused its arguments: {second}"
 
 
 def lack_memory(size: int, strategy: str) -> str:

@@ -52,7 +52,7 @@ def make_branches(
 def _integers(values: Sequence[int], name: str) -> list[int]:
     try:
         return [index(value) for value in values]
-    except TypeError:
+    except (TypeError, RuntimeError):  # torch's, of a tensor without data
         raise TypeError(f"{name} must be a sequence of integers, got {values!r}") from None
 
 

@@ -99,9 +99,11 @@ class PatternSpec(NamedTuple):
 
 def _check_integer(value: int, name: str) -> None:
     try:
-        operator.index(value)
+        number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{name} must be a 64-bit integer, got {number}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -58,36 +58,36 @@ class Agreement:
         if self._ballot.is_unanimous(number, digest):
             self._forget(number)
             return
-        entry = {"fields": dict(fields), "has_posted": has_posted}
-        entries = self._exchange(number, entry)
-        difference = _describe(entries)
-        if not difference:
-            raise RuntimeError("ranks of the group are at different calls: it can't be used again")
-        if any(entry.get("has_posted") for entry in entries):
-            raise RuntimeError(
-                f"{difference}; ranks had begun the call, so that its results are wrong and the "
-                "group can't be used again"
-            )
-        raise Disagreement(difference)
+        self._publish(number, {"fields": dict(fields), "has_posted": has_posted})
+        raise _difference(self._read(number))
 
     def gather(self, value: Any) -> list[Any]:
         """What each rank passes, as JSON; raises RuntimeError as `compare` does."""
-        entries = self._exchange(self._next(), {"value": value})
-        return [entry["value"] for entry in entries]
+        number = self._next()
+        self._publish(number, {"value": value})
+        return [entry["value"] for entry in self._read(number)]
 
-    def refuse(self, error: str) -> None:
-        """Tells the others that this rank raises, without waiting for them."""
+    def refuse(self, error: str, *, may_have_posted: bool = False) -> None:
+        """Tells the others that this rank raises, without waiting for them.
+
+        may_have_posted: the others need not wait for the outcome before they post. Then this waits
+        for them, and raises RuntimeError as `compare` does.
+        """
         number = self._next()
         self._publish(number, {"error": error})
         self._ballot.cast(number, REFUSED)
+        if may_have_posted:
+            difference = _difference(self._read(number))
+            if not isinstance(difference, Disagreement):
+                raise difference
 
     def _next(self) -> int:
         self._number += 1
         return self._number
 
     @reaching_the_store()
-    def _exchange(self, number: int, entry: Mapping[str, object]) -> list[dict[str, Any]]:
-        self._publish(number, entry)
+    def _read(self, number: int) -> list[dict[str, Any]]:
+        """What all ranks have published, once they have."""
         keys = [self._key(number, rank) for rank in range(self._size)]
         for _ in self._patience.polls():
             if self._store.check(keys):
@@ -112,6 +112,19 @@ class Agreement:
     @staticmethod
     def _key(number: int, rank: int) -> str:
         return f"dilated/{number}/{rank}"
+
+
+def _difference(entries: Sequence[Mapping[str, Any]]) -> Exception:
+    """What all ranks raise where their calls differ."""
+    text = _describe(entries)
+    if not text:
+        return RuntimeError("ranks of the group are at different calls: it can't be used again")
+    if any(entry.get("has_posted") for entry in entries):
+        return RuntimeError(
+            f"{text}; ranks had begun the call, so that its results are wrong and the group can't "
+            "be used again"
+        )
+    return Disagreement(text)
 
 
 def _describe(entries: Sequence[Mapping[str, Any]]) -> str:

@@ -48,9 +48,8 @@ class Ballot:
                 self._store.set(waiting[self._rank], "")
                 has_said = True
         else:
-            raise self._patience.absent(
-                [rank for rank, key in enumerate(waiting) if not self._store.check([key])]
-            )
+            ranks = range(self._size)
+            raise self._patience.absent([rank for rank in ranks if not self._has_come(rank)])
         if has_said:
             self._store.delete_key(waiting[self._rank])
         while len(self._counters) > 1:  # all have come to this round, so they are done with those
@@ -58,6 +57,12 @@ class Ballot:
             if self._rank == 0:
                 self._store.delete_key(former)
         return self._total % _RANK == self._size * _short(digest)
+
+    def _has_come(self, rank: int) -> bool:
+        """Whether it waits, or has published why it does not: where `Agreement` does."""
+        counter = self._counters[-1]
+        keys = (f"{counter}/waits/{rank}", f"{counter}/{rank}")
+        return any(self._store.check([key]) for key in keys)
 
 
 def _short(digest: bytes) -> int:

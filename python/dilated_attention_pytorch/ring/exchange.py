@@ -36,7 +36,7 @@ from .agreement import Agreement, Disagreement, Fields
 from .ballot import Ballot
 from .copy_engine import Copies, CopyEngine, Message, Transport, choose_transport
 from .deferred import Deferred
-from .store import Absent, Patience, describe_absence
+from .store import Absent, Patience, Store, describe_absence, reaching_the_store
 
 Group = object  # dist.ProcessGroup, DeviceMesh or a group's name; a torch without them has no types
 
@@ -219,16 +219,17 @@ class Peers:
     def refuse(self, error: str) -> None:
         """Tells the others that this rank raises instead of calling, without waiting for them."""
         state = self._state
+        refuse = state.agreement.refuse
         with state.lock:
             state.calls += 1
             if state.failure is not None:
                 return
             if state.deferred is not None:
-                state.outcomes.append(state.deferred.submit(state.agreement.refuse, error))
+                state.outcomes.append(state.deferred.submit(refuse, error, may_have_posted=True))
                 return
             # The caller raises the error that it is about, whatever happens here.
             with contextlib.suppress(RuntimeError), state.failing():
-                state.agreement.refuse(error)
+                refuse(error)
 
     def exchange(self, sends: Sequence[Message], receives: Sequence[Message]) -> Transfer:
         """Posts all messages at once; empty ones must be left out, on both sides.
@@ -384,7 +385,8 @@ def group_name(group: Group) -> str:
 
 def _make_state(group: dist.ProcessGroup) -> _State:
     """Over gloo, which aborts the process for a message that is too long, ranks compare first."""
-    store, rank, size = _c10d._get_process_group_store(group), group.rank(), group.size()
+    rank, size = group.rank(), group.size()
+    store = _store_of(group, rank)
     backends = {group._get_backend(device).name() for device in group._device_types}
     deferred = None
     if size == 1 or backends == {"gloo"}:
@@ -396,6 +398,19 @@ def _make_state(group: dist.ProcessGroup) -> _State:
         patience = Patience(timeout_of(group), deferred.pause)
     ballot = Ballot(store, rank, size, patience)
     return _State(Agreement(store, ballot, rank, size, patience), rank, size, deferred)
+
+
+def _store_of(group: dist.ProcessGroup, rank: int) -> Store:
+    """The group's store, without what an earlier group of the same name has left in it.
+
+    torchrun's store outlives the groups, and one that is made again has the name and so the keys of
+    the one that was destroyed. Each rank counts the groups of this name that it has called over.
+    """
+    store = _c10d._get_process_group_store(group)
+    with reaching_the_store():
+        made = store.add(f"dilated/groups of rank {rank}", 1)
+    prefixed: Store = _c10d.PrefixStore(str(made), store)
+    return prefixed
 
 
 def _probe(group: dist.ProcessGroup, rank: int, size: int, waited: float) -> None:

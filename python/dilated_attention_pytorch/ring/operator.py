@@ -74,11 +74,12 @@ def backward(
     **options: object,
 ) -> Gradients:
     arguments = Arguments(segment_lengths, dilation_rates, group_name, **options)  # type: ignore[arg-type]
-    peers, call = _begin("backward", query, key, value, arguments)
+    results = Results(out, lse, grad_out, grad_lse)
+    peers, call = _begin("backward", query, key, value, arguments, results)
     call = call.with_seed(arguments.dropout_seed)
     run = all_to_all_backward if call.strategy == "all_to_all" else ring_backward
     with _device_of(query):
-        return run(call, peers, query, key, value, Results(out, lse, grad_out, grad_lse))
+        return run(call, peers, query, key, value, results)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +91,24 @@ class _Known:
 
 
 def _begin(
-    name: str, query: Tensor, key: Tensor, value: Tensor, arguments: Arguments
+    name: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    arguments: Arguments,
+    results: Results | None = None,
 ) -> tuple[Peers, Call]:
     """The call as all ranks make it; nothing is posted before it is checked and planned."""
     peers = Peers(arguments.group_name)
     try:
+        _check_offsets(arguments.head_offsets)
         kind = _identity(query, key, value, arguments)
         known: _Known | None = peers.agreed(kind)
         is_new = known is None
         if known is None:
             known = _check_and_plan(query, key, value, arguments, peers)
+        if results is not None:
+            _check_results(query, results)
     except Exception as error:
         peers.refuse(f"{type(error).__name__}: {error}")
         raise
@@ -246,6 +255,31 @@ def _check(query: Tensor, key: Tensor, value: Tensor, arguments: Arguments, peer
             raise ValueError(
                 f"query: must have shard_lengths[rank] = {lengths[peers.rank]} rows on rank "
                 f"{peers.rank}, got {query.size(1)}"
+            )
+
+
+def _check_offsets(offsets: Tensor | None) -> None:
+    """Raises ValueError unless the values can be read here."""
+    if offsets is not None and not offsets.is_cpu:
+        raise ValueError(f"head_offsets: must be on the CPU, got a table on {offsets.device}")
+
+
+def _check_results(query: Tensor, results: Results) -> None:
+    """Raises ValueError unless they are as the forward gives them. At every call: it costs 2 us."""
+    batch, rows, heads, _ = query.shape
+    rows_like = (query.shape, query.dtype, query.device)
+    lse_like = (torch.Size((batch, heads, rows)), wide_dtype(query.dtype), query.device)
+    for name, x, expected in (
+        ("grad_out", results.grad_out, rows_like),
+        ("out", results.out, rows_like),
+        ("lse", results.lse, lse_like),
+        ("grad_lse", results.grad_lse, lse_like),
+    ):
+        if x is not None and (x.shape, x.dtype, x.device) != expected:
+            shape, dtype, device = expected
+            raise ValueError(
+                f"{name}: must be {list(shape)}, {dtype}, on {device}, "
+                f"got {list(x.shape)}, {x.dtype}, on {x.device}"
             )
 
 

@@ -37,7 +37,7 @@ class Sharding:
         if group is None:
             if shard_lengths is not None:
                 raise ValueError(
-                    f"shard_lengths must be None where no group is given, got {list(shard_lengths)}"
+                    f"shard_lengths must be None where no group is given, got {shard_lengths!r}"
                 )
             if strategy != "auto":
                 raise ValueError(
