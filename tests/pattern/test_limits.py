@@ -67,6 +67,17 @@ def test_what_is_too_large_is_refused_soon(spec):
         Pattern.plan(spec)
 
 
+@pytest.mark.usefixtures("restored_limit")
+def test_a_small_pattern_of_many_positions_is_refused_for_its_steps_alone():
+    n = 4_000_001
+    spec = PatternSpec(n, make_branches([2048, 131072, n], [1, 64, 7808]), "interleaved", 1, 1)
+    set_max_pattern_bytes(2**26)
+    assert Pattern.plan(spec).nbytes < 2**22
+    set_max_pattern_bytes(2**22)
+    with pytest.raises(ValueError, match=r"dilation_rates: planning may take .* steps .*4000001"):
+        Pattern.plan(spec)
+
+
 def test_the_limit_is_a_positive_integer():
     with pytest.raises(ValueError, match="nbytes must be at least 1, got 0"):
         set_max_pattern_bytes(0)
