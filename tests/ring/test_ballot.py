@@ -9,7 +9,7 @@ import pytest
 import torch.distributed as dist
 
 from dilated_attention_pytorch.ring.ballot import REFUSED, Ballot
-from dilated_attention_pytorch.ring.store import Absent, Patience
+from dilated_attention_pytorch.ring.store import Absent, Patience, Reused
 
 A, B = b"a" * 16, b"b" * 16
 
@@ -70,4 +70,14 @@ def test_a_probe_ends_the_wait_for_a_dead_rank() -> None:
     ballot = Ballot(dist.HashStore(), 0, 2, Patience(timedelta(hours=1), probe=probe))
     ballot.cast(1, A)
     with pytest.raises(Absent, match="^rank 1 is dead$"):
+        ballot.is_unanimous(1, A)
+
+
+def test_a_store_that_an_earlier_group_used_is_refused_at_once() -> None:
+    store, patience = dist.HashStore(), Patience(timedelta(hours=1))
+    for ballot in (Ballot(store, rank, 3, patience) for rank in range(3)):
+        ballot.cast(1, A)
+    ballot = Ballot(store, 0, 3, patience)
+    ballot.cast(1, A)
+    with pytest.raises(Reused, match="got votes of 4 ranks in a group of 3"):
         ballot.is_unanimous(1, A)

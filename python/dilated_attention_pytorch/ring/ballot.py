@@ -6,7 +6,7 @@ however many ranks there are, and more only while it waits. Knows no torch.distr
 
 from __future__ import annotations
 
-from .store import Patience, Store, reaching_the_store
+from .store import Patience, Reused, Store, reaching_the_store
 
 REFUSED = bytes(16)  # what a rank casts that will not make its call; no call has this digest
 _RANK = 1 << 48  # counts ranks; the bits below add up what they cast
@@ -35,13 +35,13 @@ class Ballot:
     def is_unanimous(self, number: int, digest: bytes) -> bool:
         """Whether all ranks have cast the same as this one, once they have come.
 
-        Raises RuntimeError if one does not come within the timeout.
+        Raises RuntimeError if one does not come within the timeout, or more than all have come.
         """
         counter = self._counters[-1]
         waiting = [f"{counter}/waits/{rank}" for rank in range(self._size)]
         has_said = False
         for waited in self._patience.polls():
-            if self._total // _RANK == self._size:
+            if self._total // _RANK >= self._size:
                 break
             self._total = int(self._store.get(counter))
             if waited > _SILENT_SECONDS and not has_said:
@@ -50,6 +50,11 @@ class Ballot:
         else:
             raise self._patience.absent(
                 [rank for rank, key in enumerate(waiting) if not self._store.check([key])]
+            )
+        if self._total // _RANK > self._size:
+            raise Reused(
+                "the group's store must not have served another group under the same prefix, got "
+                f"votes of {self._total // _RANK} ranks in a group of {self._size}"
             )
         if has_said:
             self._store.delete_key(waiting[self._rank])

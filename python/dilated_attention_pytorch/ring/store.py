@@ -24,6 +24,10 @@ class Absent(RuntimeError):
     """Ranks did not come within the timeout."""
 
 
+class Reused(RuntimeError):
+    """The store holds what an earlier group left there under the same names."""
+
+
 @dataclass(frozen=True, slots=True)
 class Patience:
     """How long to wait for other ranks.
@@ -67,7 +71,7 @@ def reaching_the_store() -> Iterator[None]:
     """Says of an error that is the store's own what it is."""
     try:
         yield
-    except Absent:
+    except (Absent, Reused):
         raise
     except RuntimeError as error:
         raise RuntimeError(f"the group's store can't be reached: {error}") from error
