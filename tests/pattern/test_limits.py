@@ -83,6 +83,8 @@ def test_the_limit_is_a_positive_integer():
         set_max_pattern_bytes(0)
     with pytest.raises(TypeError, match=r"nbytes must be an integer, got 1\.5"):
         set_max_pattern_bytes(1.5)
+    with pytest.raises(TypeError, match="nbytes must be an integer, got True"):
+        set_max_pattern_bytes(True)
 
 
 def test_planning_can_be_interrupted():
@@ -119,8 +121,11 @@ def test_a_pattern_above_the_cache_s_limit_warns_once(monkeypatch):
         cache.lookup(spec)
         PatternCache(max_entries=0).lookup(spec)
         cache.clear()
-    with pytest.warns(RuntimeWarning, match=r"default_pattern_cache\(\)\.resize\(max_bytes="):
+    with pytest.warns(
+        RuntimeWarning, match=r"default_pattern_cache\(\)\.resize\(max_bytes="
+    ) as caught:
         cache.lookup(spec, machine.device)
+    assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cache.lookup(spec, machine.device)
