@@ -26,8 +26,7 @@ namespace pattern {
 namespace {
 
 constexpr int64_t kPollSteps = 1 << 20;
-/// A step is allowed for so many bytes of the limit, and kFreeSteps whatever the limit.
-constexpr int64_t kBytesPerStep = 2;
+/// One step for each byte of the limit, and these whatever the limit.
 constexpr int64_t kFreeSteps = 1 << 24;
 
 }  // namespace
@@ -35,19 +34,24 @@ constexpr int64_t kFreeSteps = 1 << 24;
 Budget::Budget(const PatternSpec& spec, const std::function<void()>& poll)
     : spec_(spec), poll_(poll), limit_(max_pattern_bytes()) {}
 
-void Budget::refuse() const {
+void Budget::refuse_bytes() const {
+  refuse("a pattern may take at most " + std::to_string(limit_) +
+         " bytes (max_pattern_bytes), got a larger one");
+}
+
+void Budget::refuse(const std::string& rule_and_value) const {
   throw std::invalid_argument(
-      "dilation_rates: a pattern may take at most " + std::to_string(limit_) +
-      " bytes (max_pattern_bytes), got a larger one for seq_len " + std::to_string(spec_.seq_len) +
-      ", " + std::to_string(spec_.segment_lengths.size()) + " branches and " +
+      "dilation_rates: " + rule_and_value + " for seq_len " + std::to_string(spec_.seq_len) + ", " +
+      std::to_string(spec_.segment_lengths.size()) + " branches and " +
       std::to_string(spec_.heads) +
       " heads: take rates and segment lengths that divide one another, longer segments, or "
       "fewer branches or heads, or raise the limit by set_max_pattern_bytes");
 }
 
 void Budget::look_up() {
-  if ((steps_ - kFreeSteps) * kBytesPerStep > limit_) {
-    refuse();
+  if (steps_ - kFreeSteps > limit_) {
+    refuse("planning may take at most " + std::to_string(limit_ + kFreeSteps) +
+           " steps (max_pattern_bytes + 2^24), got more");
   }
   next_poll_ = steps_ + kPollSteps;
   if (poll_) {

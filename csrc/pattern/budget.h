@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 
 namespace dilated::pattern {
 
@@ -19,14 +20,14 @@ class Budget {
   void add_bytes(int64_t bytes) {
     bytes_ += bytes;
     if (bytes_ > limit_) {
-      refuse();
+      refuse_bytes();
     }
   }
 
   /// So many bytes are needed at once, beside the pattern's.
   void need_bytes(int64_t bytes) const {
     if (bytes > limit_) {
-      refuse();
+      refuse_bytes();
     }
   }
 
@@ -39,7 +40,8 @@ class Budget {
   }
 
  private:
-  [[noreturn]] void refuse() const;
+  [[noreturn]] void refuse_bytes() const;
+  [[noreturn]] void refuse(const std::string& rule_and_value) const;
   void look_up();
 
   const PatternSpec& spec_;

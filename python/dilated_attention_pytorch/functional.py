@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.nn import Parameter
 
 from . import ops
@@ -95,7 +96,7 @@ def dilated_attention(
             timeout; a CUDA graph is being captured and the pattern is not on the GPU yet.
     """
     with telling(group):
-        make = Scheme.make if torch.compiler.is_compiling() else Scheme.recall
+        make = Scheme.make if is_compiling() else Scheme.recall
         scheme = make(segment_lengths, dilation_rates, head_offsets, padding)
         scale = check_scale(scale)
         dropout_p = check_dropout(dropout_p, "dropout_p")
@@ -157,11 +158,12 @@ def attend(
         )
     # Compilers and tensor subclasses (fake tensors among them) must not meet the cache's tensors.
     is_plain = type(query) is Tensor or type(query) is Parameter
+    device = query.device
     if (
         pattern_cache is False
-        or torch.compiler.is_compiling()
+        or is_compiling()
         or not is_plain
-        or not (key_shape == value_shape and _fit(shape, key_shape, query, key, value))
+        or not (key_shape == value_shape and _fit(shape, key_shape, device, query, key, value))
     ):
         offsets, words = _offset_tensor(scheme, shape[2]), None
     else:
@@ -175,7 +177,7 @@ def attend(
             is_causal,
             scheme.padding,
         )
-        pattern, words = cache.lookup(spec, query.device)
+        pattern, words = cache.lookup(spec, device)
         offsets = pattern.head_offsets
     # Parsing an option takes time on the host, so those that have their default are left out.
     options: dict[str, Any] = {}
@@ -258,17 +260,22 @@ def _shape_of(tensor: Tensor, name: str) -> torch.Size:
 
 
 def _fit(
-    shape: torch.Size, key_shape: torch.Size, query: Tensor, key: Tensor, value: Tensor
+    shape: torch.Size,
+    key_shape: torch.Size,
+    device: torch.device,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
 ) -> bool:
     """Whether a pattern is worth planning: the operator refuses what does not fit, by name."""
-    heads, head_dim = shape[2], shape[3]
+    batch, seq_len, heads, head_dim = shape
     if not (0 < heads <= MAX_HEADS and 0 < head_dim <= 256):
         return False
     if shape != key_shape:
         kv_heads = key_shape[2]
-        if (*shape[:2], kv_heads, head_dim) != key_shape or kv_heads < 1 or heads % kv_heads != 0:
+        if (batch, seq_len, kv_heads, head_dim) != key_shape or kv_heads < 1 or heads % kv_heads:
             return False
-    dtype, device = query.dtype, query.device
-    if key.device != device or value.device != device or dtype not in _DTYPES:
+    dtype = query.dtype
+    if dtype not in _DTYPES or key.device != device or value.device != device:
         return False
     return (key.dtype is dtype and value.dtype is dtype) or torch.is_autocast_enabled(device.type)

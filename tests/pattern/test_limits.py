@@ -67,11 +67,24 @@ def test_what_is_too_large_is_refused_soon(spec):
         Pattern.plan(spec)
 
 
+@pytest.mark.usefixtures("restored_limit")
+def test_a_small_pattern_of_many_positions_is_refused_for_its_steps_alone():
+    n = 4_000_001
+    spec = PatternSpec(n, make_branches([2048, 131072, n], [1, 64, 7808]), "interleaved", 1, 1)
+    set_max_pattern_bytes(2**26)
+    assert Pattern.plan(spec).nbytes < 2**22
+    set_max_pattern_bytes(2**22)
+    with pytest.raises(ValueError, match=r"dilation_rates: planning may take .* steps .*4000001"):
+        Pattern.plan(spec)
+
+
 def test_the_limit_is_a_positive_integer():
     with pytest.raises(ValueError, match="nbytes must be at least 1, got 0"):
         set_max_pattern_bytes(0)
     with pytest.raises(TypeError, match=r"nbytes must be an integer, got 1\.5"):
         set_max_pattern_bytes(1.5)
+    with pytest.raises(TypeError, match="nbytes must be an integer, got True"):
+        set_max_pattern_bytes(True)
 
 
 def test_planning_can_be_interrupted():
@@ -108,8 +121,11 @@ def test_a_pattern_above_the_cache_s_limit_warns_once(monkeypatch):
         cache.lookup(spec)
         PatternCache(max_entries=0).lookup(spec)
         cache.clear()
-    with pytest.warns(RuntimeWarning, match=r"default_pattern_cache\(\)\.resize\(max_bytes="):
+    with pytest.warns(
+        RuntimeWarning, match=r"default_pattern_cache\(\)\.resize\(max_bytes="
+    ) as caught:
         cache.lookup(spec, machine.device)
+    assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cache.lookup(spec, machine.device)

@@ -26,7 +26,7 @@ def advise(spec: PatternSpec) -> None:
     for kind in (swapped_lists, uncovered_positions, small_segments, drifting_segments):
         if kind.__name__ not in _given and (text := kind(spec)) is not None:
             _given.add(kind.__name__)
-            warnings.warn(text, UserWarning, stacklevel=_level_of_caller())
+            warnings.warn(text, UserWarning, stacklevel=level_of_caller())
 
 
 def swapped_lists(spec: PatternSpec) -> str | None:
@@ -99,8 +99,8 @@ def _tiled(count: int) -> int:
     return -(-count // _TILE) * _TILE
 
 
-def _level_of_caller() -> int:
-    """Of the first frame outside of this package, as `advise` has to give it to warn()."""
+def level_of_caller() -> int:
+    """The stacklevel for a warn() by the caller that names the first line outside this package."""
     frame, level = sys._getframe(1).f_back, 2
     while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame, level = frame.f_back, level + 1

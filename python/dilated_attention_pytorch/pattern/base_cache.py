@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .advice import level_of_caller
 from .bounds import at_least
 from .device_words import Copy, send
 from .entry import CPU, Entry
@@ -338,7 +339,7 @@ def _warn_of_size(nbytes: int, max_bytes: int) -> None:
             f"{max_bytes} and so planned at every call: call the cache's resize(max_bytes=...), "
             "that is default_pattern_cache().resize(max_bytes=...) where no cache is given",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=level_of_caller(),
         )
 
 

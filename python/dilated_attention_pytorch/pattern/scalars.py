@@ -6,6 +6,9 @@ import operator
 from typing import Any
 
 import torch
+from torch.compiler import is_compiling
+
+_SYMBOLIC = (torch.SymInt, torch.SymFloat)
 
 
 def is_symbolic(value: Any) -> bool:
@@ -13,7 +16,7 @@ def is_symbolic(value: Any) -> bool:
 
     The operator looks at it when it runs.
     """
-    return torch.compiler.is_compiling() or isinstance(value, (torch.SymInt, torch.SymFloat))
+    return is_compiling() or isinstance(value, _SYMBOLIC)
 
 
 def index(value: Any) -> int:
@@ -32,7 +35,7 @@ def real(value: Any, name: str) -> float:
     """
     if type(value) is float or type(value) is int:
         return value
-    if isinstance(value, (torch.SymInt, torch.SymFloat)):
+    if isinstance(value, _SYMBOLIC):
         return value  # type: ignore[return-value, unused-ignore]
     number = value
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):

@@ -13,6 +13,7 @@ from .sharding import Sharding
 
 # Not what else passes through: torch's checkpoints stop a recomputation by an exception.
 _REFUSALS = (TypeError, ValueError, RuntimeError, MemoryError)
+_NOBODY = nullcontext()  # made once: every call on one device enters it
 
 
 def telling(group: Group | Sharding | None) -> AbstractContextManager[None]:
@@ -22,7 +23,7 @@ def telling(group: Group | Sharding | None) -> AbstractContextManager[None]:
     while a compiler traces.
     """
     if group is None or torch.compiler.is_compiling():
-        return nullcontext()
+        return _NOBODY
     return _telling(group)
 
 
