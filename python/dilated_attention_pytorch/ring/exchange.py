@@ -14,9 +14,7 @@ import os
 import socket
 import threading
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -32,73 +30,14 @@ if dist.is_available():
     import torch.distributed.nn
     from torch.distributed.device_mesh import DeviceMesh
 
-from .agreement import Agreement, Disagreement, Fields
+from .agreement import Agreement, Fields
 from .ballot import Ballot
 from .copy_engine import Copies, CopyEngine, Message, Transport, choose_transport
 from .deferred import Deferred
+from .group_state import GroupState, Traffic
 from .store import Absent, Patience, Store, describe_absence, reaching_the_store
 
 Group = object  # dist.ProcessGroup, DeviceMesh or a group's name; a torch without them has no types
-
-
-@dataclass(slots=True)
-class Traffic:
-    """What a rank has sent and received over a group so far."""
-
-    exchanges: int = 0
-    messages_sent: int = 0
-    messages_received: int = 0
-    bytes_sent: int = 0
-    bytes_received: int = 0
-
-
-@dataclass(slots=True)
-class _State:
-    """What is remembered of a process group.
-
-    deferred: where ranks compare their calls; None where messages can't be posted before they have.
-    outcomes: of what this rank has left to it. failure: why the group can't be used any more.
-    """
-
-    agreement: Agreement
-    rank: int
-    size: int
-    deferred: Deferred | None
-    outcomes: list[Future[None]] = field(default_factory=list)
-    failure: str | None = None
-    calls: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    agreed: dict[Hashable, Any] = field(default_factory=dict)
-    traffic: Traffic = field(default_factory=Traffic)
-    transport: Transport | None = None  # of GPUs' tensors; None before the first
-    engine: CopyEngine | None = None
-    memory: Tensor | None = None  # the engine's buffer
-
-    @contextlib.contextmanager
-    def failing(self, what: str = "") -> Iterator[None]:
-        """Within: an error, unless it is a disagreement, leaves the group unusable."""
-        try:
-            yield
-        except Disagreement:
-            raise
-        except RuntimeError as error:
-            self.failure = f"{what}{error}"
-            raise RuntimeError(self.failure) from error
-
-    def settle(self) -> None:
-        """Waits until the other ranks have come to the calls that this one has made."""
-        if self.failure is not None:
-            raise RuntimeError(f"an earlier call over the group failed: {self.failure}")
-        while self.outcomes:
-            with self.failing():
-                self.outcomes.pop(0).result()
-
-    def gather(self, value: Any) -> list[Any]:
-        """What each rank passes, as JSON."""
-        gather = self.agreement.gather
-        return (
-            gather(value) if self.deferred is None else self.deferred.submit(gather, value).result()
-        )
 
 
 _POSTED = "an exchange failed, a rank is dead, or failed within the same call: "
@@ -112,7 +51,7 @@ class Transfer:
         works: Sequence[dist.Work | Copies] = (),
         landings: Sequence[tuple[Tensor, Tensor]] = (),
         kept: Sequence[Message] = (),
-        state: _State | None = None,
+        state: GroupState | None = None,
     ) -> None:
         self._works, self._landings, self._kept = works, landings, kept
         self._state = state
@@ -133,7 +72,7 @@ class Transfer:
 
 # Not typed, as names that begin with _ are not exported; 2.11 to 2.15 have them.
 _c10d: Any = getattr(dist, "distributed_c10d", None)
-_states: WeakKeyDictionary[Any, _State] = WeakKeyDictionary()
+_states: WeakKeyDictionary[Any, GroupState] = WeakKeyDictionary()
 _states_lock = threading.Lock()
 _MAX_AGREED = 4096
 _PROBE_TAG = (1 << 24) - 1
@@ -383,7 +322,7 @@ def group_name(group: Group) -> str:
     raise TypeError(f"group must be a ProcessGroup, a DeviceMesh or a group's name, got {group!r}")
 
 
-def _make_state(group: dist.ProcessGroup) -> _State:
+def _make_state(group: dist.ProcessGroup) -> GroupState:
     """Over gloo, which aborts the process for a message that is too long, ranks compare first."""
     rank, size = group.rank(), group.size()
     store = _store_of(group, rank)
@@ -397,7 +336,7 @@ def _make_state(group: dist.ProcessGroup) -> _State:
         finalize(group, deferred.stop)
         patience = Patience(timeout_of(group), deferred.pause)
     ballot = Ballot(store, rank, size, patience)
-    return _State(Agreement(store, ballot, rank, size, patience), rank, size, deferred)
+    return GroupState(Agreement(store, ballot, rank, size, patience), rank, size, deferred)
 
 
 def _store_of(group: dist.ProcessGroup, rank: int) -> Store:

@@ -25,8 +25,8 @@ struct alignas(16) KeyTile {
   int32_t position[kKeys];
   float bias[kKeys];  // log of the multiplicity; -inf past the end of the list
   float plain_bias_log2;
-  int32_t is_plain;  // every row sees all keys, and with the same multiplicity, of this base-2
-                     // logarithm throughout
+  int32_t is_plain;   // every row sees all keys, and with the same multiplicity, of this base-2
+                      // logarithm throughout
   int32_t is_causal;  // some key may lie after some row
   int32_t reserved;
 };

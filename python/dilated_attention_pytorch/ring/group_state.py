@@ -1,0 +1,76 @@
+"""What a rank remembers of a process group: counters, agreed calls, transport, failure."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Hashable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from .agreement import Agreement, Disagreement
+from .copy_engine import CopyEngine, Transport
+from .deferred import Deferred
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What a rank has sent and received over a group so far."""
+
+    exchanges: int = 0
+    messages_sent: int = 0
+    messages_received: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
+@dataclass(slots=True)
+class GroupState:
+    """What is remembered of a process group.
+
+    deferred: where ranks compare their calls; None where messages can't be posted before they have.
+    outcomes: of what this rank has left to it. failure: why the group can't be used any more.
+    """
+
+    agreement: Agreement
+    rank: int
+    size: int
+    deferred: Deferred | None
+    outcomes: list[Future[None]] = field(default_factory=list)
+    failure: str | None = None
+    calls: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    agreed: dict[Hashable, Any] = field(default_factory=dict)
+    traffic: Traffic = field(default_factory=Traffic)
+    transport: Transport | None = None  # of GPUs' tensors; None before the first
+    engine: CopyEngine | None = None
+    memory: Tensor | None = None  # the engine's buffer
+
+    @contextlib.contextmanager
+    def failing(self, what: str = "") -> Iterator[None]:
+        """Within: an error, unless it is a disagreement, leaves the group unusable."""
+        try:
+            yield
+        except Disagreement:
+            raise
+        except RuntimeError as error:
+            self.failure = f"{what}{error}"
+            raise RuntimeError(self.failure) from error
+
+    def settle(self) -> None:
+        """Waits until the other ranks have come to the calls that this one has made."""
+        if self.failure is not None:
+            raise RuntimeError(f"an earlier call over the group failed: {self.failure}")
+        while self.outcomes:
+            with self.failing():
+                self.outcomes.pop(0).result()
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each rank passes, as JSON."""
+        gather = self.agreement.gather
+        return (
+            gather(value) if self.deferred is None else self.deferred.submit(gather, value).result()
+        )
