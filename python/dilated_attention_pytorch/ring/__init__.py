@@ -4,7 +4,8 @@ Importing it registers the kernels of torch.ops.dilated.ring_attention.
 """
 
 from . import operator
-from .exchange import Group, Traffic, group_size, traffic
+from .exchange import Group, group_size, traffic
+from .group_state import Traffic
 from .sharding import Sharding
 from .strategy import Strategy
 from .telling import telling
