@@ -26,11 +26,15 @@ Run make_run(int64_t start, int64_t stride, int64_t count, uint64_t multiplicity
 
 /// Whether no earlier head is on the lattice of offsets[j].
 bool is_new_lattice(const std::vector<int64_t>& offsets, size_t branches, size_t j) {
-  bool is_new = offsets[j] >= 0;
-  for (size_t k = j % branches; k < j; k += branches) {
-    is_new = is_new && offsets[k] != offsets[j];
+  if (offsets[j] < 0) {
+    return false;
   }
-  return is_new;
+  for (size_t k = j % branches; k < j; k += branches) {
+    if (offsets[k] == offsets[j]) {  // there are few lattices, so one of the first heads
+      return false;
+    }
+  }
+  return true;
 }
 
 void check_lattices(const std::vector<int64_t>& offsets, size_t branches) {
@@ -88,6 +92,7 @@ void GroupPlanner::find_lattices(const CellKind& kind, const HeadClass& heads) {
   const std::vector<int64_t>& offsets = heads.offsets;
   lattices_.clear();
   weights_.clear();
+  budget_.add_steps(static_cast<int64_t>(offsets.size()));
   for (size_t j = 0; j < offsets.size(); ++j) {
     const size_t branch = j % branches;
     if (!is_new_lattice(offsets, branches, j)) {
