@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 
@@ -33,6 +34,12 @@ def restored_limit() -> Iterator[None]:
     before = max_pattern_bytes()
     yield
     set_max_pattern_bytes(before)
+
+
+def test_time_does_not_grow_with_the_square_of_the_heads():
+    begin = time.monotonic()
+    Pattern.plan(PatternSpec(60, make_branches([7, 11], [1, 2]), "interleaved", 2**16 - 1, 1))
+    assert time.monotonic() - begin < 15  # half a second; about a minute if it did
 
 
 @pytest.mark.usefixtures("restored_limit")
