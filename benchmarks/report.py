@@ -55,8 +55,8 @@ def join(documents: Sequence[Document], identity: Sequence[str]) -> list[Documen
     """Runs of one commit on one device and day become one document, oldest first.
 
     A peer that could not run beside the others has a run of its own; what an earlier run measured
-    stays. Clocks and ceilings are those of the run with the most rows. identity: the columns that
-    say what a row measures.
+    stays, but for the run whose ceilings are taken, the one with the most rows, which comes first.
+    identity: the columns that say what a row measures.
     """
 
     def identify(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -70,7 +70,8 @@ def join(documents: Sequence[Document], identity: Sequence[str]) -> list[Documen
     def merge(run: list[Document]) -> Document:
         largest = max(run, key=lambda document: len(document["rows"]))
         rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-        for document in run:
+        first = [largest] if largest.get("ceilings") else []  # a ring's runs have none
+        for document in (*first, *run):
             for row in document["rows"]:
                 rows.setdefault(identify(row), row)
         state = {name: largest[name] for name in _STATE if name in largest}
