@@ -12,6 +12,7 @@ import torch.distributed as dist
 from dilated_attention_pytorch.ring.agreement import (
     Agreement,
     Disagreement,
+    Fields,
     describe_differences,
 )
 from dilated_attention_pytorch.ring.ballot import Ballot
@@ -43,7 +44,7 @@ def on_ranks(
 def test_equal_fields_pass_many_times() -> None:
     def compare(agreement: Agreement, rank: int) -> None:
         for number in range(5):
-            agreement.compare({"a": str(number)})
+            agreement.compare(Fields({"a": str(number)}))
 
     assert on_ranks(4, compare) == [None] * 4
 
@@ -51,9 +52,11 @@ def test_equal_fields_pass_many_times() -> None:
 def test_differences_are_the_same_error_on_all_ranks_and_do_no_harm() -> None:
     def compare(agreement: Agreement, rank: int) -> None:
         with pytest.raises(Disagreement) as caught:
-            agreement.compare({"dtype": "half" if rank == 2 else "float", "strategy": "ring"})
+            agreement.compare(
+                Fields({"dtype": "half" if rank == 2 else "float", "strategy": "ring"})
+            )
         texts.add(str(caught.value))
-        agreement.compare({"dtype": "float"})
+        agreement.compare(Fields({"dtype": "float"}))
 
     texts: set[str] = set()
     assert on_ranks(4, compare) == [None] * 4
@@ -69,7 +72,7 @@ def test_a_refusal_is_told_to_the_others() -> None:
         if rank == 1:
             agreement.refuse("ValueError: no")
         else:
-            agreement.compare({"a": "1"})
+            agreement.compare(Fields({"a": "1"}))
 
     first, second, third = on_ranks(3, compare)
     assert second is None
@@ -80,7 +83,7 @@ def test_a_refusal_is_told_to_the_others() -> None:
 def test_an_absent_rank_is_named() -> None:
     def compare(agreement: Agreement, rank: int) -> None:
         if rank != 1:
-            agreement.compare({"a": "1"})
+            agreement.compare(Fields({"a": "1"}))
 
     first, second, third = on_ranks(3, compare, timeout=0.3)
     assert second is None and str(first).startswith("rank 1 did not come within 0.")
@@ -90,7 +93,7 @@ def test_an_absent_rank_is_named() -> None:
 def test_a_rank_that_refused_is_not_absent() -> None:
     def compare(agreement: Agreement, rank: int) -> None:
         if rank == 0:
-            agreement.compare({"a": "1"})
+            agreement.compare(Fields({"a": "1"}))
         elif rank == 1:
             agreement.refuse("ValueError: no")
 
@@ -104,7 +107,7 @@ def test_a_rank_that_refuses_learns_whether_others_had_posted() -> None:
         if rank == 1:
             agreement.refuse("ValueError: no", may_have_posted=True)
         else:
-            agreement.compare({"a": "1"}, has_posted=rank == has_posted)
+            agreement.compare(Fields({"a": "1"}), has_posted=rank == has_posted)
 
     has_posted = 2
     first, second, third = on_ranks(3, compare)
@@ -124,16 +127,16 @@ def test_refusals_keep_their_place_in_the_order() -> None:
                 agreement.refuse(f"no {number}")
                 continue
             with pytest.raises(Disagreement, match=f"rank {number % 3} refused.*no {number}"):
-                agreement.compare({"call": str(number)})
-        agreement.compare({"call": "the last"})
+                agreement.compare(Fields({"call": str(number)}))
+        agreement.compare(Fields({"call": "the last"}))
 
     assert on_ranks(3, compare) == [None] * 3
 
 
 def test_a_difference_is_fatal_once_messages_were_posted() -> None:
     def compare(agreement: Agreement, rank: int) -> None:
-        agreement.compare({"rows": "20"}, has_posted=rank != 1)
-        agreement.compare({"rows": "24" if rank == 1 else "20"}, has_posted=rank != 1)
+        agreement.compare(Fields({"rows": "20"}), has_posted=rank != 1)
+        agreement.compare(Fields({"rows": "24" if rank == 1 else "20"}), has_posted=rank != 1)
 
     errors = on_ranks(3, compare)
     assert len({str(error) for error in errors}) == 1
@@ -149,12 +152,12 @@ def test_the_store_does_not_grow() -> None:
 
     def compare(agreement: Agreement, rank: int) -> None:
         for number in range(60):
-            agreement.compare({"rows": str(number)})
+            agreement.compare(Fields({"rows": str(number)}))
             if number % 5 == 4:
                 agreement.gather(number)
             if number % 7 == 6:
                 with pytest.raises(Disagreement):
-                    agreement.compare({"rows": str(rank)})
+                    agreement.compare(Fields({"rows": str(rank)}))
             if number % 11 == 10:
                 agreement.refuse("no")
             if rank == 0:
@@ -169,7 +172,7 @@ def test_a_store_that_is_gone_is_said() -> None:
         def add(self, key: str, amount: int) -> int:
             raise dist.DistNetworkError("broken pipe")
 
-    (error,) = on_ranks(1, lambda agreement, rank: agreement.compare({}), store=Gone())
+    (error,) = on_ranks(1, lambda agreement, rank: agreement.compare(Fields({})), store=Gone())
     assert isinstance(error, RuntimeError) and not isinstance(error, Absent)
     assert str(error) == "the group's store can't be reached: broken pipe"
 

@@ -10,13 +10,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .ballot import REFUSED, Ballot
 from .store import Patience, Store, name_ranks, reaching_the_store
 
-Fields = Mapping[str, str]
+
+class Fields(Mapping[str, str]):
+    """What has to be equal on all ranks, by name, with a digest of it all."""
+
+    def __init__(self, fields: Mapping[str, str]) -> None:
+        self._fields = dict(fields)
+        self.digest = _digest(str(self._fields).encode())
+
+    def __getitem__(self, name: str) -> str:
+        return self._fields[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 class Disagreement(ValueError):
@@ -53,7 +72,7 @@ class Agreement:
                 a rank did not come within the timeout, or the store is gone.
         """
         number = self._next()
-        digest = hashlib.blake2b(f"{number} {fields}".encode(), digest_size=16).digest()
+        digest = _digest(number.to_bytes(8, "big") + fields.digest)
         self._ballot.cast(number, digest)
         if self._ballot.is_unanimous(number, digest):
             self._forget(number)
@@ -142,7 +161,7 @@ def _describe(entries: Sequence[Mapping[str, Any]]) -> str:
     return f"all ranks of the group must pass the same arguments, got {differences}"
 
 
-def describe_differences(entries: Sequence[Fields]) -> str:
+def describe_differences(entries: Sequence[Mapping[str, str]]) -> str:
     """The fields in which ranks differ, with each value and the ranks that have it; "" if none."""
     texts = []
     for name in dict.fromkeys(name for entry in entries for name in entry):

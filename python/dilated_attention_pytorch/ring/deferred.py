@@ -5,11 +5,44 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import ParamSpec, TypeVar
+from functools import partial
+from typing import Generic, ParamSpec, TypeVar
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+
+
+class Outcome(Generic[Result]):
+    """A call and what comes of it: a Future in a third of the time, as each call of a ring has one.
+
+    Run once, by one thread; its result may be asked for by any.
+    """
+
+    __slots__ = ("_call", "_error", "_pending", "_result")
+
+    _result: Result
+
+    def __init__(self, call: Callable[[], Result]) -> None:
+        self._call = call
+        self._error: BaseException | None = None
+        self._pending = threading.Lock()
+        self._pending.acquire()
+
+    def run(self) -> None:
+        try:
+            self._result = self._call()
+        except BaseException as error:
+            self._error = error
+        self._pending.release()
+
+    def result(self, timeout: float = -1) -> Result:
+        """What the call returned or raised, once it has; TimeoutError after so many seconds."""
+        if not self._pending.acquire(timeout=timeout):
+            raise TimeoutError
+        self._pending.release()
+        if self._error is not None:
+            raise self._error
+        return self._result
 
 
 class Deferred:
@@ -26,21 +59,17 @@ class Deferred:
         function: Callable[Arguments, Result],
         *arguments: Arguments.args,
         **options: Arguments.kwargs,
-    ) -> Future[Result]:
-        future: Future[Result] = Future()
-
-        def job() -> None:
-            try:
-                future.set_result(function(*arguments, **options))
-            except BaseException as error:
-                future.set_exception(error)
-
-        self._jobs.put(job)
-        return future
+    ) -> Outcome[Result]:
+        outcome = Outcome(partial(function, *arguments, **options))
+        self._jobs.put(outcome.run)
+        return outcome
 
     def pause(self, seconds: float) -> None:
-        """For a function that waits. Raises RuntimeError once `stop` was called."""
-        if self._is_stopping.wait(seconds):
+        """For a function that waits, which must not keep the interpreter from the other threads.
+
+        Raises RuntimeError once `stop` was called.
+        """
+        if self._is_stopping.wait(max(seconds, 1e-4)):
             raise RuntimeError("the process group was destroyed, or the process ends")
 
     def stop(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Hashable, Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from .agreement import Agreement, Disagreement
 from .copy_engine import CopyEngine, Transport
-from .deferred import Deferred
+from .deferred import Deferred, Outcome
 
 
 @dataclass(slots=True)
@@ -39,7 +38,7 @@ class GroupState:
     rank: int
     size: int
     deferred: Deferred | None
-    outcomes: list[Future[None]] = field(default_factory=list)
+    outcomes: list[Outcome[None]] = field(default_factory=list)
     failure: str | None = None
     calls: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)

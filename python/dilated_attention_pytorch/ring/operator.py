@@ -129,7 +129,7 @@ def _check_and_plan(
     plan = plan_all_to_all if call.strategy == "all_to_all" else plan_ring
     plan(call, peers.rank)
     fields = _fields(query, key, value, arguments)
-    return _Known(call, {name: {"call": name} | fields for name in ("forward", "backward")})
+    return _Known(call, {name: Fields({"call": name} | fields) for name in ("forward", "backward")})
 
 
 def _device_of(query: Tensor) -> AbstractContextManager[object]:
