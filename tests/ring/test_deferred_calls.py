@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed import fake_pg  # noqa: F401, registers the backend
 
+from dilated_attention_pytorch.ring.agreement import Fields
 from dilated_attention_pytorch.ring.exchange import Peers
 from tests.ring.processes import Processes, group_of
 from tests.ring.test_faults import call
@@ -66,11 +67,11 @@ def differ_on_gpus(size: int, is_refused: bool) -> list[str]:
     group = mixed_group(size)
     peers = Peers(group.group_name)
     for number in range(20):
-        peers.repeat({"layer": str(number % 3)}, GPU)
+        peers.repeat(Fields({"layer": str(number % 3)}), GPU)
     if peers.rank == 1 and is_refused:
         peers.refuse("ValueError: no")
     else:
-        peers.repeat({"layer": "another" if peers.rank == 1 else "4"}, GPU)
+        peers.repeat(Fields({"layer": "another" if peers.rank == 1 else "4"}), GPU)
     texts = [see(peers.repeat, {"layer": "5"}, GPU) for _ in range(2)]
     leave(size, group)
     return texts
@@ -92,11 +93,11 @@ def wait_for_no_one(size: int) -> float:
     """Seconds that a call takes while rank 1 has not come to it."""
     group = mixed_group(size)
     peers = Peers(group.group_name)
-    peers.repeat({}, GPU)
+    peers.repeat(Fields({}), GPU)
     if peers.rank == 1:
         time.sleep(1.0)
     begin = time.monotonic()
-    peers.repeat({}, GPU)
+    peers.repeat(Fields({}), GPU)
     seconds = time.monotonic() - begin
     leave(size, group)
     return seconds
