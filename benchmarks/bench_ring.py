@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dilated_attention_pytorch.ring.exchange import Peers
+from dilated_attention_pytorch.ring.group.communicator import Communicator
 
 from . import schema
 from .calls import Inputs, reason
@@ -156,7 +156,7 @@ class Bench:
         return {
             "bytes_per_rank": int(most_sent),
             "peak_mib": None if peak is None else most_memory,
-            "transport": Peers(self._group.group_name).transport if is_sent else None,
+            "transport": Communicator(self._group.group_name).transport if is_sent else None,
         }
 
     def _turn(self, launch: Callable[[], object]) -> list[float]:

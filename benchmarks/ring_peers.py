@@ -21,10 +21,11 @@ from torch.nn import functional
 
 from dilated_attention_pytorch import ops
 from dilated_attention_pytorch.pattern import default_pattern_cache
-from dilated_attention_pytorch.ring.exchange import Peers, Transfer
-from dilated_attention_pytorch.ring.lattice import Piece, lattices
-from dilated_attention_pytorch.ring.packing import Packet, count_rows
-from dilated_attention_pytorch.ring.plan import shards
+from dilated_attention_pytorch.ring.group.communicator import Communicator
+from dilated_attention_pytorch.ring.group.transfer import Transfer
+from dilated_attention_pytorch.ring.plans.lattice import Piece, lattices
+from dilated_attention_pytorch.ring.plans.plan import shards
+from dilated_attention_pytorch.ring.strategies.packing import Packet, count_rows
 
 from .calls import Inputs, UnsupportedError
 from .peers import full_attention_share
@@ -88,7 +89,7 @@ def without_exchange() -> Iterator[None]:
     def nothing(*_: object) -> Transfer:
         return Transfer()
 
-    with mock.patch.object(Peers, "exchange", nothing):
+    with mock.patch.object(Communicator, "exchange", nothing):
         yield
 
 
@@ -108,7 +109,7 @@ def _passes(forward: Callable[..., Tensor], tensors: list[Tensor]) -> dict[str, 
 
 def _ours(case: Case, strategy: str) -> Launches:
     workload, offsets = case.workload, case.offsets()
-    peers = Peers(case.group.group_name)
+    peers = Communicator(case.group.group_name)
 
     def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return ops.ring_attention(

@@ -19,6 +19,8 @@ Sources = Mapping[str, str]  # path below the repository's root -> text
 
 # Higher rooms may import lower ones.
 ROOMS = {"root": 6, "factory": 5, "modules": 4, "functional": 3, "ring": 2, "ops": 1, "pattern": 0}
+# The ring's own, likewise; its other files are above them.
+RING_ROOMS = {"strategies": 1, "plans": 0, "group": 0}
 # Files of the package that carry no attention: they may be imported by all and import no room.
 FOUNDATION = {"_C", "_load", "_build_info"}
 
@@ -43,6 +45,15 @@ def room_of(module: str) -> str:
     if head in FOUNDATION:
         return "foundation"
     return head if head in ROOMS else "modules"
+
+
+def ring_room_of(module: str) -> tuple[str, int] | None:
+    """The room of a module within ring/, and how high it is; None outside."""
+    first, *rest = module.split(".")
+    if first != "ring":
+        return None
+    room = rest[0] if rest and rest[0] in RING_ROOMS else "ring"
+    return room, RING_ROOMS.get(room, 2)
 
 
 def module_of(path: str) -> str:
@@ -77,7 +88,7 @@ def attribute_chains(tree: ast.Module) -> Iterator[str]:
 
 
 def python_violations(sources: Sources) -> list[str]:
-    """Imports that go up, torch.ops outside ops, torch.distributed outside ring/exchange.py."""
+    """Imports that go up, torch.ops outside ops, torch.distributed outside ring/group."""
     found = []
     for path, text in sources.items():
         if not path.endswith(".py"):
@@ -101,11 +112,15 @@ def python_violations(sources: Sources) -> list[str]:
                 continue
             if room == "foundation" or ROOMS[other] > ROOMS[room]:
                 found.append(f"{path}: {room} must not import {other} ({name})")
+            here, there = ring_room_of(module), ring_room_of(name.removeprefix(f"{PACKAGE}."))
+            if here and there and here[0] != there[0] and here[1] <= there[1]:
+                found.append(f"{path}: ring's {here[0]} must not import {there[0]} ({name})")
         used = imported | set(attribute_chains(tree))
         if room not in ("ops", "foundation") and any(is_below(name, "torch.ops") for name in used):
             found.append(f"{path}: torch.ops is named in ops only")
-        if module != "ring.exchange" and any(is_below(name, "torch.distributed") for name in used):
-            found.append(f"{path}: torch.distributed is named in ring/exchange.py only")
+        is_group = is_below(module, "ring.group")
+        if not is_group and any(is_below(name, "torch.distributed") for name in used):
+            found.append(f"{path}: torch.distributed is named in ring/group only")
     return found
 
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from dilated_attention_pytorch.pattern import PatternSpec, make_branches
-from dilated_attention_pytorch.ring.lattice import Piece, Span
+from dilated_attention_pytorch.ring.plans.lattice import Piece, Span
 
 Row = tuple[int, int]  # position, KV head
 

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 
 from dilated_attention_pytorch import dilated_attention
-from dilated_attention_pytorch.ring.copy_engine import Transport
-from dilated_attention_pytorch.ring.exchange import Peers
+from dilated_attention_pytorch.ring.group.communicator import Communicator
+from dilated_attention_pytorch.ring.group.copy_engine import Transport
 from tests.conftest import EXACT, make_qkv, missing_cuda
 from tests.ops.calls import deterministic_mode
 from tests.ring.processes import Processes, group_of
@@ -92,7 +92,7 @@ def compare(size: int, backend: str, case: Case) -> tuple[Transport | None, list
     for strategy in STRATEGIES:
         result = run_ring(single, strategy, rank, group.group_name, "cuda")
         found.append(errors(type(result)(*(x.cpu().double() for x in result)), whole))
-    return Peers(group.group_name).transport, found
+    return Communicator(group.group_name).transport, found
 
 
 @pytest.mark.parametrize("name", CASES)

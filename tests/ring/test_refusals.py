@@ -19,7 +19,7 @@ from dilated_attention_pytorch import (
     dilated_attention,
 )
 from dilated_attention_pytorch.pattern import Pattern, current_pattern_cache
-from dilated_attention_pytorch.ring import operator
+from dilated_attention_pytorch.ring import kernels
 from tests.conftest import make_qkv
 from tests.ring.processes import Processes, group_of
 from tests.ring.test_later_calls import good, see
@@ -143,7 +143,7 @@ def refuse_in_backward(size: int, name: str, bad: torch.Tensor) -> str:
     grads, offsets = (results["grad_out"], results["grad_lse"]), results["head_offsets"]
     rest = (query, key, value, results["out"], results["lse"], *pattern)
     expected = good(group)
-    text = see(operator.backward, *grads, *rest, head_offsets=offsets)  # not by the dispatcher
+    text = see(kernels.backward, *grads, *rest, head_offsets=offsets)  # not by the dispatcher
     assert torch.equal(good(group), expected)
     return text
 

@@ -11,7 +11,7 @@ from .._load import vouch
 from .transfers import DEFAULT_STREAM, Event, Transfers
 
 
-class Block:
+class Allocation:
     """Device memory that holds the words of one pattern or, after a batched copy, of several."""
 
     __slots__ = ("nbytes", "users")
@@ -43,7 +43,7 @@ def held_bytes(copies: Iterable[Copy]) -> int:
 class Words:
     """int32 words that are lent, and whether a borrower wrote into them (by torch's count)."""
 
-    def __init__(self, words: Tensor, block: Block) -> None:
+    def __init__(self, words: Tensor, block: Allocation) -> None:
         self.words = words
         self.version = words._version
         self.block = block
@@ -62,7 +62,7 @@ class DeviceWords(Words):
     """
 
     def __init__(
-        self, words: Tensor, copied: Event, block: Block, device: int, transfers: Transfers
+        self, words: Tensor, copied: Event, block: Allocation, device: int, transfers: Transfers
     ) -> None:
         super().__init__(words, block)
         self._copied = copied
@@ -96,7 +96,7 @@ class PlainWords(Words):
     """The same for a device whose copies the host waits for: the host itself, among others."""
 
     def __init__(self, words: Tensor) -> None:
-        super().__init__(words, Block(0 if words.is_cpu else words.nbytes))
+        super().__init__(words, Allocation(0 if words.is_cpu else words.nbytes))
 
     def read(self) -> tuple[Tensor, bool]:
         return self.words, False
@@ -120,5 +120,5 @@ def send(
         memory, words, copied = transfers.copy(sources, device.index, blocking)
         for copy, source in zip(words, sources, strict=True):
             vouch(copy, source)
-    block = Block(memory.nbytes)
+    block = Allocation(memory.nbytes)
     return [DeviceWords(x, copied, block, device.index, transfers) for x in words]

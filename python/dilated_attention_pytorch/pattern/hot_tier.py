@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .device_words import Block, Copy, held_bytes
+from .device_words import Allocation, Copy, held_bytes
 from .entry import Entry
 from .tally import Tally
 
@@ -87,7 +87,7 @@ class HotTier:
         """
         missing = self.bytes + nbytes - limit
         victims: list[Entry] = []
-        left: dict[Block, int] = {}
+        left: dict[Allocation, int] = {}
         if missing > 0:
             for entry in self._coldest(order):
                 copy = self.copies[entry]

@@ -3,11 +3,12 @@
 Importing it registers the kernels of torch.ops.dilated.ring_attention.
 """
 
-from . import operator
-from .exchange import Group, group_size, traffic
-from .group_state import Traffic
+from . import kernels
+from .group.communicator import traffic
+from .group.process_group import Group, group_size
+from .group.state import Traffic
+from .plans.choose_strategy import Strategy
 from .sharding import Sharding
-from .strategy import Strategy
 from .telling import telling
 
 __all__ = [
@@ -16,7 +17,7 @@ __all__ = [
     "Strategy",
     "Traffic",
     "group_size",
-    "operator",
+    "kernels",
     "telling",
     "traffic",
 ]

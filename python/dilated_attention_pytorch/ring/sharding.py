@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from ..pattern.scalars import index
-from .exchange import Group, group_name, group_size
-from .operator import check_shard_lengths
-from .strategy import Strategy, check_strategy
+from .group.process_group import Group, group_name, group_size
+from .kernels import check_shard_lengths
+from .plans.choose_strategy import Strategy, check_strategy
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from .exchange import Group, Peers, group_name
+from .group.communicator import Communicator
+from .group.process_group import Group, group_name
 from .sharding import Sharding
 
-# Not what else passes through: torch's checkpoints stop a recomputation by an exception.
-_REFUSALS = (TypeError, ValueError, RuntimeError, MemoryError)
 _NOBODY = nullcontext()  # made once: every call on one device enters it
 
 
@@ -24,20 +21,8 @@ def telling(group: Group | Sharding | None) -> AbstractContextManager[None]:
     """
     if group is None or torch.compiler.is_compiling():
         return _NOBODY
-    return _telling(group)
-
-
-@contextlib.contextmanager
-def _telling(group: Group | Sharding) -> Iterator[None]:
     try:
-        peers = Peers(group.group_name if isinstance(group, Sharding) else group_name(group))
+        name = group.group_name if isinstance(group, Sharding) else group_name(group)
+        return Communicator(name).refusing()
     except Exception:  # no such group: the call itself says so
-        yield
-        return
-    calls = peers.calls
-    try:
-        yield
-    except _REFUSALS as error:
-        if peers.calls == calls:
-            peers.refuse(f"{type(error).__name__}: {error}")
-        raise
+        return _NOBODY

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed import fake_pg  # noqa: F401, registers the backend
 
-from dilated_attention_pytorch.ring.agreement import Fields
-from dilated_attention_pytorch.ring.exchange import Peers
+from dilated_attention_pytorch.ring.group.agreement import Fields
+from dilated_attention_pytorch.ring.group.communicator import Communicator
 from tests.ring.processes import Processes, group_of
 from tests.ring.test_faults import call
 from tests.ring.test_later_calls import good, see
@@ -65,14 +65,14 @@ def test_calls_on_the_cpu_are_compared_first(workers: Processes) -> None:
 def differ_on_gpus(size: int, is_refused: bool) -> list[str]:
     """Only what is compared: nothing travels."""
     group = mixed_group(size)
-    peers = Peers(group.group_name)
+    comm = Communicator(group.group_name)
     for number in range(20):
-        peers.repeat(Fields({"layer": str(number % 3)}), GPU)
-    if peers.rank == 1 and is_refused:
-        peers.refuse("ValueError: no")
+        comm.repeat(Fields({"layer": str(number % 3)}), GPU)
+    if comm.rank == 1 and is_refused:
+        comm.refuse("ValueError: no")
     else:
-        peers.repeat(Fields({"layer": "another" if peers.rank == 1 else "4"}), GPU)
-    texts = [see(peers.repeat, {"layer": "5"}, GPU) for _ in range(2)]
+        comm.repeat(Fields({"layer": "another" if comm.rank == 1 else "4"}), GPU)
+    texts = [see(comm.repeat, {"layer": "5"}, GPU) for _ in range(2)]
     leave(size, group)
     return texts
 
@@ -92,12 +92,12 @@ def test_the_next_call_on_gpus_raises(workers: Processes, is_refused: bool) -> N
 def wait_for_no_one(size: int) -> float:
     """Seconds that a call takes while rank 1 has not come to it."""
     group = mixed_group(size)
-    peers = Peers(group.group_name)
-    peers.repeat(Fields({}), GPU)
-    if peers.rank == 1:
+    comm = Communicator(group.group_name)
+    comm.repeat(Fields({}), GPU)
+    if comm.rank == 1:
         time.sleep(1.0)
     begin = time.monotonic()
-    peers.repeat(Fields({}), GPU)
+    comm.repeat(Fields({}), GPU)
     seconds = time.monotonic() - begin
     leave(size, group)
     return seconds

@@ -15,19 +15,22 @@ import torch
 from torch import Tensor
 
 from dilated_attention_pytorch.pattern import PatternSpec, make_branches
-from dilated_attention_pytorch.ring import attention
-from dilated_attention_pytorch.ring.all_to_all import all_to_all_backward, all_to_all_forward
-from dilated_attention_pytorch.ring.attention import ring_backward, ring_forward
-from dilated_attention_pytorch.ring.block import Call, Results
-from dilated_attention_pytorch.ring.exchange import Message, Peers, Transfer
-from dilated_attention_pytorch.ring.plan import shards
+from dilated_attention_pytorch.ring.group.communicator import Communicator, Message, Transfer
+from dilated_attention_pytorch.ring.plans.plan import shards
+from dilated_attention_pytorch.ring.strategies import ring
+from dilated_attention_pytorch.ring.strategies.all_to_all import (
+    all_to_all_backward,
+    all_to_all_forward,
+)
+from dilated_attention_pytorch.ring.strategies.call import Call, Results
+from dilated_attention_pytorch.ring.strategies.ring import ring_backward, ring_forward
 from tests.conftest import make_qkv
 from tests.ring.geometry import random_shards, random_spec
 
 
 @dataclass
 class Notes:
-    """Stands for `Peers`: nothing arrives, buffers are zeros."""
+    """Stands for `Communicator`: nothing arrives, buffers are zeros."""
 
     rank: int
     size: int
@@ -48,14 +51,14 @@ class Notes:
 
 def run(forward: Callable[..., Any], backward: Callable[..., Any], call: Call, rank: int) -> Notes:
     notes = Notes(rank, len(call.shard_lengths))
-    peers = cast(Peers, notes)
+    comm = cast(Communicator, notes)
     begin, end = shards(call.shard_lengths)[rank]
     spec = call.spec
     whole = make_qkv(spec.seq_len, spec.heads, 4, kv_heads=spec.kv_heads)
     q, k, v = (x[:, begin:end].contiguous() for x in whole)
-    out, lse = forward(call, peers, q, k, v)
+    out, lse = forward(call, comm, q, k, v)
     grad: Tensor = torch.ones_like(out)
-    backward(call, peers, q, k, v, Results(out, lse, grad, None))
+    backward(call, comm, q, k, v, Results(out, lse, grad, None))
     return notes
 
 
@@ -111,7 +114,7 @@ def test_the_next_exchange_is_posted_before_a_block_is_computed(
     monkeypatch: pytest.MonkeyPatch, size: int, rounds: int
 ) -> None:
     order: list[str] = []
-    attend = attention.attend
+    attend = ring.attend
 
     def noted_attend(*arguments: Any, **options: Any) -> Any:
         order.append("own" if arguments[4] == arguments[5] else "far")
@@ -122,12 +125,12 @@ def test_the_next_exchange_is_posted_before_a_block_is_computed(
             order.append("post")
             return super().exchange(*messages)
 
-    monkeypatch.setattr(attention, "attend", noted_attend)
+    monkeypatch.setattr(ring, "attend", noted_attend)
     n = 8
     spec = PatternSpec(n * size, make_branches([n * size], [1]), "interleaved", 2, 2)
     q, k, v = (x[:, :n] for x in make_qkv(n * size, 2, 4))
     call = Call(spec, (n,) * size, "ring", None, 0.0, None)
-    attention.ring_forward(call, cast(Peers, Noted(0, size)), q, k, v)
+    ring.ring_forward(call, cast(Communicator, Noted(0, size)), q, k, v)
     steps = [("post", "far")] * (rounds - 1) + [("far",)]
     assert order == ["post", "own", *(event for step in steps for event in step)]
 
@@ -138,22 +141,22 @@ def test_the_next_exchange_is_posted_before_a_block_is_computed(
 def test_bytes_have_the_closed_form_on_many_ranks(
     size: int, members: int, rate: int, strategy: str
 ) -> None:
-    """As tests/ring/test_attention.py counts them between processes, for one rank of many."""
+    """As test_strategies.py counts them between processes, for one rank of many."""
     n, heads, head_dim = 8, 64, 4
     spec = PatternSpec(n * size, make_branches([n * members], [rate]), "interleaved", heads, heads)
     call = Call(spec, (n,) * size, strategy, None, 0.0, None)
     rank = size // 2 + 1
     notes = Notes(rank, size)
-    peers = cast(Peers, notes)
+    comm = cast(Communicator, notes)
     q, k, v = (torch.zeros(1, n, heads, head_dim, dtype=torch.bfloat16) for _ in range(3))
     is_swap = strategy == "all_to_all"
     forward, backward = (
         (all_to_all_forward, all_to_all_backward) if is_swap else (ring_forward, ring_backward)
     )
-    out, lse = forward(call, peers, q, k, v)
+    out, lse = forward(call, comm, q, k, v)
     sent = [notes.bytes_of("send"), notes.bytes_of("receive")]
     notes.posted.clear()
-    backward(call, peers, q, k, v, Results(out, lse, torch.zeros_like(out), None))
+    backward(call, comm, q, k, v, Results(out, lse, torch.zeros_like(out), None))
     sent_back = [notes.bytes_of("send"), notes.bytes_of("receive")]
     unit = 2 * n * heads * head_dim * 2
     share = (members - 1) / rate

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops
-from ..pattern import Pattern, PatternSpec, current_pattern_cache
-from .lattice import Span
+from ... import ops
+from ...pattern import Pattern, PatternSpec, current_pattern_cache
+from ..plans.lattice import Span
 
 Running = tuple[Tensor, Tensor]  # out [B, N, H, D] and lse [B, H, N] of the blocks so far
 Gradients = tuple[Tensor, Tensor, Tensor]

@@ -9,8 +9,8 @@ from datetime import timedelta
 
 import pytest
 
-from dilated_attention_pytorch.ring.deferred import Deferred
-from dilated_attention_pytorch.ring.store import Patience
+from dilated_attention_pytorch.ring.group.deferred import Deferred
+from dilated_attention_pytorch.ring.group.store import Patience
 
 
 def test_jobs_run_in_order_on_a_thread_of_their_own() -> None:
@@ -43,8 +43,8 @@ def test_stop_ends_a_job_that_waits() -> None:
 LEFT = """
 from datetime import timedelta
 from weakref import finalize
-from dilated_attention_pytorch.ring.deferred import Deferred
-from dilated_attention_pytorch.ring.store import Patience
+from dilated_attention_pytorch.ring.group.deferred import Deferred
+from dilated_attention_pytorch.ring.group.store import Patience
 
 deferred = Deferred()
 finalize(Deferred, deferred.stop)

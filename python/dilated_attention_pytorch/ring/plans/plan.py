@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 
-from ..pattern import PatternSpec
+from ...pattern import PatternSpec
 from .lattice import (
     Lattice,
     Piece,
@@ -35,7 +35,7 @@ from .lattice import (
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class Parcel:
     """Rows that travel between this rank and a peer, keys and values alike.
 
     repeated[i]: a later piece may hold rows of piece i too.
@@ -57,22 +57,22 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The key rows at positions `keys`, of which `messages` bring those that are needed."""
+    """The key rows at positions `keys`, of which `parcels` bring those that are needed."""
 
     keys: Span
-    messages: tuple[Message, ...]
+    parcels: tuple[Parcel, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
     """What a rank sends and receives at once, and what it computes with that."""
 
-    sends: tuple[Message, ...]
+    sends: tuple[Parcel, ...]
     blocks: tuple[Block, ...]
 
     @property
-    def receives(self) -> tuple[Message, ...]:
-        return tuple(message for block in self.blocks for message in block.messages)
+    def receives(self) -> tuple[Parcel, ...]:
+        return tuple(parcel for block in self.blocks for parcel in block.parcels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +95,11 @@ class Plan:
 
     @property
     def rows_sent(self) -> int:
-        return sum(message.rows for r in self.rounds for message in r.sends)
+        return sum(parcel.rows for r in self.rounds for parcel in r.sends)
 
     @property
     def rows_received(self) -> int:
-        return sum(message.rows for r in self.rounds for message in r.receives)
+        return sum(parcel.rows for r in self.rounds for parcel in r.receives)
 
 
 def shards(shard_lengths: Sequence[int]) -> tuple[Span, ...]:
@@ -116,9 +116,9 @@ def make_plan(spec: PatternSpec, shard_lengths: tuple[int, ...], rank: int, stra
     rounds = []
     for step in range(1, size):
         to, source = peers(rank, step, size)
-        sends = _message(spec, to, spans[rank], spans[to])
-        receives = _message(spec, source, spans[source], spans[rank])
-        blocks = tuple(Block(message.span, (message,)) for message in receives)
+        sends = _parcel(spec, to, spans[rank], spans[to])
+        receives = _parcel(spec, source, spans[source], spans[rank])
+        blocks = tuple(Block(parcel.span, (parcel,)) for parcel in receives)
         rounds.append(Round(sends, blocks))
     if strategy == "gather":
         rounds = [_gather(rounds, rank)]
@@ -146,23 +146,23 @@ def _gather(rounds: Sequence[Round], rank: int) -> Round:
         tuple(m for m in receives if m.peer > rank),
     ):
         if side:
-            begins, ends = zip(*(message.span for message in side), strict=True)
+            begins, ends = zip(*(parcel.span for parcel in side), strict=True)
             blocks.append(Block((min(begins), max(ends)), side))
     return Round(tuple(sends), tuple(blocks))
 
 
-def _message(spec: PatternSpec, peer: int, source: Span, target: Span) -> tuple[Message, ...]:
+def _parcel(spec: PatternSpec, peer: int, source: Span, target: Span) -> tuple[Parcel, ...]:
     """What the rank at `source` sends to the one at `target`; empty if nothing."""
-    pieces = message_pieces(spec, source, target)
+    pieces = parcel_pieces(spec, source, target)
     if not pieces:
         return ()
     repeated = tuple(
         any(piece.meets(later) for later in pieces[i + 1 :]) for i, piece in enumerate(pieces)
     )
-    return (Message(peer, pieces, repeated),)
+    return (Parcel(peer, pieces, repeated),)
 
 
-def message_pieces(spec: PatternSpec, source: Span, target: Span) -> tuple[Piece, ...]:
+def parcel_pieces(spec: PatternSpec, source: Span, target: Span) -> tuple[Piece, ...]:
     """The rows of `source` that queries of `target`, another shard, attend to."""
     if source[0] >= source[1] or target[0] >= target[1]:
         return ()

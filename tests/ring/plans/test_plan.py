@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from dilated_attention_pytorch.pattern import PatternSpec, make_branches
-from dilated_attention_pytorch.ring.plan import Message, Plan, make_plan, peers, shards
+from dilated_attention_pytorch.ring.plans.plan import Parcel, Plan, make_plan, peers, shards
 from tests.ring.geometry import is_nested, needed_rows, random_shards, random_spec, rows_of
 
 
@@ -17,30 +17,30 @@ def plans(spec: PatternSpec, lengths: tuple[int, ...], strategy: str) -> list[Pl
     return [make_plan(spec, lengths, rank, strategy) for rank in range(len(lengths))]
 
 
-def sent(plan: Plan) -> dict[int, Message]:
-    messages = [m for r in plan.rounds for m in r.sends]
-    assert len({m.peer for m in messages}) == len(messages)
-    return {m.peer: m for m in messages}
+def sent(plan: Plan) -> dict[int, Parcel]:
+    parcels = [m for r in plan.rounds for m in r.sends]
+    assert len({m.peer for m in parcels}) == len(parcels)
+    return {m.peer: m for m in parcels}
 
 
-def received(plan: Plan) -> dict[int, Message]:
-    messages = [m for r in plan.rounds for m in r.receives]
-    assert len({m.peer for m in messages}) == len(messages)
-    return {m.peer: m for m in messages}
+def received(plan: Plan) -> dict[int, Parcel]:
+    parcels = [m for r in plan.rounds for m in r.receives]
+    assert len({m.peer for m in parcels}) == len(parcels)
+    return {m.peer: m for m in parcels}
 
 
-def check_rows(spec: PatternSpec, source: range, target: range, message: Message | None) -> None:
-    """What the message carries against the definition."""
-    rows = Counter(row for p in (message.pieces if message else ()) for row in rows_of(p))
+def check_rows(spec: PatternSpec, source: range, target: range, parcel: Parcel | None) -> None:
+    """What the parcel carries against the definition."""
+    rows = Counter(row for p in (parcel.pieces if parcel else ()) for row in rows_of(p))
     needed = needed_rows(spec, (source.start, source.stop), (target.start, target.stop))
     assert rows.keys() == needed
     if is_nested(spec):
         assert all(count == 1 for count in rows.values())
-    if message is not None:
-        assert message.span[0] >= source.start and message.span[1] <= source.stop
-        for i, piece in enumerate(message.pieces):
-            later = {row for p in message.pieces[i + 1 :] for row in rows_of(p)}
-            assert message.repeated[i] or not later & set(rows_of(piece))
+    if parcel is not None:
+        assert parcel.span[0] >= source.start and parcel.span[1] <= source.stop
+        for i, piece in enumerate(parcel.pieces):
+            later = {row for p in parcel.pieces[i + 1 :] for row in rows_of(p)}
+            assert parcel.repeated[i] or not later & set(rows_of(piece))
             # no more than one unused slot for a head, and none without a row
             for head in range(piece.heads):
                 count = sum(row[1] == piece.first_head + head for row in rows_of(piece))
@@ -75,7 +75,7 @@ def test_every_needed_row_travels_and_no_other(seed: int) -> None:
         for block in (block for r in one.rounds for block in r.blocks):
             begin, end = block.keys
             assert end <= plan.queries[0] or begin >= plan.queries[1]
-            assert all(begin <= m.span[0] and m.span[1] <= end for m in block.messages)
+            assert all(begin <= m.span[0] and m.span[1] <= end for m in block.parcels)
 
 
 @pytest.mark.parametrize("size", [16, 64])
@@ -89,13 +89,13 @@ def test_many_ranks(size: int, seed: int) -> None:
     everything = plans(spec, lengths, "ring")
     for rank, plan in enumerate(everything):
         assert plan.rows_sent == sum(m.rows for m in sent(plan).values())
-        for peer, message in sent(plan).items():
-            assert received(everything[peer])[rank].pieces == message.pieces
+        for peer, parcel in sent(plan).items():
+            assert received(everything[peer])[rank].pieces == parcel.pieces
     for rank in generator.sample(range(size), 4):
         for peer in range(size):
             if peer != rank:
-                message = received(everything[rank]).get(peer)
-                check_rows(spec, spans[peer], spans[rank], message)
+                parcel = received(everything[rank]).get(peer)
+                check_rows(spec, spans[peer], spans[rank], parcel)
 
 
 @pytest.mark.parametrize("size", range(2, 18))

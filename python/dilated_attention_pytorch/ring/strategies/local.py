@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .block import Call, Gradients, Results, Running, attend, differentiate, wide_dtype
-from .head_plan import HeadPlan
+from ..plans.head_plan import HeadPlan
+from .call import Call, Gradients, Results, Running, attend, differentiate, wide_dtype
 
 
 def local_forward(call: Call, plan: HeadPlan, query: Tensor, key: Tensor, value: Tensor) -> Running:

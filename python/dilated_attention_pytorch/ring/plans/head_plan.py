@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ..pattern import PatternSpec
+from ...pattern import PatternSpec
 from .lattice import Lattice, Piece, Span, Strand, intersection, lattices, make_pieces, strand
 from .plan import shards
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .exchange import Peers
-from .lattice import Piece
+from ..group.communicator import Communicator
+from ..plans.lattice import Piece
 from .packing import Origin, Packet, count_rows
 
 
@@ -35,7 +35,7 @@ class Mail:
 
     def __init__(
         self,
-        peers: Peers,
+        comm: Communicator,
         outgoing: Mapping[int, Sequence[Item]],
         incoming: Mapping[int, Sequence[Expected]],
     ) -> None:
@@ -48,7 +48,7 @@ class Mail:
         self._packets = {peer: _packets(expected) for peer, expected in incoming.items()}
         for peer, packets in self._packets.items():
             receives += [(peer, packet.data) for packet in packets.values()]
-        self._transfer = peers.exchange(
+        self._transfer = comm.exchange(
             [message for message in sends if message[1].numel() > 0],
             [message for message in receives if message[1].numel() > 0],
         )

@@ -8,8 +8,8 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from dilated_attention_pytorch.ring.ballot import REFUSED, Ballot
-from dilated_attention_pytorch.ring.store import Absent, Patience
+from dilated_attention_pytorch.ring.group.ballot import REFUSED, Ballot
+from dilated_attention_pytorch.ring.group.store import Absent, Patience
 
 A, B = b"a" * 16, b"b" * 16
 

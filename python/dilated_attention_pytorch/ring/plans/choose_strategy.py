@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
 
-from ..pattern import PatternSpec
+from ...pattern import PatternSpec
 from .head_plan import crossing_segments
 from .lattice import Lattice, Span, intersection, lattices
 from .plan import shards

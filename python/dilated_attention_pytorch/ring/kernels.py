@@ -17,13 +17,13 @@ from torch import Tensor
 from .. import ops
 from ..ops.ring_attention import register_ring_attention
 from ..pattern import Padding, Pattern, PatternSpec, make_branches
-from .agreement import Fields
-from .all_to_all import all_to_all_backward, all_to_all_forward, plan_all_to_all
-from .attention import plan_ring, ring_backward, ring_forward
-from .block import Call, Gradients, Results, Running, wide_dtype
-from .exchange import Peers
-from .plan import make_plan
-from .strategy import Sizes, check_strategy, choose_strategy
+from .group.agreement import Fields
+from .group.communicator import Communicator
+from .plans.choose_strategy import Sizes, check_strategy, choose_strategy
+from .plans.plan import make_plan
+from .strategies.all_to_all import all_to_all_backward, all_to_all_forward, plan_all_to_all
+from .strategies.call import Call, Gradients, Results, Running, wide_dtype
+from .strategies.ring import plan_ring, ring_backward, ring_forward
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +53,11 @@ def forward(
     **options: object,
 ) -> Running:
     arguments = Arguments(segment_lengths, dilation_rates, group_name, **options)  # type: ignore[arg-type]
-    peers, call = _begin("forward", query, key, value, arguments)
+    comm, call = _begin("forward", query, key, value, arguments)
     call = call.with_seed(arguments.dropout_seed)
     run = all_to_all_forward if call.strategy == "all_to_all" else ring_forward
     with _device_of(query):
-        return run(call, peers, query, key, value)
+        return run(call, comm, query, key, value)
 
 
 def backward(
@@ -75,11 +75,11 @@ def backward(
 ) -> Gradients:
     arguments = Arguments(segment_lengths, dilation_rates, group_name, **options)  # type: ignore[arg-type]
     results = Results(out, lse, grad_out, grad_lse)
-    peers, call = _begin("backward", query, key, value, arguments, results)
+    comm, call = _begin("backward", query, key, value, arguments, results)
     call = call.with_seed(arguments.dropout_seed)
     run = all_to_all_backward if call.strategy == "all_to_all" else ring_backward
     with _device_of(query):
-        return run(call, peers, query, key, value, results)
+        return run(call, comm, query, key, value, results)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,37 +97,34 @@ def _begin(
     value: Tensor,
     arguments: Arguments,
     results: Results | None = None,
-) -> tuple[Peers, Call]:
+) -> tuple[Communicator, Call]:
     """The call as all ranks make it; nothing is posted before it is checked and planned."""
-    peers = Peers(arguments.group_name)
-    try:
+    comm = Communicator(arguments.group_name)
+    with comm.refusing():
         _check_offsets(arguments.head_offsets)
         kind = _identity(query, key, value, arguments)
-        known: _Known | None = peers.agreed(kind)
+        known: _Known | None = comm.agreed(kind)
         is_new = known is None
         if known is None:
-            known = _check_and_plan(query, key, value, arguments, peers)
+            known = _check_and_plan(query, key, value, arguments, comm)
         if results is not None:
             _check_results(query, results)
-    except Exception as error:
-        peers.refuse(f"{type(error).__name__}: {error}")
-        raise
     if is_new:
-        largest = partial(_largest, known.call, query, peers.size)
-        peers.agree(kind, known, known.fields[name], query.device, largest)
+        largest = partial(_largest, known.call, query, comm.size)
+        comm.agree(kind, known, known.fields[name], query.device, largest)
     else:
-        peers.repeat(known.fields[name], query.device)
-    return peers, known.call
+        comm.repeat(known.fields[name], query.device)
+    return comm, known.call
 
 
 def _check_and_plan(
-    query: Tensor, key: Tensor, value: Tensor, arguments: Arguments, peers: Peers
+    query: Tensor, key: Tensor, value: Tensor, arguments: Arguments, comm: Communicator
 ) -> _Known:
     """Raises ValueError for whatever is wrong with the call."""
-    _check(query, key, value, arguments, peers)
-    call = _make_call(query, key, arguments, peers.size)
+    _check(query, key, value, arguments, comm)
+    call = _make_call(query, key, arguments, comm.size)
     plan = plan_all_to_all if call.strategy == "all_to_all" else plan_ring
-    plan(call, peers.rank)
+    plan(call, comm.rank)
     fields = _fields(query, key, value, arguments)
     return _Known(call, {name: Fields({"call": name} | fields) for name in ("forward", "backward")})
 
@@ -138,12 +135,12 @@ def _device_of(query: Tensor) -> AbstractContextManager[object]:
 
 
 def _largest(call: Call, query: Tensor, size: int) -> int:
-    """Bytes of the largest message of keys and values, or of their gradients, of any rank."""
+    """Bytes of the largest parcel of keys and values, or of their gradients, of any rank."""
     if call.strategy == "all_to_all":
         return 0
     plans = (make_plan(call.spec, call.shard_lengths, rank, call.strategy) for rank in range(size))
-    messages = (message for plan in plans for r in plan.rounds for message in r.sends)
-    rows = max((message.rows for message in messages), default=0)
+    parcels = (parcel for plan in plans for r in plan.rounds for parcel in r.sends)
+    rows = max((parcel.rows for parcel in parcels), default=0)
     return 2 * rows * query.size(0) * query.size(3) * wide_dtype(query.dtype).itemsize
 
 
@@ -222,7 +219,9 @@ def _fields(query: Tensor, key: Tensor, value: Tensor, arguments: Arguments) -> 
     return {name: str(value) for name, value in fields.items()}
 
 
-def _check(query: Tensor, key: Tensor, value: Tensor, arguments: Arguments, peers: Peers) -> None:
+def _check(
+    query: Tensor, key: Tensor, value: Tensor, arguments: Arguments, comm: Communicator
+) -> None:
     """Raises ValueError with the argument, what must hold and what was given."""
     for name, x in (("key", key), ("value", value), ("dropout_seed", arguments.dropout_seed)):
         if x is not None and x.device != query.device:
@@ -250,11 +249,11 @@ def _check(query: Tensor, key: Tensor, value: Tensor, arguments: Arguments, peer
         )
     lengths = arguments.shard_lengths
     if lengths is not None:
-        check_shard_lengths(lengths, peers.size)
-        if lengths[peers.rank] != query.size(1):
+        check_shard_lengths(lengths, comm.size)
+        if lengths[comm.rank] != query.size(1):
             raise ValueError(
-                f"query: must have shard_lengths[rank] = {lengths[peers.rank]} rows on rank "
-                f"{peers.rank}, got {query.size(1)}"
+                f"query: must have shard_lengths[rank] = {lengths[comm.rank]} rows on rank "
+                f"{comm.rank}, got {query.size(1)}"
             )
 
 

@@ -8,8 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .. import ops
-from .lattice import Piece
+from ... import ops
+from ..plans.lattice import Piece
 
 Origin = tuple[int, int]  # position of row 0 and number of head 0 of a tensor [B, N, H, D]
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from dilated_attention_pytorch.pattern import PatternSpec, make_branches
-from dilated_attention_pytorch.ring.plan import make_plan, shards
-from dilated_attention_pytorch.ring.strategy import (
+from dilated_attention_pytorch.ring.plans.choose_strategy import (
     Sizes,
     check_strategy,
     choose_strategy,
     heads_moved,
     keys_moved,
 )
+from dilated_attention_pytorch.ring.plans.plan import make_plan, shards
 
 SIZES = Sizes(row=128, element=2, wide=4)
 

@@ -12,8 +12,11 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from .. import ops
-from .block import (
+from ... import ops
+from ..group.communicator import Communicator
+from ..group.transfer import Transfer
+from ..plans.plan import Block, Parcel, Plan, Round, make_plan
+from .call import (
     Call,
     Gradients,
     Results,
@@ -23,9 +26,7 @@ from .block import (
     differentiate_into,
     query_sums,
 )
-from .exchange import Peers, Transfer
 from .packing import Packet
-from .plan import Block, Message, Plan, Round, make_plan
 
 
 def plan_ring(call: Call, rank: int) -> None:
@@ -35,14 +36,16 @@ def plan_ring(call: Call, rank: int) -> None:
         call.plan(plan.queries, keys)
 
 
-def ring_forward(call: Call, peers: Peers, query: Tensor, key: Tensor, value: Tensor) -> Running:
+def ring_forward(
+    call: Call, comm: Communicator, query: Tensor, key: Tensor, value: Tensor
+) -> Running:
     """(out in query's dtype, lse) of this rank's rows."""
-    plan = make_plan(call.spec, call.shard_lengths, peers.rank, call.strategy)
+    plan = make_plan(call.spec, call.shard_lengths, comm.rank, call.strategy)
     own = plan.queries
     if plan.is_alone:
         return attend(call, query, key, value, own, own, partial=False)
     blocks = sum(len(r.blocks) for r in plan.rounds)
-    travel = _travel(plan, peers, key, value)
+    travel = _travel(plan, comm, key, value)
     arriving = next(travel, None)
     running = attend(call, query, key, value, own, own, partial=blocks > 0)
     while arriving is not None:
@@ -64,14 +67,14 @@ def ring_forward(call: Call, peers: Peers, query: Tensor, key: Tensor, value: Te
 
 
 def ring_backward(
-    call: Call, peers: Peers, query: Tensor, key: Tensor, value: Tensor, results: Results
+    call: Call, comm: Communicator, query: Tensor, key: Tensor, value: Tensor, results: Results
 ) -> Gradients:
     """Gradients of this rank's query, key and value, in their dtype."""
-    plan = make_plan(call.spec, call.shard_lengths, peers.rank, call.strategy)
+    plan = make_plan(call.spec, call.shard_lengths, comm.rank, call.strategy)
     own = plan.queries
     if plan.is_alone:
         return differentiate(call, query, key, value, results, own, own, partial=False)
-    travel = _travel(plan, peers, key, value)
+    travel = _travel(plan, comm, key, value)
     arriving = next(travel, None)
     sums = query_sums(query)
     grad_key, grad_value = differentiate_into(sums, call, query, key, value, results, own, own)
@@ -84,7 +87,7 @@ def ring_backward(
                 sums, call, query, far_key, far_value, results, own, block.keys
             )
             shares.append((block, *far_grads))
-        posted = _Returning(peers, arriving.round, shares, grad_key, own[0])
+        posted = _Returning(comm, arriving.round, shares, grad_key, own[0])
         if returning is not None:
             returning.add_to(grad_key, grad_value)
         arriving, returning = following, posted
@@ -94,26 +97,28 @@ def ring_backward(
     return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype)
 
 
-def _travel(plan: Plan, peers: Peers, key: Tensor, value: Tensor) -> Iterator[_Arriving]:
+def _travel(plan: Plan, comm: Communicator, key: Tensor, value: Tensor) -> Iterator[_Arriving]:
     """Posts a round each time it is asked for the next: two are under way at most."""
     for r in plan.rounds:
-        yield _Arriving(peers, r, key, value, plan.queries[0])
+        yield _Arriving(comm, r, key, value, plan.queries[0])
 
 
 class _Arriving:
     """A round's keys and values, on their way."""
 
-    def __init__(self, peers: Peers, r: Round, key: Tensor, value: Tensor, begin: int) -> None:
+    def __init__(
+        self, comm: Communicator, r: Round, key: Tensor, value: Tensor, begin: int
+    ) -> None:
         self.round, self._key = r, key
         sends = []
-        for message in r.sends:
-            packet = _packet(message, key)
+        for parcel in r.sends:
+            packet = _packet(parcel, key)
             for rows in (key, value):
-                packet.put(rows, message.pieces, (begin, 0))
-            sends.append((message.peer, packet.data))
-        self._received = {message.peer: _packet(message, key) for message in r.receives}
+                packet.put(rows, parcel.pieces, (begin, 0))
+            sends.append((parcel.peer, packet.data))
+        self._received = {parcel.peer: _packet(parcel, key) for parcel in r.receives}
         receives = [(peer, packet.data) for peer, packet in self._received.items()]
-        self._transfer: Transfer = peers.exchange(sends, receives)
+        self._transfer: Transfer = comm.exchange(sends, receives)
 
     def blocks(self) -> Iterator[tuple[Block, Tensor, Tensor]]:
         """The blocks with their keys and values: [B, positions, Hkv, D], the needed rows only."""
@@ -122,10 +127,10 @@ class _Arriving:
         for block in self.round.blocks:
             begin, end = block.keys
             key, value = (self._key.new_empty(batch, end - begin, heads, head_dim) for _ in "kv")
-            for message in block.messages:
-                packet = self._received.pop(message.peer)
+            for parcel in block.parcels:
+                packet = self._received.pop(parcel.peer)
                 for rows in (key, value):
-                    packet.take(rows, message.pieces, (begin, 0))
+                    packet.take(rows, parcel.pieces, (begin, 0))
             yield block, key, value
 
 
@@ -134,35 +139,35 @@ class _Returning:
 
     def __init__(
         self,
-        peers: Peers,
+        comm: Communicator,
         r: Round,
         shares: list[tuple[Block, Tensor, Tensor]],
         grad_key: Tensor,
         begin: int,
     ) -> None:
-        self._messages, self._begin = r.sends, begin
+        self._parcels, self._begin = r.sends, begin
         sends = []
         for block, *far_grads in shares:
-            for message in block.messages:
-                packet = _packet(message, grad_key)
+            for parcel in block.parcels:
+                packet = _packet(parcel, grad_key)
                 for grad in far_grads:
-                    packet.put_once(grad, message.pieces, message.repeated, (block.keys[0], 0))
-                sends.append((message.peer, packet.data))
-        self._received = [_packet(message, grad_key) for message in r.sends]
+                    packet.put_once(grad, parcel.pieces, parcel.repeated, (block.keys[0], 0))
+                sends.append((parcel.peer, packet.data))
+        self._received = [_packet(parcel, grad_key) for parcel in r.sends]
         receives = [
-            (message.peer, packet.data)
-            for message, packet in zip(r.sends, self._received, strict=True)
+            (parcel.peer, packet.data)
+            for parcel, packet in zip(r.sends, self._received, strict=True)
         ]
-        self._transfer: Transfer = peers.exchange(sends, receives)
+        self._transfer: Transfer = comm.exchange(sends, receives)
 
     def add_to(self, grad_key: Tensor, grad_value: Tensor) -> None:
         self._transfer.wait()
-        for message, packet in zip(self._messages, self._received, strict=True):
+        for parcel, packet in zip(self._parcels, self._received, strict=True):
             for grad in (grad_key, grad_value):
-                packet.take(grad, message.pieces, (self._begin, 0), accumulate=True)
+                packet.take(grad, parcel.pieces, (self._begin, 0), accumulate=True)
 
 
-def _packet(message: Message, like: Tensor) -> Packet:
-    """Room for the message's rows of keys and of values, or of their gradients."""
+def _packet(parcel: Parcel, like: Tensor) -> Packet:
+    """Room for the parcel's rows of keys and of values, or of their gradients."""
     batch, _, _, head_dim = like.shape
-    return Packet.empty(2 * message.rows, batch, head_dim, like)
+    return Packet.empty(2 * parcel.rows, batch, head_dim, like)

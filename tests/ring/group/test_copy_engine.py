@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dilated_attention_pytorch.ring.copy_engine import CopyEngine, _rounds, choose_transport
-from dilated_attention_pytorch.ring.exchange import Peers
+from dilated_attention_pytorch.ring.group.communicator import Communicator
+from dilated_attention_pytorch.ring.group.copy_engine import CopyEngine, _rounds, choose_transport
+from dilated_attention_pytorch.ring.group.transport import start_engine
 from tests.ring.processes import Processes, group_of
 
 CAPACITY = 256
@@ -98,24 +99,24 @@ def test_a_rank_that_does_not_come_is_an_error() -> None:
 
 def start_without(size: int, step: str) -> tuple[list[str], str | None, bool]:
     """Starts the engine where a step fails on rank 1: calls, transport, whether there is none."""
-    peers, called = Peers(group_of(size).group_name), []
+    comm, called = Communicator(group_of(size).group_name), []
 
     def tried(name: str) -> Tensor:
         called.append(name)
-        if name == step and peers.rank == 1:
+        if name == step and comm.rank == 1:
             raise MemoryError(f"{name} failed")
         return torch.zeros(1)
 
-    exchange = "dilated_attention_pytorch.ring.exchange"
+    module = "dilated_attention_pytorch.ring.group.transport"
     with (
-        mock.patch(f"{exchange}._symmetric_buffer", lambda *_: tried("buffer")),
-        mock.patch(f"{exchange}._map_buffer", lambda *_: tried("map")),
+        mock.patch(f"{module}._symmetric_buffer", lambda *_: tried("buffer")),
+        mock.patch(f"{module}._map_buffer", lambda *_: tried("map")),
         mock.patch("torch.cuda.synchronize"),
         pytest.warns(UserWarning, match=f"{step} failed"),
     ):
-        peers._start_engine(torch.device("cpu"), CAPACITY)
-    transport, peers._state.transport = peers.transport, None
-    return called, transport, peers._state.engine is None
+        start_engine(comm._group, comm._state, torch.device("cpu"), CAPACITY)
+    transport, comm._state.transport = comm.transport, None
+    return called, transport, comm._state.engine is None
 
 
 @pytest.mark.parametrize(("step", "called"), [("buffer", ["buffer"]), ("map", ["buffer", "map"])])

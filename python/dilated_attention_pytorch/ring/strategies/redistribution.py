@@ -9,18 +9,18 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
-from .exchange import Peers
-from .head_plan import HeadPlan, Part, Share
-from .lattice import Piece, Span
+from ..group.communicator import Communicator
+from ..plans.head_plan import HeadPlan, Part, Share
+from ..plans.lattice import Piece, Span
 from .mail import Expected, Item, Mail
 from .packing import Origin, gather_piece
 
 Rows = Sequence[tuple[Tensor, bool]]
 
 
-def send_rows(peers: Peers, plan: HeadPlan, given: Rows) -> Mail:
+def send_rows(comm: Communicator, plan: HeadPlan, given: Rows) -> Mail:
     """This rank's rows to those who compute with them, and theirs to this rank."""
-    ranks = range(peers.size)
+    ranks = range(comm.size)
     outgoing = {
         peer: [
             Item(x, pieces_of(part, is_query), (plan.rows[0], 0))
@@ -37,17 +37,17 @@ def send_rows(peers: Peers, plan: HeadPlan, given: Rows) -> Mail:
         ]
         for peer in ranks
     }
-    return Mail(peers, outgoing, incoming)
+    return Mail(comm, outgoing, incoming)
 
 
 def send_results(
-    peers: Peers,
+    comm: Communicator,
     plan: HeadPlan,
     computed: Mapping[Share, Rows],
     kinds: Rows,
 ) -> Mail:
     """What was computed here to those who own the rows. kinds: tensors like those to receive."""
-    ranks = range(peers.size)
+    ranks = range(comm.size)
     outgoing = {
         peer: [
             Item(x, pieces_of(part, is_query), _origin(share, is_query))
@@ -64,7 +64,7 @@ def send_results(
         ]
         for peer in ranks
     }
-    return Mail(peers, outgoing, incoming)
+    return Mail(comm, outgoing, incoming)
 
 
 def assemble(mail: Mail, plan: HeadPlan, share: Share, given: Rows) -> list[Tensor]:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import groupby
 from math import gcd
 
-from ..pattern import PatternSpec
+from ...pattern import PatternSpec
 
 Span = tuple[int, int]  # positions begin <= p < end
 # Of one head: begin, end and residue of a stretch's lattice.

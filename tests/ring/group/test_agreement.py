@@ -9,14 +9,14 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from dilated_attention_pytorch.ring.agreement import (
+from dilated_attention_pytorch.ring.group.agreement import (
     Agreement,
     Disagreement,
     Fields,
     describe_differences,
 )
-from dilated_attention_pytorch.ring.ballot import Ballot
-from dilated_attention_pytorch.ring.store import Absent, Patience
+from dilated_attention_pytorch.ring.group.ballot import Ballot
+from dilated_attention_pytorch.ring.group.store import Absent, Patience
 
 
 def on_ranks(

@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .block import Call, Gradients, Results, Running, attend, differentiate
-from .exchange import Peers
-from .head_plan import HeadPlan, Part, Share, make_head_plan
-from .lattice import Piece
+from ..group.communicator import Communicator
+from ..plans.head_plan import HeadPlan, Part, Share, make_head_plan
+from ..plans.lattice import Piece
+from .call import Call, Gradients, Results, Running, attend, differentiate
 from .local import local_backward, local_forward
 from .mail import Mail
 from .packing import Origin, gather_piece, scatter_piece
@@ -43,14 +43,14 @@ def plan_all_to_all(call: Call, rank: int) -> None:
 
 
 def all_to_all_forward(
-    call: Call, peers: Peers, query: Tensor, key: Tensor, value: Tensor
+    call: Call, comm: Communicator, query: Tensor, key: Tensor, value: Tensor
 ) -> Running:
     """(out in query's dtype, lse) of this rank's rows."""
-    plan = make_head_plan(call.spec, call.shard_lengths, peers.rank)
+    plan = make_head_plan(call.spec, call.shard_lengths, comm.rank)
     if not plan.shares:
         return attend(call, query, key, value, plan.rows, plan.rows, partial=False)
     given = ((query, True), (key, False), (value, False))
-    mail = send_rows(peers, plan, given)
+    mail = send_rows(comm, plan, given)
     out, lse = local_forward(call, plan, query, key, value)
     mail.wait()
     computed: dict[Share, Rows] = {}
@@ -60,7 +60,7 @@ def all_to_all_forward(
         far_out, far_lse = attend(part, q, k, v, share.rows, share.rows, partial=False)
         computed[share] = [(far_out, True), (_as_rows(far_lse), True)]
     kinds = ((query, True), (_as_rows(lse), True))
-    mail = send_results(peers, plan, computed, kinds)
+    mail = send_results(comm, plan, computed, kinds)
     mail.wait()
     for share, mine in plan.mine:
         for piece, *far in packed_results(mail, plan, share, mine, computed.get(share), kinds):
@@ -69,10 +69,10 @@ def all_to_all_forward(
 
 
 def all_to_all_backward(
-    call: Call, peers: Peers, query: Tensor, key: Tensor, value: Tensor, results: Results
+    call: Call, comm: Communicator, query: Tensor, key: Tensor, value: Tensor, results: Results
 ) -> Gradients:
     """Gradients of this rank's query, key and value, in their dtype."""
-    plan = make_head_plan(call.spec, call.shard_lengths, peers.rank)
+    plan = make_head_plan(call.spec, call.shard_lengths, comm.rank)
     own = plan.rows
     if not plan.shares:
         return differentiate(call, query, key, value, results, own, own, partial=False)
@@ -81,7 +81,7 @@ def all_to_all_backward(
         *((query, True), (key, False), (value, False)),
         *((results.grad_out, True), (lse, True), (_logit_gradient(results), True)),
     )
-    mail = send_rows(peers, plan, given)
+    mail = send_rows(comm, plan, given)
     grads = local_backward(call, plan, query, key, value, results)
     mail.wait()
     computed: dict[Share, Rows] = {}
@@ -94,7 +94,7 @@ def all_to_all_backward(
         shares = differentiate(part, q, k, v, far, share.rows, share.rows, partial=True)
         computed[share] = list(zip(shares, (True, False, False), strict=True))
     kinds = tuple(zip(grads, (True, False, False), strict=True))
-    mail = send_results(peers, plan, computed, kinds)
+    mail = send_results(comm, plan, computed, kinds)
     mail.wait()
     for share, mine in plan.mine:
         _add(mail, plan, share, mine, computed.get(share), kinds)

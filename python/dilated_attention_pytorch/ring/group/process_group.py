@@ -1,0 +1,90 @@
+"""What is asked of a process group: who it is, how many, how patient, and where its store is."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+if dist.is_available():
+    # A profiler or a compiler imports this at some time. Defaults of its functions hold the group
+    # of that time for good, and then gloo's threads, which outlive it, may abort at exit.
+    import torch.distributed.nn  # noqa: F401
+    from torch.distributed.device_mesh import DeviceMesh
+
+from .store import Store, reaching_the_store
+
+Group = object  # dist.ProcessGroup, DeviceMesh or a group's name; a torch without them has no types
+
+# Not typed, as names that begin with _ are not exported; 2.11 to 2.15 have them.
+_c10d: Any = getattr(dist, "distributed_c10d", None)
+
+
+def resolve(group_name: str) -> dist.ProcessGroup:
+    """The process group that has this name in this process.
+
+    Raises RuntimeError if there is none, or no torch.distributed.
+    """
+    if not dist.is_available():
+        raise RuntimeError("a group needs torch.distributed, which this torch was built without")
+    try:
+        group: dist.ProcessGroup = _c10d._resolve_process_group(group_name)
+        return group
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"group must be a process group of this process, got the name {group_name!r}, which is "
+            "none (destroyed, or made in another process)"
+        ) from error
+
+
+def group_name(group: Group) -> str:
+    """The name of a ProcessGroup or of a one-dimensional DeviceMesh; a name stays as it is.
+
+    Raises:
+        TypeError: neither of them.
+        ValueError: a mesh of more dimensions, or a group that this rank is not in.
+    """
+    if isinstance(group, str):
+        return group
+    if dist.is_available():
+        if isinstance(group, DeviceMesh):
+            if group.ndim != 1:
+                raise ValueError(
+                    "group must be a DeviceMesh of one dimension (take one: mesh['name']), got "
+                    f"{group.ndim}"
+                )
+            return str(group.get_group().group_name)
+        if isinstance(group, dist.ProcessGroup):
+            return str(group.group_name)
+        if group is dist.GroupMember.NON_GROUP_MEMBER:
+            raise ValueError("group must be one that this rank is a member of, got another")
+    raise TypeError(f"group must be a ProcessGroup, a DeviceMesh or a group's name, got {group!r}")
+
+
+def store_of(group: dist.ProcessGroup, rank: int) -> Store:
+    """The group's store, without what an earlier group of the same name has left in it.
+
+    torchrun's store outlives the groups, and one that is made again has the name and so the keys of
+    the one that was destroyed. Each rank counts the groups of this name that it has called over.
+    """
+    store = _c10d._get_process_group_store(group)
+    with reaching_the_store():
+        made = store.add(f"dilated/groups of rank {rank}", 1)
+    prefixed: Store = _c10d.PrefixStore(str(made), store)
+    return prefixed
+
+
+def timeout_of(group: dist.ProcessGroup) -> timedelta:
+    """How long the group's operations may take."""
+    for device in group._device_types:
+        options = getattr(group._get_backend(device), "options", None)
+        timeout = getattr(options, "_timeout", None)
+        if isinstance(timeout, timedelta):
+            return timeout
+    return timedelta(minutes=30)  # torch.distributed's own default
+
+
+def group_size(name: str) -> int:
+    """How many ranks the group has."""
+    return int(resolve(name).size())
