@@ -27,8 +27,12 @@ def test_includes_point_down() -> None:
 @pytest.mark.parametrize(
     ("path", "line", "complaint"),
     [
-        ("pattern/cache.py", "from ..ops import attention", "pattern must not import ops"),
-        ("pattern/cache.py", "from .. import functional", "pattern must not import functional"),
+        ("pattern/caches/entry.py", "from ...ops import attention", "pattern must not import ops"),
+        (
+            "pattern/caches/entry.py",
+            "from ... import functional",
+            "pattern must not import functional",
+        ),
         ("ops/gather.py", "from ..functional import dilated_attention", "ops must not import"),
         (
             "ops/gather.py",
@@ -38,7 +42,7 @@ def test_includes_point_down() -> None:
         ("ops/__init__.py", "from ..ring import plan", "ops must not import ring"),
         (
             "ring/plans/plan.py",
-            "from ..functional import attend",
+            "from ...functional import attend",
             "ring must not import functional",
         ),
         (
@@ -61,7 +65,7 @@ def test_includes_point_down() -> None:
         ("functional.py", "from torch.ops import dilated", "ops only"),
         ("dilated_attention.py", "from .factory import create", "modules must not import factory"),
         ("dilated_attention.py", "def f():\n    from . import factory", "modules must not import"),
-        ("_load.py", "from .pattern import cache", "foundation must not import pattern"),
+        ("_load.py", "from .pattern.caches import entry", "foundation must not import pattern"),
     ],
 )
 def test_a_planted_import_is_found(path: str, line: str, complaint: str) -> None:
@@ -78,7 +82,7 @@ def test_a_planted_import_is_found(path: str, line: str, complaint: str) -> None
         "ring/strategies/ring",
         "ops/gather",
         "ops/__init__",
-        "pattern/cache",
+        "pattern/caches/entry",
         "pattern/__init__",
     ]
     sources = {f"{PYTHON}/{name}.py": "import torch\n" for name in names}

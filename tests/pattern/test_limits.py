@@ -16,14 +16,14 @@ from dilated_attention_pytorch import PatternCache, dilated_attention
 from dilated_attention_pytorch.pattern import (
     Pattern,
     PatternSpec,
-    base_cache,
     make_branches,
     max_pattern_bytes,
     set_max_pattern_bytes,
 )
+from dilated_attention_pytorch.pattern.caches import base_cache
 from tests.conftest import make_qkv
 
-from .machines import FakeMachine
+from .caches.machines import FakeMachine
 
 PRIMES = [2, 3, 5, 7, 11, 13, 17, 19]
 LONG = PatternSpec(10**6, make_branches([10**6] * 8, PRIMES), "interleaved", 8, 8)

@@ -8,7 +8,7 @@ import torch
 from dilated_attention_pytorch import PatternCache, TieredPatternCache
 from dilated_attention_pytorch.pattern import Pattern
 
-from .test_cache_contract import BASE, CPU
+from .caches.test_cache_contract import BASE, CPU
 
 
 @pytest.mark.parametrize(

@@ -3,20 +3,20 @@
 The floor of the package: it stands on the planner in `_C` and on nothing else of the package.
 """
 
-from .base_cache import BasePatternCache
 from .branch import Branch, Padding, Scheme, make_branches
-from .cache import PatternCache
-from .current_cache import (
+from .caches.base_cache import BasePatternCache
+from .caches.current_cache import (
     current_pattern_cache,
     default_pattern_cache,
     default_tiered_pattern_cache,
     using_pattern_cache,
 )
+from .caches.pattern_cache import PatternCache
+from .caches.statistics import CacheStatistics, TieredCacheStatistics
+from .caches.tiered.cache import TieredPatternCache
 from .limits import max_pattern_bytes, set_max_pattern_bytes
 from .offsets import HeadOffsets, head_group_offsets
 from .pattern import Pattern, PatternSpec
-from .statistics import CacheStatistics, TieredCacheStatistics
-from .tiered_cache import TieredPatternCache
 
 __all__ = [
     "BasePatternCache",

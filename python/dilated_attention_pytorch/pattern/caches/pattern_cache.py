@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..bounds import at_least
+from ..pattern import PatternSpec
 from .base_cache import BasePatternCache, distinct_specs
-from .bounds import at_least
 from .device_words import Copy, held_bytes
 from .entry import CPU, Entry, full_device
-from .pattern import PatternSpec
 from .statistics import CacheStatistics
 
 

@@ -20,7 +20,7 @@ import torch
 
 from dilated_attention_pytorch import dilated_attention
 from dilated_attention_pytorch.pattern import BasePatternCache, Pattern, PatternSpec, make_branches
-from dilated_attention_pytorch.pattern.base_cache import _Turn
+from dilated_attention_pytorch.pattern.caches.base_cache import _Turn
 from tests.conftest import make_qkv, missing_cuda
 
 from .machines import MAKERS, CudaMachine, FakeMachine, Machine

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dilated_attention_pytorch.pattern.background import Background
+from dilated_attention_pytorch.pattern.caches.background import Background
 
 ANNOUNCE = """
 import threading, torch

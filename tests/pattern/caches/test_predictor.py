@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from dilated_attention_pytorch.pattern.predictor import Predictor
+from dilated_attention_pytorch.pattern.caches.tiered.predictor import Predictor
 
 
 @pytest.mark.parametrize("period", ["AB", "ABC", "ABAC", "ABACAD"])

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 
 from .base_cache import BasePatternCache
-from .cache import PatternCache
-from .tiered_cache import TieredPatternCache
+from .pattern_cache import PatternCache
+from .tiered.cache import TieredPatternCache
 
 _default = PatternCache()
 _default_tiered = TieredPatternCache()

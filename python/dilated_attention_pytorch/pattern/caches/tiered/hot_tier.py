@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .device_words import Allocation, Copy, held_bytes
-from .entry import Entry
-from .tally import Tally
+from ..device_words import Allocation, Copy, held_bytes
+from ..entry import Entry
+from ..tally import Tally
 
 
 class HotTier:

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .background import Background
-from .base_cache import BasePatternCache, distinct_specs
-from .bounds import at_least
-from .device_words import Copy
-from .entry import CPU, Entry, full_device
+from ...bounds import at_least
+from ...pattern import Pattern, PatternSpec
+from ..background import Background
+from ..base_cache import BasePatternCache, distinct_specs
+from ..device_words import Copy
+from ..entry import CPU, Entry, full_device
+from ..statistics import TieredCacheStatistics
+from ..transfers import WORD_BYTES, pack
 from .hot_tier import HotTier
-from .pattern import Pattern, PatternSpec
 from .predictor import Predictor
-from .statistics import TieredCacheStatistics
-from .transfers import WORD_BYTES, pack
 
 # Packing costs a copy on the host; from this size on that is more than a transfer of its own costs.
 _BATCHED_BYTES = 256 * 2**10

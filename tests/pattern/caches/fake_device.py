@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dilated_attention_pytorch.pattern.transfers import WORD_BYTES, pack
+from dilated_attention_pytorch.pattern.caches.transfers import WORD_BYTES, pack
 
 GARBAGE = -1
 SIDE_STREAM = 1000

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .advice import level_of_caller
-from .bounds import at_least
+from ..advice import level_of_caller
+from ..bounds import at_least
+from ..pattern import Pattern, PatternSpec
 from .device_words import Copy, send
 from .entry import CPU, Entry
-from .pattern import Pattern, PatternSpec
 from .statistics import CacheStatistics
 from .tally import Tally
 from .transfers import CudaTransfers, Transfers

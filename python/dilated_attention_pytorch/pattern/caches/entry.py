@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ..pattern import Pattern
 from .device_words import Copy, PlainWords
-from .pattern import Pattern
 
 CPU = torch.device("cpu")
 

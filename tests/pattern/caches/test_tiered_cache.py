@@ -129,7 +129,8 @@ def test_announced_patterns_are_hot_at_their_first_lookup(machine):
 
 def test_small_patterns_travel_in_one_transfer_and_large_ones_alone(machine, monkeypatch):
     monkeypatch.setattr(
-        "dilated_attention_pytorch.pattern.tiered_cache._BATCHED_BYTES", words_bytes(200)
+        "dilated_attention_pytorch.pattern.caches.tiered.cache._BATCHED_BYTES",
+        words_bytes(200),
     )
     lengths = [40, 600, 41, 42, 601]
     cache = fake_cache(machine)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from .._load import vouch
+from ..._load import vouch
 from .transfers import DEFAULT_STREAM, Event, Transfers
 
 

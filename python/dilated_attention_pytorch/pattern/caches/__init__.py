@@ -1,0 +1,1 @@
+"""Caches of planned patterns, on the host and on devices."""
