@@ -1,23 +1,19 @@
-"""The three options of V2's cache, each against its absence, where it could help."""
+"""The two options of V2's cache, each against its absence, where it could help."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
 from typing import Any
 
 import torch
 
 from dilated_attention_pytorch import PatternCache
-from dilated_attention_pytorch.pattern import PatternSpec
 
 from .cache_workloads import CacheWorkload
 from .timing import Stopwatch
 
-PIN_AFTER = 1000
-LARGE = 10 * 10**6  # bytes
 _CPU = torch.device("cpu")
 
 
@@ -41,20 +37,6 @@ class Scenes:
         self._device = device
         self._stopwatch = Stopwatch(device)
         self._busy = torch.randn(2048, 2048, device=device) if device.type == "cuda" else None
-
-    def visits(self, cache: PatternCache) -> float:
-        """Steps at one length, broken by visits of more other lengths than the cache holds."""
-        hot, others = self._specs[0], cycle(self._specs[1:])
-        for _ in range(PIN_AFTER + 1):
-            cache.lookup(hot, self._device)
-        burst = cache.max_entries + 22
-        return self._timed(lambda: self._visit(cache, hot, islice(others, burst)))
-
-    def _visit(self, cache: PatternCache, hot: PatternSpec, others: Iterator[PatternSpec]) -> None:
-        for spec in others:
-            cache.lookup(spec, self._device)
-        for _ in range(50):
-            cache.lookup(hot, self._device)
 
     def announced(self, cache: PatternCache, count: int = 32) -> float:
         """The copies of many small patterns, which are planned already."""
@@ -86,14 +68,6 @@ class Scenes:
 def options(scenes: Scenes) -> Sequence[Option]:
     return (
         Option(
-            "pinning",
-            {"pin_after": PIN_AFTER},
-            {"pin_after": None},
-            f"a pattern used more than {PIN_AFTER} times, between visits of more other lengths "
-            "than the cache holds",
-            scenes.visits,
-        ),
-        Option(
             "batched transfer",
             {"batch_transfers": True},
             {"batch_transfers": False},
@@ -102,8 +76,8 @@ def options(scenes: Scenes) -> Sequence[Option]:
         ),
         Option(
             "asynchronous transfer",
-            {"async_bytes": LARGE},
-            {"async_bytes": None},
+            {"async_transfers": True},
+            {"async_transfers": False},
             "the first use of a pattern over 10 MB, behind work that is under way",
             scenes.behind_work,
         ),

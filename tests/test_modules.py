@@ -375,3 +375,20 @@ def test_what_would_fail_in_forward_is_refused_at_construction(options, error, m
     layer = MultiheadDilatedAttention(8, 4, [4], [1])
     with pytest.raises(TypeError, match="query must be a tensor, got str"):
         layer("x")
+
+
+def test_announced_calls_find_their_patterns(device):
+    cache = PatternCache()
+    module = MultiheadDilatedAttention(
+        32, 4, [16, 32], [1, 2], num_kv_heads=2, pattern_cache=cache, device=device
+    )
+    module.prefetch([50, 51], device, is_causal=True)
+    cache.drain()
+    for n in (50, 51):
+        module(torch.randn(1, n, 32, device=device), is_causal=True)
+    assert (cache.statistics().hits, cache.statistics().misses) == (2, 0)
+    with pytest.raises(ValueError, match="seq_len"):
+        module.prefetch([-1], device)
+    module.attention = torch.nn.Identity()
+    with pytest.raises(TypeError, match="attention must be a DilatedAttention"):
+        module.prefetch([50], device)

@@ -56,7 +56,7 @@ def test_without_cache_on_gpu_nothing_is_hot():
 def test_announced_calls_find_their_patterns(device, is_causal):
     cache = TieredPatternCache()
     module = make(pattern_cache=cache, head_offsets="blocked", padding="zeros")
-    module.prefetch([50, 51], 4, 2, is_causal=is_causal, device=device)
+    module.prefetch([50, 51], device, heads=4, kv_heads=2, is_causal=is_causal)
     cache.drain()
     for n in (50, 51):
         q, k, v = make_qkv(n, kv_heads=2, dtype=torch.float32, device=device)
@@ -67,5 +67,5 @@ def test_announced_calls_find_their_patterns(device, is_causal):
 
 
 def test_announcing_needs_a_cache():
-    with pytest.raises(ValueError, match="use_pattern_cache must be True for prefetch"):
-        make(use_pattern_cache=False).prefetch([50], 4, device="cpu")
+    with pytest.raises(ValueError, match="prefetch needs a pattern cache and no group"):
+        make(use_pattern_cache=False).prefetch([50], "cpu", heads=4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,9 @@ from .functional import (
     check_dropout,
     check_ring_cache,
     check_scale,
+    spec_of,
 )
-from .pattern import HeadOffsets, Padding, Scheme
+from .pattern import HeadOffsets, Padding, Pattern, Scheme, current_pattern_cache
 from .ring import Group, Sharding, Strategy, telling
 
 
@@ -81,6 +82,36 @@ class DilatedAttention(nn.Module):
                 sharding=self.sharding,
             )
         return out
+
+    def prefetch(
+        self,
+        seq_lens: Iterable[int],
+        device: torch.device | str,
+        *,
+        heads: int,
+        kv_heads: int | None = None,
+        is_causal: bool = False,
+    ) -> None:
+        """Announces calls with these lengths: their patterns are planned and copied to `device`.
+
+        That happens in the background; a call that comes before waits for its own pattern alone.
+        heads, kv_heads: of query, and of key and value, as many by default.
+
+        Raises:
+            ValueError: there is a group or no cache, or no pattern has these numbers.
+            RuntimeError: a CUDA graph is being captured.
+        """
+        cache = current_pattern_cache() if self.pattern_cache is None else self.pattern_cache
+        if self.sharding is not None or cache is False:
+            raise ValueError(
+                "prefetch needs a pattern cache and no group, got "
+                f"pattern_cache={self.pattern_cache!r}, group={self.sharding!r}"
+            )
+        kv_heads = heads if kv_heads is None else kv_heads
+        specs = [spec_of(self.scheme, n, heads, kv_heads, is_causal) for n in seq_lens]
+        for spec in specs:
+            Pattern.plan(spec._replace(queries=(0, 0), keys=(0, 0)))  # no rows: checked at once
+        cache.announce(specs, torch.device(device))
 
     def extra_repr(self) -> str:
         text = self.scheme.extra_repr()

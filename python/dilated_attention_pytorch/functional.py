@@ -168,15 +168,7 @@ def attend(
         offsets, words = _offset_tensor(scheme, shape[2]), None
     else:
         cache = current_pattern_cache() if pattern_cache is None else pattern_cache
-        spec = PatternSpec(
-            shape[1],
-            scheme.branches,
-            scheme.head_offsets,
-            shape[2],
-            key_shape[2],
-            is_causal,
-            scheme.padding,
-        )
+        spec = spec_of(scheme, shape[1], shape[2], key_shape[2], is_causal)
         pattern, words = cache.lookup(spec, device)
         offsets = pattern.head_offsets
     # Parsing an option takes time on the host, so those that have their default are left out.
@@ -246,6 +238,15 @@ def check_ring_cache(pattern_cache: CacheArgument) -> None:
             "pattern_cache must be None where a group is given, whose patterns are kept in "
             f"current_pattern_cache(), got {pattern_cache!r}"
         )
+
+
+def spec_of(
+    scheme: Scheme, seq_len: int, heads: int, kv_heads: int, is_causal: bool
+) -> PatternSpec:
+    """What a call's pattern is looked up by."""
+    return PatternSpec(
+        seq_len, scheme.branches, scheme.head_offsets, heads, kv_heads, is_causal, scheme.padding
+    )
 
 
 def _shape_of(tensor: Tensor, name: str) -> torch.Size:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -152,6 +152,16 @@ class MultiheadDilatedAttention(nn.Module):
         if self.norm is not None:
             out = self.norm(out)
         return self.out_proj(out), None
+
+    def prefetch(
+        self, seq_lens: Iterable[int], device: torch.device | str, *, is_causal: bool = False
+    ) -> None:
+        """As `DilatedAttention.prefetch`. Raises TypeError where another module is in its place."""
+        if not isinstance(self.attention, DilatedAttention):
+            raise TypeError(f"attention must be a DilatedAttention, got {self.attention!r}")
+        self.attention.prefetch(
+            seq_lens, device, heads=self.num_heads, kv_heads=self.num_kv_heads, is_causal=is_causal
+        )
 
     def extra_repr(self) -> str:
         text = f"embed_dim={self.embed_dim}, num_heads={self.num_heads}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -11,7 +11,6 @@ from .functional import CacheArgument
 from .pattern import (
     HeadOffsets,
     Padding,
-    PatternSpec,
     TieredPatternCache,
     default_tiered_pattern_cache,
 )
@@ -84,35 +83,3 @@ class RingDilatedAttentionV3(RingDilatedAttentionV2):
     @pattern_cache.setter
     def pattern_cache(self, cache: CacheArgument) -> None:
         self._given = cache
-
-    def prefetch(
-        self,
-        seq_lens: Iterable[int],
-        heads: int,
-        kv_heads: int | None = None,
-        *,
-        is_causal: bool = False,
-        device: torch.device | str,
-    ) -> None:
-        """Announces calls with these lengths: plans and copies their patterns in the background.
-
-        Raises:
-            ValueError: this module has no cache.
-            RuntimeError: a CUDA graph is being captured.
-        """
-        if self.pattern_cache is None or self.pattern_cache is False:
-            raise ValueError("use_pattern_cache must be True for prefetch, got False")
-        scheme = self.scheme
-        specs = [
-            PatternSpec(
-                seq_len,
-                scheme.branches,
-                scheme.head_offsets,
-                heads,
-                heads if kv_heads is None else kv_heads,
-                is_causal,
-                scheme.padding,
-            )
-            for seq_len in seq_lens
-        ]
-        self.pattern_cache.prefetch(specs, torch.device(device))

@@ -41,7 +41,6 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(bench_caches, "cache_workloads", workloads)
     monkeypatch.setattr(bench_caches, "_HITS", 10)
-    monkeypatch.setattr("benchmarks.cache_options.PIN_AFTER", 3)
 
 
 def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
@@ -78,7 +77,7 @@ def test_writes_a_row_for_every_workload_and_cache(tmp_path: Path) -> None:
     assert document["device_type"] == "cpu" and document["commit"] == "c0ffee"
     assert [hit["cache"] for hit in document["hits"]] == ["v2", "v3"]
     options = {option["option"]: option for option in document["options"]}
-    assert [*options] == ["pinning", "batched transfer", "asynchronous transfer"]
+    assert [*options] == ["batched transfer", "asynchronous transfer"]
     assert all(len(o["on_ms"]) == len(o["off_ms"]) == 2 for o in options.values())
 
 
@@ -88,7 +87,7 @@ def test_when_the_time_is_up_the_file_says_what_is_missing(tmp_path: Path) -> No
     assert {row["workload"] for row in document["rows"]} == {"seed-1024", "slides"}
     assert [*document["rows"][1]["samples_ms"]] == ["0", "1"]
     assert {"workload": "slides", "reason": "2 of 4 rounds: no time"} in document["skipped"]
-    assert {"option": "pinning", "reason": "no time"} in document["skipped"]
+    assert {"option": "batched transfer", "reason": "no time"} in document["skipped"]
 
 
 def test_lengths_of_slides_are_distinct_and_the_same_each_time() -> None:

@@ -135,10 +135,10 @@ def test_aims_are_held_against_the_numbers() -> None:
 
 def test_a_default_against_the_data_is_marked() -> None:
     found = document()
-    assert "| yes | off (`pin_after=None`), against these data |" in cache_tables.options(found)
+    assert "| yes | not offered, against these data |" in cache_tables.options(found)
     option = found["options"][0]
     option["on_ms"], option["off_ms"] = option["off_ms"], option["on_ms"]
-    assert "| no | off (`pin_after=None`) |" in cache_tables.options(found)
+    assert "| no | not offered |" in cache_tables.options(found)
 
 
 def write(root: Path, name: str, content: dict[str, Any]) -> None:

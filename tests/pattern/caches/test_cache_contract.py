@@ -59,7 +59,7 @@ def machine(request: pytest.FixtureRequest) -> Machine:
 
 def drain(cache: BasePatternCache) -> None:
     """What a cache does in the background is done."""
-    getattr(cache, "drain", lambda: None)()
+    cache.drain()
 
 
 def warm(cache: BasePatternCache, machine: Machine, *seq_lens: int) -> None:
@@ -190,7 +190,7 @@ def test_a_wrong_specification_leaves_the_cache_as_it_was(make):
     "duplicate", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
 )
 def test_copies_are_empty_with_the_same_settings(make, duplicate):
-    cache = make(max_entries=7, max_bytes=12345678, pin_after=5)
+    cache = make(max_entries=7, max_bytes=12345678)
     cache.lookup(BASE)
     twin = duplicate(cache)
     assert type(twin) is type(cache) and twin._settings() == cache._settings()
@@ -199,13 +199,16 @@ def test_copies_are_empty_with_the_same_settings(make, duplicate):
     assert "max_entries=7" in repr(twin)
 
 
-def test_pinned_patterns_outlive_others_until_they_age(make):
-    cache = make(max_entries=2, pin_after=3)
-    for n in [40] * 4 + [41, 42]:
-        cache.lookup(spec(n))
-    assert spec(40) in cache and spec(41) not in cache  # 40 was passed over, with 4 // 2 uses left
-    cache.lookup(spec(43))
-    assert spec(40) not in cache
+def test_announced_patterns_are_there_soon(make):
+    cache = make()
+    cache.announce([spec(40), spec(41), spec(40)], CPU)
+    cache.drain()
+    assert len(cache) == 2 and cache.statistics().hits == 0
+    cache.lookup(spec(41))
+    assert cache.statistics().hits == 1
+    cache.announce([spec(40)._replace(kv_heads=3)], CPU)
+    with pytest.raises(ValueError, match="kv_heads"):
+        cache.drain()
 
 
 def test_results_are_those_without_a_cache(make, device):

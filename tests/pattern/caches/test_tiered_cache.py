@@ -294,3 +294,12 @@ def test_bad_settings_are_refused(name, least):
     with pytest.raises(ValueError, match=f"{name} must be at least"):
         TieredPatternCache(**{name: least - 1})
     TieredPatternCache(**{name: least}).lookup(BASE, CPU)
+
+
+def test_pinned_patterns_outlive_others_until_they_age():
+    cache = TieredPatternCache(max_entries=2, pin_after=3)
+    for n in [40] * 4 + [41, 42]:
+        cache.lookup(spec(n))
+    assert spec(40) in cache and spec(41) not in cache  # 40 was passed over, with 4 // 2 uses left
+    cache.lookup(spec(43))
+    assert spec(40) not in cache

@@ -54,7 +54,7 @@ class BasePatternCache(ABC):
     are called with the lock held.
     """
 
-    def __init__(self, max_entries: int, max_bytes: int, pin_after: int | None) -> None:
+    def __init__(self, max_entries: int, max_bytes: int) -> None:
         self._lock = threading.Lock()
         self._transfers: Transfers = CudaTransfers()
         self._entries: OrderedDict[PatternSpec, Entry] = OrderedDict()
@@ -65,7 +65,6 @@ class BasePatternCache(ABC):
         self._abandoned: list[Copy | Entry] = []
         self._max_entries = at_least(0, max_entries, "max_entries")
         self._max_bytes = at_least(0, max_bytes, "max_bytes")
-        self._pin_after = None if pin_after is None else at_least(0, pin_after, "pin_after")
         self._reset()
         _caches.add(self)
 
@@ -94,14 +93,12 @@ class BasePatternCache(ABC):
             entry = self._entries.get(spec)
             if entry is not None and entry.pattern.is_intact:  # else _planned() mends it
                 self._hits += 1
-                entry.uses += 1
                 if entry is not self._newest:
                     self._turn_to(entry, device)
                 return entry.pattern, self._words(entry, device, True)
             self._misses += 1
         entry = self._planned(spec, device)
         with self._lock:
-            entry.uses += 1
             self._turn_to(entry, device)
             words = self._words(entry, device, False)
             self._evict()
@@ -118,6 +115,24 @@ class BasePatternCache(ABC):
         Raises:
             ValueError: a specification is wrong.
             RuntimeError: a CUDA graph is being captured.
+        """
+
+    @abstractmethod
+    def announce(self, specs: Iterable[PatternSpec], device: torch.device) -> None:
+        """Has the patterns planned, and copied to `device`, in the background.
+
+        A look-up that comes before waits for its own pattern alone. A wrong specification is raised
+        by `drain`.
+
+        Raises:
+            RuntimeError: a CUDA graph is being captured.
+        """
+
+    @abstractmethod
+    def drain(self) -> None:
+        """Waits until what was announced is planned and its copies are enqueued.
+
+        Raises the first error of it.
         """
 
     @abstractmethod
@@ -258,12 +273,7 @@ class BasePatternCache(ABC):
             self._evictions += 1
 
     def _victim(self) -> PatternSpec:
-        """Locked. The least recently used; one that is pinned is passed over, and ages by that."""
-        if self._pin_after is not None:
-            for spec, entry in self._entries.items():
-                if entry.uses <= self._pin_after:
-                    return spec
-                entry.uses //= 2
+        """Locked. The least recently used."""
         return next(iter(self._entries))
 
     def clear(self) -> None:

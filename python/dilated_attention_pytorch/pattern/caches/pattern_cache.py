@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from itertools import chain, groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..bounds import at_least
 from ..pattern import PatternSpec
+from .background import Background
 from .base_cache import BasePatternCache, distinct_specs
 from .device_words import Copy, held_bytes
 from .entry import CPU, Entry, full_device
@@ -29,11 +31,9 @@ class PatternCache(BasePatternCache):
     Args:
         max_entries: most patterns held, 0 for none.
         max_bytes: most bytes of words held, copies on devices included.
-        pin_after: patterns looked up more often are evicted only when others are too few; each time
-            that one is passed over halves its count. None: all are alike.
         batch_transfers: `prefetch` copies patterns of similar size (within a factor of 2) at once.
-        async_bytes: patterns of at least so many bytes go to a GPU through page-locked memory while
-            the host goes on; it waits for smaller ones. 0: for none; None: for all.
+        async_transfers: patterns go to a GPU through page-locked memory while the host goes on;
+            else it waits until they are there.
 
     Raises:
         ValueError: a number below 0.
@@ -44,13 +44,13 @@ class PatternCache(BasePatternCache):
         max_entries: int = 128,
         max_bytes: int = 256 * 2**20,
         *,
-        pin_after: int | None = None,
         batch_transfers: bool = True,
-        async_bytes: int | None = 0,
+        async_transfers: bool = True,
     ) -> None:
-        super().__init__(max_entries, max_bytes, pin_after)
+        super().__init__(max_entries, max_bytes)
         self._batch_transfers = bool(batch_transfers)
-        self._async_bytes = None if async_bytes is None else at_least(0, async_bytes, "async_bytes")
+        self._async_transfers = bool(async_transfers)
+        self._background = Background()
 
     def prefetch(self, specs: Iterable[PatternSpec], device: torch.device) -> None:
         """Plans the patterns and copies them to `device`, in the current stream's order, now.
@@ -73,6 +73,23 @@ class PatternCache(BasePatternCache):
             for _, group in groupby(missing, _size_class if self._batch_transfers else id):
                 self._keep([entry for entry in group if self._holds(entry)], device)
 
+    def announce(self, specs: Iterable[PatternSpec], device: torch.device) -> None:
+        device = full_device(device)
+        self._refuse_capture(device)
+        self._background.submit(partial(self._fetch, distinct_specs(specs), device))
+
+    def drain(self) -> None:
+        self._background.drain()
+
+    def _fetch(self, specs: Sequence[PatternSpec], device: torch.device) -> None:
+        """On the background's thread; one by one, as the first is needed first."""
+        is_cuda = device.type == "cuda"
+        with self._transfers.side_stream(device.index) if is_cuda else nullcontext():
+            for spec in specs:
+                if self._background.is_stopping:
+                    return
+                self.prefetch([spec], device)
+
     def statistics(self) -> CacheStatistics:
         with self._lock:
             return CacheStatistics(**self._counts())
@@ -81,9 +98,8 @@ class PatternCache(BasePatternCache):
         return {
             "max_entries": self._max_entries,
             "max_bytes": self._max_bytes,
-            "pin_after": self._pin_after,
             "batch_transfers": self._batch_transfers,
-            "async_bytes": self._async_bytes,
+            "async_transfers": self._async_transfers,
         }
 
     def _words(self, entry: Entry, device: torch.device, hit: bool) -> Tensor:
@@ -102,9 +118,7 @@ class PatternCache(BasePatternCache):
         """Locked. Copies by one transfer, kept with those entries that are held."""
         if not entries:
             return []
-        least = min(entry.nbytes for entry in entries)
-        blocking = self._async_bytes is None or least < self._async_bytes
-        copies = self._send(entries, device, blocking)
+        copies = self._send(entries, device, blocking=not self._async_transfers)
         total = self._tally.begin()
         for entry, copy in zip(entries, copies, strict=True):
             if self._holds(entry):
@@ -115,6 +129,10 @@ class PatternCache(BasePatternCache):
         self._tally.end(total)
         self._evict()
         return copies
+
+    def _after_fork(self) -> None:
+        super()._after_fork()
+        self._background.abandon()
 
     def _drop(self, entry: Entry) -> None:
         total = self._tally.begin()

@@ -70,13 +70,14 @@ class TieredPatternCache(BasePatternCache):
         self._hot_bytes = at_least(0, hot_bytes, "hot_bytes")
         self._promote_after = at_least(1, promote_after, "promote_after")
         self._ageing_period = at_least(1, ageing_period, "ageing_period")
+        self._pin_after = None if pin_after is None else at_least(0, pin_after, "pin_after")
         self._predict = bool(predict)
         self._common = distinct_specs(common, "common")
         self._background = Background()
         self._tiers: dict[torch.device, HotTier] = {}
         self._predictor: Predictor[PatternSpec] = Predictor()
         self._expected: set[tuple[PatternSpec, torch.device]] = set()  # and being copied ahead
-        super().__init__(max_entries, max_bytes, pin_after)
+        super().__init__(max_entries, max_bytes)
         for spec in self._common:
             self._planned(spec, CPU)
 
@@ -103,6 +104,10 @@ class TieredPatternCache(BasePatternCache):
         device = full_device(device)
         self._refuse_capture(device)
         self._background.submit(partial(self._fetch, distinct_specs(specs), device))
+
+    def announce(self, specs: Iterable[PatternSpec], device: torch.device) -> None:
+        """The same as `prefetch`."""
+        self.prefetch(specs, device)
 
     def drain(self) -> None:
         """Waits until what was announced is planned and its copies are enqueued.
@@ -166,6 +171,7 @@ class TieredPatternCache(BasePatternCache):
         return replace(pattern, words=words, page_locked=True)
 
     def _words(self, entry: Entry, device: torch.device, hit: bool) -> Tensor:
+        entry.uses += 1
         if self._hits + self._misses >= self._age_at:
             self._age()
         tier = self._tiers.get(device)
@@ -223,6 +229,15 @@ class TieredPatternCache(BasePatternCache):
             expected = self._predictor.observe(entry.pattern.spec)
             if expected is not None:
                 self._expect(expected, full_device(device))
+
+    def _victim(self) -> PatternSpec:
+        """Locked. A pattern that is pinned is passed over, and ages by that."""
+        if self._pin_after is not None:
+            for spec, entry in self._entries.items():
+                if entry.uses <= self._pin_after:
+                    return spec
+                entry.uses //= 2
+        return super()._victim()
 
     def _expect(self, spec: PatternSpec, device: torch.device) -> None:
         """Locked. Copies ahead what is not there, unless that is vain or under way."""
