@@ -123,8 +123,8 @@ class Bench:
     def rows(self, peers: Mapping[str, Launches], pass_: str) -> Iterator[dict[str, Any]]:
         """The measured columns of each peer, in their order.
 
-        The peers take turns, each of our strategies once more with nothing exchanged: what a GPU's
-        clock is, a peer owes to those before it.
+        The peers take turns, so that all meet the same clocks; each of our strategies is timed once
+        more with nothing exchanged.
         """
         launches = {name: getattr(each, PASSES[pass_]) for name, each in peers.items()}
         facts = [self._facts(name, launches[name], peers[name].sent) for name in peers]

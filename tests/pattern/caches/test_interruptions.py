@@ -53,7 +53,7 @@ def real_bytes(cache: BasePatternCache) -> int:
     copies = [copy for entry in entries for copy in entry.copies.values()]
     for tier in getattr(cache, "_tiers", {}).values():
         copies += tier.copies.values()
-    blocks = {copy.block for copy in copies if copy in copy.block.users}
+    blocks = {copy.allocation for copy in copies if copy in copy.allocation.users}
     return sum(e.nbytes for e in entries) + sum(block.nbytes for block in blocks)
 
 

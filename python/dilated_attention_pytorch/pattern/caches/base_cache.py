@@ -50,8 +50,8 @@ class BasePatternCache(ABC):
     empty cache with the same settings. A forked process keeps the patterns of the host's ordinary
     memory; page-locked ones and copies on devices stay the parent's.
 
-    Methods that begin with one underscore are for subclasses; those with "Locked." in their text
-    are called with the lock held.
+    Methods with one leading underscore are for subclasses. "Locked." says that the caller holds the
+    lock.
     """
 
     def __init__(self, max_entries: int, max_bytes: int) -> None:

@@ -21,13 +21,13 @@ class Allocation:
         self.users: set[Copy] = set()
 
     def admit(self, user: Copy) -> int:
-        """A cache holds the copy. The bytes that none held before: all of them with the first."""
+        """Counts a copy that a cache keeps. Returns by how many bytes the memory in use grows."""
         nbytes = 0 if self.users else self.nbytes
         self.users.add(user)
         return nbytes
 
     def release(self, user: Copy) -> int:
-        """It no longer does. The bytes that none holds any more: all of them after the last."""
+        """Forgets a copy that is kept no longer. Returns by how many bytes the memory in use shrinks."""
         if user not in self.users:
             return 0
         self.users.remove(user)
@@ -35,18 +35,18 @@ class Allocation:
 
 
 def held_bytes(copies: Iterable[Copy]) -> int:
-    """Of the blocks of those that were admitted."""
-    blocks = {copy.block for copy in copies if copy in copy.block.users}
-    return sum(block.nbytes for block in blocks)
+    """Bytes of the memory that holds the copies which are kept, each allocation once."""
+    allocations = {copy.allocation for copy in copies if copy in copy.allocation.users}
+    return sum(allocation.nbytes for allocation in allocations)
 
 
 class Words:
     """int32 words that are lent, and whether a borrower wrote into them (by torch's count)."""
 
-    def __init__(self, words: Tensor, block: Allocation) -> None:
+    def __init__(self, words: Tensor, allocation: Allocation) -> None:
         self.words = words
         self.version = words._version
-        self.block = block
+        self.allocation = allocation
 
     @property
     def is_intact(self) -> bool:
@@ -62,9 +62,14 @@ class DeviceWords(Words):
     """
 
     def __init__(
-        self, words: Tensor, copied: Event, block: Allocation, device: int, transfers: Transfers
+        self,
+        words: Tensor,
+        copied: Event,
+        allocation: Allocation,
+        device: int,
+        transfers: Transfers,
     ) -> None:
-        super().__init__(words, block)
+        super().__init__(words, allocation)
         self._copied = copied
         self._index = device
         self._transfers = transfers
@@ -120,5 +125,5 @@ def send(
         memory, words, copied = transfers.copy(sources, device.index, blocking)
         for copy, source in zip(words, sources, strict=True):
             vouch(copy, source)
-    block = Allocation(memory.nbytes)
-    return [DeviceWords(x, copied, block, device.index, transfers) for x in words]
+    allocation = Allocation(memory.nbytes)
+    return [DeviceWords(x, copied, allocation, device.index, transfers) for x in words]

@@ -123,9 +123,9 @@ class PatternCache(BasePatternCache):
         for entry, copy in zip(entries, copies, strict=True):
             if self._holds(entry):
                 if (spoiled := entry.copies.get(device)) is not None:
-                    total -= spoiled.block.release(spoiled)
+                    total -= spoiled.allocation.release(spoiled)
                 entry.copies[device] = copy
-                total += copy.block.admit(copy)
+                total += copy.allocation.admit(copy)
         self._tally.end(total)
         self._evict()
         return copies
@@ -137,7 +137,7 @@ class PatternCache(BasePatternCache):
     def _drop(self, entry: Entry) -> None:
         total = self._tally.begin()
         for copy in entry.copies.values():
-            total -= copy.block.release(copy)
+            total -= copy.allocation.release(copy)
         entry.copies = {CPU: entry.host}
         self._tally.end(total)
 

@@ -68,7 +68,7 @@ def send_results(
 
 
 def assemble(mail: Mail, plan: HeadPlan, share: Share, given: Rows) -> list[Tensor]:
-    """The share's rows of each tensor, from this rank and the others; not on the lattice: any."""
+    """All rows of a share for each tensor, from every rank; those off the lattice are undefined."""
     begin, end = share.rows
     result = []
     for x, is_query in given:

@@ -204,7 +204,7 @@ class TieredPatternCache(BasePatternCache):
         tier.drop(entry)  # if a borrower wrote into it
         (copy,) = self._send([entry], device)
         is_hot = self._holds(entry) and entry.uses >= self._promote_after
-        if is_hot and self._make_room(tier, copy.block.nbytes, entry.uses):
+        if is_hot and self._make_room(tier, copy.allocation.nbytes, entry.uses):
             tier.promote(entry, copy)
         return copy
 

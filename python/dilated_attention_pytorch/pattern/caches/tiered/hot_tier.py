@@ -59,7 +59,7 @@ class HotTier:
         self.drop(entry)
         total = self._bytes.begin()
         self.copies[entry] = copy
-        self._bytes.end(total + copy.block.admit(copy))
+        self._bytes.end(total + copy.allocation.admit(copy))
 
     def redeem(self, copy: Copy) -> None:
         """The promised copy is read for the first time."""
@@ -71,7 +71,7 @@ class HotTier:
         copy = self.copies.get(entry)
         if copy is not None:
             total = self._bytes.begin()
-            total -= copy.block.release(copy)
+            total -= copy.allocation.release(copy)
             if self.promised.pop(copy, None) is not None:
                 self.wasted_prefetches += 1
             del self.copies[entry]
@@ -95,8 +95,10 @@ class HotTier:
                     break
                 if self.promised.get(copy, -1) < now:
                     victims.append(entry)
-                    left[copy.block] = left.get(copy.block, len(copy.block.users)) - 1
-                    missing -= 0 if left[copy.block] else copy.block.nbytes
+                    left[copy.allocation] = (
+                        left.get(copy.allocation, len(copy.allocation.users)) - 1
+                    )
+                    missing -= 0 if left[copy.allocation] else copy.allocation.nbytes
         if missing > 0:
             return False
         for entry in victims:
