@@ -5,14 +5,14 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/sum.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <limits>
 
 #include "kernels/cpu/attention.h"
+#include "ops/attention_kernels.h"
 #include "ops/checked_patterns.h"
-#include "ops/signatures.h"
+#include "ops/query_sums.h"
 
 namespace dilated::ops {
 namespace {
@@ -136,18 +136,7 @@ BackwardCall prepare_backward(const AttentionCall& call, const BackwardInputs& i
   return backward;
 }
 
-std::tuple<at::Tensor, at::Tensor> forward_cpu(const AttentionCall& call) {
-  check_call(call);
-  ForwardCall forward = prepare_forward(call);
-  std::vector<int32_t> words;
-  forward.args.pattern = host_pattern(call, words);
-  forward.args.dropout.seed = host_seed(call);
-  kernels::cpu::attention_forward(forward.args);
-  return {forward.out, forward.lse};
-}
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_cpu(const AttentionCall& call,
-                                                            const BackwardInputs& inputs) {
+Gradients backward_cpu(const AttentionCall& call, const BackwardInputs& inputs) {
   check_backward(call, inputs);
   BackwardCall backward = prepare_backward(call, inputs);
   fill_delta(backward);
@@ -158,10 +147,22 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_cpu(const AttentionCall&
   return {backward.grad_query, backward.grad_key, backward.grad_value};
 }
 
+namespace {
+
+Results forward_cpu(const AttentionCall& call) {
+  check_call(call);
+  ForwardCall forward = prepare_forward(call);
+  std::vector<int32_t> words;
+  forward.args.pattern = host_pattern(call, words);
+  forward.args.dropout.seed = host_seed(call);
+  kernels::cpu::attention_forward(forward.args);
+  return {forward.out, forward.lse};
+}
+
+}  // namespace
 }  // namespace dilated::ops
 
 TORCH_LIBRARY_IMPL(dilated, CPU, m) {
   using namespace dilated::ops;
-  m.impl("attention", &attention_with<forward_cpu>);
-  m.impl("attention_backward", &attention_backward_with<backward_cpu>);
+  register_device<forward_cpu, backward_cpu, backward_into_cpu>(m);
 }

@@ -16,9 +16,10 @@
 #include <string_view>
 
 #include "kernels/cuda/attention.h"
+#include "ops/attention_kernels.h"
 #include "ops/checked_patterns.h"
 #include "ops/cuda_capture.h"
-#include "ops/signatures.h"
+#include "ops/query_sums.h"
 
 namespace dilated::ops {
 namespace {
@@ -198,7 +199,8 @@ KeyGradients backward_into_cuda(const AttentionCall& call, const BackwardInputs&
 }
 
 at::Tensor round_query_sums_cuda(const at::Tensor& sums, const at::Tensor& query,
-                                 const OptionalScalar& scale) {
+                                 const std::optional<at::Scalar>& given_scale) {
+  const std::optional<double> scale = scale_number(given_scale);
   check_query_sums(query, sums);
   check_scale(query, scale);
   const c10::cuda::CUDAGuard guard(query.device());
@@ -215,10 +217,6 @@ at::Tensor round_query_sums_cuda(const at::Tensor& sums, const at::Tensor& query
 
 TORCH_LIBRARY_IMPL(dilated, CUDA, m) {
   using namespace dilated::ops;
-  m.impl("attention", &attention_with<forward_cuda>);
-  m.impl("attention_backward", &attention_backward_with<backward_cuda>);
-  m.impl("attention_block", &attention_block_with<forward_cuda>);
-  m.impl("attention_block_backward", &attention_block_backward_with<backward_cuda>);
-  m.impl("attention_block_backward_into", &attention_block_backward_into_with<backward_into_cuda>);
+  register_device<forward_cuda, backward_cuda, backward_into_cuda>(m);
   m.impl("round_query_sums", &round_query_sums_cuda);
 }
