@@ -1,6 +1,7 @@
 // The Python module _C: planning, and how the library was built. Tensors go through torch.ops.
 #include <dilated/build.h>
 #include <dilated/pattern.h>
+#include <dilated/planned_patterns.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -39,6 +40,17 @@ std::map<std::string, int64_t> report_numbers(const PatternSpec& spec) {
           {"computed", numbers.computed}, {"bytes", numbers.bytes},
           {"tiles", numbers.tiles},       {"groups", numbers.groups},
           {"runs", numbers.runs}};
+}
+
+std::map<std::string, int64_t> planned_counts() {
+  const PlannedPatternCounts counts = planned_pattern_counts();
+  return {{"entries", counts.entries},
+          {"bytes", counts.bytes},
+          {"pinned_entries", counts.pinned_entries},
+          {"pinned_bytes", counts.pinned_bytes},
+          {"hits", counts.hits},
+          {"misses", counts.misses},
+          {"evictions", counts.evictions}};
 }
 
 /// function(PatternSpec) as a function of the specification's fields.
@@ -92,6 +104,13 @@ PYBIND11_MODULE(_C, module) {
   module.def("max_pattern_bytes", &max_pattern_bytes, "The most bytes that a pattern may take.");
   module.def("set_max_pattern_bytes", &set_max_pattern_bytes, py::arg("nbytes"),
              "Sets it, for the whole process.");
+  module.def("planned_pattern_counts", &planned_counts,
+             "What the operators keep for calls without a pattern (PlannedPatternCounts).");
+  module.def("resize_planned_patterns", &resize_planned_patterns, py::arg("max_entries"),
+             py::arg("max_bytes"), py::call_guard<py::gil_scoped_release>(),
+             "Bounds it. ValueError for a number below 0.");
+  module.def("clear_planned_patterns", &clear_planned_patterns,
+             py::call_guard<py::gil_scoped_release>(), "Drops all but what graphs captured.");
   module.def("built_with_cuda", &built_with_cuda);
   module.def("torch_version_built", &torch_version_built);
 }

@@ -5,14 +5,15 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/sum.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <limits>
 
 #include "kernels/cpu/attention.h"
+#include "ops/attention_kernels.h"
 #include "ops/checked_patterns.h"
-#include "ops/signatures.h"
+#include "ops/planned_patterns.h"
+#include "ops/query_sums.h"
 
 namespace dilated::ops {
 namespace {
@@ -41,19 +42,24 @@ at::Tensor empty_rows(const AttentionCall& call, const at::Tensor& like) {
                         at::MemoryFormat::Contiguous);
 }
 
-/// The pattern's words on the host: the caller's, or planned into `storage`.
-const int32_t* host_pattern(const AttentionCall& call, std::vector<int32_t>& storage) {
-  const PatternSpec spec = spec_of(call);
-  if (call.pattern.has_value()) {
-    check_contents(*call.pattern, spec);
-    return call.pattern->const_data_ptr<int32_t>();
-  }
-  storage = plan(spec);
-  return storage.data();
+at::Tensor plan_on_host(const PatternSpec& spec, const at::Device& /*device*/) {
+  const std::vector<int32_t> words = plan(spec);
+  at::Tensor copy = at::empty({static_cast<int64_t>(words.size())}, at::kInt);
+  std::copy(words.begin(), words.end(), copy.mutable_data_ptr<int32_t>());
+  return copy;
 }
 
-const int64_t* host_seed(const AttentionCall& call) {
-  return call.dropout_p > 0.0 ? call.dropout_seed->const_data_ptr<int64_t>() : nullptr;
+/// The pattern on the host, the caller's or the operators' own; keeps alive what args.pattern
+/// points to.
+at::Tensor place_pattern(const AttentionCall& call, kernels::AttentionArgs& args) {
+  if (call.pattern.has_value()) {
+    check_contents(*call.pattern, spec_of(call));
+  }
+  at::Tensor words =
+      call.pattern.has_value() ? *call.pattern : planned_patterns().lend(call, {&plan_on_host});
+  args.pattern = words.const_data_ptr<int32_t>();
+  args.dropout.seed = call.dropout_p > 0.0 ? call.dropout_seed->const_data_ptr<int64_t>() : nullptr;
+  return words;
 }
 
 /// [B, H, N]: rowsum(grad_out * out) - grad_lse.
@@ -136,32 +142,29 @@ BackwardCall prepare_backward(const AttentionCall& call, const BackwardInputs& i
   return backward;
 }
 
-std::tuple<at::Tensor, at::Tensor> forward_cpu(const AttentionCall& call) {
-  check_call(call);
-  ForwardCall forward = prepare_forward(call);
-  std::vector<int32_t> words;
-  forward.args.pattern = host_pattern(call, words);
-  forward.args.dropout.seed = host_seed(call);
-  kernels::cpu::attention_forward(forward.args);
-  return {forward.out, forward.lse};
-}
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_cpu(const AttentionCall& call,
-                                                            const BackwardInputs& inputs) {
+Gradients backward_cpu(const AttentionCall& call, const BackwardInputs& inputs) {
   check_backward(call, inputs);
   BackwardCall backward = prepare_backward(call, inputs);
   fill_delta(backward);
-  std::vector<int32_t> words;
-  backward.args.pattern = host_pattern(call, words);
-  backward.args.dropout.seed = host_seed(call);
+  const at::Tensor words = place_pattern(call, backward.args);
   kernels::cpu::attention_backward(backward.args, at::globalContext().deterministicAlgorithms());
   return {backward.grad_query, backward.grad_key, backward.grad_value};
 }
 
+namespace {
+
+Results forward_cpu(const AttentionCall& call) {
+  check_call(call);
+  ForwardCall forward = prepare_forward(call);
+  const at::Tensor words = place_pattern(call, forward.args);
+  kernels::cpu::attention_forward(forward.args);
+  return {forward.out, forward.lse};
+}
+
+}  // namespace
 }  // namespace dilated::ops
 
 TORCH_LIBRARY_IMPL(dilated, CPU, m) {
   using namespace dilated::ops;
-  m.impl("attention", &attention_with<forward_cpu>);
-  m.impl("attention_backward", &attention_backward_with<backward_cpu>);
+  register_device<forward_cpu, backward_cpu, backward_into_cpu>(m);
 }

@@ -3,8 +3,6 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <tuple>
-
 #include "kernels/attention.h"
 #include "ops/checks.h"
 
@@ -20,13 +18,6 @@ struct ForwardCall {
 };
 ForwardCall prepare_forward(const AttentionCall& call);
 
-struct BackwardInputs {
-  const at::Tensor& grad_out;
-  const std::optional<at::Tensor>& grad_lse;
-  const at::Tensor& out;
-  const at::Tensor& lse;
-};
-
 /// Throws c10::ValueError where the forward's arguments or these are wrong. Works on fake tensors.
 void check_backward(const AttentionCall& call, const BackwardInputs& inputs);
 
@@ -40,13 +31,6 @@ BackwardCall prepare_backward(const AttentionCall& call, const BackwardInputs& i
                               bool with_grad_query = true);
 
 /// Checks and runs a call whose tensors are on the CPU.
-std::tuple<at::Tensor, at::Tensor> forward_cpu(const AttentionCall& call);
-std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_cpu(const AttentionCall& call,
-                                                            const BackwardInputs& inputs);
-
-/// Checks a call of fake tensors and returns results of the right shapes and dtypes.
-std::tuple<at::Tensor, at::Tensor> forward_meta(const AttentionCall& call);
-std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_meta(const AttentionCall& call,
-                                                             const BackwardInputs& inputs);
+Gradients backward_cpu(const AttentionCall& call, const BackwardInputs& inputs);
 
 }  // namespace dilated::ops

@@ -1,76 +1,74 @@
-// Attention on every device: gradients, fake tensors, autocast, the C++ functions, and the
-// one-branch form.
+// Gradients and autocast of the attention operators, over one device or a ring, whatever their
+// options: these pass through as they are.
 #include <ATen/autocast_mode.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/zeros_like.h>
-#include <dilated/ops.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "ops/signatures.h"
+#include "ops/attention_call.h"
+#include "ops/checks.h"
+#include "ops/in_place.h"
 
-namespace dilated {
-namespace ops {
+namespace dilated::ops {
 namespace {
 
-using Backward = decltype(attention_backward_with<backward_meta>);
+constexpr size_t kRows = 3;  // query, key, value: an operator's first arguments
 
-const c10::TypedOperatorHandle<Backward>& backward_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("dilated::attention_backward", "")
-                             .typed<Backward>();
-  return op;
-}
-
-class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
+/// Of an operator whose backward takes (grad_out, grad_lse, query, key, value, out, lse) and then
+/// what the forward takes after value.
+template <Form kForm>
+class AttentionFunction : public torch::autograd::Function<AttentionFunction<kForm>> {
  public:
-  static torch::autograd::variable_list forward(
-      torch::autograd::AutogradContext* ctx, const at::Tensor& query, const at::Tensor& key,
-      const at::Tensor& value, c10::SymIntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
-      const OptionalTensor& head_offsets, bool is_causal, const OptionalScalar& scale,
-      std::string_view padding, double dropout_p, const OptionalTensor& dropout_seed,
-      const OptionalTensor& pattern) {
+  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx,
+                                                const at::Tensor& query, const at::Tensor& key,
+                                                const at::Tensor& value,
+                                                const c10::OperatorHandle& op,
+                                                torch::jit::Stack* stack) {
+    torch::jit::Stack rest(stack->end() - rest_of(op), stack->end());
     const at::AutoDispatchBelowADInplaceOrView guard;
-    auto [out, lse] =
-        attention_op().call(query, key, value, segment_lengths, dilation_rates, head_offsets,
-                            is_causal, scale, padding, dropout_p, dropout_seed, pattern);
-    const auto tensor_or_none = [](const OptionalTensor& tensor) {
-      return tensor.value_or(at::Tensor());
-    };
-    ctx->save_for_backward({query, key, value, out, lse, tensor_or_none(head_offsets),
-                            tensor_or_none(dropout_seed), tensor_or_none(pattern)});
-    ctx->saved_data["segment_lengths"] = segment_lengths;
-    ctx->saved_data["dilation_rates"] = dilation_rates;
-    ctx->saved_data["is_causal"] = is_causal;
-    ctx->saved_data["scale"] = scale;
-    ctx->saved_data["padding"] = std::string(padding);
-    ctx->saved_data["dropout_p"] = dropout_p;
+    op.callBoxed(stack);
+    at::Tensor lse = torch::jit::pop(*stack).toTensor();
+    at::Tensor out = torch::jit::pop(*stack).toTensor();
+    torch::autograd::variable_list tensors{query, key, value, out, lse};
+    c10::List<c10::IValue> others(c10::AnyType::get());
+    for (c10::IValue& argument : rest) {
+      tensors.push_back(argument.isTensor() ? argument.toTensor() : at::Tensor());
+      others.push_back(argument.isTensor() ? c10::IValue() : std::move(argument));
+    }
+    ctx->save_for_backward(std::move(tensors));
+    ctx->saved_data["others"] = std::move(others);
     ctx->set_materialize_grads(false);
     return {out, lse};
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  torch::autograd::variable_list grads) {
-    const auto saved = ctx->get_saved_variables();
-    const at::Tensor &query = saved[0], &key = saved[1], &value = saved[2], &out = saved[3],
-                     &lse = saved[4];
-    const auto optional = [](const at::Tensor& tensor) {
-      return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
-    };
-    torch::autograd::variable_list result(12);
-    if (!grads[0].defined() && !grads[1].defined()) {
-      return result;
+    torch::autograd::variable_list result(kRows + 2);  // as many as forward() takes
+    if (kForm != Form::kRing && !grads[0].defined() && !grads[1].defined()) {
+      return result;  // in a ring the other ranks wait for this one
     }
-    const at::Tensor grad_out = grads[0].defined() ? grads[0] : at::zeros_like(out);
-    auto& data = ctx->saved_data;
-    std::tie(result[0], result[1], result[2]) = backward_op().call(
-        grad_out, optional(grads[1]), query, key, value, out, lse,
-        data["segment_lengths"].toSymIntVector(), data["dilation_rates"].toIntVector(),
-        optional(saved[5]), data["is_causal"].toBool(), data["scale"].toOptional<at::Scalar>(),
-        data["padding"].toStringRef(), data["dropout_p"].toDouble(), optional(saved[6]),
-        optional(saved[7]));
+    auto saved = ctx->get_saved_variables();
+    torch::jit::Stack stack{grads[0].defined() ? grads[0] : at::zeros_like(saved[kRows]),
+                            grads[1].defined() ? c10::IValue(grads[1]) : c10::IValue()};
+    stack.insert(stack.end(), saved.begin(), saved.begin() + kRows + 2);
+    const auto others = ctx->saved_data["others"].toList();
+    for (size_t i = 0; i < others.size(); ++i) {
+      const at::Tensor& tensor = saved[kRows + 2 + i];
+      stack.push_back(tensor.defined() ? c10::IValue(tensor) : others.get(i));
+    }
+    static const c10::OperatorHandle op =
+        find_operator(kForm == Form::kRing ? "ring_attention_backward" : "attention_backward");
+    op.callBoxed(stack);
+    for (size_t i = 0; i < kRows; ++i) {
+      result[i] = stack[i].toTensor();
+    }
     return result;
+  }
+
+ private:
+  static ptrdiff_t rest_of(const c10::OperatorHandle& op) {
+    return static_cast<ptrdiff_t>(op.schema().arguments().size() - kRows);
   }
 };
 
@@ -81,99 +79,63 @@ bool is_differentiated(const at::Tensor& tensor) {
          tensor._fw_grad(/*level=*/0).defined();
 }
 
-std::tuple<at::Tensor, at::Tensor> attention_autograd(
-    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    c10::SymIntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
-    const OptionalTensor& head_offsets, bool is_causal, const OptionalScalar& scale,
-    std::string_view padding, double dropout_p, const OptionalTensor& dropout_seed,
-    const OptionalTensor& pattern) {
+template <Form kForm>
+void autograd_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  const size_t count = op.schema().arguments().size();
+  const at::Tensor query = torch::jit::peek(stack, 0, count).toTensor();
+  const at::Tensor key = torch::jit::peek(stack, 1, count).toTensor();
+  const at::Tensor value = torch::jit::peek(stack, 2, count).toTensor();
   check_given(query, "query");
   check_given(key, "key");
   check_given(value, "value");
-  if (!is_differentiated(query) && !is_differentiated(key) && !is_differentiated(value)) {
+  if (is_differentiated(query) || is_differentiated(key) || is_differentiated(value)) {
+    auto results = AttentionFunction<kForm>::apply(query, key, value, op, stack);
+    torch::jit::push(stack, std::move(results[0]), std::move(results[1]));
+  } else {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    return attention_op().call(query, key, value, segment_lengths, dilation_rates, head_offsets,
-                               is_causal, scale, padding, dropout_p, dropout_seed, pattern);
+    op.callBoxed(stack);
   }
-  const auto result =
-      AttentionFunction::apply(query, key, value, segment_lengths, dilation_rates, head_offsets,
-                               is_causal, scale, padding, dropout_p, dropout_seed, pattern);
-  return {result[0], result[1]};
 }
 
 template <c10::DispatchKey kAutocast, c10::DeviceType kDevice>
-std::tuple<at::Tensor, at::Tensor> attention_autocast(
-    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    c10::SymIntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
-    const OptionalTensor& head_offsets, bool is_causal, const OptionalScalar& scale,
-    std::string_view padding, double dropout_p, const OptionalTensor& dropout_seed,
-    const OptionalTensor& pattern) {
+void autocast_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const c10::impl::ExcludeDispatchKeyGuard guard(kAutocast);
-  const auto cast = [](const at::Tensor& tensor) {
-    return at::autocast::cached_cast(at::autocast::get_autocast_dtype(kDevice), tensor, kDevice);
-  };
-  return attention_op().call(cast(query), cast(key), cast(value), segment_lengths, dilation_rates,
-                             head_offsets, is_causal, scale, padding, dropout_p, dropout_seed,
-                             pattern);
+  for (size_t i = 0; i < kRows; ++i) {
+    c10::IValue& rows = torch::jit::peek(stack, i, op.schema().arguments().size());
+    rows = at::autocast::cached_cast(at::autocast::get_autocast_dtype(kDevice), rows.toTensor(),
+                                     kDevice);
+  }
+  op.callBoxed(stack);
+}
+
+template <c10::DispatchKey kAutocast, c10::DeviceType kDevice>
+void register_autocast(torch::Library& m) {
+  for (const char* name : {"attention", "ring_attention"}) {
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&autocast_kernel<kAutocast, kDevice>>());
+  }
 }
 
 }  // namespace
-
-const c10::TypedOperatorHandle<AttentionForward>& attention_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("dilated::attention", "")
-                             .typed<AttentionForward>();
-  return op;
-}
-
-std::tuple<at::Tensor, at::Tensor> forward_meta(const AttentionCall& call) {
-  check_call(call);
-  const at::Tensor& query = call.query;
-  return {query.new_empty_symint(query.sym_sizes(), query.options().dtype(result_dtype(call))),
-          query.new_empty_symint({query.sym_size(0), query.sym_size(2), query.sym_size(1)},
-                                 query.options().dtype(lse_dtype(query)))};
-}
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_meta(const AttentionCall& call,
-                                                             const BackwardInputs& inputs) {
-  check_backward(call, inputs);
-  const auto like = [&](const at::Tensor& tensor) {
-    return tensor.new_empty_symint(tensor.sym_sizes(), tensor.options().dtype(result_dtype(call)));
-  };
-  return {like(call.query), like(call.key), like(call.value)};
-}
-
-}  // namespace ops
-
-std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& query, const at::Tensor& key,
-                                             const at::Tensor& value,
-                                             at::IntArrayRef segment_lengths,
-                                             at::IntArrayRef dilation_rates,
-                                             const AttentionOptions& options) {
-  return ops::attention_op().call(query, key, value, c10::fromIntArrayRefSlow(segment_lengths),
-                                  dilation_rates, options.head_offsets, options.is_causal,
-                                  options.scale, options.padding, options.dropout_p,
-                                  options.dropout_seed, options.pattern);
-}
-
-}  // namespace dilated
+}  // namespace dilated::ops
 
 TORCH_LIBRARY_IMPL(dilated, Autograd, m) {
-  m.impl("attention", &dilated::ops::attention_autograd);
-  // A second derivative raises instead of being silently zero.
-  m.impl("attention_backward", torch::autograd::autogradNotImplementedFallback());
-}
-
-TORCH_LIBRARY_IMPL(dilated, Meta, m) {
   using namespace dilated::ops;
-  m.impl("attention", &attention_with<forward_meta>);
-  m.impl("attention_backward", &attention_backward_with<backward_meta>);
+  using torch::CppFunction;
+  m.impl("attention", CppFunction::makeFromBoxedFunction<&autograd_kernel<Form::kSequence>>());
+  m.impl("ring_attention", CppFunction::makeFromBoxedFunction<&autograd_kernel<Form::kRing>>());
+  // A second derivative raises instead of being silently zero. And a ring differentiates its steps
+  // together: one of them has no gradient of its own.
+  for (const char* name : {"attention_backward", "ring_attention_backward", "attention_block",
+                           "attention_block_backward", "round_query_sums"}) {
+    m.impl(name, torch::autograd::autogradNotImplementedFallback());
+  }
+  m.impl("attention_block_backward_into", in_place("use torch.no_grad()"));
 }
 
 TORCH_LIBRARY_IMPL(dilated, AutocastCPU, m) {
-  m.impl("attention", &dilated::ops::attention_autocast<c10::DispatchKey::AutocastCPU, at::kCPU>);
+  dilated::ops::register_autocast<c10::DispatchKey::AutocastCPU, at::kCPU>(m);
 }
 
 TORCH_LIBRARY_IMPL(dilated, AutocastCUDA, m) {
-  m.impl("attention", &dilated::ops::attention_autocast<c10::DispatchKey::AutocastCUDA, at::kCUDA>);
+  dilated::ops::register_autocast<c10::DispatchKey::AutocastCUDA, at::kCUDA>(m);
 }

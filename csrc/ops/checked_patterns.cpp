@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "ops/checks.h"
+#include "ops/of_process.h"
 
 namespace dilated::ops {
 
@@ -39,11 +40,7 @@ void CheckedPatterns::insert(const at::Tensor& pattern, uint64_t fingerprint) {
                                   static_cast<uint32_t>(pattern._version()), fingerprint});
 }
 
-CheckedPatterns& checked_patterns() {
-  // Never destroyed: threads may call while the process ends.
-  static auto* const checked = new CheckedPatterns;
-  return *checked;
-}
+CheckedPatterns& checked_patterns() { return of_process<CheckedPatterns>(); }
 
 void check_layout(const at::Tensor& pattern, const char* name) {
   constexpr int64_t kHeaderWords = sizeof(Header) / sizeof(int32_t);

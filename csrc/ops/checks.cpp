@@ -68,8 +68,8 @@ Padding padding_of(std::string_view padding) {
 
 /// What check_call has to say of the two lists; spec_of() checks the rest.
 void check_branches(const AttentionCall& call) {
-  const auto lengths = call.segment_lengths;
-  const auto rates = call.dilation_rates;
+  const auto& lengths = call.segment_lengths;
+  const auto& rates = call.dilation_rates;
   TORCH_CHECK_VALUE(!lengths.empty(),
                     "segment_lengths: at least one branch is needed, got an empty list");
   TORCH_CHECK_VALUE(lengths.size() == rates.size(),
@@ -150,7 +150,7 @@ void check_block(const AttentionCall& call) {
 
 std::vector<int64_t> offsets_of(const AttentionCall& call, int64_t heads) {
   if (!call.head_offsets.has_value()) {
-    return interleaved_offsets(call.dilation_rates.vec(), heads);
+    return interleaved_offsets(call.dilation_rates, heads);
   }
   const at::Tensor rows = call.head_offsets->contiguous();
   return {rows.const_data_ptr<int64_t>(), rows.const_data_ptr<int64_t>() + rows.numel()};
@@ -196,16 +196,13 @@ void check_table(const at::Tensor& table, const at::Tensor& query, const char* s
       dtype_name(table.scalar_type()), " on ", table.device());
 }
 
-void check_scale(const at::Tensor& query, const std::optional<at::Scalar>& scale) {
-  if (!scale.has_value() || scale->isSymbolic()) {
+void check_scale(const at::Tensor& query, const std::optional<double>& scale) {
+  if (!scale.has_value()) {
     return;
   }
-  TORCH_CHECK_VALUE(!scale->isComplex() && !scale->isBoolean(),
-                    "scale: must be a real number, got ", *scale);
   const at::ScalarType dtype = lse_dtype(query);
-  const double value = scale->toDouble();
-  TORCH_CHECK_VALUE(std::isfinite(dtype == at::kDouble ? value : static_cast<float>(value)),
-                    "scale: must be finite in ", dtype_name(dtype), ", got ", value);
+  TORCH_CHECK_VALUE(std::isfinite(dtype == at::kDouble ? *scale : static_cast<float>(*scale)),
+                    "scale: must be finite in ", dtype_name(dtype), ", got ", *scale);
 }
 
 void check_call(const AttentionCall& call) {
@@ -272,18 +269,6 @@ void check_apart(const char* written_name, const at::Tensor& written,
   }
 }
 
-void check_no_gradient(const char* op,
-                       std::initializer_list<std::pair<const char*, const at::Tensor*>> tensors,
-                       const char* instead) {
-  if (!at::GradMode::is_enabled()) {
-    return;
-  }
-  for (const auto& [name, tensor] : tensors) {
-    TORCH_CHECK(tensor == nullptr || !tensor->defined() || !tensor->requires_grad(), name,
-                ": must not require gradients. ", op, ": not differentiable; ", instead);
-  }
-}
-
 at::ScalarType lse_dtype(const at::Tensor& query) {
   return query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
@@ -296,8 +281,8 @@ at::ScalarType result_dtype(const AttentionCall& call) {
 PatternSpec spec_of(const AttentionCall& call) {
   PatternSpec spec;
   spec.seq_len = call.query.size(1);
-  spec.segment_lengths = C10_AS_INTARRAYREF_SLOW(call.segment_lengths).vec();
-  spec.dilation_rates = call.dilation_rates.vec();
+  spec.segment_lengths = C10_AS_INTARRAYREF_SLOW(c10::SymIntArrayRef(call.segment_lengths)).vec();
+  spec.dilation_rates = call.dilation_rates;
   spec.heads = call.query.size(2);
   spec.kv_heads = call.key.size(2);
   spec.is_causal = call.is_causal;
@@ -340,9 +325,8 @@ kernels::Dtype dtype_of(const at::Tensor& tensor) {
   }
 }
 
-double scale_of(const at::Tensor& query, const std::optional<at::Scalar>& scale) {
-  return scale.has_value() ? scale->toDouble()
-                           : 1.0 / std::sqrt(static_cast<double>(query.size(3)));
+double scale_of(const at::Tensor& query, const std::optional<double>& scale) {
+  return scale.value_or(1.0 / std::sqrt(static_cast<double>(query.size(3))));
 }
 
 at::Tensor readable(const at::Tensor& tensor) {

@@ -3,36 +3,17 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <c10/core/Scalar.h>
-#include <dilated/ops.h>
 #include <dilated/pattern.h>
 
 #include <initializer_list>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <utility>
 
 #include "kernels/attention.h"
+#include "ops/attention_call.h"
 
 namespace dilated::ops {
-
-/// What the attention operators share, as the dispatcher hands it over.
-struct AttentionCall {
-  const at::Tensor& query;
-  const at::Tensor& key;
-  const at::Tensor& value;
-  c10::SymIntArrayRef segment_lengths;
-  at::IntArrayRef dilation_rates;
-  const std::optional<at::Tensor>& head_offsets;
-  bool is_causal;
-  const std::optional<at::Scalar>& scale;
-  std::string_view padding;
-  double dropout_p;
-  const std::optional<at::Tensor>& dropout_seed;
-  const std::optional<at::Tensor>& pattern;
-  std::optional<AttentionBlock> block = std::nullopt;  // otherwise all of a sequence
-};
 
 /// As Python spells it: float32, not Float.
 std::string dtype_name(at::ScalarType dtype);
@@ -53,8 +34,8 @@ void check_table(const at::Tensor& table, const at::Tensor& query, const char* s
 /// tensors; what is symbolic is checked when it has a value.
 void check_call(const AttentionCall& call);
 
-/// That the scale is a number, finite in the type that is computed in.
-void check_scale(const at::Tensor& query, const std::optional<at::Scalar>& scale);
+/// That the scale is finite in the type that is computed in.
+void check_scale(const at::Tensor& query, const std::optional<double>& scale);
 
 /// That the tensor has query's shape and device, and this dtype.
 void check_rows(const at::Tensor& query, const at::Tensor& tensor, at::ScalarType dtype,
@@ -67,13 +48,6 @@ void check_lse(const at::Tensor& query, const at::Tensor& tensor, const char* na
 /// name, nullptr for one that is not given.
 void check_apart(const char* written_name, const at::Tensor& written,
                  std::initializer_list<std::pair<const char*, const at::Tensor*>> tensors);
-
-/// For operators that write into a tensor: what is written has no gradient, and where one is
-/// wanted, that is an error, not silently zero. Tensors by name, nullptr for one that is not given;
-/// instead: what to do.
-void check_no_gradient(const char* op,
-                       std::initializer_list<std::pair<const char*, const at::Tensor*>> tensors,
-                       const char* instead);
 
 /// The dtype of lse and delta, and of what is to be continued.
 at::ScalarType lse_dtype(const at::Tensor& query);
@@ -89,7 +63,7 @@ void check_aligned(const at::Tensor& tensor, const char* name);
 
 kernels::Dtype dtype_of(const at::Tensor& tensor);
 /// Its default, 1 / sqrt(head_dim), where none is given.
-double scale_of(const at::Tensor& query, const std::optional<at::Scalar>& scale);
+double scale_of(const at::Tensor& query, const std::optional<double>& scale);
 
 /// A tensor that a kernel can read: last dimension contiguous, rows less than 2^31 elements apart.
 at::Tensor readable(const at::Tensor& tensor);

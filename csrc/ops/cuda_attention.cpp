@@ -10,30 +10,52 @@
 
 #include <charconv>
 #include <cstdlib>
-#include <cstring>
 #include <limits>
+#include <map>
+#include <mutex>
 #include <optional>
 #include <string_view>
 
 #include "kernels/cuda/attention.h"
+#include "ops/attention_kernels.h"
 #include "ops/checked_patterns.h"
 #include "ops/cuda_capture.h"
-#include "ops/signatures.h"
+#include "ops/planned_patterns.h"
+#include "ops/query_sums.h"
 
 namespace dilated::ops {
 namespace {
 
-/// Plans, and copies the words on the current stream.
-at::Tensor planned_pattern(const PatternSpec& spec, const at::Device& device) {
+/// A stream for copies, which no one else waits in or captures.
+c10::cuda::CUDAStream copying_stream(c10::DeviceIndex device) {
+  static std::mutex mutex;
+  static auto& streams = *new std::map<c10::DeviceIndex, cudaStream_t>;
+  const std::lock_guard<std::mutex> lock(mutex);
+  cudaStream_t& stream = streams[device];
+  if (stream == nullptr) {
+    C10_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  }
+  return c10::cuda::getStreamFromExternal(stream, device);
+}
+
+/// Plans, and copies the words on a stream of its own. The host waits for that, which earlier work
+/// does not delay: the words are then ready for all streams.
+at::Tensor plan_on_device(const PatternSpec& spec, const at::Device& device) {
   TORCH_CHECK(
       !is_capturing(),
       "pattern: must be given, on query's device, while a CUDA graph is captured: one that is "
       "planned on the spot comes from host memory that a replay would not find");
   const std::vector<int32_t> words = plan(spec);
-  const at::Tensor pinned = at::empty({static_cast<int64_t>(words.size())},
-                                      at::TensorOptions().dtype(at::kInt).pinned_memory(true));
-  std::memcpy(pinned.mutable_data_ptr(), words.data(), words.size() * sizeof(int32_t));
-  return pinned.to(device, /*non_blocking=*/true);
+  // Another thread's capture would forbid to wait.
+  const c10::cuda::CUDAStreamCaptureModeGuard relaxed(cudaStreamCaptureModeRelaxed);
+  const c10::cuda::CUDAStream stream = copying_stream(device.index());
+  const c10::cuda::CUDAStreamGuard guard(stream);
+  at::Tensor copy = at::empty({static_cast<int64_t>(words.size())},
+                              at::TensorOptions().dtype(at::kInt).device(device));
+  C10_CUDA_CHECK(cudaMemcpyAsync(copy.mutable_data_ptr(), words.data(), copy.nbytes(),
+                                 cudaMemcpyHostToDevice, stream));
+  stream.synchronize();
+  return copy;
 }
 
 /// Compares a pattern on the device with the call. Where neither a cache vouches for it nor an
@@ -60,17 +82,18 @@ void check_on_device(const at::Tensor& pattern, const PatternSpec& spec) {
   check_fingerprint(*planned, spec);
 }
 
-/// The pattern on query's device, the caller's or a new one; keeps alive what args.pattern points
-/// to.
+/// The pattern on query's device, the caller's or the operators' own; keeps alive what args.pattern
+/// points to.
 at::Tensor place_pattern(const AttentionCall& call, kernels::AttentionArgs& args) {
-  const PatternSpec spec = spec_of(call);
   at::Tensor pattern;
   if (call.pattern.has_value()) {
+    const PatternSpec spec = spec_of(call);
     pattern = *call.pattern;
     check_contents(pattern, spec);
     check_on_device(pattern, spec);
   } else {
-    pattern = planned_pattern(spec, call.query.device());
+    const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream();
+    pattern = planned_patterns().lend(call, {&plan_on_device, stream.unwrap(), is_capturing()});
   }
   args.pattern = pattern.const_data_ptr<int32_t>();
   args.dropout.seed = call.dropout_p > 0.0 ? call.dropout_seed->const_data_ptr<int64_t>() : nullptr;
@@ -198,7 +221,8 @@ KeyGradients backward_into_cuda(const AttentionCall& call, const BackwardInputs&
 }
 
 at::Tensor round_query_sums_cuda(const at::Tensor& sums, const at::Tensor& query,
-                                 const OptionalScalar& scale) {
+                                 const std::optional<at::Scalar>& given_scale) {
+  const std::optional<double> scale = scale_number(given_scale);
   check_query_sums(query, sums);
   check_scale(query, scale);
   const c10::cuda::CUDAGuard guard(query.device());
@@ -215,10 +239,6 @@ at::Tensor round_query_sums_cuda(const at::Tensor& sums, const at::Tensor& query
 
 TORCH_LIBRARY_IMPL(dilated, CUDA, m) {
   using namespace dilated::ops;
-  m.impl("attention", &attention_with<forward_cuda>);
-  m.impl("attention_backward", &attention_backward_with<backward_cuda>);
-  m.impl("attention_block", &attention_block_with<forward_cuda>);
-  m.impl("attention_block_backward", &attention_block_backward_with<backward_cuda>);
-  m.impl("attention_block_backward_into", &attention_block_backward_into_with<backward_into_cuda>);
+  register_device<forward_cuda, backward_cuda, backward_into_cuda>(m);
   m.impl("round_query_sums", &round_query_sums_cuda);
 }

@@ -1,12 +1,7 @@
-// gather and scatter_add: checks, the CPU's kernels, gradients (each is the other's transpose),
-// fake tensors. gather_into and scatter_into write into what they are given, and have no gradients.
+// gather, scatter_add and their in-place forms: checks, the CPU's kernels, fake tensors.
 #include "ops/gather.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-#include <dilated/ops.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -17,45 +12,10 @@
 #include "kernels/cpu/gather.h"
 #include "ops/checks.h"
 
-namespace dilated {
-namespace ops {
+namespace dilated::ops {
 namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
-using Gather = at::Tensor(const at::Tensor&, c10::SymInt, int64_t, const OptionalTensor&, int64_t);
-using ScatterAdd = at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt, int64_t,
-                              const OptionalTensor&, int64_t);
-using GatherInto = void(at::Tensor&, const at::Tensor&, c10::SymInt, int64_t, const OptionalTensor&,
-                        int64_t);
-using ScatterInto = void(at::Tensor&, const at::Tensor&, c10::SymInt, int64_t,
-                         const OptionalTensor&, int64_t, bool);
-
-const c10::TypedOperatorHandle<Gather>& gather_op() {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("dilated::gather", "").typed<Gather>();
-  return op;
-}
-
-const c10::TypedOperatorHandle<ScatterAdd>& scatter_add_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("dilated::scatter_add", "")
-                             .typed<ScatterAdd>();
-  return op;
-}
-
-const c10::TypedOperatorHandle<GatherInto>& gather_into_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("dilated::gather_into", "")
-                             .typed<GatherInto>();
-  return op;
-}
-
-const c10::TypedOperatorHandle<ScatterInto>& scatter_into_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("dilated::scatter_into", "")
-                             .typed<ScatterInto>();
-  return op;
-}
 
 /// Slots of `length` positions from `start` on; see kernels/gather.h. Works on symbolic lengths.
 template <typename Int>
@@ -222,107 +182,6 @@ at::Tensor scatter_add_meta(const at::Tensor& input, const at::Tensor& packed,
   return input.new_empty_symint(input.sym_sizes());
 }
 
-/// Keeps the branch for the backward, which needs nothing else but the length of the stretch.
-void save_branch(torch::autograd::AutogradContext* ctx, const BranchCall& branch) {
-  ctx->save_for_backward({branch.head_offsets.value_or(at::Tensor())});
-  ctx->saved_data["segment_length"] = branch.segment_length;
-  ctx->saved_data["dilation_rate"] = branch.dilation_rate;
-  ctx->saved_data["start"] = branch.start;
-}
-
-OptionalTensor saved_offsets(torch::autograd::AutogradContext* ctx) {
-  const at::Tensor offsets = ctx->get_saved_variables()[0];
-  return offsets.defined() ? OptionalTensor(offsets) : std::nullopt;
-}
-
-class GatherFunction : public torch::autograd::Function<GatherFunction> {
- public:
-  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& input,
-                            c10::SymInt segment_length, int64_t dilation_rate,
-                            const OptionalTensor& head_offsets, int64_t start) {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    const at::Tensor packed =
-        gather_op().call(input, segment_length, dilation_rate, head_offsets, start);
-    save_branch(ctx, {segment_length, dilation_rate, head_offsets, start});
-    ctx->saved_data["length"] = input.sym_size(1);  // which a checked one has
-    return packed;
-  }
-
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 torch::autograd::variable_list grads) {
-    auto& data = ctx->saved_data;
-    const at::Tensor& packed = grads[0];
-    const at::Tensor zeros = packed.new_zeros_symint(
-        {packed.sym_size(0), data["length"].toSymInt(), packed.sym_size(2), packed.sym_size(3)});
-    return {scatter_add_op().call(zeros, packed, data["segment_length"].toSymInt(),
-                                  data["dilation_rate"].toInt(), saved_offsets(ctx),
-                                  data["start"].toInt()),
-            at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
-  }
-};
-
-class ScatterAddFunction : public torch::autograd::Function<ScatterAddFunction> {
- public:
-  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& input,
-                            const at::Tensor& packed, c10::SymInt segment_length,
-                            int64_t dilation_rate, const OptionalTensor& head_offsets,
-                            int64_t start) {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    save_branch(ctx, {segment_length, dilation_rate, head_offsets, start});
-    return scatter_add_op().call(input, packed, segment_length, dilation_rate, head_offsets, start);
-  }
-
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 torch::autograd::variable_list grads) {
-    auto& data = ctx->saved_data;
-    return {
-        grads[0],
-        gather_op().call(grads[0], data["segment_length"].toSymInt(), data["dilation_rate"].toInt(),
-                         saved_offsets(ctx), data["start"].toInt()),
-        at::Tensor(),
-        at::Tensor(),
-        at::Tensor(),
-        at::Tensor()};
-  }
-};
-
-at::Tensor gather_autograd(const at::Tensor& input, c10::SymInt segment_length,
-                           int64_t dilation_rate, const OptionalTensor& head_offsets,
-                           int64_t start) {
-  check_given(input, "input");
-  return GatherFunction::apply(input, segment_length, dilation_rate, head_offsets, start);
-}
-
-at::Tensor scatter_add_autograd(const at::Tensor& input, const at::Tensor& packed,
-                                c10::SymInt segment_length, int64_t dilation_rate,
-                                const OptionalTensor& head_offsets, int64_t start) {
-  check_given(input, "input");
-  check_given(packed, "packed");
-  return ScatterAddFunction::apply(input, packed, segment_length, dilation_rate, head_offsets,
-                                   start);
-}
-
-void gather_into_autograd(at::Tensor& packed, const at::Tensor& input, c10::SymInt segment_length,
-                          int64_t dilation_rate, const OptionalTensor& head_offsets,
-                          int64_t start) {
-  check_no_gradient("gather_into", {{"packed", &packed}, {"input", &input}},
-                    "call gather or use torch.no_grad()");
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  gather_into_op().call(packed, input, segment_length, dilation_rate, head_offsets, start);
-  packed.unsafeGetTensorImpl()->bump_version();
-}
-
-void scatter_into_autograd(at::Tensor& rows, const at::Tensor& packed, c10::SymInt segment_length,
-                           int64_t dilation_rate, const OptionalTensor& head_offsets, int64_t start,
-                           bool accumulate) {
-  check_no_gradient("scatter_into", {{"rows", &rows}, {"packed", &packed}},
-                    "call scatter_add or use torch.no_grad()");
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  scatter_into_op().call(rows, packed, segment_length, dilation_rate, head_offsets, start,
-                         accumulate);
-  rows.unsafeGetTensorImpl()->bump_version();
-}
-
 }  // namespace
 
 void check_branch(const at::Tensor& input, const BranchCall& branch, const char* name) {
@@ -381,34 +240,13 @@ ScatterCall prepare_scatter(const at::Tensor& rows, const at::Tensor& packed,
   return call;
 }
 
-}  // namespace ops
-
-at::Tensor gather(const at::Tensor& input, int64_t segment_length, int64_t dilation_rate,
-                  const std::optional<at::Tensor>& head_offsets, int64_t start) {
-  return ops::gather_op().call(input, segment_length, dilation_rate, head_offsets, start);
-}
-
-at::Tensor scatter_add(const at::Tensor& input, const at::Tensor& packed, int64_t segment_length,
-                       int64_t dilation_rate, const std::optional<at::Tensor>& head_offsets,
-                       int64_t start) {
-  return ops::scatter_add_op().call(input, packed, segment_length, dilation_rate, head_offsets,
-                                    start);
-}
-
-}  // namespace dilated
+}  // namespace dilated::ops
 
 TORCH_LIBRARY_IMPL(dilated, CPU, m) {
   m.impl("gather", &dilated::ops::gather_cpu);
   m.impl("scatter_add", &dilated::ops::scatter_add_cpu);
   m.impl("gather_into", &dilated::ops::gather_into_cpu);
   m.impl("scatter_into", &dilated::ops::scatter_into_cpu);
-}
-
-TORCH_LIBRARY_IMPL(dilated, Autograd, m) {
-  m.impl("gather", &dilated::ops::gather_autograd);
-  m.impl("scatter_add", &dilated::ops::scatter_add_autograd);
-  m.impl("gather_into", &dilated::ops::gather_into_autograd);
-  m.impl("scatter_into", &dilated::ops::scatter_into_autograd);
 }
 
 TORCH_LIBRARY_IMPL(dilated, Meta, m) {

@@ -2,9 +2,11 @@
 #include <dilated/build.h>
 #include <torch/library.h>
 
+#include <string>
 #include <vector>
 
 #include "dilated_build_config.h"
+#include "ops/attention_call.h"
 
 namespace dilated {
 
@@ -19,71 +21,34 @@ bool built_with_cuda() noexcept {
 }
 
 TORCH_LIBRARY(dilated, m) {
+  using namespace ops;
   m.set_python_module("dilated_attention_pytorch");
   // torch.compile plans in every call, on the host, which the replay of a CUDA graph would not do:
   // with mode="reduce-overhead" these run between the graphs.
   const std::vector<at::Tag> plans{at::Tag::cudagraph_unsafe};
-  m.def(
-      "attention(Tensor query, Tensor key, Tensor value, SymInt[] segment_lengths, "
-      "int[] dilation_rates, *, Tensor? head_offsets=None, bool is_causal=False, "
-      "Scalar? scale=None, str padding=\"masked\", float dropout_p=0.0, "
-      "Tensor? dropout_seed=None, Tensor? pattern=None) -> (Tensor out, Tensor lse)",
-      plans);
-  m.def(
-      "attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, "
-      "Tensor value, Tensor out, Tensor lse, SymInt[] segment_lengths, int[] dilation_rates, *, "
-      "Tensor? head_offsets=None, bool is_causal=False, Scalar? scale=None, "
-      "str padding=\"masked\", float dropout_p=0.0, Tensor? dropout_seed=None, "
-      "Tensor? pattern=None) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)",
-      plans);
-  m.def(
-      "attention_block(Tensor query, Tensor key, Tensor value, int seq_len, int query_begin, "
-      "int key_begin, SymInt[] segment_lengths, int[] dilation_rates, *, Tensor? out=None, "
-      "Tensor? lse=None, Tensor? head_offsets=None, bool is_causal=False, Scalar? scale=None, "
-      "str padding=\"masked\", float dropout_p=0.0, Tensor? dropout_seed=None, "
-      "Tensor? pattern=None, bool partial=False) -> (Tensor out, Tensor lse)",
-      plans);
-  m.def(
-      "attention_block_backward(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, "
-      "Tensor value, Tensor out, Tensor lse, int seq_len, int query_begin, int key_begin, "
-      "SymInt[] segment_lengths, int[] dilation_rates, *, Tensor? head_offsets=None, "
-      "bool is_causal=False, Scalar? scale=None, str padding=\"masked\", float dropout_p=0.0, "
-      "Tensor? dropout_seed=None, Tensor? pattern=None, bool partial=False) "
-      "-> (Tensor grad_query, Tensor grad_key, Tensor grad_value)",
-      plans);
-  m.def(
-      "attention_block_backward_into(Tensor(a!) grad_query_sums, Tensor grad_out, "
-      "Tensor? grad_lse, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, "
-      "int seq_len, int query_begin, int key_begin, SymInt[] segment_lengths, int[] "
-      "dilation_rates, "
-      "*, Tensor? head_offsets=None, bool is_causal=False, Scalar? scale=None, "
-      "str padding=\"masked\", float dropout_p=0.0, Tensor? dropout_seed=None, "
-      "Tensor? pattern=None) -> (Tensor grad_key, Tensor grad_value)",
-      plans);
+  const auto attend = [&](const std::string& schema) { m.def(schema.c_str(), plans); };
+  const std::string options = kBranchesText + ", *, " + kOptionsText;
+  const std::string block = ", int seq_len, int query_begin, int key_begin, " + kBranchesText;
+  const std::string ring = ", " + kBranchesText + ", str group_name, *, " + kOptionsText +
+                           ", SymInt[]? shard_lengths=None, str strategy=\"auto\")";
+  const std::string pattern = ", Tensor? pattern=None";
+  const std::string results = " -> (Tensor out, Tensor lse)";
+  const std::string gradients = " -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)";
+  attend("attention(" + kRowsText + ", " + options + pattern + ")" + results);
+  attend("attention_backward(" + kGradientsText + ", " + options + pattern + ")" + gradients);
+  attend("attention_block(" + kRowsText + block + ", *, Tensor? out=None, Tensor? lse=None, " +
+         kOptionsText + pattern + ", bool partial=False)" + results);
+  attend("attention_block_backward(" + kGradientsText + block + ", *, " + kOptionsText + pattern +
+         ", bool partial=False)" + gradients);
+  attend("attention_block_backward_into(Tensor(a!) grad_query_sums, " + kGradientsText + block +
+         ", *, " + kOptionsText + pattern + ") -> (Tensor grad_key, Tensor grad_value)");
+  attend("segment_attention(" + kRowsText + ", SymInt segment_length, int dilation_rate, *, " +
+         kOptionsText + pattern + ")" + results);
+  attend("ring_attention(" + kRowsText + ring + results);
+  attend("ring_attention_backward(" + kGradientsText + ring + gradients);
   m.def(
       "round_query_sums(Tensor grad_query_sums, Tensor query, *, Scalar? scale=None) "
       "-> Tensor grad_query");
-  m.def(
-      "ring_attention(Tensor query, Tensor key, Tensor value, SymInt[] segment_lengths, "
-      "int[] dilation_rates, str group_name, *, Tensor? head_offsets=None, bool is_causal=False, "
-      "Scalar? scale=None, str padding=\"masked\", float dropout_p=0.0, "
-      "Tensor? dropout_seed=None, SymInt[]? shard_lengths=None, str strategy=\"auto\") "
-      "-> (Tensor out, Tensor lse)",
-      plans);
-  m.def(
-      "ring_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, "
-      "Tensor value, Tensor out, Tensor lse, SymInt[] segment_lengths, int[] dilation_rates, "
-      "str group_name, *, Tensor? head_offsets=None, bool is_causal=False, Scalar? scale=None, "
-      "str padding=\"masked\", float dropout_p=0.0, Tensor? dropout_seed=None, "
-      "SymInt[]? shard_lengths=None, str strategy=\"auto\") "
-      "-> (Tensor grad_query, Tensor grad_key, Tensor grad_value)",
-      plans);
-  m.def(
-      "segment_attention(Tensor query, Tensor key, Tensor value, SymInt segment_length, "
-      "int dilation_rate, *, Tensor? head_offsets=None, bool is_causal=False, "
-      "Scalar? scale=None, str padding=\"masked\", float dropout_p=0.0, "
-      "Tensor? dropout_seed=None, Tensor? pattern=None) -> (Tensor out, Tensor lse)",
-      plans);
   m.def(
       "gather(Tensor input, SymInt segment_length, int dilation_rate, *, "
       "Tensor? head_offsets=None, int start=0) -> Tensor");

@@ -4,13 +4,9 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <tuple>
-
 #include "ops/attention.h"
 
 namespace dilated::ops {
-
-using KeyGradients = std::tuple<at::Tensor, at::Tensor>;  // of key and value
 
 /// Throws c10::ValueError unless they are [batch, heads, rows of query,
 /// query_sums_width(head_dim)], contiguous, in lse's dtype and on query's device. Works on fake
@@ -20,6 +16,10 @@ void check_query_sums(const at::Tensor& query, const at::Tensor& sums);
 /// That the sums share no memory with what the call reads; not for fake tensors.
 void check_sums_apart(const AttentionCall& call, const BackwardInputs& inputs,
                       const at::Tensor& sums);
+
+/// attention_block_backward_into where all tensors are on the CPU.
+KeyGradients backward_into_cpu(const AttentionCall& call, const BackwardInputs& inputs,
+                               at::Tensor& sums);
 
 /// Where kernels do not add to the sums by themselves: their columns are then head_dim's, in order.
 void add_to_sums(const at::Tensor& sums, const at::Tensor& grad_query);

@@ -1,36 +1,25 @@
 // Attention with a single branch: the same operator, spelt for one segment length and one rate.
-#include <dilated/ops.h>
 #include <torch/library.h>
 
-#include "ops/signatures.h"
+#include "ops/attention_call.h"
 
-namespace dilated {
-
-std::tuple<at::Tensor, at::Tensor> segment_attention(const at::Tensor& query, const at::Tensor& key,
-                                                     const at::Tensor& value,
-                                                     int64_t segment_length, int64_t dilation_rate,
-                                                     const AttentionOptions& options) {
-  return attention(query, key, value, segment_length, dilation_rate, options);
-}
-
-namespace ops {
+namespace dilated::ops {
 namespace {
 
-Results segment_attention_composite(const at::Tensor& query, const at::Tensor& key,
-                                    const at::Tensor& value, c10::SymInt segment_length,
-                                    int64_t dilation_rate, const OptionalTensor& head_offsets,
-                                    bool is_causal, const OptionalScalar& scale,
-                                    std::string_view padding, double dropout_p,
-                                    const OptionalTensor& dropout_seed,
-                                    const OptionalTensor& pattern) {
-  return attention_op().call(query, key, value, segment_length, dilation_rate, head_offsets,
-                             is_causal, scale, padding, dropout_p, dropout_seed, pattern);
+void segment_attention(const c10::OperatorHandle& segment_op, torch::jit::Stack* stack) {
+  const size_t count = segment_op.schema().arguments().size();
+  c10::IValue& length = torch::jit::peek(stack, 3, count);
+  length = std::vector<c10::SymInt>{length.toSymInt()};
+  c10::IValue& rate = torch::jit::peek(stack, 4, count);
+  rate = std::vector<int64_t>{rate.toInt()};
+  static const c10::OperatorHandle op = find_operator("attention");
+  op.callBoxed(stack);
 }
 
 }  // namespace
-}  // namespace ops
-}  // namespace dilated
+}  // namespace dilated::ops
 
 TORCH_LIBRARY_IMPL(dilated, CompositeImplicitAutograd, m) {
-  m.impl("segment_attention", &dilated::ops::segment_attention_composite);
+  m.impl("segment_attention",
+         torch::CppFunction::makeFromBoxedFunction<&dilated::ops::segment_attention>());
 }

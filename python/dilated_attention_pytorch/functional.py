@@ -138,45 +138,8 @@ def attend(
         # On the device, so that drawing it needs no synchronisation; activation checkpointing
         # restores the generator and so repeats it.
         seed = torch.randint(_MAX_SEED, (1,), dtype=torch.int64, device=query.device)
-    if sharding is not None:
-        check_ring_cache(pattern_cache)
-        return ops.ring_attention(
-            query,
-            key,
-            value,
-            scheme.segment_lengths,
-            scheme.dilation_rates,
-            sharding.group_name,
-            head_offsets=_offset_tensor(scheme, shape[2]),
-            is_causal=is_causal,
-            scale=scale,
-            padding=scheme.padding,
-            dropout_p=dropout_p,
-            dropout_seed=seed,
-            shard_lengths=sharding.shard_lengths,
-            strategy=sharding.strategy,
-        )
-    # Compilers and tensor subclasses (fake tensors among them) must not meet the cache's tensors.
-    is_plain = type(query) is Tensor or type(query) is Parameter
-    device = query.device
-    if (
-        pattern_cache is False
-        or is_compiling()
-        or not is_plain
-        or not (key_shape == value_shape and _fit(shape, key_shape, device, query, key, value))
-    ):
-        offsets, words = _offset_tensor(scheme, shape[2]), None
-    else:
-        cache = current_pattern_cache() if pattern_cache is None else pattern_cache
-        spec = spec_of(scheme, shape[1], shape[2], key_shape[2], is_causal)
-        pattern, words = cache.lookup(spec, device)
-        offsets = pattern.head_offsets
     # Parsing an option takes time on the host, so those that have their default are left out.
     options: dict[str, Any] = {}
-    if words is not None:
-        options["pattern"] = words
-    if offsets is not None:
-        options["head_offsets"] = offsets
     if is_causal:
         options["is_causal"] = True
     if scale is not None:
@@ -186,9 +149,33 @@ def attend(
     if seed is not None:
         options["dropout_p"] = dropout_p
         options["dropout_seed"] = seed
-    return ops.attention(
-        query, key, value, scheme.segment_lengths, scheme.dilation_rates, **options
-    )
+    rows = (query, key, value, scheme.segment_lengths, scheme.dilation_rates)
+    if sharding is not None:
+        check_ring_cache(pattern_cache)
+        return ops.ring_attention(
+            *rows,
+            sharding.group_name,
+            head_offsets=_offset_tensor(scheme, shape[2]),
+            shard_lengths=sharding.shard_lengths,
+            strategy=sharding.strategy,
+            **options,
+        )
+    # Compilers and tensor subclasses (fake tensors among them) must not meet the cache's tensors.
+    is_plain = type(query) is Tensor or type(query) is Parameter
+    found = None
+    if pattern_cache is not False and is_plain and not is_compiling():
+        cache = current_pattern_cache() if pattern_cache is None else pattern_cache
+        spec = spec_of(scheme, shape[1], shape[2], key_shape[2], is_causal)
+        found = cache.find(spec, query.device)
+        if found is None and key_shape == value_shape and _fit(query, key, value):
+            found = cache.lookup(spec, query.device)
+    if found is None:
+        offsets = _offset_tensor(scheme, shape[2])
+    else:
+        offsets, options["pattern"] = found[0].head_offsets, found[1]
+    if offsets is not None:
+        options["head_offsets"] = offsets
+    return ops.attention(*rows, **options)
 
 
 def _offset_tensor(scheme: Scheme, heads: int) -> Tensor | None:
@@ -260,23 +247,15 @@ def _shape_of(tensor: Tensor, name: str) -> torch.Size:
     return shape
 
 
-def _fit(
-    shape: torch.Size,
-    key_shape: torch.Size,
-    device: torch.device,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-) -> bool:
+def _fit(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether a pattern is worth planning: the operator refuses what does not fit, by name."""
-    batch, seq_len, heads, head_dim = shape
+    batch, seq_len, heads, head_dim = query.shape
     if not (0 < heads <= MAX_HEADS and 0 < head_dim <= 256):
         return False
-    if shape != key_shape:
-        kv_heads = key_shape[2]
-        if (batch, seq_len, kv_heads, head_dim) != key_shape or kv_heads < 1 or heads % kv_heads:
-            return False
-    dtype = query.dtype
+    kv_heads = key.shape[2]
+    if (batch, seq_len, kv_heads, head_dim) != key.shape or kv_heads < 1 or heads % kv_heads:
+        return False
+    dtype, device = query.dtype, query.device
     if dtype not in _DTYPES or key.device != device or value.device != device:
         return False
     return (key.dtype is dtype and value.dtype is dtype) or torch.is_autocast_enabled(device.type)

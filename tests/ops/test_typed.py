@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict, Unpack
 
 from dilated_attention_pytorch import ops
 from dilated_attention_pytorch.ops.typed import operator
@@ -51,7 +52,36 @@ def other_default() -> Callable[..., Tensor]:
     return gather
 
 
-@pytest.mark.parametrize("declare", [missing, positional, other_default])
+class Offsets(TypedDict, total=False):
+    head_offsets: Tensor | None
+
+
+class Everything(Offsets, total=False):
+    start: int
+    end: int
+
+
+def missing_option() -> Callable[..., Tensor]:
+    def gather(
+        input: Tensor, segment_length: int, dilation_rate: int, **options: Unpack[Offsets]
+    ) -> Tensor:
+        raise NotImplementedError
+
+    return gather
+
+
+def unknown_option() -> Callable[..., Tensor]:
+    def gather(
+        input: Tensor, segment_length: int, dilation_rate: int, **options: Unpack[Everything]
+    ) -> Tensor:
+        raise NotImplementedError
+
+    return gather
+
+
+@pytest.mark.parametrize(
+    "declare", [missing, positional, other_default, missing_option, unknown_option]
+)
 def test_a_declaration_that_is_not_the_schema_is_refused(
     declare: Callable[[], Callable[..., Tensor]],
 ) -> None:

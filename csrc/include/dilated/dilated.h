@@ -4,3 +4,4 @@
 #include <dilated/build.h>
 #include <dilated/ops.h>
 #include <dilated/pattern.h>
+#include <dilated/planned_patterns.h>

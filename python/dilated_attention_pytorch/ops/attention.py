@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
+from typing_extensions import Unpack
 
+from .options import PatternOptions
 from .typed import operator
 
 
@@ -16,20 +18,11 @@ def attention(
     value: Tensor,
     segment_lengths: Sequence[int],
     dilation_rates: Sequence[int],
-    *,
-    head_offsets: Tensor | None = None,
-    is_causal: bool = False,
-    scale: float | None = None,
-    padding: str = "masked",
-    dropout_p: float = 0.0,
-    dropout_seed: Tensor | None = None,
-    pattern: Tensor | None = None,
+    **options: Unpack[PatternOptions],
 ) -> tuple[Tensor, Tensor]:
     """(out [B, N, H, D], lse [B, H, N]), both differentiable.
 
-    head_offsets: int64 [branches, H] on the CPU, None for h mod r. scale: finite in float32
-    (float64 for float64). dropout_seed: int64 [1] on query's device, needed if dropout_p > 0.
-    pattern: int32 on query's device, from the planner; without one the operator plans by itself.
+    Options are those of `PatternOptions`.
     """
     raise NotImplementedError
 
@@ -45,14 +38,7 @@ def attention_backward(
     lse: Tensor,
     segment_lengths: Sequence[int],
     dilation_rates: Sequence[int],
-    *,
-    head_offsets: Tensor | None = None,
-    is_causal: bool = False,
-    scale: float | None = None,
-    padding: str = "masked",
-    dropout_p: float = 0.0,
-    dropout_seed: Tensor | None = None,
-    pattern: Tensor | None = None,
+    **options: Unpack[PatternOptions],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value, given what `attention` was given and returned."""
     raise NotImplementedError

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
+from typing_extensions import Unpack
 
+from .options import PatternOptions
 from .typed import operator
 
 
@@ -22,14 +24,8 @@ def attention_block(
     *,
     out: Tensor | None = None,
     lse: Tensor | None = None,
-    head_offsets: Tensor | None = None,
-    is_causal: bool = False,
-    scale: float | None = None,
-    padding: str = "masked",
-    dropout_p: float = 0.0,
-    dropout_seed: Tensor | None = None,
-    pattern: Tensor | None = None,
     partial: bool = False,
+    **options: Unpack[PatternOptions],
 ) -> tuple[Tensor, Tensor]:
     """(out [B, Nq, H, D], lse [B, H, Nq]) of query over the keys of one block.
 
@@ -66,14 +62,8 @@ def attention_block_backward(
     segment_lengths: Sequence[int],
     dilation_rates: Sequence[int],
     *,
-    head_offsets: Tensor | None = None,
-    is_causal: bool = False,
-    scale: float | None = None,
-    padding: str = "masked",
-    dropout_p: float = 0.0,
-    dropout_seed: Tensor | None = None,
-    pattern: Tensor | None = None,
     partial: bool = False,
+    **options: Unpack[PatternOptions],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One block's share of the gradients of query, key and value: their sum over all blocks is the
     gradient.
@@ -100,14 +90,7 @@ def attention_block_backward_into(
     key_begin: int,
     segment_lengths: Sequence[int],
     dilation_rates: Sequence[int],
-    *,
-    head_offsets: Tensor | None = None,
-    is_causal: bool = False,
-    scale: float | None = None,
-    padding: str = "masked",
-    dropout_p: float = 0.0,
-    dropout_seed: Tensor | None = None,
-    pattern: Tensor | None = None,
+    **options: Unpack[PatternOptions],
 ) -> tuple[Tensor, Tensor]:
     """The same, in float32 (float64 for float64), with the share of grad_query added up in place.
 

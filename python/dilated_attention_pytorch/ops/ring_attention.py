@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.fx.node import has_side_effect
 from torch.library import Library
+from typing_extensions import Unpack
 
+from .options import Options
 from .typed import operator
 
 # A rank that drops a call, because its results are not used, makes the others wait for it.
@@ -25,14 +27,9 @@ def ring_attention(
     dilation_rates: Sequence[int],
     group_name: str,
     *,
-    head_offsets: Tensor | None = None,
-    is_causal: bool = False,
-    scale: float | None = None,
-    padding: str = "masked",
-    dropout_p: float = 0.0,
-    dropout_seed: Tensor | None = None,
     shard_lengths: Sequence[int] | None = None,
     strategy: str = "auto",
+    **options: Unpack[Options],
 ) -> tuple[Tensor, Tensor]:
     """(out [B, n, H, D], lse [B, H, n]) of this rank's rows, both differentiable.
 

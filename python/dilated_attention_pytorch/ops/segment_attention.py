@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor
+from typing_extensions import Unpack
 
+from .options import PatternOptions
 from .typed import operator
 
 
@@ -14,14 +16,7 @@ def segment_attention(
     value: Tensor,
     segment_length: int,
     dilation_rate: int,
-    *,
-    head_offsets: Tensor | None = None,
-    is_causal: bool = False,
-    scale: float | None = None,
-    padding: str = "masked",
-    dropout_p: float = 0.0,
-    dropout_seed: Tensor | None = None,
-    pattern: Tensor | None = None,
+    **options: Unpack[PatternOptions],
 ) -> tuple[Tensor, Tensor]:
     """(out [B, N, H, D], lse [B, H, N]) of a single branch; head_offsets is int64 [1, H]."""
     raise NotImplementedError

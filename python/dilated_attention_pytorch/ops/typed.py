@@ -3,37 +3,48 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import TypeVar, get_args
 
 import torch
+from typing_extensions import get_type_hints
 
 Operator = TypeVar("Operator", bound=Callable[..., object])
+_EMPTY = inspect.Parameter.empty
 
 
 def operator(declaration: Operator) -> Operator:
     """torch.ops.dilated's operator of the declaration's name.
 
-    Called without a Python function in between. Raises TypeError if the declaration's parameters,
-    by name, kind and default, are not those of the schema.
+    Called without a Python function in between. Raises TypeError if the declaration's parameters
+    are not those of the schema: by name and order, keyword-only ones by name, and by default.
+    Defaults of `**options: Unpack[...]` are the schema's.
     """
     op = getattr(torch.ops.dilated, declaration.__name__).default
-    declared = [
-        (p.name, p.kind is inspect.Parameter.KEYWORD_ONLY, p.default)
-        for p in inspect.signature(declaration).parameters.values()
-    ]
-    taken = [
-        (
-            a.name,
-            a.kwarg_only,
-            a.default_value if a.has_default_value() else inspect.Parameter.empty,
-        )
-        for a in op._schema.arguments
-    ]
+    arguments = op._schema.arguments
+    defaults = {a.name: a.default_value for a in arguments if a.has_default_value()}
+    taken = (
+        [(a.name, defaults.get(a.name, _EMPTY)) for a in arguments if not a.kwarg_only],
+        {a.name: defaults.get(a.name, _EMPTY) for a in arguments if a.kwarg_only},
+    )
+    declared = _parameters(declaration, defaults)
     if declared != taken:
         raise TypeError(
-            f"{declaration.__name__} must be declared with (name, keyword-only, default) as in its "
-            f"schema, {taken}, got {declared}"
+            f"{declaration.__name__} must be declared with the (positional, keyword-only) "
+            f"parameters of its schema, {taken}, got {declared}"
         )
     found: Operator = op
     return found
+
+
+def _parameters(
+    declaration: Callable[..., object], defaults: Mapping[str, object]
+) -> tuple[list[tuple[str, object]], dict[str, object]]:
+    """Names and defaults of the declared parameters: positional ones, keyword-only ones."""
+    parameters = inspect.signature(declaration).parameters.values()
+    keywords = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    for p in parameters:
+        if p.kind is p.VAR_KEYWORD:
+            (options,) = get_args(get_type_hints(declaration)[p.name])
+            keywords |= {name: defaults.get(name, _EMPTY) for name in options.__annotations__}
+    return [(p.name, p.default) for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD], keywords

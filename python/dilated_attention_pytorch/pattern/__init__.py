@@ -17,6 +17,12 @@ from .caches.tiered.cache import TieredPatternCache
 from .limits import max_pattern_bytes, set_max_pattern_bytes
 from .offsets import HeadOffsets, head_group_offsets
 from .pattern import Pattern, PatternSpec
+from .planned import (
+    PlannedPatternCounts,
+    clear_planned_patterns,
+    planned_pattern_counts,
+    resize_planned_patterns,
+)
 
 __all__ = [
     "BasePatternCache",
@@ -27,15 +33,19 @@ __all__ = [
     "Pattern",
     "PatternCache",
     "PatternSpec",
+    "PlannedPatternCounts",
     "Scheme",
     "TieredCacheStatistics",
     "TieredPatternCache",
+    "clear_planned_patterns",
     "current_pattern_cache",
     "default_pattern_cache",
     "default_tiered_pattern_cache",
     "head_group_offsets",
     "make_branches",
     "max_pattern_bytes",
+    "planned_pattern_counts",
+    "resize_planned_patterns",
     "set_max_pattern_bytes",
     "using_pattern_cache",
 ]

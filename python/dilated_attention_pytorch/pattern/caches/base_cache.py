@@ -89,13 +89,10 @@ class BasePatternCache(ABC):
             ValueError: the specification is wrong.
             RuntimeError: the words are not on the device and a CUDA graph is being captured.
         """
+        found = self.find(spec, device)
+        if found is not None:
+            return found
         with self._lock:
-            entry = self._entries.get(spec)
-            if entry is not None and entry.pattern.is_intact:  # else _planned() mends it
-                self._hits += 1
-                if entry is not self._newest:
-                    self._turn_to(entry, device)
-                return entry.pattern, self._words(entry, device, True)
             self._misses += 1
         entry = self._planned(spec, device)
         with self._lock:
@@ -107,6 +104,21 @@ class BasePatternCache(ABC):
         if is_too_large:
             _warn_of_size(entry.nbytes, self._max_bytes)
         return entry.pattern, words
+
+    def find(self, spec: PatternSpec, device: torch.device = CPU) -> tuple[Pattern, Tensor] | None:
+        """What `lookup` gives if the pattern is planned; None, which counts as no look-up, if not.
+
+        Raises:
+            RuntimeError: as `lookup` does.
+        """
+        with self._lock:
+            entry = self._entries.get(spec)
+            if entry is None or not entry.pattern.is_intact:  # _planned() mends it
+                return None
+            self._hits += 1
+            if entry is not self._newest:
+                self._turn_to(entry, device)
+            return entry.pattern, self._words(entry, device, True)
 
     @abstractmethod
     def prefetch(self, specs: Iterable[PatternSpec], device: torch.device) -> None:

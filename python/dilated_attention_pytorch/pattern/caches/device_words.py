@@ -21,13 +21,13 @@ class Allocation:
         self.users: set[Copy] = set()
 
     def admit(self, user: Copy) -> int:
-        """Counts a copy that a cache keeps. Returns by how many bytes the memory in use grows."""
+        """Counts a copy that a cache keeps. Returns by how many bytes memory in use grows."""
         nbytes = 0 if self.users else self.nbytes
         self.users.add(user)
         return nbytes
 
     def release(self, user: Copy) -> int:
-        """Forgets a copy that is kept no longer. Returns by how many bytes the memory in use shrinks."""
+        """Forgets a copy that a cache drops. Returns by how many bytes memory in use shrinks."""
         if user not in self.users:
             return 0
         self.users.remove(user)

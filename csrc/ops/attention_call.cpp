@@ -1,0 +1,79 @@
+#include "ops/attention_call.h"
+
+#include <ATen/core/Formatting.h>
+#include <c10/util/Exception.h>
+
+namespace dilated::ops {
+namespace {
+
+/// In the order of kOptionsText.
+void take_options(Arguments& arguments, AttentionOptions& options) {
+  options.head_offsets = arguments.take<OptionalTensor>();
+  options.is_causal = arguments.take<bool>();
+  options.scale = scale_number(arguments.take<std::optional<at::Scalar>>());
+  options.padding = arguments.take<std::string>();
+  options.dropout_p = arguments.take<double>();
+  options.dropout_seed = arguments.take<OptionalTensor>();
+}
+
+}  // namespace
+
+void push_options(torch::jit::Stack& stack, const AttentionOptions& options) {
+  torch::jit::push(stack, options.head_offsets, options.is_causal, options.scale, options.padding,
+                   options.dropout_p, options.dropout_seed, options.pattern);
+}
+
+AttentionCall take_call(Arguments& arguments, Form form, BackwardInputs* inputs) {
+  AttentionCall call;
+  if (inputs != nullptr) {
+    inputs->grad_out = arguments.take<at::Tensor>();
+    inputs->grad_lse = arguments.take<OptionalTensor>();
+  }
+  call.query = arguments.take<at::Tensor>();
+  call.key = arguments.take<at::Tensor>();
+  call.value = arguments.take<at::Tensor>();
+  if (inputs != nullptr) {
+    inputs->out = arguments.take<at::Tensor>();
+    inputs->lse = arguments.take<at::Tensor>();
+  }
+  if (form == Form::kBlock) {
+    AttentionBlock& block = call.block.emplace();
+    block.seq_len = arguments.take<int64_t>();
+    block.query_begin = arguments.take<int64_t>();
+    block.key_begin = arguments.take<int64_t>();
+  }
+  call.segment_lengths = arguments.take<c10::IValue>().toSymIntVector();
+  call.dilation_rates = arguments.take<c10::IValue>().toIntVector();
+  if (form == Form::kRing) {
+    arguments.take<c10::IValue>();  // the group, like what comes last, is the ring's own business
+  }
+  if (form == Form::kBlock && inputs == nullptr) {
+    call.block->out = arguments.take<OptionalTensor>();
+    call.block->lse = arguments.take<OptionalTensor>();
+  }
+  take_options(arguments, call);
+  if (form != Form::kRing) {
+    call.pattern = arguments.take<OptionalTensor>();
+  }
+  if (form == Form::kBlock) {
+    // attention_block_backward_into adds up, and so is always partial.
+    call.block->partial = arguments.empty() || arguments.take<bool>();
+  }
+  return call;
+}
+
+std::optional<double> scale_number(const std::optional<at::Scalar>& scale) {
+  if (!scale.has_value() || scale->isSymbolic()) {
+    return std::nullopt;
+  }
+  TORCH_CHECK_VALUE(!scale->isComplex() && !scale->isBoolean(),
+                    "scale: must be a real number, got ", *scale);
+  return scale->toDouble();
+}
+
+c10::OperatorHandle find_operator(std::string_view name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(("dilated::" + std::string(name)).c_str(),
+                                                        "");
+}
+
+}  // namespace dilated::ops

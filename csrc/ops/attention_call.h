@@ -1,0 +1,90 @@
+// What an attention operator is called with: as text of the schemas, as a struct, and on the
+// dispatcher's stack. An option is named here, in the .cpp beside and in dilated/ops.h.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/stack.h>
+#include <dilated/ops.h>
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+namespace dilated::ops {
+
+using OptionalTensor = std::optional<at::Tensor>;
+using Results = std::tuple<at::Tensor, at::Tensor>;                // out, lse
+using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;  // of query, key, value
+using KeyGradients = std::tuple<at::Tensor, at::Tensor>;           // of key, value
+
+/// The schemas' common arguments.
+inline const std::string kRowsText = "Tensor query, Tensor key, Tensor value";
+inline const std::string kGradientsText =
+    "Tensor grad_out, Tensor? grad_lse, " + kRowsText + ", Tensor out, Tensor lse";
+inline const std::string kBranchesText = "SymInt[] segment_lengths, int[] dilation_rates";
+inline const std::string kOptionsText =
+    "Tensor? head_offsets=None, bool is_causal=False, Scalar? scale=None, "
+    "str padding=\"masked\", float dropout_p=0.0, Tensor? dropout_seed=None";
+
+/// A call, whatever the operator.
+struct AttentionCall : AttentionOptions {
+  at::Tensor query, key, value;
+  std::vector<c10::SymInt> segment_lengths;
+  std::vector<int64_t> dilation_rates;
+  std::optional<AttentionBlock> block;  // otherwise all of a sequence
+};
+
+/// What a backward is given beside.
+struct BackwardInputs {
+  at::Tensor grad_out;
+  OptionalTensor grad_lse;
+  at::Tensor out, lse;
+};
+
+/// What an operator's rows are of, on which depends what else it takes.
+enum class Form { kSequence, kBlock, kRing };
+
+/// An operator's arguments on the dispatcher's stack, taken one by one, and its results.
+class Arguments {
+ public:
+  Arguments(const c10::OperatorHandle& op, torch::jit::Stack* stack)
+      : stack_(*stack), next_(stack->size() - op.schema().arguments().size()), first_(next_) {}
+
+  bool empty() const { return next_ == stack_.size(); }
+
+  template <typename T>
+  T take() {
+    return std::move(stack_[next_++]).to<T>();
+  }
+
+  template <typename... Tensors>
+  void replace_by(std::tuple<Tensors...> results) {
+    stack_.erase(stack_.begin() + static_cast<ptrdiff_t>(first_), stack_.end());
+    std::apply([&](auto&&... tensors) { torch::jit::push(stack_, std::move(tensors)...); },
+               std::move(results));
+  }
+
+ private:
+  torch::jit::Stack& stack_;
+  size_t next_, first_;
+};
+
+/// The call of an operator; `inputs` are filled where it is a backward. Throws c10::ValueError for
+/// a scale that is no number.
+AttentionCall take_call(Arguments& arguments, Form form, BackwardInputs* inputs = nullptr);
+
+/// The options behind what lies on the stack, for a call that begins in C++.
+void push_options(torch::jit::Stack& stack, const AttentionOptions& options);
+
+/// A scale as a number, nullopt where none is given or a compiler's symbol stands for it. Throws
+/// c10::ValueError for a bool or a complex number.
+std::optional<double> scale_number(const std::optional<at::Scalar>& scale);
+
+/// torch.ops.dilated's operator of the name.
+c10::OperatorHandle find_operator(std::string_view name);
+
+}  // namespace dilated::ops

@@ -1,0 +1,35 @@
+#include "ops/in_place.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/util/Exception.h>
+
+#include <string_view>
+
+namespace dilated::ops {
+
+void InPlaceKernel::check_no_gradient(const c10::OperatorHandle& op,
+                                      const torch::jit::Stack& stack) const {
+  const auto& arguments = op.schema().arguments();
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const c10::IValue& value = torch::jit::peek(stack, i, arguments.size());
+    TORCH_CHECK(
+        !value.isTensor() || !value.toTensor().defined() || !value.toTensor().requires_grad(),
+        arguments[i].name(), ": must not require gradients. ",
+        std::string_view(op.schema().name()).substr(std::string_view("dilated::").size()),
+        ": not differentiable; ", instead_);
+  }
+}
+
+void InPlaceKernel::operator()(const c10::OperatorHandle& op, c10::DispatchKeySet /*keys*/,
+                               torch::jit::Stack* stack) {
+  if (at::GradMode::is_enabled()) {
+    check_no_gradient(op, *stack);
+  }
+  const at::Tensor written = torch::jit::peek(stack, 0, op.schema().arguments().size()).toTensor();
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  op.callBoxed(stack);
+  written.unsafeGetTensorImpl()->bump_version();
+}
+
+}  // namespace dilated::ops

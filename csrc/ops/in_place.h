@@ -1,0 +1,27 @@
+// Autograd of operators that write into their first argument and have no gradients.
+#pragma once
+
+#include <torch/library.h>
+
+namespace dilated::ops {
+
+/// Calls the operator below autograd, and counts the write, which the fallback does not do for what
+/// is not returned. Where a gradient is wanted, that is an error, not silently zero; `instead` says
+/// what to do.
+class InPlaceKernel : public c10::OperatorKernel {
+ public:
+  explicit InPlaceKernel(const char* instead) : instead_(instead) {}
+  void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
+                  torch::jit::Stack* stack);
+
+ private:
+  void check_no_gradient(const c10::OperatorHandle& op, const torch::jit::Stack& stack) const;
+
+  const char* instead_;
+};
+
+inline torch::CppFunction in_place(const char* instead) {
+  return torch::CppFunction::makeFromBoxedFunctor(std::make_unique<InPlaceKernel>(instead));
+}
+
+}  // namespace dilated::ops

@@ -1,0 +1,185 @@
+#include "ops/planned_patterns.h"
+
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <atomic>
+#include <stdexcept>
+#include <string>
+
+#include "ops/checks.h"
+#include "ops/of_process.h"
+
+namespace dilated {
+namespace ops {
+namespace {
+
+std::atomic<int64_t> max_entries{128};
+std::atomic<int64_t> max_bytes{int64_t{256} << 20};
+
+int64_t bytes_of(const at::Tensor& words) { return static_cast<int64_t>(words.nbytes()); }
+
+}  // namespace
+
+size_t PlannedPatterns::Hash::operator()(const Key& key) const {
+  uint64_t hash = key.size();
+  for (const int64_t number : key) {
+    hash = (hash ^ static_cast<uint64_t>(number)) * 0x9e3779b97f4a7c15ull;
+    hash ^= hash >> 32;
+  }
+  return hash;
+}
+
+/// All that spec_of() reads; the offsets only where they are given, so that one pattern may have
+/// two keys.
+PlannedPatterns::Key PlannedPatterns::key_of(const AttentionCall& call) {
+  const at::Device device = call.query.device();
+  const int64_t rows = call.query.size(1);
+  const bool is_block = call.block.has_value();
+  Key key{static_cast<int64_t>(device.type()),
+          device.index(),
+          rows,
+          call.query.size(2),
+          call.key.size(1),
+          call.key.size(2),
+          is_block ? call.block->seq_len : rows,
+          is_block ? call.block->query_begin : 0,
+          is_block ? call.block->key_begin : 0,
+          call.is_causal,
+          call.padding == "zeros",
+          static_cast<int64_t>(call.segment_lengths.size())};
+  for (const c10::SymInt& length : call.segment_lengths) {
+    key.push_back(length.expect_int());
+  }
+  key.append(call.dilation_rates.begin(), call.dilation_rates.end());
+  if (call.head_offsets.has_value()) {
+    const at::Tensor table = call.head_offsets->contiguous();
+    const auto* offsets = table.const_data_ptr<int64_t>();
+    key.append(offsets, offsets + table.numel());
+  }
+  return key;
+}
+
+at::Tensor PlannedPatterns::lend(const AttentionCall& call, const PatternReader& reader) {
+  const Key key = key_of(call);
+  std::unique_lock<std::mutex> lock(mutex_);
+  for (;;) {
+    const auto [item, is_new] = entries_.try_emplace(key);
+    if (is_new) {
+      ++counts_.misses;
+      Entries::value_type& planned = *item;
+      lock.unlock();
+      return plan(call, reader, planned);
+    }
+    const at::Tensor& words = item->second.words;
+    if (!words.defined()) {
+      planned_.wait(lock);
+    } else if (bytes_of(words) <= max_pattern_bytes()) {
+      ++counts_.hits;
+      return hand_out(item->second, reader);
+    } else {
+      lock.unlock();
+      return reader.plan(spec_of(call), call.query.device());  // throws: it has become too large
+    }
+  }
+}
+
+/// Not locked; the entry stays where it is, as nobody else removes one without words.
+at::Tensor PlannedPatterns::plan(const AttentionCall& call, const PatternReader& reader,
+                                 Entries::value_type& item) {
+  at::Tensor words;
+  try {
+    words = reader.plan(spec_of(call), call.query.device());
+  } catch (...) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    entries_.erase(Key(item.first));
+    planned_.notify_all();
+    throw;
+  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  item.second.words = words;
+  item.second.place = recent_.insert(recent_.begin(), &item.first);
+  counts_.bytes += bytes_of(words);
+  planned_.notify_all();
+  words = hand_out(item.second, reader);
+  evict_to(max_entries, max_bytes);
+  return words;
+}
+
+/// Locked. Memory that was read on a stream is given to others only after that.
+at::Tensor PlannedPatterns::hand_out(Entry& entry, const PatternReader& reader) {
+  if (!entry.is_pinned) {
+    recent_.splice(recent_.begin(), recent_, entry.place);
+    if (reader.is_captured) {
+      pin(entry);
+    } else if (reader.stream.has_value() && std::find(entry.streams.begin(), entry.streams.end(),
+                                                      *reader.stream) == entry.streams.end()) {
+      const c10::impl::VirtualGuardImpl device(reader.stream->device_type());
+      device.recordDataPtrOnStream(entry.words.storage().data_ptr(), *reader.stream);
+      entry.streams.push_back(*reader.stream);
+    }
+  }
+  return entry.words;
+}
+
+/// Locked.
+void PlannedPatterns::pin(Entry& entry) {
+  recent_.erase(entry.place);
+  entry.is_pinned = true;
+  ++counts_.pinned_entries;
+  counts_.pinned_bytes += bytes_of(entry.words);
+}
+
+/// Locked.
+void PlannedPatterns::evict_to(int64_t entries, int64_t bytes) {
+  while (!recent_.empty() && (static_cast<int64_t>(recent_.size()) > entries ||
+                              counts_.bytes - counts_.pinned_bytes > bytes)) {
+    const auto last = entries_.find(*recent_.back());
+    counts_.bytes -= bytes_of(last->second.words);
+    ++counts_.evictions;
+    recent_.pop_back();
+    entries_.erase(last);
+  }
+}
+
+PlannedPatternCounts PlannedPatterns::counts() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  PlannedPatternCounts counts = counts_;
+  counts.entries = static_cast<int64_t>(recent_.size()) + counts.pinned_entries;
+  return counts;
+}
+
+void PlannedPatterns::evict() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  evict_to(max_entries, max_bytes);
+}
+
+void PlannedPatterns::clear() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  evict_to(0, 0);
+  counts_.hits = counts_.misses = counts_.evictions = 0;
+}
+
+PlannedPatterns& planned_patterns() { return of_process<PlannedPatterns>(); }
+
+}  // namespace ops
+
+PlannedPatternCounts planned_pattern_counts() { return ops::planned_patterns().counts(); }
+
+void resize_planned_patterns(int64_t max_entries, int64_t max_bytes) {
+  for (const auto& [name, bound] :
+       {std::pair("max_entries", max_entries), std::pair("max_bytes", max_bytes)}) {
+    if (bound < 0) {
+      throw std::invalid_argument(std::string(name) + ": must be at least 0, got " +
+                                  std::to_string(bound));
+    }
+  }
+  ops::max_entries = max_entries;
+  ops::max_bytes = max_bytes;
+  ops::planned_patterns().evict();
+}
+
+void clear_planned_patterns() { ops::planned_patterns().clear(); }
+
+}  // namespace dilated

@@ -1,0 +1,70 @@
+// The memory of dilated/planned_patterns.h, as the operators use it.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Stream.h>
+#include <c10/util/SmallVector.h>
+#include <dilated/pattern.h>
+#include <dilated/planned_patterns.h>
+
+#include <condition_variable>
+#include <list>
+#include <mutex>
+#include <optional>
+#include <unordered_map>
+
+#include "ops/attention_call.h"
+
+namespace dilated::ops {
+
+/// How a call on a device reads a pattern.
+struct PatternReader {
+  /// The words of a new pattern, on the device and ready for all of its streams.
+  at::Tensor (*plan)(const PatternSpec& spec, const at::Device& device);
+  std::optional<c10::Stream> stream =
+      std::nullopt;          // on which the call reads them; none on the CPU
+  bool is_captured = false;  // by a CUDA graph, whose replays read them again
+};
+
+class PlannedPatterns {
+ public:
+  /// The words for a call without a pattern that was checked (check_call), found or planned:
+  /// threads that miss a pattern at once plan it once. They are as they were planned, for nobody
+  /// outside the operators gets them. Throws as spec_of() and reader.plan do.
+  at::Tensor lend(const AttentionCall& call, const PatternReader& reader);
+
+  PlannedPatternCounts counts();
+  void evict();
+  void clear();
+
+ private:
+  using Key = c10::SmallVector<int64_t, 64>;  // the device and the specification, number by number
+  struct Hash {
+    size_t operator()(const Key& key) const;
+  };
+  struct Entry {
+    at::Tensor words;  // undefined while a thread plans
+    bool is_pinned = false;
+    c10::SmallVector<c10::Stream, 2> streams;  // which read the words
+    std::list<const Key*>::iterator place;     // in recent_, but for a pinned one
+  };
+  using Entries = std::unordered_map<Key, Entry, Hash>;
+
+  static Key key_of(const AttentionCall& call);
+  at::Tensor plan(const AttentionCall& call, const PatternReader& reader,
+                  Entries::value_type& item);
+  at::Tensor hand_out(Entry& entry, const PatternReader& reader);
+  void pin(Entry& entry);
+  void evict_to(int64_t max_entries, int64_t max_bytes);
+
+  std::mutex mutex_;
+  std::condition_variable planned_;  // or failed to
+  Entries entries_;
+  std::list<const Key*> recent_;   // most recently used first
+  PlannedPatternCounts counts_{};  // but for `entries`
+};
+
+/// The process's.
+PlannedPatterns& planned_patterns();
+
+}  // namespace dilated::ops

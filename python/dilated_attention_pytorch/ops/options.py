@@ -1,0 +1,31 @@
+"""What the attention operators take by keyword. Schemas hold the defaults."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from typing_extensions import TypedDict
+
+
+class Options(TypedDict, total=False):
+    """What all of them take, in the order of the schemas.
+
+    head_offsets: int64 [branches, H] on the CPU, None for h mod r. scale: finite in float32
+    (float64 for float64). padding: "masked" or "zeros". dropout_seed: int64 [1] on query's device,
+    needed if dropout_p > 0.
+    """
+
+    head_offsets: Tensor | None
+    is_causal: bool
+    scale: float | None
+    padding: str
+    dropout_p: float
+    dropout_seed: Tensor | None
+
+
+class PatternOptions(Options, total=False):
+    """And what those on one device take.
+
+    pattern: int32 on query's device, from the planner; without one the operator plans by itself.
+    """
+
+    pattern: Tensor | None

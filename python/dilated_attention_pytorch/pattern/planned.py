@@ -1,0 +1,51 @@
+"""What the operators keep of the patterns that they plan by themselves.
+
+A call that brings no pattern, under torch.compile, from C++ or with `pattern_cache=False`, finds
+the one that an equal call planned before. There is one such memory in a process, by device and
+whole specification; the least recently used goes first. A forked process begins with none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .. import _C
+from .bounds import at_least
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedPatternCounts:
+    """A snapshot. Entries and bytes are those held; hits, misses and evictions since `clear`.
+
+    Pinned ones are those that a CUDA graph captured: they stay, as a replay reads them, and do not
+    count towards the bounds. A call that waits for another thread's plan is a hit.
+    """
+
+    entries: int
+    bytes: int
+    pinned_entries: int
+    pinned_bytes: int
+    hits: int
+    misses: int
+    evictions: int
+
+
+def planned_pattern_counts() -> PlannedPatternCounts:
+    """What the operators hold, and have counted, in this process."""
+    return PlannedPatternCounts(**_C.planned_pattern_counts())
+
+
+def resize_planned_patterns(*, max_entries: int = 128, max_bytes: int = 256 * 2**20) -> None:
+    """Bounds what the operators keep, and drops what no longer fits; 0 for nothing.
+
+    Raises:
+        TypeError, ValueError: not an integer, or below 0.
+    """
+    _C.resize_planned_patterns(
+        at_least(0, max_entries, "max_entries"), at_least(0, max_bytes, "max_bytes")
+    )
+
+
+def clear_planned_patterns() -> None:
+    """Drops all but what CUDA graphs captured, and all counts."""
+    _C.clear_planned_patterns()
