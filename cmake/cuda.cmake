@@ -61,13 +61,13 @@ else()
   message(STATUS "dilated: no CUDA kernels: ${DILATED_CUDA_REASON}")
 endif()
 
-# dilated_add_cuda(<target> <source>...): the CUDA sources, as objects of the target where CUDA is used. They are a
-# library of their own because CMake 3.25 can't be told that CUDA sources are C++20; nvcc can.
-function(dilated_add_cuda target)
-  if(NOT ARGN OR NOT (DILATED_USE_CUDA OR DILATED_CUDA_CHECK))
+# dilated_add_cuda(<target> <part> <source>...): a part of the CUDA sources, as objects of the target where CUDA is used.
+# They are libraries of their own because CMake 3.25 can't be told that CUDA sources are C++20; nvcc can.
+function(dilated_add_cuda target part)
+  if(NOT (DILATED_USE_CUDA OR DILATED_CUDA_CHECK))
     return()
   endif()
-  set(_name ${target}_cuda)
+  set(_name ${target}_cuda_${part})
   add_library(${_name} OBJECT ${ARGN})
   target_compile_options(${_name} PRIVATE -std=c++20 $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo>)
   target_include_directories(${_name} PRIVATE
@@ -79,6 +79,10 @@ function(dilated_add_cuda target)
     target_compile_options(${_name} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-v>)
     target_compile_definitions(${_name} PRIVATE C10_CUDA_NO_CMAKE_CONFIGURE_FILE)
     set_target_properties(${_name} PROPERTIES EXCLUDE_FROM_ALL ON)
+    if(NOT TARGET ${target}_cuda)
+      add_custom_target(${target}_cuda)
+    endif()
+    add_dependencies(${target}_cuda ${_name})
   else()
     # Architectures and kernels of a file side by side: the files are few and hold dozens of kernels.
     target_compile_options(${_name} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:--threads=2;--split-compile=0>")

@@ -8,15 +8,17 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include <charconv>
+#include <algorithm>
 #include <cstdlib>
 #include <limits>
 #include <map>
 #include <mutex>
 #include <optional>
-#include <string_view>
+#include <vector>
 
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/choose.h"
+#include "kernels/cuda/device.h"
 #include "ops/attention_kernels.h"
 #include "ops/checked_patterns.h"
 #include "ops/cuda_capture.h"
@@ -100,52 +102,53 @@ at::Tensor place_pattern(const AttentionCall& call, kernels::AttentionArgs& args
   return pattern;
 }
 
+/// Of the call's device; a block may have less of its shared memory where
+/// DILATED_SHARED_MEMORY_BYTES says so, by which a large GPU runs what a smaller one does.
+kernels::cuda::Device gpu_of(const at::Tensor& query) {
+  static const size_t allowed = [] {
+    const char* text = std::getenv("DILATED_SHARED_MEMORY_BYTES");
+    const auto bytes = text == nullptr ? std::numeric_limits<size_t>::max()
+                                       : kernels::cuda::parse_shared_bytes(text);
+    TORCH_CHECK_VALUE(bytes.has_value(),
+                      "DILATED_SHARED_MEMORY_BYTES: must be a number of bytes, at least ",
+                      kernels::cuda::kLeastSharedBytes, ", got \"", text, "\"");
+    return *bytes;
+  }();
+  kernels::cuda::Device device{};
+  C10_CUDA_CHECK(kernels::cuda::find_device(query.device().index(), device));
+  device.shared_bytes = std::min(device.shared_bytes, allowed);
+  return device;
+}
+
+kernels::cuda::Problem problem_of(const at::Tensor& query, bool is_causal) {
+  return {dtype_of(query), query.size(3), is_causal, at::globalContext().deterministicAlgorithms()};
+}
+
+kernels::cuda::BackwardChoice choose_backward(const at::Tensor& query, bool is_causal) {
+  return kernels::cuda::choose_backward(problem_of(query, is_causal), gpu_of(query));
+}
+
 Results forward_cuda(const AttentionCall& call) {
   check_call(call);
   const c10::cuda::CUDAGuard guard(call.query.device());
   ForwardCall forward = prepare_forward(call);
   const at::Tensor words = place_pattern(call, forward.args);
   if (call.query.numel() > 0) {
+    const kernels::cuda::ForwardChoice choice =
+        kernels::cuda::choose_forward(problem_of(call.query, call.is_causal), gpu_of(call.query));
     C10_CUDA_CHECK(
-        kernels::cuda::attention_forward(forward.args, c10::cuda::getCurrentCUDAStream()));
+        kernels::cuda::attention_forward(choice, forward.args, c10::cuda::getCurrentCUDAStream()));
   }
   return {forward.out, forward.lse};
 }
 
 constexpr int64_t kCounterBytes = 256;  // in front of the sums, which are to be aligned
 
-/// Most shared memory that a block may have: all of the device's, but for
-/// DILATED_SHARED_MEMORY_BYTES, by which a large GPU runs what a smaller one does.
-size_t allowed_shared_bytes() {
-  static const size_t allowed = [] {
-    size_t bytes = std::numeric_limits<size_t>::max();
-    if (const char* text = std::getenv("DILATED_SHARED_MEMORY_BYTES"); text != nullptr) {
-      const std::string_view digits = text;
-      const auto [end, error] = std::from_chars(digits.begin(), digits.end(), bytes);
-      TORCH_CHECK_VALUE(
-          error == std::errc() && end == digits.end() && bytes >= kernels::cuda::kSharedBytes,
-          "DILATED_SHARED_MEMORY_BYTES: must be a number of bytes, at least ",
-          kernels::cuda::kSharedBytes, ", got \"", text, "\"");
-    }
-    return bytes;
-  }();
-  return allowed;
-}
-
-/// Whether the kernel adds grad_query up; on the current device.
-bool adds_up(const at::Tensor& query) {
-  bool adds_up = false;
-  C10_CUDA_CHECK(kernels::cuda::backward_adds_up(dtype_of(query), query.size(3),
-                                                 at::globalContext().deterministicAlgorithms(),
-                                                 allowed_shared_bytes(), adds_up));
-  return adds_up;
-}
-
-/// Zeros: the kernel's counter, which float32 does without, and so many numbers to add up in.
-at::Tensor make_workspace(const at::Tensor& query, int64_t sums) {
-  const int64_t bytes = query.scalar_type() == at::kFloat
-                            ? 0
-                            : kCounterBytes + sums * static_cast<int64_t>(sizeof(float));
+/// Zeros: the counter, if there is one, and `rows` rows of sums.
+at::Tensor make_workspace(const at::Tensor& query, const kernels::cuda::BackwardChoice& choice,
+                          int64_t rows) {
+  const int64_t bytes = (choice.max_blocks > 0 ? kCounterBytes : 0) +
+                        rows * choice.sums_width * static_cast<int64_t>(sizeof(float));
   at::Tensor workspace = at::empty({bytes}, query.options().dtype(at::kByte));
   if (bytes > 0) {
     C10_CUDA_CHECK(cudaMemsetAsync(workspace.mutable_data_ptr(), 0, static_cast<size_t>(bytes),
@@ -154,8 +157,9 @@ at::Tensor make_workspace(const at::Tensor& query, int64_t sums) {
   return workspace;
 }
 
-/// Fills the gradients; sums as attention_backward takes them.
-void run_backward(const AttentionCall& call, BackwardCall& backward, float* sums,
+/// Fills the gradients, or adds grad_query up in `sums`; workspace holds the counter.
+void run_backward(const AttentionCall& call, BackwardCall& backward,
+                  const kernels::cuda::BackwardChoice& choice, float* sums,
                   const at::Tensor& workspace) {
   const at::Tensor words = place_pattern(call, backward.args);
   if (call.query.numel() == 0 && call.key.numel() == 0) {
@@ -167,16 +171,17 @@ void run_backward(const AttentionCall& call, BackwardCall& backward, float* sums
   C10_CUDA_CHECK(kernels::cuda::attention_delta(backward.args, rows_of(backward.out), grad_lse_data,
                                                 backward.delta.mutable_data_ptr<float>(), stream));
   auto* counter = static_cast<unsigned long long*>(workspace.mutable_data_ptr());
-  C10_CUDA_CHECK(kernels::cuda::attention_backward(backward.args, sums, counter,
-                                                   allowed_shared_bytes(), stream));
+  C10_CUDA_CHECK(kernels::cuda::attention_backward(choice, backward.args, {sums, counter}, stream));
 }
 
-void round_into(const at::Tensor& grad_query, double scale, float* sums) {
+void round_into(const at::Tensor& grad_query, const kernels::cuda::BackwardChoice& choice,
+                double scale, const float* sums) {
   const kernels::cuda::RoundedSums rounded{dtype_of(grad_query),       grad_query.size(0),
                                            grad_query.size(1),         grad_query.size(2),
                                            grad_query.size(3),         static_cast<float>(scale),
                                            mutable_rows_of(grad_query)};
-  C10_CUDA_CHECK(kernels::cuda::round_query_sums(rounded, sums, c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(
+      kernels::cuda::round_query_sums(choice, rounded, sums, c10::cuda::getCurrentCUDAStream()));
 }
 
 Gradients backward_cuda(const AttentionCall& call, const BackwardInputs& inputs) {
@@ -184,16 +189,16 @@ Gradients backward_cuda(const AttentionCall& call, const BackwardInputs& inputs)
   const at::Tensor& query = call.query;
   const c10::cuda::CUDAGuard guard(query.device());
   BackwardCall backward = prepare_backward(call, inputs);
-  const bool has_sums = adds_up(query);
-  const int64_t rows = query.size(0) * query.size(1) * query.size(2);
+  const kernels::cuda::BackwardChoice choice = choose_backward(query, call.is_causal);
+  const bool has_sums = choice.sums_width > 0;
   const at::Tensor workspace =
-      make_workspace(query, has_sums ? rows * kernels::query_sums_width(query.size(3)) : 0);
+      make_workspace(query, choice, query.size(0) * query.size(1) * query.size(2));
   float* sums = has_sums ? reinterpret_cast<float*>(
                                static_cast<char*>(workspace.mutable_data_ptr()) + kCounterBytes)
                          : nullptr;
-  run_backward(call, backward, sums, workspace);
+  run_backward(call, backward, choice, sums, workspace);
   if (has_sums) {
-    round_into(backward.grad_query, backward.args.scale64, sums);
+    round_into(backward.grad_query, choice, backward.args.scale64, sums);
   }
   return {backward.grad_query, backward.grad_key, backward.grad_value};
 }
@@ -209,14 +214,15 @@ KeyGradients backward_into_cuda(const AttentionCall& call, const BackwardInputs&
   check_query_sums(call.query, sums);
   check_sums_apart(call, inputs, sums);
   const c10::cuda::CUDAGuard guard(call.query.device());
-  if (!adds_up(call.query)) {
+  const kernels::cuda::BackwardChoice choice = choose_backward(call.query, call.is_causal);
+  if (choice.sums_width == 0) {
     const auto [grad_query, grad_key, grad_value] = backward_cuda(call, inputs);
     add_to_sums(sums, grad_query);
     return {grad_key, grad_value};
   }
   check_backward(call, inputs);
   BackwardCall backward = prepare_backward(call, inputs, /*with_grad_query=*/false);
-  run_backward(call, backward, sums_data(sums), make_workspace(call.query, 0));
+  run_backward(call, backward, choice, sums_data(sums), make_workspace(call.query, choice, 0));
   return {backward.grad_key, backward.grad_value};
 }
 
@@ -226,11 +232,12 @@ at::Tensor round_query_sums_cuda(const at::Tensor& sums, const at::Tensor& query
   check_query_sums(query, sums);
   check_scale(query, scale);
   const c10::cuda::CUDAGuard guard(query.device());
-  if (!adds_up(query)) {
+  const kernels::cuda::BackwardChoice choice = choose_backward(query, /*is_causal=*/false);
+  if (choice.sums_width == 0) {
     return round_sums(sums, query);
   }
   at::Tensor grad_query = at::empty(query.sizes(), query.options());
-  round_into(grad_query, scale_of(query, scale), sums_data(sums));
+  round_into(grad_query, choice, scale_of(query, scale), sums_data(sums));
   return grad_query;
 }
 

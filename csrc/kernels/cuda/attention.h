@@ -1,17 +1,15 @@
-// Attention on CUDA devices. Launches on `stream` without waiting; every pointer is to device
-// memory.
+// Attention on CUDA devices. Launches on `stream` without waiting, on the current device; every
+// pointer is to its memory.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
-#include <cstddef>
 #include <cstdint>
 
 #include "kernels/attention.h"
+#include "kernels/cuda/choose.h"
 
 namespace dilated::kernels::cuda {
-
-inline constexpr size_t kSharedBytes = 101376;  // that a block may have on every GPU from sm_80 on
 
 /// Makes the stream fail, with a message, unless so many words are as plan() made them for the
 /// specification of this fingerprint. The pattern begins at a multiple of 16 bytes.
@@ -23,23 +21,23 @@ cudaError_t require_pattern(const int32_t* pattern, int64_t words, uint64_t fing
 cudaError_t read_pattern(const int32_t* pattern, int64_t words, int64_t* found,
                          cudaStream_t stream);
 
-cudaError_t attention_forward(const ForwardArgs& args, cudaStream_t stream);
+cudaError_t attention_forward(const ForwardChoice& choice, const ForwardArgs& args,
+                              cudaStream_t stream);
 
 /// delta[b, h, n] = sum_d grad_out * out - grad_lse; grad_lse may be null.
 cudaError_t attention_delta(const BackwardArgs& args, const Rows& out, const float* grad_lse,
                             float* delta, cudaStream_t stream);
 
-/// Whether attention_backward adds grad_query up in float32, block by block in any order, on the
-/// current device; otherwise it writes every row once. shared_bytes: see attention_backward.
-cudaError_t backward_adds_up(Dtype dtype, int64_t head_dim, bool deterministic, size_t shared_bytes,
-                             bool& adds_up);
+/// What a backward works with; what its choice has no use for may be null.
+struct BackwardWorkspace {
+  float* query_sums;            // [batch, heads, queries, sums_width], aligned to 16 bytes
+  unsigned long long* counter;  // zero
+};
 
-/// Writes grad_key and grad_value; adds grad_query / scale to `sums`, rows of
-/// query_sums_width(head_dim) columns in an order of their own, aligned to 16 bytes. Null, where
-/// nothing is added up: writes grad_query. counter: zero; not used for float32. shared_bytes: most
-/// that a block may have of the device's shared memory, at least kSharedBytes.
-cudaError_t attention_backward(const BackwardArgs& args, float* sums, unsigned long long* counter,
-                               size_t shared_bytes, cudaStream_t stream);
+/// Writes grad_key and grad_value. Where the choice sums grad_query up, adds grad_query / scale to
+/// the sums, whose columns are in an order of the family's own; else writes grad_query.
+cudaError_t attention_backward(const BackwardChoice& choice, const BackwardArgs& args,
+                               const BackwardWorkspace& workspace, cudaStream_t stream);
 
 /// [batch, queries, heads, head_dim] of `dtype`: scale * sums.
 struct RoundedSums {
@@ -48,6 +46,7 @@ struct RoundedSums {
   float scale;
   MutableRows grad_query;
 };
-cudaError_t round_query_sums(const RoundedSums& rounded, float* sums, cudaStream_t stream);
+cudaError_t round_query_sums(const BackwardChoice& choice, const RoundedSums& rounded,
+                             const float* sums, cudaStream_t stream);
 
 }  // namespace dilated::kernels::cuda

@@ -13,7 +13,7 @@
 #include "kernels/cuda/portable/backward_warp.cuh"
 #include "kernels/cuda/primitives/async_copy.cuh"
 
-namespace dilated::kernels::cuda {
+namespace dilated::kernels::cuda::portable {
 
 /// One warp: takes the next item that has rows for this block and lists its keys. is_done if there
 /// is none.
@@ -185,4 +185,4 @@ __global__ void __launch_bounds__(BackwardShape<Element, kWidth, kKeys>::kThread
   }
 }
 
-}  // namespace dilated::kernels::cuda
+}  // namespace dilated::kernels::cuda::portable

@@ -13,7 +13,7 @@
 #include "kernels/cuda/portable/forward_warp.cuh"
 #include "kernels/cuda/primitives/async_copy.cuh"
 
-namespace dilated::kernels::cuda {
+namespace dilated::kernels::cuda::portable {
 
 /// Starts copying a listed tile of keys and values.
 template <typename Shape>
@@ -149,4 +149,4 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   }
 }
 
-}  // namespace dilated::kernels::cuda
+}  // namespace dilated::kernels::cuda::portable

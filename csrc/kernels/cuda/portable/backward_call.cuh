@@ -12,7 +12,7 @@
 #include "kernels/cuda/primitives/work.cuh"
 #include "kernels/dropout.h"
 
-namespace dilated::kernels::cuda {
+namespace dilated::kernels::cuda::portable {
 
 struct BackwardCall {
   BackwardArgs args;
@@ -105,4 +105,4 @@ __device__ inline void finish_columns(QueryColumns<kQueries>& columns) {
   }
 }
 
-}  // namespace dilated::kernels::cuda
+}  // namespace dilated::kernels::cuda::portable

@@ -11,7 +11,7 @@
 #include "kernels/cuda/primitives/mma.cuh"
 #include "kernels/cuda/primitives/numerics.cuh"
 
-namespace dilated::kernels::cuda {
+namespace dilated::kernels::cuda::portable {
 
 struct BackwardQueryCall {
   BackwardArgs args;
@@ -345,4 +345,4 @@ __global__ void __launch_bounds__(BackwardQueryShape<Element, kWidth>::kThreads,
   }
 }
 
-}  // namespace dilated::kernels::cuda
+}  // namespace dilated::kernels::cuda::portable

@@ -7,7 +7,7 @@
 #include "kernels/cuda/primitives/numerics.cuh"
 #include "kernels/cuda/primitives/reduce_add.cuh"
 
-namespace dilated::kernels::cuda {
+namespace dilated::kernels::cuda::portable {
 
 /// Rows [batch, head, query] of `width` numbers, head_dim rounded up to 16. Within 16 columns,
 /// thread t of the four that share a row of an mma accumulator keeps its columns 2t, 2t + 1, 8 +
@@ -17,6 +17,11 @@ struct QuerySums {
   int32_t width;
 
   __device__ float* row(int64_t index) const { return data + index * width; }
+};
+
+struct ConstQuerySums {
+  const float* data;
+  int32_t width;
 };
 
 /// Two neighbours, rounded to nearest even.
@@ -33,8 +38,9 @@ __device__ inline void store_pair(Element* to, float low, float high) {
 /// out = scale * sums, 16 columns a thread, rounded to Element. Rows are counted by [batch, head,
 /// query], as the sums lie.
 template <typename Element>
-__global__ void round_sums_kernel(QuerySums sums, MutableRows out, int64_t heads, int64_t queries,
-                                  int64_t rows, int32_t head_dim, float scale, bool is_aligned) {
+__global__ void round_sums_kernel(ConstQuerySums sums, MutableRows out, int64_t heads,
+                                  int64_t queries, int64_t rows, int32_t head_dim, float scale,
+                                  bool is_aligned) {
   const int32_t blocks = sums.width / 16;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t row = index / blocks;
@@ -73,4 +79,4 @@ __global__ void round_sums_kernel(QuerySums sums, MutableRows out, int64_t heads
   }
 }
 
-}  // namespace dilated::kernels::cuda
+}  // namespace dilated::kernels::cuda::portable

@@ -12,19 +12,21 @@
 #pragma once
 
 #include "kernels/cuda/portable/backward_call.cuh"
+#include "kernels/cuda/portable/shapes.h"
 #include "kernels/cuda/primitives/float_row.cuh"
 #include "kernels/cuda/primitives/mma.cuh"
 #include "kernels/cuda/primitives/numerics.cuh"
 #include "kernels/cuda/primitives/reduce_add.cuh"
 
-namespace dilated::kernels::cuda {
+namespace dilated::kernels::cuda::portable {
 
 template <typename Element_, int kWidth_, int kKeys_>
 struct BackwardShape {
   using Element = Element_;
   static constexpr int kWidth = kWidth_, kKeys = kKeys_;  // head_dim padded, and rows of a tile
-  static constexpr int kQueries = 64;
-  static constexpr int kParts = kWidth <= 64 ? 1 : kWidth <= 128 ? 2 : 4;
+  static constexpr BackwardTile kTile{kWidth, kKeys};
+  static constexpr int kQueries = kTile.kQueries;
+  static constexpr int kParts = kTile.parts();
   static constexpr int kPartWidth = kWidth / kParts;
   static constexpr int kPassQueries =
       kParts == 1 ? 32 : kQueries / kParts;  // of one block of scores
@@ -32,8 +34,7 @@ struct BackwardShape {
   static constexpr int kKeyWarps = kKeys / 32;
   static constexpr int kWarps = kKeyWarps * kParts;
   static constexpr int kThreads = kWarps * 32;
-  static constexpr int kBlocks =
-      kWidth <= 64 && kKeys == 128 ? 2 : 1;  // that share a multiprocessor
+  static constexpr int kBlocks = kTile.blocks();
   // grad_query of a tile: warps in rows by warps in columns.
   static constexpr int kRowWarps = kWidth / (kWarps / 2) % 16 == 0 ? 2 : 4;
   static constexpr int kSumRows = kQueries / kRowWarps, kSumWidth = kWidth / (kWarps / kRowWarps);
@@ -432,4 +433,4 @@ __device__ void BackwardWarp<Shape>::finish() {
   write_rows(memory_, memory_.value, args.grad_value, head_dim, call_.grad_value_aligned);
 }
 
-}  // namespace dilated::kernels::cuda
+}  // namespace dilated::kernels::cuda::portable

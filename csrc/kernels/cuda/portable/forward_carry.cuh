@@ -3,10 +3,10 @@
 // In a ring most rows meet no key of most other ranks.
 #pragma once
 
-#include "kernels/cuda/portable/forward_call.cuh"
+#include "kernels/cuda/primitives/forward_call.cuh"
 #include "kernels/cuda/primitives/numerics.cuh"
 
-namespace dilated::kernels::cuda {
+namespace dilated::kernels::cuda::portable {
 
 __device__ inline bool is_carried(const WorkItem& work, const ForwardArgs& args) {
   return work.group.columns == 0 && work.group.zero_keys == 0 && args.running_lse != nullptr;
@@ -95,4 +95,4 @@ __device__ void carry_rows(const ForwardCall& call, const WorkItem& work,
   }
 }
 
-}  // namespace dilated::kernels::cuda
+}  // namespace dilated::kernels::cuda::portable

@@ -12,24 +12,25 @@
 
 #include <cfloat>
 
-#include "kernels/cuda/portable/forward_call.cuh"
+#include "kernels/cuda/portable/shapes.h"
 #include "kernels/cuda/primitives/float_row.cuh"
+#include "kernels/cuda/primitives/forward_call.cuh"
 #include "kernels/cuda/primitives/mma.cuh"
 #include "kernels/cuda/primitives/numerics.cuh"
 #include "kernels/cuda/primitives/running.cuh"
 
-namespace dilated::kernels::cuda {
+namespace dilated::kernels::cuda::portable {
 
 template <int kHeadDim_, int kWarps_, int kWarpTiles_>
 struct ForwardShape {
   static constexpr int kHeadDim = kHeadDim_, kWarps = kWarps_, kWarpTiles = kWarpTiles_;
   static constexpr int kThreads = kWarps * 32;
   static constexpr int kRows = kWarps * kWarpTiles * 16;
-  static constexpr int kKeys = kHeadDim > 128 ? 32 : 64;
+  static constexpr ForwardTile kTile{kHeadDim, kRows};
+  static constexpr int kKeys = kTile.keys();
   static constexpr int kSteps = kHeadDim / 16;  // of the product with the keys
   static constexpr bool kQueryInRegisters = kWarpTiles * kHeadDim <= 128;
-  // Three are enough; four spare a division, where the 99 KiB of the smallest of these GPUs allow.
-  static constexpr int kLists = kHeadDim == 128 ? 3 : 4;
+  static constexpr int kLists = kTile.lists();
   // Warps on a multiprocessor that leave each thread the registers that it needs.
   static constexpr int kBlocks = (kHeadDim <= 64 && kWarpTiles == 1 ? 16 : 8) / kWarps;
   using Keys = RowTile<kHeadDim, kKeys, kThreads>;
@@ -484,4 +485,4 @@ __device__ void ForwardWarp<Element, Shape>::write_out(const WorkItem& work, int
   }
 }
 
-}  // namespace dilated::kernels::cuda
+}  // namespace dilated::kernels::cuda::portable

@@ -12,12 +12,10 @@
 
 namespace dilated::kernels::cuda {
 
-inline constexpr int64_t kRowTile = 64;  // of the pattern
-
-/// One block for each tile if tiles are full. Blocks that find nothing end at once; where there are
-/// more tiles than that, blocks take several.
-inline int64_t count_blocks(int64_t rows, int64_t heads, int64_t batch) {
-  const int64_t tiles = (rows + kRowTile - 1) / kRowTile * heads * batch;
+/// One block for each of the pattern's tiles if they are full. Blocks that find nothing end at
+/// once; where there are more tiles than that, blocks take several.
+inline int64_t count_blocks(int64_t rows, int64_t heads, int64_t batch, int64_t row_tile) {
+  const int64_t tiles = (rows + row_tile - 1) / row_tile * heads * batch;
   return tiles + tiles / 4 + 1;
 }
 

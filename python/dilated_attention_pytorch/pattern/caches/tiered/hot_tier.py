@@ -95,10 +95,9 @@ class HotTier:
                     break
                 if self.promised.get(copy, -1) < now:
                     victims.append(entry)
-                    left[copy.allocation] = (
-                        left.get(copy.allocation, len(copy.allocation.users)) - 1
-                    )
-                    missing -= 0 if left[copy.allocation] else copy.allocation.nbytes
+                    memory = copy.allocation
+                    left[memory] = left.get(memory, len(memory.users)) - 1
+                    missing -= 0 if left[memory] else memory.nbytes
         if missing > 0:
             return False
         for entry in victims:

@@ -16,16 +16,17 @@
 #include "kernels/cuda/primitives/columns.cuh"
 #include "kernels/cuda/primitives/numerics.cuh"
 #include "kernels/cuda/primitives/work.cuh"
+#include "kernels/cuda/scalar/shapes.h"
 #include "kernels/dropout.h"
 
-namespace dilated::kernels::cuda {
+namespace dilated::kernels::cuda::scalar {
 
 template <int kWidth>
 struct ScalarShape {
-  static constexpr int kThreads = 128, kColumns = 32;
-  static constexpr int kRows = kWidth > 128 ? 8 : 32;
-  static constexpr int kPitch =
-      kWidth + 4;  // floats from row to row: 16-byte reads of 8 rows meet different banks
+  static constexpr BackwardTile kTile{kWidth};
+  static constexpr int kThreads = 128, kColumns = kTile.kColumns;
+  static constexpr int kRows = kTile.rows();
+  static constexpr int kPitch = pitch(kWidth);
   static constexpr int kRowsPerWarp = kRows / 4;
   static constexpr int kVectors = kWidth / 4;
   static constexpr int kOutputs =
@@ -282,4 +283,4 @@ __global__ void __launch_bounds__(ScalarShape<kWidth>::kThreads, 1)
   }
 }
 
-}  // namespace dilated::kernels::cuda
+}  // namespace dilated::kernels::cuda::scalar

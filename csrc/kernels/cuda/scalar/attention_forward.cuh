@@ -7,19 +7,20 @@
 // block fits into the 99 KiB that the smallest of these GPUs have.
 #pragma once
 
-#include "kernels/cuda/portable/forward_call.cuh"
+#include "kernels/cuda/primitives/forward_call.cuh"
 #include "kernels/cuda/primitives/numerics.cuh"
 #include "kernels/cuda/primitives/running.cuh"
+#include "kernels/cuda/scalar/shapes.h"
 
-namespace dilated::kernels::cuda {
+namespace dilated::kernels::cuda::scalar {
 
 template <int kHeadDim>
 struct FloatShape {
-  static constexpr int kThreads = 256, kRows = kHeadDim > 128 ? 32 : 64,
-                       kKeys = kHeadDim > 64 ? 32 : 64;
+  static constexpr ForwardTile kTile{kHeadDim};
+  static constexpr int kThreads = 256, kRows = kTile.rows(), kKeys = kTile.keys();
   static constexpr int kThreadRows = kRows / 16, kThreadKeys = kKeys / 16,
                        kThreadColumns = kHeadDim / 64;  // of float4
-  static constexpr int kPitch = kHeadDim + 4;           // 16 rows of it meet no bank twice
+  static constexpr int kPitch = pitch(kHeadDim);
 };
 
 template <typename Shape>
@@ -323,4 +324,4 @@ __global__ void __launch_bounds__(256, 2)
   }
 }
 
-}  // namespace dilated::kernels::cuda
+}  // namespace dilated::kernels::cuda::scalar

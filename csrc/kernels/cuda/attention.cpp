@@ -1,0 +1,48 @@
+// From a choice to the family that it names. A new family is a case more in each.
+#include "kernels/cuda/attention.h"
+
+#include "kernels/cuda/portable/attention.h"
+#include "kernels/cuda/scalar/attention.h"
+
+namespace dilated::kernels::cuda {
+
+cudaError_t attention_forward(const ForwardChoice& choice, const ForwardArgs& args,
+                              cudaStream_t stream) {
+  if (args.queries == 0 || args.batch == 0) {
+    return cudaSuccess;
+  }
+  switch (choice.family) {
+    case Family::kPortable:
+      return portable::attention_forward(choice, args, stream);
+    case Family::kScalar:
+      return scalar::attention_forward(choice, args, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+cudaError_t attention_backward(const BackwardChoice& choice, const BackwardArgs& args,
+                               const BackwardWorkspace& workspace, cudaStream_t stream) {
+  if (args.batch == 0 || (args.queries == 0 && args.keys == 0)) {
+    return cudaSuccess;
+  }
+  switch (choice.family) {
+    case Family::kPortable:
+      return portable::attention_backward(choice, args, workspace, stream);
+    case Family::kScalar:
+      return scalar::attention_backward(choice, args, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+cudaError_t round_query_sums(const BackwardChoice& choice, const RoundedSums& rounded,
+                             const float* sums, cudaStream_t stream) {
+  switch (choice.family) {
+    case Family::kPortable:
+      return portable::round_query_sums(rounded, sums, stream);
+    case Family::kScalar:  // which sums nothing up
+      break;
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace dilated::kernels::cuda

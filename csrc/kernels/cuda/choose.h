@@ -1,0 +1,71 @@
+// Which kernels run a call, in which shape and with what memory: decided here alone, once a call,
+// from the call and the device. Nothing of CUDA, so that each choice is tested on any machine.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string_view>
+
+#include "kernels/attention.h"
+
+namespace dilated::kernels::cuda {
+
+/// A folder of kernels.
+enum class Family {
+  kPortable,  // float16 and bfloat16 on tensor cores, from sm_80 on
+  kScalar,    // float32 arithmetic without tensor cores, from sm_80 on
+};
+
+inline constexpr size_t kLeastSharedBytes = 101376;  // that a block can have from sm_80 on
+
+struct Device {
+  int32_t compute_capability;  // 10 * major + minor
+  int32_t multiprocessors;
+  size_t shared_bytes;  // that a block may have
+};
+
+/// What a choice depends on of a call.
+struct Problem {
+  Dtype dtype;
+  int64_t head_dim;  // at most 256
+  bool is_causal;
+  bool is_deterministic;
+};
+
+/// Query rows by keys in the forward, keys by query rows in the backward.
+struct BlockTile {
+  int32_t rows;     // that a block keeps
+  int32_t columns;  // that it walks along, so many at a time
+};
+
+struct ForwardChoice {
+  Family family;
+  int32_t width;     // head_dim, padded to what a kernel is compiled for
+  int32_t row_tile;  // rows of the pattern's tiles, of which a block takes one or two
+  BlockTile tile;
+  int32_t stages;       // tiles of columns in shared memory
+  size_t shared_bytes;  // of a block
+};
+
+struct BackwardChoice {
+  Family family;
+  int32_t width, row_tile;
+  BlockTile tile;
+  int32_t stages;
+  size_t shared_bytes;
+  int32_t max_blocks;  // that take tiles from a counter; 0: no counter, one block a tile
+  int32_t sums_width;  // columns of float32 sums, one row a query, that blocks add grad_query up
+                       // in, in any order; 0: every row of grad_query is written once
+};
+
+ForwardChoice choose_forward(const Problem& problem, const Device& device);
+
+/// sums_width does not depend on is_causal: the blocks of a ring add to the same sums.
+BackwardChoice choose_backward(const Problem& problem, const Device& device);
+
+/// The text of DILATED_SHARED_MEMORY_BYTES; nothing unless it is a number, at least
+/// kLeastSharedBytes.
+std::optional<size_t> parse_shared_bytes(std::string_view text);
+
+}  // namespace dilated::kernels::cuda

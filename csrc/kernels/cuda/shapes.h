@@ -1,0 +1,17 @@
+// Bytes of what several families keep in shared memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace dilated::kernels::cuda {
+
+constexpr size_t round_up(size_t bytes, size_t multiple) {
+  return (bytes + multiple - 1) / multiple * multiple;
+}
+
+constexpr size_t key_list_bytes(int32_t keys) { return 8 * size_t(keys) + 16; }
+constexpr size_t row_list_bytes(int32_t rows) { return 8 * size_t(rows); }
+inline constexpr size_t kCursorBytes = 48;
+
+}  // namespace dilated::kernels::cuda

@@ -1,0 +1,149 @@
+// Which kernels run a call on which GPU, and with how much memory.
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <ostream>
+#include <tuple>
+#include <vector>
+
+#include "kernels/cuda/choose.h"
+
+namespace dilated::kernels::cuda {
+namespace {
+
+constexpr size_t kKibi = 1024;
+constexpr Device kA100{80, 108, 163 * kKibi}, kA10{86, 72, 99 * kKibi}, kL40S{89, 142, 99 * kKibi},
+    kH100{90, 132, 227 * kKibi}, kRtx5090{120, 170, 99 * kKibi};
+constexpr Device kDevices[] = {kA100, kA10, kL40S, kH100, kRtx5090};
+constexpr Dtype kDtypes[] = {Dtype::kFloat16, Dtype::kBFloat16, Dtype::kFloat32};
+
+Problem problem(int64_t head_dim, bool is_causal = false, bool is_deterministic = false) {
+  return {Dtype::kBFloat16, head_dim, is_causal, is_deterministic};
+}
+
+/// What the tests below compare: family, keys of a block, stages.
+using Kernel = std::tuple<Family, int32_t, int32_t>;
+Kernel backward(int64_t head_dim, const Device& device) {
+  const BackwardChoice choice = choose_backward(problem(head_dim), device);
+  return {choice.family, choice.tile.rows, choice.stages};
+}
+
+TEST(Choose, EveryCallFitsOnEveryDevice) {
+  for (const Device& device : kDevices) {
+    for (const Dtype dtype : kDtypes) {
+      for (int64_t head_dim = 1; head_dim <= 256; ++head_dim) {
+        for (const bool is_causal : {false, true}) {
+          const Problem problem{dtype, head_dim, is_causal, /*is_deterministic=*/false};
+          const ForwardChoice forward = choose_forward(problem, device);
+          EXPECT_GE(forward.width, head_dim);
+          EXPECT_LE(forward.shared_bytes, kLeastSharedBytes);
+          EXPECT_EQ(forward.row_tile, 64);
+          const BackwardChoice backward = choose_backward(problem, device);
+          EXPECT_GE(backward.width, head_dim);
+          EXPECT_LE(backward.shared_bytes, device.shared_bytes);
+          EXPECT_EQ(backward.row_tile, 64);
+        }
+      }
+    }
+  }
+}
+
+TEST(Choose, Float32RunsWithoutTensorCores) {
+  for (const Device& device : kDevices) {
+    for (const int64_t head_dim : {1, 64, 256}) {
+      const Problem problem{Dtype::kFloat32, head_dim, false, false};
+      EXPECT_EQ(choose_forward(problem, device).family, Family::kScalar);
+      const BackwardChoice backward = choose_backward(problem, device);
+      EXPECT_EQ(backward.family, Family::kScalar);
+      EXPECT_EQ(backward.sums_width, 0);
+      EXPECT_EQ(backward.max_blocks, 0);
+    }
+  }
+}
+
+TEST(Choose, TheForwardTakes128RowsWhereThatMeasuredBest) {
+  const auto rows = [](int64_t head_dim, bool is_causal) {
+    return choose_forward(problem(head_dim, is_causal), kH100).tile.rows;
+  };
+  EXPECT_EQ(rows(48, false), 64);
+  EXPECT_EQ(rows(49, false), 128);
+  EXPECT_EQ(rows(64, true), 64);
+  EXPECT_EQ(rows(65, true), 128);
+  EXPECT_EQ(rows(128, true), 128);
+  EXPECT_EQ(rows(129, false), 64);
+}
+
+TEST(Choose, WidthsAreTheNarrowestThatAreCompiled) {
+  const auto widths = [](int64_t head_dim) {
+    return std::pair(choose_forward(problem(head_dim), kH100).width,
+                     choose_backward(problem(head_dim), kH100).width);
+  };
+  EXPECT_EQ(widths(1), std::pair(32, 32));
+  EXPECT_EQ(widths(33), std::pair(48, 48));
+  EXPECT_EQ(widths(64), std::pair(64, 64));
+  EXPECT_EQ(widths(65), std::pair(96, 96));
+  EXPECT_EQ(widths(97), std::pair(128, 128));
+  EXPECT_EQ(widths(129), std::pair(192, 256));
+  EXPECT_EQ(widths(256), std::pair(256, 256));
+}
+
+TEST(Choose, TheBackwardShrinksWithSharedMemory) {
+  const Family portable = Family::kPortable;
+  EXPECT_EQ(backward(48, kH100), Kernel(portable, 128, 2));
+  EXPECT_EQ(backward(64, kH100), Kernel(portable, 128, 2));
+  EXPECT_EQ(backward(96, kH100), Kernel(portable, 128, 2));
+  EXPECT_EQ(backward(128, kH100), Kernel(portable, 128, 2));
+  EXPECT_EQ(backward(256, kH100), Kernel(portable, 64, 2));
+  EXPECT_EQ(backward(48, kA100), Kernel(portable, 128, 2));
+  EXPECT_EQ(backward(64, kA100), Kernel(portable, 128, 1));
+  EXPECT_EQ(backward(96, kA100), Kernel(portable, 128, 2));
+  EXPECT_EQ(backward(128, kA100), Kernel(portable, 128, 1));
+  EXPECT_EQ(backward(256, kA100), Kernel(portable, 64, 1));
+  for (const Device& device : {kA10, kL40S, kRtx5090}) {
+    EXPECT_EQ(backward(64, device), Kernel(portable, 128, 2));
+    EXPECT_EQ(backward(96, device), Kernel(portable, 64, 2));
+    EXPECT_EQ(backward(128, device), Kernel(portable, 64, 1));
+    EXPECT_EQ(backward(129, device), Kernel(Family::kScalar, 8, 1));
+  }
+}
+
+TEST(Choose, OnlyWhatIsSummedInAnyOrderHasSums) {
+  for (const Device& device : kDevices) {
+    for (const int64_t head_dim : {1, 17, 64, 128, 200}) {
+      const BackwardChoice sums = choose_backward(problem(head_dim), device);
+      const bool is_portable = sums.family == Family::kPortable;
+      EXPECT_EQ(sums.sums_width, is_portable ? (head_dim + 15) / 16 * 16 : 0);
+      const BackwardChoice none = choose_backward(problem(head_dim, false, true), device);
+      EXPECT_EQ(none.sums_width, 0);
+      EXPECT_EQ(std::tuple(none.family, none.shared_bytes, none.max_blocks),
+                std::tuple(sums.family, sums.shared_bytes, sums.max_blocks));
+    }
+  }
+}
+
+TEST(Choose, BlocksOfARingAgreeOnTheirSums) {
+  for (const Device& device : kDevices) {
+    for (int64_t head_dim = 1; head_dim <= 256; ++head_dim) {
+      const BackwardChoice plain = choose_backward(problem(head_dim, false), device);
+      const BackwardChoice causal = choose_backward(problem(head_dim, true), device);
+      EXPECT_EQ(plain.family, causal.family);
+      EXPECT_EQ(plain.sums_width, causal.sums_width);
+    }
+  }
+}
+
+TEST(Choose, BlocksThatShareAMultiprocessorAreLaunchedTogether) {
+  EXPECT_EQ(choose_backward(problem(64), kH100).max_blocks, 2 * 132);
+  EXPECT_EQ(choose_backward(problem(128), kH100).max_blocks, 132);
+}
+
+TEST(Choose, LessSharedMemoryIsANumberAndEnough) {
+  EXPECT_EQ(parse_shared_bytes("101376"), 101376u);
+  EXPECT_EQ(parse_shared_bytes("166912"), 166912u);
+  for (const char* wrong : {"", "1000", "101375", "99KiB", "-1", " 101376", "101376 "}) {
+    EXPECT_EQ(parse_shared_bytes(wrong), std::nullopt) << wrong;
+  }
+}
+
+}  // namespace
+}  // namespace dilated::kernels::cuda
