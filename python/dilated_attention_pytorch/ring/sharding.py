@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from ..pattern.scalars import index
+from .arguments import check_shard_lengths
 from .group.process_group import Group, group_name, group_size
-from .kernels import check_shard_lengths
 from .plans.choose_strategy import Strategy, check_strategy
 
 

@@ -1,0 +1,182 @@
+"""A ring call's arguments: checked, compared between ranks, made the call that strategies run."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..pattern import Padding, Pattern, PatternSpec, make_branches
+from .plans.choose_strategy import Sizes, check_strategy, choose_strategy
+from .strategies.call import Call, Results, wide_dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What an operator is called with besides tensors of rows, as the dispatcher hands it over."""
+
+    segment_lengths: Sequence[int]
+    dilation_rates: Sequence[int]
+    group_name: str
+    head_offsets: Tensor | None = None
+    is_causal: bool = False
+    scale: float | None = None
+    padding: Padding = "masked"
+    dropout_p: float = 0.0
+    dropout_seed: Tensor | None = None
+    shard_lengths: Sequence[int] | None = None
+    strategy: str = "auto"
+
+
+def make_call(query: Tensor, key: Tensor, arguments: Arguments, size: int) -> Call:
+    batch, rows, heads, head_dim = query.shape
+    lengths = arguments.shard_lengths
+    shard_lengths = (rows,) * size if lengths is None else tuple(lengths)
+    offsets = arguments.head_offsets
+    spec = PatternSpec(
+        sum(shard_lengths),
+        make_branches(arguments.segment_lengths, arguments.dilation_rates),
+        "interleaved" if offsets is None else tuple(map(tuple, offsets.tolist())),
+        heads,
+        key.size(2),
+        arguments.is_causal,
+        arguments.padding,
+    )
+    # No rows: all but the tensors is checked, the offsets by their values.
+    Pattern.plan(spec._replace(queries=(0, 0), keys=(0, 0)))
+    strategy = arguments.strategy
+    if strategy == "auto":
+        sizes = Sizes(batch * head_dim, query.itemsize, wide_dtype(query.dtype).itemsize)
+        has_dropout = arguments.dropout_p > 0
+        strategy = choose_strategy(spec, shard_lengths, sizes, has_dropout=has_dropout)
+    return Call(
+        spec,
+        shard_lengths,
+        strategy,
+        arguments.scale,
+        arguments.dropout_p,
+        None,
+    )
+
+
+def identity_of(query: Tensor, key: Tensor, value: Tensor, arguments: Arguments) -> Hashable:
+    """Equal for calls that need no more checks once one was agreed on: this rank's side of it."""
+    offsets, seed = arguments.head_offsets, arguments.dropout_seed
+    lengths = arguments.shard_lengths
+    return (
+        *((x.shape, x.dtype, x.device) for x in (query, key, value)),
+        tuple(arguments.segment_lengths),
+        tuple(arguments.dilation_rates),
+        None if offsets is None else (offsets.dtype, offsets.device, str(offsets.tolist())),
+        arguments.is_causal,
+        arguments.scale,
+        arguments.padding,
+        arguments.dropout_p,
+        None if seed is None else (seed.device, seed.dtype, seed.shape),
+        None if lengths is None else tuple(lengths),
+        arguments.strategy,
+    )
+
+
+def fields_of(query: Tensor, key: Tensor, value: Tensor, arguments: Arguments) -> dict[str, str]:
+    """What has to be equal on all ranks, by name."""
+    offsets = arguments.head_offsets
+    fields: dict[str, object] = {
+        f"{name} without its rows": (*x.shape[:1], *x.shape[2:])
+        for name, x in (("query", query), ("key", key), ("value", value))
+    }
+    if arguments.shard_lengths is None:
+        fields["rows of query (shard_lengths were not given)"] = query.size(1)
+    fields |= {
+        "dtype": query.dtype,
+        "device type": query.device.type,
+        "segment_lengths": list(arguments.segment_lengths),
+        "dilation_rates": list(arguments.dilation_rates),
+        "head_offsets": "interleaved" if offsets is None else offsets.tolist(),
+        "is_causal": arguments.is_causal,
+        "scale": arguments.scale,
+        "padding": arguments.padding,
+        "dropout_p": arguments.dropout_p,
+        "shard_lengths": arguments.shard_lengths and list(arguments.shard_lengths),
+        "strategy": arguments.strategy,
+    }
+    return {name: str(value) for name, value in fields.items()}
+
+
+def check_call(
+    query: Tensor, key: Tensor, value: Tensor, arguments: Arguments, rank: int, size: int
+) -> None:
+    """Raises ValueError with the argument, what must hold and what was given."""
+    for name, x in (("key", key), ("value", value), ("dropout_seed", arguments.dropout_seed)):
+        if x is not None and x.device != query.device:
+            raise ValueError(f"{name}: must be on query's device, {query.device}, got {x.device}")
+    fakes = [torch.empty_like(x, device="meta") for x in (query, key, value)]
+    seed = arguments.dropout_seed
+    ops.attention(
+        fakes[0],
+        fakes[1],
+        fakes[2],
+        arguments.segment_lengths,
+        arguments.dilation_rates,
+        head_offsets=arguments.head_offsets,
+        is_causal=arguments.is_causal,
+        scale=arguments.scale,
+        padding=arguments.padding,
+        dropout_p=arguments.dropout_p,
+        dropout_seed=None if seed is None else torch.empty_like(seed, device="meta"),
+    )
+    check_strategy(arguments.strategy)
+    if arguments.strategy == "all_to_all" and arguments.dropout_p > 0:
+        raise ValueError(
+            "strategy: must not be 'all_to_all' with dropout, which depends on where a head is "
+            f"computed, got dropout_p={arguments.dropout_p}"
+        )
+    lengths = arguments.shard_lengths
+    if lengths is not None:
+        check_shard_lengths(lengths, size)
+        if lengths[rank] != query.size(1):
+            raise ValueError(
+                f"query: must have shard_lengths[rank] = {lengths[rank]} rows on rank "
+                f"{rank}, got {query.size(1)}"
+            )
+
+
+def check_offsets(offsets: Tensor | None) -> None:
+    """Raises ValueError unless the values can be read here."""
+    if offsets is not None and not offsets.is_cpu:
+        raise ValueError(f"head_offsets: must be on the CPU, got a table on {offsets.device}")
+
+
+def check_results(query: Tensor, results: Results) -> None:
+    """Raises ValueError unless they are as the forward gives them. At every call: it costs 2 us."""
+    batch, rows, heads, _ = query.shape
+    rows_like = (query.shape, query.dtype, query.device)
+    lse_like = (torch.Size((batch, heads, rows)), wide_dtype(query.dtype), query.device)
+    for name, x, expected in (
+        ("grad_out", results.grad_out, rows_like),
+        ("out", results.out, rows_like),
+        ("lse", results.lse, lse_like),
+        ("grad_lse", results.grad_lse, lse_like),
+    ):
+        if x is not None and (x.shape, x.dtype, x.device) != expected:
+            shape, dtype, device = expected
+            raise ValueError(
+                f"{name}: must be {list(shape)}, {dtype}, on {device}, "
+                f"got {list(x.shape)}, {x.dtype}, on {x.device}"
+            )
+
+
+def check_shard_lengths(shard_lengths: Sequence[int], size: int) -> None:
+    """Raises ValueError unless there is one for each rank, none negative, below 2^31 - 1 in all."""
+    if len(shard_lengths) != size or min(shard_lengths) < 0:
+        raise ValueError(
+            f"shard_lengths: must be one length for each of the group's {size} ranks, at least 0, "
+            f"got {list(shard_lengths)}"
+        )
+    if sum(shard_lengths) >= 2**31 - 1:
+        raise ValueError(
+            f"shard_lengths: must add up to less than 2^31 - 1, got {list(shard_lengths)}"
+        )
