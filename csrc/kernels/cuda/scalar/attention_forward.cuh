@@ -10,6 +10,7 @@
 #include "kernels/cuda/primitives/forward_call.cuh"
 #include "kernels/cuda/primitives/numerics.cuh"
 #include "kernels/cuda/primitives/running.cuh"
+#include "kernels/cuda/primitives/score.cuh"
 #include "kernels/cuda/scalar/shapes.h"
 
 namespace dilated::kernels::cuda::scalar {
@@ -157,19 +158,18 @@ __device__ void FloatThread<Shape>::exponentiate(float (&scores)[kRows][kKeys]) 
 #pragma unroll
     for (int k = 0; k < kKeys; ++k) {
       const int key = x_ + 16 * k;
-      scores[r][k] = fmaf(scores[r][k], call_.args.scale, memory_.keys.bias[key]);
-      scores[r][k] = memory_.keys.position[key] > last ? negative_infinity() : scores[r][k];
+      const float logit = logit_of(scores[r][k], call_.args.scale, memory_.keys.bias[key]);
+      scores[r][k] = masked_logit(logit, memory_.keys.position[key], last);
       largest = fmaxf(largest, scores[r][k]);
     }
     const float reference = fmaxf(reference_[r], half_warp_max(largest));
-    const float offset = reference == negative_infinity() ? 0 : reference;
-    const float factor = exp_approx(reference_[r] - offset);
+    const float factor = rescaling(reference_[r], reference);
     reference_[r] = reference;
     sum_[r] *= factor;
 #pragma unroll
     for (int k = 0; k < kKeys; ++k) {
       const int key = x_ + 16 * k;
-      const float weight = exp_approx(scores[r][k] - offset);
+      const float weight = weight_of(scores[r][k], finite(reference));
       sum_[r] += weight;
       const bool keeps = probability == 0 || dropout_keeps(memory_.rows.dropout_key[row],
                                                            memory_.keys.position[key], threshold);
