@@ -20,20 +20,20 @@
 
 namespace dilated::kernels::cuda::portable {
 
-template <int kHeadDim_, int kWarps_, int kWarpTiles_>
+template <int kWidth_, int kWarps_, int kWarpTiles_>
 struct ForwardShape {
-  static constexpr int kHeadDim = kHeadDim_, kWarps = kWarps_, kWarpTiles = kWarpTiles_;
+  static constexpr int kWidth = kWidth_, kWarps = kWarps_, kWarpTiles = kWarpTiles_;
   static constexpr int kThreads = kWarps * 32;
   static constexpr int kRows = kWarps * kWarpTiles * 16;
-  static constexpr ForwardTile kTile{kHeadDim, kRows};
+  static constexpr ForwardTile kTile{kWidth, kRows};
   static constexpr int kKeys = kTile.keys();
-  static constexpr int kSteps = kHeadDim / 16;  // of the product with the keys
-  static constexpr bool kQueryInRegisters = kWarpTiles * kHeadDim <= 128;
+  static constexpr int kSteps = kWidth / 16;  // of the product with the keys
+  static constexpr bool kQueryInRegisters = kWarpTiles * kWidth <= 128;
   static constexpr int kLists = kTile.lists();
   // Warps on a multiprocessor that leave each thread the registers that it needs.
-  static constexpr int kBlocks = (kHeadDim <= 64 && kWarpTiles == 1 ? 16 : 8) / kWarps;
-  using Keys = RowTile<kHeadDim, kKeys, kThreads>;
-  using Query = RowTile<kHeadDim, kRows, kThreads>;
+  static constexpr int kBlocks = (kWidth <= 64 && kWarpTiles == 1 ? 16 : 8) / kWarps;
+  using Keys = RowTile<kWidth, kKeys, kThreads>;
+  using Query = RowTile<kWidth, kRows, kThreads>;
   using Layout = typename Keys::Layout;
 };
 
@@ -62,7 +62,7 @@ template <typename Element, typename Shape>
 class ForwardWarp {
  public:
   static constexpr int kTiles = Shape::kWarpTiles, kWarpRows = 2 * kTiles;
-  static constexpr int kKeyTiles = Shape::kKeys / 8, kValueTiles = Shape::kHeadDim / 8;
+  static constexpr int kKeyTiles = Shape::kKeys / 8, kValueTiles = Shape::kWidth / 8;
   using Layout = typename Shape::Layout;
 
   __device__ ForwardWarp(const ForwardCall& call, ForwardMemory<Shape>& memory)

@@ -15,13 +15,13 @@
 
 namespace dilated::kernels::cuda::scalar {
 
-template <int kHeadDim>
+template <int kWidth>
 struct FloatShape {
-  static constexpr ForwardTile kTile{kHeadDim};
+  static constexpr ForwardTile kTile{kWidth};
   static constexpr int kThreads = 256, kRows = kTile.rows(), kKeys = kTile.keys();
   static constexpr int kThreadRows = kRows / 16, kThreadKeys = kKeys / 16,
-                       kThreadColumns = kHeadDim / 64;  // of float4
-  static constexpr int kPitch = pitch(kHeadDim);
+                       kThreadColumns = kWidth / 64;  // of float4
+  static constexpr int kPitch = pitch(kWidth);
 };
 
 template <typename Shape>
@@ -55,11 +55,11 @@ __device__ inline float half_warp_sum(float x) {
 }
 
 /// Rows positions[0 .. kRows - 1] into shared memory, zero from head_dim on.
-template <int kHeadDim, int kRows, int kPitch>
+template <int kWidth, int kRows, int kPitch>
 __device__ inline void copy_float_rows(float (&tile)[kRows][kPitch], const int32_t* positions,
                                        const char* origin, int64_t row_stride, int32_t head_dim,
                                        bool is_aligned) {
-  constexpr int kChunks = kHeadDim / 4;
+  constexpr int kChunks = kWidth / 4;
   for (int i = threadIdx.x; i < kRows * kChunks; i += blockDim.x) {
     const int row = i / kChunks;
     const int d = i % kChunks * 4;
@@ -261,7 +261,7 @@ __device__ void FloatThread<Shape>::finish(const WorkItem& work, int32_t rows,
   }
 }
 
-template <typename Shape, int kHeadDim>
+template <typename Shape, int kWidth>
 __device__ void forward_float_tile(const ForwardCall& call, const TableView& table,
                                    const WorkItem& work, int32_t query_begin, int32_t key_begin,
                                    FloatMemory<Shape>& memory) {
@@ -272,9 +272,9 @@ __device__ void forward_float_tile(const ForwardCall& call, const TableView& tab
     memory.cursor = keys.cursor();
     __syncwarp();
   }
-  copy_float_rows<kHeadDim>(memory.query, memory.rows.position,
-                            row_origin(args.query, work, work.head, query_begin, 4),
-                            args.query.strides.row, head_dim, call.query_aligned);
+  copy_float_rows<kWidth>(memory.query, memory.rows.position,
+                          row_origin(args.query, work, work.head, query_begin, 4),
+                          args.query.strides.row, head_dim, call.query_aligned);
   const int32_t key_head = work.head / call.heads_per_key_head;
   const char* key = row_origin(args.key, work, key_head, key_begin, 4);
   const char* value = row_origin(args.value, work, key_head, key_begin, 4);
@@ -288,23 +288,23 @@ __device__ void forward_float_tile(const ForwardCall& call, const TableView& tab
       memory.cursor = cursor;  // every lane writes the same
     }
     __syncthreads();
-    copy_float_rows<kHeadDim>(memory.key, memory.keys.position, key, args.key.strides.row, head_dim,
-                              call.key_aligned);
+    copy_float_rows<kWidth>(memory.key, memory.keys.position, key, args.key.strides.row, head_dim,
+                            call.key_aligned);
     __syncthreads();
     thread.weigh_keys();
     __syncthreads();
-    copy_float_rows<kHeadDim>(memory.key, memory.keys.position, value, args.value.strides.row,
-                              head_dim, call.value_aligned);
+    copy_float_rows<kWidth>(memory.key, memory.keys.position, value, args.value.strides.row,
+                            head_dim, call.value_aligned);
     __syncthreads();
     thread.multiply_values();
   }
   thread.finish(work, work.tile.rows, query_begin);
 }
 
-template <int kHeadDim>
+template <int kWidth>
 __global__ void __launch_bounds__(256, 2)
     attention_forward_float_kernel(const __grid_constant__ ForwardCall call) {
-  using Shape = FloatShape<kHeadDim>;
+  using Shape = FloatShape<kWidth>;
   extern __shared__ __align__(128) unsigned char bytes[];
   FloatMemory<Shape>& memory = *reinterpret_cast<FloatMemory<Shape>*>(bytes);
   const PatternView pattern{call.args.pattern};
@@ -317,8 +317,8 @@ __global__ void __launch_bounds__(256, 2)
     }
     for (; work.tile.rows > 0;
          work.tile.rows -= Shape::kRows, work.tile.first_row += Shape::kRows) {
-      forward_float_tile<Shape, kHeadDim>(call, table, work, pattern.header().query_begin,
-                                          pattern.header().key_begin, memory);
+      forward_float_tile<Shape, kWidth>(call, table, work, pattern.header().query_begin,
+                                        pattern.header().key_begin, memory);
       __syncthreads();
     }
   }
