@@ -153,6 +153,8 @@ def is_standard(header: str) -> bool:
 TORCH = ("torch/", "ATen/", "c10/", "caffe2/")
 CUDA = ("cuda", "cub/", "thrust/", "cute/", "cutlass/", "mma.h", "nv/")
 FLOOR = re.compile(r"dilated/(pattern\w*|export)\.h")
+# Who chooses among the CUDA kernels is compiled and tested on machines without CUDA.
+CHOICE = re.compile(r"kernels/(attention\.h|cuda/(choose\.(h|cpp)|(\w+/)?shapes\.h))")
 
 
 def allowed(path: str, header: str, quoted: bool) -> bool:
@@ -165,6 +167,9 @@ def allowed(path: str, header: str, quoted: bool) -> bool:
     is_torch = header.startswith(TORCH)
     if path.startswith("csrc/pattern/") or FLOOR.fullmatch(path.removeprefix("csrc/include/")):
         return is_standard(header) or bool(FLOOR.fullmatch(header)) or local.startswith("pattern/")
+    if CHOICE.fullmatch(path.removeprefix("csrc/")):
+        ours = FLOOR.fullmatch(header) or CHOICE.fullmatch(local)
+        return is_standard(header) or bool(ours)
     if path.startswith("csrc/kernels/cuda/") or path.endswith((".cu", ".cuh")):
         ours = bool(FLOOR.fullmatch(header)) or local.startswith("kernels/")
         return is_standard(header) or ours or header.startswith(CUDA)

@@ -111,6 +111,8 @@ def test_a_planted_import_is_found(path: str, line: str, complaint: str) -> None
         ("csrc/kernels/cuda/portable/forward.cu", "#include <ATen/cuda/CUDAContext.h>"),
         ("csrc/kernels/cuda/portable/forward.cu", "  # include <c10/util/Half.h>"),
         ("csrc/kernels/cuda/sm90/tile.cuh", "#include <torch/all.h>"),
+        ("csrc/kernels/cuda/sm90/shapes.h", "#include <cuda_runtime_api.h>"),
+        ("csrc/kernels/cuda/choose.cpp", '#include "kernels/cuda/attention.h"'),
         ("csrc/bindings/module.cpp", "#include <torch/extension.h>"),
         ("csrc/bindings/module.cpp", "#include <dilated/ops.h>"),
         ("csrc/ops/attention.cpp", '#include "pattern/sieve.h"'),

@@ -32,7 +32,7 @@ struct Dropout {
   const int64_t* seed;  // one number, where the tensors are
 };
 
-/// Columns of the rows that grad_query is summed up in, [batch, heads, queries, columns].
+/// grad_query is summed up in [batch, heads, queries, this many columns].
 constexpr int64_t query_sums_width(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
 
 struct AttentionArgs {
@@ -48,10 +48,10 @@ struct AttentionArgs {
   Rows query, key, value;
 };
 
-/// out has query's shape and dtype; lse is [batch, heads, queries], natural logarithm, float32
-/// (float64 for float64). Every row is written: a row that attends to nothing gets out = 0 and lse
-/// = -inf. Where there is a running result, of the same queries and other keys, out and lse are
-/// those of its keys and of these together.
+/// out has query's shape, and its dtype unless is_partial; lse is [batch, heads, queries], a
+/// natural logarithm, float32 (float64 for float64). Every row is written: one that attends to
+/// nothing gets out = 0 and lse = -inf. A running result is that of the same queries and other
+/// keys; out and lse are then those of all these keys together.
 struct ForwardArgs : AttentionArgs {
   MutableRows out;
   void* lse;
@@ -62,8 +62,8 @@ struct ForwardArgs : AttentionArgs {
 /// delta[b, h, n] = sum_d grad_out * out - grad_lse, in lse's dtype; with P = multiplicity *
 /// exp(score - lse): dS = P * (grad_out . value * dropout - delta), grad_query = scale * dS key,
 /// grad_key = scale * dS^T query, grad_value = (P * dropout)^T grad_out. Every row of the three is
-/// written; of grad_query not where a kernel is told to add it up elsewhere. lse and delta are
-/// those of all keys, whatever part of them is here.
+/// written, except that a kernel may be told to add grad_query up elsewhere. lse and delta are
+/// those of all keys, of which some may be elsewhere.
 struct BackwardArgs : AttentionArgs {
   Rows grad_out;
   const void* lse;

@@ -1,4 +1,4 @@
-// Attention on CUDA devices: puts the pattern and what is worked with there, and launches.
+// The CUDA kernels of attention: brings the pattern to the device, allocates and launches.
 #include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>

@@ -10,6 +10,7 @@
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/lanes.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/cpu/score.h"
 #include "kernels/cpu/tile_kernels.h"
 #include "kernels/dropout.h"
 
@@ -78,10 +79,11 @@ inline void differentiate_vector(BackwardScratch<T>& s, int panel, int lane, con
   for (int c = 0; c < columns.count; ++c) {
     T* const score = s.scores + c * kPanelRows + lane;
     T* const gradient = s.gradients + c * kPanelRows + lane;
-    Vector<T> p = softmax_weight<T>(load(score) + columns.bias[c], lane_lse + columns.lse[c]);
+    Vector<T> p =
+        softmax_weight<T>(logit_of<T>(load(score), columns.bias[c]), lane_lse + columns.lse[c]);
     Vector<T> grad = load(gradient);
     if constexpr (kMasked) {
-      p = order >= columns.order[c] ? p : Vector<T>{};
+      p = masked<T>(p, order, columns.order[c], Vector<T>{});
     }
     Vector<T> dropped = p;
     if constexpr (kDropped) {
@@ -90,7 +92,7 @@ inline void differentiate_vector(BackwardScratch<T>& s, int panel, int lane, con
       grad = keeps ? grad * inverse_kept : Vector<T>{};
     }
     store(score, dropped);
-    store(gradient, p * (grad - (lane_delta + columns.delta[c])));
+    store(gradient, score_gradient<T>(p, grad, lane_delta + columns.delta[c]));
   }
 }
 
@@ -132,12 +134,7 @@ struct BackwardTile {
     return (task.batch * args.heads + head) * args.queries + position - header.query_begin;
   }
 
-  /// As softmax_weight() takes it: +inf gives a query that attends to nothing weights of 0.
-  T query_lse(int64_t at) const {
-    const T lse = static_cast<const T*>(args.lse)[at];
-    const T infinity = static_cast<T>(__builtin_inf());
-    return lse == -infinity ? infinity : lse;
-  }
+  T query_lse(int64_t at) const { return weight_lse(static_cast<const T*>(args.lse)[at]); }
 
   T query_delta(int64_t at) const { return static_cast<const T*>(args.delta)[at]; }
 

@@ -10,6 +10,7 @@
 #include "kernels/cpu/lanes.h"
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/running.h"
+#include "kernels/cpu/score.h"
 #include "kernels/cpu/tile_kernels.h"
 #include "kernels/dropout.h"
 
@@ -54,8 +55,8 @@ inline void softmax_vector(ForwardScratch<T>& s, int panel, int lane, int64_t he
   const auto order = load_as<IntVector<T>>(s.panels.lanes[panel].order + lane);
   const Vector<T> minus_infinity = Vector<T>{} - static_cast<T>(__builtin_inf());
   const auto logit = [&](int c) {
-    const Vector<T> x = load(s.scores + c * kPanelRows + lane) + columns.bias[c];
-    return kMasked ? (order >= columns.order[c] ? x : minus_infinity) : x;
+    const Vector<T> x = logit_of<T>(load(s.scores + c * kPanelRows + lane), columns.bias[c]);
+    return kMasked ? masked<T>(x, order, columns.order[c], minus_infinity) : x;
   };
   const Vector<T> before = load(sums.highest + lane);
   Vector<T> highest = before;

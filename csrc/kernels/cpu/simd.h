@@ -127,13 +127,6 @@ template <typename T>
   return binary < Vector<T>{} - (S::kBias - 1) ? Vector<T>{} : power;
 }
 
-/// exp(logit - lse), a pair's share of its row's softmax: at most 1, however the two were rounded.
-template <typename T>
-[[gnu::always_inline]] inline Vector<T> softmax_weight(Vector<T> logit, Vector<T> lse) {
-  const Vector<T> difference = logit - lse;
-  return exp<T>(difference > Vector<T>{} ? Vector<T>{} : difference);
-}
-
 /// dropout_keeps() of dropout.h from what it mixes, row key ^ key position * constant; each lane
 /// all bits or none.
 template <typename T>

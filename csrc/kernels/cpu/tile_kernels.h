@@ -16,8 +16,7 @@ struct TileTask {
   Tile tile;
 };
 
-/// Where grad_query is summed up, in the type of the arithmetic; data == nullptr: this pass leaves
-/// it out.
+/// Where grad_query is summed up, in the type of the arithmetic; data == nullptr: not in this pass.
 struct QuerySums {
   void* data;
   Strides strides;
@@ -34,7 +33,7 @@ struct TileKernels {
   void (*backward_keys)(const BackwardArgs&, const TileTask&, const QuerySums&, void* scratch);
   /// Forward table: writes grad_query of the tile's rows.
   void (*backward_queries)(const BackwardArgs&, const TileTask&, void* scratch);
-  /// Rounds `count` rows of sums, [head_dim] each, to `to` in the dtype.
+  /// Rounds one row of sums, [head_dim], to the dtype.
   void (*round_row)(Dtype, const void* from, void* to, int64_t head_dim);
 };
 

@@ -9,6 +9,7 @@
 #include "kernels/cuda/primitives/columns.cuh"
 #include "kernels/cuda/primitives/mma.cuh"
 #include "kernels/cuda/primitives/row_tile.cuh"
+#include "kernels/cuda/primitives/score.cuh"
 #include "kernels/cuda/primitives/work.cuh"
 #include "kernels/dropout.h"
 

@@ -8,8 +8,9 @@
 #include "kernels/cuda/portable/backward_call.cuh"
 #include "kernels/cuda/primitives/async_copy.cuh"
 #include "kernels/cuda/primitives/float_row.cuh"
-#include "kernels/cuda/primitives/mma.cuh"
 #include "kernels/cuda/primitives/numerics.cuh"
+#include "kernels/cuda/primitives/score.cuh"
+#include "kernels/cuda/primitives/warp_tile.cuh"
 
 namespace dilated::kernels::cuda::portable {
 
@@ -109,56 +110,30 @@ class BackwardQueryWarp {
       lse_[r] = weight_lse(static_cast<const float*>(call.args.lse)[row]);
       delta_[r] = static_cast<const float*>(call.args.delta)[row];
     }
-#pragma unroll
-    for (int n = 0; n < kWidthTiles; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        gradient_[n][e] = 0;
-      }
-    }
+    set_zero(gradient_);
   }
 
   __device__ void attend(int stage, const Keys& keys) {
-    float weights[kKeyTiles][4], scores[kKeyTiles][4];
-    multiply_rows(weights, shared_address(memory_.query), shared_address(memory_.key[stage]));
-    multiply_rows(scores, shared_address(memory_.grad_out), shared_address(memory_.value[stage]));
+    const uint32_t key = shared_address(memory_.key[stage]);
+    const uint32_t value = shared_address(memory_.value[stage]);
+    const int rows = left_offset<Layout>(first_row(), lane()),
+              columns = right_offset<Layout>(lane());
+    Scores weights, scores;
+    multiply_rows<Element, Layout>(weights, shared_address(memory_.query) + rows, key + columns);
+    multiply_rows<Element, Layout>(scores, shared_address(memory_.grad_out) + rows,
+                                   value + columns);
     differentiate(weights, scores, keys);
-    accumulate(scores, shared_address(memory_.key[stage]));
+    accumulate<Element, Layout>(gradient_, scores, key + left_offset<Layout>(0, lane()));
   }
 
   __device__ void finish(const WorkItem& work, int32_t query_begin);
 
  private:
-  using Scores = float[kKeyTiles][4];
+  using Scores = Accumulators<1, kKeyTiles>;
 
   __device__ static int lane() { return threadIdx.x % 32; }
   __device__ static int first_row() { return threadIdx.x / 32 * 16; }
   __device__ static int row_index(int r) { return first_row() + r * 8 + lane() / 4; }
-
-  /// products = rows keys^T, summed over the width.
-  __device__ static void multiply_rows(Scores& products, uint32_t rows, uint32_t keys) {
-#pragma unroll
-    for (int n = 0; n < kKeyTiles; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        products[n][e] = 0;
-      }
-    }
-    rows += Layout::offset(first_row() + lane() % 16, lane() / 16);
-    keys += Layout::offset(lane() % 8 + lane() / 16 * 8, lane() / 8 % 2);
-#pragma unroll
-    for (int step = 0; step < Shape::kWidth / 16; ++step) {
-      uint32_t a[4];
-      load_matrices(a, Layout::advance(rows, step));
-#pragma unroll
-      for (int n = 0; n < kKeyTiles; n += 2) {
-        uint32_t b[4];
-        load_matrices(b, Layout::advance(keys, step) + n * 8 * Layout::kRowBytes);
-        mma_16x8x16<Element>(products[n], a, b[0], b[1]);
-        mma_16x8x16<Element>(products[n + 1], a, b[2], b[3]);
-      }
-    }
-  }
 
   /// scores: from dP to dS; weights are the scores of the forward pass.
   __device__ void differentiate(const Scores& weights, Scores& scores, const Keys& keys) {
@@ -171,46 +146,25 @@ class BackwardQueryWarp {
       for (int e = 0; e < 4; ++e) {
         const int r = e / 2;
         const int column = n * 8 + lane() % 4 * 2 + e % 2;
-        float weight =
-            softmax_weight(fmaf(weights[n][e], call_.args.scale, keys.bias[column]), lse_[r]);
+        const int32_t key = keys.position[column];
+        float weight = softmax_weight(
+            logit_of(weights[0][n][e], call_.args.scale, keys.bias[column]), lse_[r]);
         if (keys.is_causal) {
-          weight = keys.position[column] > memory_.position[row_index(r)] ? 0 : weight;
+          weight = masked_weight(weight, key, memory_.position[row_index(r)]);
         }
-        float score = scores[n][e];
+        float score = scores[0][n][e];
         if (probability > 0) {
-          const bool keeps =
-              dropout_keeps(memory_.dropout_key[row_index(r)], keys.position[column], threshold);
+          const bool keeps = dropout_keeps(memory_.dropout_key[row_index(r)], key, threshold);
           score = keeps ? score * factor : 0;
         }
-        scores[n][e] = weight * (score - delta_[r]);
-      }
-    }
-  }
-
-  /// gradient += scores keys.
-  __device__ void accumulate(const Scores& scores, uint32_t keys) {
-    keys += Layout::offset(lane() % 16, lane() / 16);
-#pragma unroll
-    for (int step = 0; step < Shape::kKeys / 16; ++step) {
-      uint32_t a[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        a[i] = pack<Element>(scores[2 * step + i / 2][i % 2 * 2],
-                             scores[2 * step + i / 2][i % 2 * 2 + 1]);
-      }
-#pragma unroll
-      for (int n = 0; n < kWidthTiles; n += 2) {
-        uint32_t b[4];
-        load_matrices_transposed(b, Layout::advance(keys, n / 2) + step * 16 * Layout::kRowBytes);
-        mma_16x8x16<Element>(gradient_[n], a, b[0], b[1]);
-        mma_16x8x16<Element>(gradient_[n + 1], a, b[2], b[3]);
+        scores[0][n][e] = score_gradient(weight, score, delta_[r]);
       }
     }
   }
 
   const BackwardQueryCall& call_;
   BackwardQueryMemory<Shape>& memory_;
-  float gradient_[kWidthTiles][4];
+  Accumulators<1, kWidthTiles> gradient_;
   float lse_[2], delta_[2];
 };
 
@@ -227,39 +181,21 @@ __device__ void BackwardQueryWarp<Shape>::finish(const WorkItem& work, int32_t q
     for (int r = 0; r < 2; ++r) {
       if (row_index(r) < rows) {
         const int64_t row = memory_.position[row_index(r)] - query_begin;
-        store_row(gradient_, r, static_cast<float*>(out.data) + start + row * out.strides.row,
+        store_row(gradient_[0], r, static_cast<float*>(out.data) + start + row * out.strides.row,
                   head_dim, call_.grad_query_aligned, scale);
       }
     }
     return;
   }
   __syncwarp();
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-#pragma unroll
-    for (int n = 0; n < kWidthTiles; ++n) {
-      *reinterpret_cast<uint32_t*>(memory_.query + Layout::offset(row_index(r), n) +
-                                   lane() % 4 * 4) =
-          pack<Element>(gradient_[n][r * 2] * scale, gradient_[n][r * 2 + 1] * scale);
-    }
-  }
+  store_rounded<Element, Layout>(memory_.query, first_row(), 0, gradient_, scale, lane());
   __syncwarp();
-  constexpr int kLanes = Shape::Queries::kLanes;
-  for (int row = first_row() + lane() / kLanes; row < min(rows, first_row() + 16);
-       row += 32 / kLanes) {
-    uint16_t* to = static_cast<uint16_t*>(out.data) + start +
-                   (memory_.position[row] - query_begin) * out.strides.row;
-    for (int chunk = lane() % kLanes; chunk * 8 < head_dim; chunk += kLanes) {
-      const unsigned char* from = memory_.query + Layout::offset(row, chunk);
-      if (call_.grad_query_aligned) {
-        *reinterpret_cast<int4*>(to + chunk * 8) = *reinterpret_cast<const int4*>(from);
-      } else {
-        for (int e = 0; e < 8 && chunk * 8 + e < head_dim; ++e) {
-          to[chunk * 8 + e] = reinterpret_cast<const uint16_t*>(from)[e];
-        }
-      }
-    }
-  }
+  write_rows<Layout, Shape::Queries::kLanes, 32>(
+      memory_.query, first_row(), min(rows, first_row() + 16), lane(), head_dim,
+      call_.grad_query_aligned, [&](int row) {
+        return static_cast<uint16_t*>(out.data) + start +
+               (memory_.position[row] - query_begin) * out.strides.row;
+      });
 }
 
 template <typename Shape>

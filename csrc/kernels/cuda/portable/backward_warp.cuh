@@ -14,9 +14,9 @@
 #include "kernels/cuda/portable/backward_call.cuh"
 #include "kernels/cuda/portable/shapes.h"
 #include "kernels/cuda/primitives/float_row.cuh"
-#include "kernels/cuda/primitives/mma.cuh"
-#include "kernels/cuda/primitives/numerics.cuh"
 #include "kernels/cuda/primitives/reduce_add.cuh"
+#include "kernels/cuda/primitives/score.cuh"
+#include "kernels/cuda/primitives/warp_tile.cuh"
 
 namespace dilated::kernels::cuda::portable {
 
@@ -66,20 +66,6 @@ struct BackwardMemory {
   __device__ unsigned char* grad_out(int stage) { return query(stage) + Shape::Queries::kBytes; }
 };
 
-template <int kRows, int kColumns>
-__device__ inline void set_zero(float (&tiles)[kRows][kColumns][4]) {
-#pragma unroll
-  for (int m = 0; m < kRows; ++m) {
-#pragma unroll
-    for (int n = 0; n < kColumns; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        tiles[m][n][e] = 0;
-      }
-    }
-  }
-}
-
 /// One warp's part of a tile. Key row r = 2 * m + half of a thread is row 16 * m + 8 * half + lane
 /// / 4 of the warp's 32.
 template <typename Shape>
@@ -107,14 +93,21 @@ class BackwardWarp {
     for (int pass = 0; pass < Shape::kPasses; ++pass) {
       const int first =
           Shape::kParts == 1 ? pass * Shape::kPassQueries : part() * Shape::kPassQueries;
-      float weights[kTiles][kQueryTiles][4], scores[kTiles][kQueryTiles][4];
-      multiply_rows(weights, shared_address(memory_.key), query + first * Layout::kRowBytes);
-      multiply_rows(scores, shared_address(memory_.value), grad_out + first * Layout::kRowBytes);
+      const uint32_t queries = query + first * Layout::kRowBytes;
+      const uint32_t gradients = grad_out + first * Layout::kRowBytes;
+      const int keys = left_offset<Layout>(first_key(), lane()),
+                columns_at = right_offset<Layout>(lane());
+      Scores weights, scores;
+      multiply_rows<Element, Layout>(weights, shared_address(memory_.key) + keys,
+                                     queries + columns_at);
+      multiply_rows<Element, Layout>(scores, shared_address(memory_.value) + keys,
+                                     gradients + columns_at);
       differentiate(weights, scores, columns, first);
       store(memory_.scores, scores, first);
       if constexpr (Shape::kParts == 1) {
-        accumulate(grad_value_, weights, grad_out + first * Layout::kRowBytes);
-        accumulate(grad_key_, scores, query + first * Layout::kRowBytes);
+        const int rows = left_offset<Layout>(0, lane());
+        accumulate<Element, Layout>(grad_value_, weights, gradients + rows);
+        accumulate<Element, Layout>(grad_key_, scores, queries + rows);
       } else {
         store(memory_.weights, weights, first);
       }
@@ -123,47 +116,20 @@ class BackwardWarp {
 
   /// Once all warps have stored their weights.
   __device__ void accumulate_part(int stage) {
-    accumulate(grad_value_, shared_address(memory_.weights),
-               shared_address(memory_.grad_out(stage)));
-    accumulate(grad_key_, shared_address(memory_.scores), shared_address(memory_.query(stage)));
+    accumulate_stored(grad_value_, memory_.weights, memory_.grad_out(stage));
+    accumulate_stored(grad_key_, memory_.scores, memory_.query(stage));
   }
 
   __device__ void add_grad_query(const Columns& columns);
   __device__ void finish();
 
  private:
-  using Scores = float[kTiles][kQueryTiles][4];
-  using Gradient = float[kTiles][kWidthTiles][4];
+  using Scores = Accumulators<kTiles, kQueryTiles>;
+  using Gradient = Accumulators<kTiles, kWidthTiles>;
 
   __device__ static int lane() { return threadIdx.x % 32; }
   __device__ static int part() { return threadIdx.x / 32 / Shape::kKeyWarps; }
   __device__ static int first_key() { return threadIdx.x / 32 % Shape::kKeyWarps * 32; }
-
-  /// products = keys queries^T: rows of the warp's keys by kPassQueries rows at `queries`, summed
-  /// over the width.
-  __device__ static void multiply_rows(Scores& products, uint32_t keys, uint32_t queries) {
-    set_zero(products);
-    keys += Layout::offset(first_key() + lane() % 16, lane() / 16);
-    queries += Layout::offset(lane() % 8 + lane() / 16 * 8, lane() / 8 % 2);
-#pragma unroll
-    for (int step = 0; step < Shape::kWidth / 16; ++step) {
-      uint32_t a[kTiles][4];
-#pragma unroll
-      for (int m = 0; m < kTiles; ++m) {
-        load_matrices(a[m], Layout::advance(keys, step) + m * 16 * Layout::kRowBytes);
-      }
-#pragma unroll
-      for (int n = 0; n < kQueryTiles; n += 2) {
-        uint32_t b[4];
-        load_matrices(b, Layout::advance(queries, step) + n * 8 * Layout::kRowBytes);
-#pragma unroll
-        for (int m = 0; m < kTiles; ++m) {
-          mma_16x8x16<Element>(products[m][n], a[m], b[0], b[1]);
-          mma_16x8x16<Element>(products[m][n + 1], a[m], b[2], b[3]);
-        }
-      }
-    }
-  }
 
   /// weights: scores to P^T, what dropout leaves of it; scores: dP^T to dS^T.
   __device__ void differentiate(Scores& weights, Scores& scores, const Columns& columns,
@@ -180,7 +146,7 @@ class BackwardWarp {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           const float logit =
-              fmaf(weights[m][n][e], call_.args.scale, e % 2 == 0 ? bias.x : bias.y);
+              logit_of(weights[m][n][e], call_.args.scale, e % 2 == 0 ? bias.x : bias.y);
           weights[m][n][e] = softmax_weight(logit, e % 2 == 0 ? lse.x : lse.y);
         }
       }
@@ -199,7 +165,8 @@ class BackwardWarp {
       for (int m = 0; m < kTiles; ++m) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          scores[m][n][e] = weights[m][n][e] * (scores[m][n][e] - (e % 2 == 0 ? delta.x : delta.y));
+          scores[m][n][e] =
+              score_gradient(weights[m][n][e], scores[m][n][e], e % 2 == 0 ? delta.x : delta.y);
         }
       }
     }
@@ -219,9 +186,9 @@ class BackwardWarp {
         const int row = row_index(r);
         const int32_t key = call_.args.is_causal ? memory_.key_position[row] : INT_MIN;
         const bool exists = row < memory_.item.rows;
-        float* weight = &weights[r / 2][n][r % 2 * 2];
-        weight[0] = exists && position.x >= key ? weight[0] : 0;
-        weight[1] = exists && position.y >= key ? weight[1] : 0;
+        float* weight = pair_of(weights, r, n);
+        weight[0] = exists ? masked_weight(weight[0], key, position.x) : 0;
+        weight[1] = exists ? masked_weight(weight[1], key, position.y) : 0;
       }
     }
   }
@@ -236,7 +203,7 @@ class BackwardWarp {
 #pragma unroll
       for (int r = 0; r < 2 * kTiles; ++r) {
         const int32_t position = memory_.key_position[row_index(r)];
-        float* value = &values[r / 2][n][r % 2 * 2];
+        float* value = pair_of(values, r, n);
         value[0] = dropout_keeps(keys.x, position, threshold) ? value[0] * factor : 0;
         value[1] = dropout_keeps(keys.y, position, threshold) ? value[1] * factor : 0;
       }
@@ -252,65 +219,25 @@ class BackwardWarp {
 #pragma unroll
       for (int r = 0; r < 2 * kTiles; ++r) {
         *reinterpret_cast<uint32_t*>(to + r * 8 * Weights::kRowBytes) =
-            pack<Element>(values[r / 2][n][r % 2 * 2], values[r / 2][n][r % 2 * 2 + 1]);
+            pack<Element>(pair_of(values, r, n)[0], pair_of(values, r, n)[1]);
       }
     }
   }
 
-  /// gradient += values rows, from registers: the rows are kPassQueries rows at `rows`, all
+  /// gradient += weights rows: the warp's rows of the weights in shared memory, its part of the
   /// columns.
-  __device__ static void accumulate(Gradient& gradient, const Scores& values, uint32_t rows) {
-    rows += Layout::offset(lane() % 16, lane() / 16);
-#pragma unroll
-    for (int step = 0; step < Shape::kPassQueries / 16; ++step) {
-      uint32_t a[kTiles][4];
-#pragma unroll
-      for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float* value = &values[m][2 * step + i / 2][i % 2 * 2];
-          a[m][i] = pack<Element>(value[0], value[1]);
-        }
-      }
-      multiply_columns(gradient, a, rows + step * 16 * Layout::kRowBytes, 0);
-    }
-  }
-
-  /// gradient += tile rows, from shared memory: the warp's rows of `tile`, all kQueries rows, its
-  /// part of the columns.
-  __device__ static void accumulate(Gradient& gradient, uint32_t tile, uint32_t rows) {
-    tile += Weights::offset(first_key() + lane() % 16, lane() / 16);
-    rows += Layout::offset(lane() % 16, lane() / 16);
+  __device__ static void accumulate_stored(Gradient& gradient, const unsigned char* weights,
+                                           const unsigned char* rows) {
+    const uint32_t left = shared_address(weights) + left_offset<Weights>(first_key(), lane());
+    const uint32_t right = shared_address(rows) + left_offset<Layout>(0, lane());
 #pragma unroll
     for (int step = 0; step < Shape::kQueries / 16; ++step) {
       uint32_t a[kTiles][4];
-#pragma unroll
-      for (int m = 0; m < kTiles; ++m) {
-        load_matrices(a[m], Weights::advance(tile, step) + m * 16 * Weights::kRowBytes);
-      }
-      multiply_columns(gradient, a, rows + step * 16 * Layout::kRowBytes,
-                       part() * (Shape::kPartWidth / 16));
+      load_left<Weights>(a, left, step);
+      accumulate_step<Element, Layout>(gradient, a, right, step, part() * (Shape::kPartWidth / 16));
     }
   }
 
-  /// gradient += a rows: 16 rows at `rows`, from column 16 * first_pair on.
-  template <int kRowTiles, int kColumnTiles>
-  __device__ static void multiply_columns(float (&gradient)[kRowTiles][kColumnTiles][4],
-                                          const uint32_t (&a)[kRowTiles][4], uint32_t rows,
-                                          int first_pair) {
-#pragma unroll
-    for (int n = 0; n < kColumnTiles; n += 2) {
-      uint32_t b[4];
-      load_matrices_transposed(b, Layout::advance(rows, first_pair + n / 2));
-#pragma unroll
-      for (int m = 0; m < kRowTiles; ++m) {
-        mma_16x8x16<Element>(gradient[m][n], a[m], b[0], b[1]);
-        mma_16x8x16<Element>(gradient[m][n + 1], a[m], b[2], b[3]);
-      }
-    }
-  }
-
-  __device__ void stage_out(unsigned char* tile, const Gradient& gradient, float factor);
   __device__ void write_partial(const MutableRows& out, const Gradient& gradient, float factor,
                                 bool is_aligned) const;
 
@@ -331,8 +258,8 @@ __device__ void BackwardWarp<Shape>::add_grad_query(const Columns& columns) {
   const uint32_t scores =
       shared_address(memory_.scores) +
       Weights::offset(lane() % 8 + lane() / 16 * 8, first_row / 8 + lane() / 8 % 2);
-  const uint32_t keys = shared_address(memory_.key) + Layout::offset(lane() % 16, lane() / 16);
-  float sums[kRowTiles][kColumnTiles][4];
+  const uint32_t keys = shared_address(memory_.key) + left_offset<Layout>(0, lane());
+  Accumulators<kRowTiles, kColumnTiles> sums;
   set_zero(sums);
 #pragma unroll
   for (int step = 0; step < Shape::kKeys / 16; ++step) {
@@ -341,7 +268,7 @@ __device__ void BackwardWarp<Shape>::add_grad_query(const Columns& columns) {
     for (int m = 0; m < kRowTiles; ++m) {
       load_matrices_transposed(a[m], (scores ^ (m * 32)) + step * 16 * Weights::kRowBytes);
     }
-    multiply_columns(sums, a, keys + step * 16 * Layout::kRowBytes, first_pair);
+    accumulate_step<Element, Layout>(sums, a, keys, step, first_pair);
   }
 #pragma unroll
   for (int r = 0; r < 2 * kRowTiles; ++r) {
@@ -349,25 +276,10 @@ __device__ void BackwardWarp<Shape>::add_grad_query(const Columns& columns) {
     float* to = call_.grad_query.row(columns.row[first_row + r * 8 + lane() / 4]) + column;
 #pragma unroll
     for (int n = 0; n < kColumnTiles; n += 2) {
-      const float *low = &sums[r / 2][n][r % 2 * 2], *high = &sums[r / 2][n + 1][r % 2 * 2];
+      const float *low = pair_of(sums, r, n), *high = pair_of(sums, r, n + 1);
       if ((first_pair + n / 2) * 16 < call_.grad_query.width) {
         reduce_add_4(to + n * 8, {low[0], low[1], high[0], high[1]});
       }
-    }
-  }
-}
-
-template <typename Shape>
-__device__ void BackwardWarp<Shape>::stage_out(unsigned char* tile, const Gradient& gradient,
-                                               float factor) {
-#pragma unroll
-  for (int r = 0; r < 2 * kTiles; ++r) {
-#pragma unroll
-    for (int n = 0; n < kWidthTiles; ++n) {
-      const float* value = &gradient[r / 2][n][r % 2 * 2];
-      *reinterpret_cast<uint32_t*>(tile + Layout::offset(row_index(r), part() * kWidthTiles + n) +
-                                   lane() % 4 * 4) =
-          pack<Element>(value[0] * factor, value[1] * factor);
     }
   }
 }
@@ -391,28 +303,17 @@ __device__ void BackwardWarp<Shape>::write_partial(const MutableRows& out, const
   }
 }
 
-/// Rows of a tile in shared memory to the tensor, by all threads of the block.
+/// A gradient's rows from shared memory to the tensor, by all threads of the block.
 template <typename Shape>
-__device__ void write_rows(const BackwardMemory<Shape>& memory, const unsigned char* tile,
+__device__ void write_keys(const BackwardMemory<Shape>& memory, const unsigned char* tile,
                            const MutableRows& out, int32_t head_dim, bool is_aligned) {
-  using Tile = typename Shape::Keys;
   const BackwardItem& item = memory.item;
   const int64_t start = item.work.batch * out.strides.batch + item.work.head * out.strides.head;
-  for (int row = threadIdx.x / Tile::kLanes; row < item.rows;
-       row += Shape::kThreads / Tile::kLanes) {
-    uint16_t* to = static_cast<uint16_t*>(out.data) + start +
-                   (memory.key_position[row] - item.key_begin) * out.strides.row;
-    for (int chunk = threadIdx.x % Tile::kLanes; chunk * 8 < head_dim; chunk += Tile::kLanes) {
-      const unsigned char* from = tile + Shape::Layout::offset(row, chunk);
-      if (is_aligned) {
-        *reinterpret_cast<int4*>(to + chunk * 8) = *reinterpret_cast<const int4*>(from);
-      } else {
-        for (int e = 0; e < 8 && chunk * 8 + e < head_dim; ++e) {
-          to[chunk * 8 + e] = reinterpret_cast<const uint16_t*>(from)[e];
-        }
-      }
-    }
-  }
+  write_rows<typename Shape::Layout, Shape::Keys::kLanes, Shape::kThreads>(
+      tile, 0, item.rows, threadIdx.x, head_dim, is_aligned, [&](int row) {
+        return static_cast<uint16_t*>(out.data) + start +
+               (memory.key_position[row] - item.key_begin) * out.strides.row;
+      });
 }
 
 /// Writes grad_key and grad_value, over the tiles that the block no longer needs.
@@ -425,12 +326,14 @@ __device__ void BackwardWarp<Shape>::finish() {
     return;
   }
   __syncthreads();
-  stage_out(memory_.key, grad_key_, args.scale);
-  stage_out(memory_.value, grad_value_, 1);
+  const int first_chunk = part() * kWidthTiles;
+  store_rounded<Element, Layout>(memory_.key, first_key(), first_chunk, grad_key_, args.scale,
+                                 lane());
+  store_rounded<Element, Layout>(memory_.value, first_key(), first_chunk, grad_value_, 1, lane());
   __syncthreads();
   const int32_t head_dim = static_cast<int32_t>(args.head_dim);
-  write_rows(memory_, memory_.key, args.grad_key, head_dim, call_.grad_key_aligned);
-  write_rows(memory_, memory_.value, args.grad_value, head_dim, call_.grad_value_aligned);
+  write_keys(memory_, memory_.key, args.grad_key, head_dim, call_.grad_key_aligned);
+  write_keys(memory_, memory_.value, args.grad_value, head_dim, call_.grad_value_aligned);
 }
 
 }  // namespace dilated::kernels::cuda::portable

@@ -10,31 +10,30 @@
 // One class, since its steps share the accumulators.
 #pragma once
 
-#include <cfloat>
-
 #include "kernels/cuda/portable/shapes.h"
 #include "kernels/cuda/primitives/float_row.cuh"
 #include "kernels/cuda/primitives/forward_call.cuh"
-#include "kernels/cuda/primitives/mma.cuh"
 #include "kernels/cuda/primitives/numerics.cuh"
 #include "kernels/cuda/primitives/running.cuh"
+#include "kernels/cuda/primitives/score.cuh"
+#include "kernels/cuda/primitives/warp_tile.cuh"
 
 namespace dilated::kernels::cuda::portable {
 
-template <int kHeadDim_, int kWarps_, int kWarpTiles_>
+template <int kWidth_, int kWarps_, int kWarpTiles_>
 struct ForwardShape {
-  static constexpr int kHeadDim = kHeadDim_, kWarps = kWarps_, kWarpTiles = kWarpTiles_;
+  static constexpr int kWidth = kWidth_, kWarps = kWarps_, kWarpTiles = kWarpTiles_;
   static constexpr int kThreads = kWarps * 32;
   static constexpr int kRows = kWarps * kWarpTiles * 16;
-  static constexpr ForwardTile kTile{kHeadDim, kRows};
+  static constexpr ForwardTile kTile{kWidth, kRows};
   static constexpr int kKeys = kTile.keys();
-  static constexpr int kSteps = kHeadDim / 16;  // of the product with the keys
-  static constexpr bool kQueryInRegisters = kWarpTiles * kHeadDim <= 128;
+  static constexpr int kSteps = kWidth / 16;  // of the product with the keys
+  static constexpr bool kQueryInRegisters = kWarpTiles * kWidth <= 128;
   static constexpr int kLists = kTile.lists();
   // Warps on a multiprocessor that leave each thread the registers that it needs.
-  static constexpr int kBlocks = (kHeadDim <= 64 && kWarpTiles == 1 ? 16 : 8) / kWarps;
-  using Keys = RowTile<kHeadDim, kKeys, kThreads>;
-  using Query = RowTile<kHeadDim, kRows, kThreads>;
+  static constexpr int kBlocks = (kWidth <= 64 && kWarpTiles == 1 ? 16 : 8) / kWarps;
+  using Keys = RowTile<kWidth, kKeys, kThreads>;
+  using Query = RowTile<kWidth, kRows, kThreads>;
   using Layout = typename Keys::Layout;
 };
 
@@ -63,13 +62,14 @@ template <typename Element, typename Shape>
 class ForwardWarp {
  public:
   static constexpr int kTiles = Shape::kWarpTiles, kWarpRows = 2 * kTiles;
-  static constexpr int kKeyTiles = Shape::kKeys / 8, kValueTiles = Shape::kHeadDim / 8;
+  static constexpr int kKeyTiles = Shape::kKeys / 8, kValueTiles = Shape::kWidth / 8;
   using Layout = typename Shape::Layout;
 
   __device__ ForwardWarp(const ForwardCall& call, ForwardMemory<Shape>& memory)
       : call_(call), memory_(memory) {
     const int lane = threadIdx.x % 32;
     first_row_ = threadIdx.x / 32 * kTiles * 16;
+    // left_offset and right_offset, written out: as calls they make width 128 spill.
     query_ = shared_address(memory.query) + Layout::offset(first_row_ + lane % 16, lane / 16);
     key_ = Layout::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2);
     value_ = Layout::offset(lane % 16, lane / 16);
@@ -78,16 +78,7 @@ class ForwardWarp {
       reference_[r] = negative_infinity();
       sum_[r] = 0;
     }
-#pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-      for (int n = 0; n < kValueTiles; ++n) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          out_[m][n][e] = 0;
-        }
-      }
-    }
+    set_zero(out_);
   }
 
   /// Once the query tile is in shared memory.
@@ -95,7 +86,7 @@ class ForwardWarp {
     if constexpr (Shape::kQueryInRegisters) {
 #pragma unroll
       for (int step = 0; step < Shape::kSteps; ++step) {
-        load_query_step(step, query_fragments_[step]);
+        load_left<Layout>(query_fragments_[step], query_, step);
       }
     }
   }
@@ -124,61 +115,27 @@ class ForwardWarp {
     if (call_.args.dropout.probability > 0) {
       drop(keys);
     }
-    multiply_values(shared_address(memory_.value[stage]) + value_);
+    accumulate<Element, Layout>(out_, scores_, shared_address(memory_.value[stage]) + value_);
   }
 
   template <bool kIsBlock>
   __device__ void finish(const WorkItem& work, int32_t rows, int32_t query_begin);
 
  private:
-  __device__ void load_query_step(int step, uint32_t (&fragments)[kTiles][4]) {
-#pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
-      load_matrices(fragments[m], Layout::advance(query_, step) + m * 16 * Layout::kRowBytes);
-    }
-  }
-
   __device__ void multiply_keys(uint32_t key) {
-#pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-      for (int n = 0; n < kKeyTiles; ++n) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          scores_[m][n][e] = 0;
-        }
-      }
+    if constexpr (!Shape::kQueryInRegisters) {
+      multiply_rows<Element, Layout>(scores_, query_, key);
+      return;
     }
-    if constexpr (Shape::kQueryInRegisters) {
-      // Keys outside: the first scores are complete, and their exponentials can begin, while the
-      // last are computed.
+    // Keys outside: the first scores are complete, and their exponentials can begin, while the last
+    // are computed.
+    set_zero(scores_);
 #pragma unroll
-      for (int n = 0; n < kKeyTiles; n += 2) {
-#pragma unroll
-        for (int step = 0; step < Shape::kSteps; ++step) {
-          multiply_step(key, step, n, query_fragments_[step]);
-        }
-      }
-    } else {
+    for (int n = 0; n < kKeyTiles; n += 2) {
 #pragma unroll
       for (int step = 0; step < Shape::kSteps; ++step) {
-        uint32_t fragments[kTiles][4];
-        load_query_step(step, fragments);
-#pragma unroll
-        for (int n = 0; n < kKeyTiles; n += 2) {
-          multiply_step(key, step, n, fragments);
-        }
+        multiply_rows_step<Element, Layout>(scores_, n, query_fragments_[step], key, step);
       }
-    }
-  }
-
-  __device__ void multiply_step(uint32_t key, int step, int n, const uint32_t (&query)[kTiles][4]) {
-    uint32_t b[4];
-    load_matrices(b, Layout::advance(key, step) + n * 8 * Layout::kRowBytes);
-#pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
-      mma_16x8x16<Element>(scores_[m][n], query[m], b[0], b[1]);
-      mma_16x8x16<Element>(scores_[m][n + 1], query[m], b[2], b[3]);
     }
   }
 
@@ -192,7 +149,8 @@ class ForwardWarp {
       for (int m = 0; m < kTiles; ++m) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          scores_[m][n][e] = fmaf(scores_[m][n][e], call_.args.scale, e % 2 == 0 ? bias.x : bias.y);
+          scores_[m][n][e] =
+              logit_of(scores_[m][n][e], call_.args.scale, e % 2 == 0 ? bias.x : bias.y);
         }
       }
     }
@@ -205,9 +163,9 @@ class ForwardWarp {
 #pragma unroll
       for (int n = 0; n < kKeyTiles; ++n) {
         const int2 position = *reinterpret_cast<const int2*>(&keys.position[n * 8 + lane % 4 * 2]);
-        float* score = &scores_[r / 2][n][r % 2 * 2];
-        score[0] = position.x > row ? negative_infinity() : score[0];
-        score[1] = position.y > row ? negative_infinity() : score[1];
+        float* score = pair_of(scores_, r, n);
+        score[0] = masked_logit(score[0], position.x, row);
+        score[1] = masked_logit(score[1], position.y, row);
       }
     }
   }
@@ -218,10 +176,10 @@ class ForwardWarp {
     float offset[kWarpRows];
 #pragma unroll
     for (int r = 0; r < kWarpRows; ++r) {
-      offset[r] = fmaf(fmaxf(reference_[r], -FLT_MAX), -kLog2E, bias_log2);
+      offset[r] = quick_offset(finite(reference_[r]), bias_log2);
     }
-    exponentiate(sums,
-                 [&](float score, int r) { return fmaf(score, call_.scale_log2, offset[r]); });
+    exponentiate(
+        sums, [&](float score, int r) { return quick_weight(score, call_.scale_log2, offset[r]); });
   }
 
   /// Logits become weights; that of a row's reference is exactly 1.
@@ -229,13 +187,13 @@ class ForwardWarp {
     float base[kWarpRows];
 #pragma unroll
     for (int r = 0; r < kWarpRows; ++r) {
-      base[r] = fmaxf(reference_[r], -FLT_MAX);
+      base[r] = finite(reference_[r]);
     }
-    exponentiate(sums, [&](float logit, int r) { return (logit - base[r]) * kLog2E; });
+    exponentiate(sums, [&](float logit, int r) { return weight_of(logit, base[r]); });
   }
 
-  template <typename Exponent>
-  __device__ void exponentiate(float (&sums)[kWarpRows], const Exponent& exponent) {
+  template <typename Weight>
+  __device__ void exponentiate(float (&sums)[kWarpRows], const Weight& weight) {
 #pragma unroll
     for (int r = 0; r < kWarpRows; ++r) {
       sums[r] = 0;
@@ -246,8 +204,8 @@ class ForwardWarp {
       for (int r = 0; r < kWarpRows; ++r) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          float& score = scores_[r / 2][n][r % 2 * 2 + e];
-          score = exp2_approx(exponent(score, r));
+          float& score = pair_of(scores_, r, n)[e];
+          score = weight(score, r);
           sums[r] += score;
         }
       }
@@ -271,21 +229,16 @@ class ForwardWarp {
   __device__ void move_references() {
 #pragma unroll
     for (int r = 0; r < kWarpRows; ++r) {
-      float largest = scores_[r / 2][0][r % 2 * 2];
+      float largest = pair_of(scores_, r, 0)[0];
 #pragma unroll
       for (int i = 1; i < 2 * kKeyTiles; ++i) {
-        largest = fmaxf(largest, scores_[r / 2][i / 2][r % 2 * 2 + i % 2]);
+        largest = fmaxf(largest, pair_of(scores_, r, i / 2)[i % 2]);
       }
       const float reference = fmaxf(reference_[r], quad_max(largest));
-      const float factor =
-          reference_[r] == negative_infinity() ? 0 : exp_approx(reference_[r] - reference);
+      const float factor = rescaling(reference_[r], reference);
       reference_[r] = reference;
       sum_[r] *= factor;
-#pragma unroll
-      for (int n = 0; n < kValueTiles; ++n) {
-        out_[r / 2][n][r % 2 * 2] *= factor;
-        out_[r / 2][n][r % 2 * 2 + 1] *= factor;
-      }
+      scale_row(out_, r, factor);
     }
   }
 
@@ -299,39 +252,13 @@ class ForwardWarp {
 #pragma unroll
       for (int n = 0; n < kKeyTiles; ++n) {
         const int2 position = *reinterpret_cast<const int2*>(&keys.position[n * 8 + lane % 4 * 2]);
-        float* score = &scores_[r / 2][n][r % 2 * 2];
+        float* score = pair_of(scores_, r, n);
         score[0] = dropout_keeps(key, position.x, threshold) ? score[0] : 0;
         score[1] = dropout_keeps(key, position.y, threshold) ? score[1] : 0;
       }
     }
   }
 
-  __device__ void multiply_values(uint32_t value) {
-#pragma unroll
-    for (int step = 0; step < Shape::kKeys / 16; ++step) {
-      uint32_t a[kTiles][4];
-#pragma unroll
-      for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float* score = &scores_[m][2 * step + i / 2][i % 2 * 2];
-          a[m][i] = pack<Element>(score[0], score[1]);
-        }
-      }
-#pragma unroll
-      for (int n = 0; n < kValueTiles; n += 2) {
-        uint32_t b[4];
-        load_matrices_transposed(b, Layout::advance(value, n / 2) + step * 16 * Layout::kRowBytes);
-#pragma unroll
-        for (int m = 0; m < kTiles; ++m) {
-          mma_16x8x16<Element>(out_[m][n], a[m], b[0], b[1]);
-          mma_16x8x16<Element>(out_[m][n + 1], a[m], b[2], b[3]);
-        }
-      }
-    }
-  }
-
-  __device__ void scale_row(int r, float factor);
   __device__ float merge_row(int r, float lse, const WorkItem& work, int64_t head_row,
                              int32_t query_begin);
   __device__ void store_rows(const WorkItem& work, int32_t rows, int32_t query_begin);
@@ -348,8 +275,8 @@ class ForwardWarp {
   uint32_t query_, key_,
       value_;  // addresses, or offsets into a stage, of what this lane hands to ldmatrix
   uint32_t query_fragments_[Shape::kQueryInRegisters ? Shape::kSteps : 1][kTiles][4];
-  float scores_[kTiles][kKeyTiles][4];
-  float out_[kTiles][kValueTiles][4];
+  Accumulators<kTiles, kKeyTiles> scores_;
+  Accumulators<kTiles, kValueTiles> out_;
   float reference_[kWarpRows], sum_[kWarpRows];
 };
 
@@ -373,7 +300,7 @@ __device__ void ForwardWarp<Element, Shape>::finish(const WorkItem& work, int32_
       factor = exp_approx(reference_[r] - reference);
       sum = sum * factor + zero_keys * exp_approx(-reference);
     }
-    scale_row(r, sum == 0 ? 0 : factor / (sum * (1 - args.dropout.probability)));
+    scale_row(out_, r, sum == 0 ? 0 : factor / (sum * (1 - args.dropout.probability)));
     float lse = sum == 0 ? negative_infinity() : reference + logf(sum);
     if constexpr (kIsBlock) {
       if (args.running_lse != nullptr) {
@@ -393,15 +320,6 @@ __device__ void ForwardWarp<Element, Shape>::finish(const WorkItem& work, int32_
   write_out(work, rows, query_begin);
 }
 
-template <typename Element, typename Shape>
-__device__ void ForwardWarp<Element, Shape>::scale_row(int r, float factor) {
-#pragma unroll
-  for (int n = 0; n < kValueTiles; ++n) {
-    out_[r / 2][n][r % 2 * 2] *= factor;
-    out_[r / 2][n][r % 2 * 2 + 1] *= factor;
-  }
-}
-
 /// Adds the running result of the row to its normalised output; the log-sum-exp of both.
 template <typename Element, typename Shape>
 __device__ float ForwardWarp<Element, Shape>::merge_row(int r, float lse, const WorkItem& work,
@@ -413,7 +331,7 @@ __device__ float ForwardWarp<Element, Shape>::merge_row(int r, float lse, const 
     return lse;
   }
   const Merged merged = merge(running_lse, lse);
-  scale_row(r, merged.block_weight);
+  scale_row(out_, r, merged.block_weight);
   const char* origin = row_origin(args.running_out, work, work.head, query_begin, 4);
   const float* row =
       reinterpret_cast<const float*>(origin) + position * args.running_out.strides.row;
@@ -454,35 +372,16 @@ __device__ void ForwardWarp<Element, Shape>::write_out(const WorkItem& work, int
   const int first_row = thread / 32 * kTiles * 16;
   const int32_t head_dim = static_cast<int32_t>(call_.args.head_dim);
   __syncwarp();
-#pragma unroll
-  for (int r = 0; r < kWarpRows; ++r) {
-#pragma unroll
-    for (int n = 0; n < kValueTiles; ++n) {
-      *reinterpret_cast<uint32_t*>(memory_.query + Layout::offset(first_row + r * 8 + lane / 4, n) +
-                                   lane % 4 * 4) =
-          pack<Element>(out_[r / 2][n][r % 2 * 2], out_[r / 2][n][r % 2 * 2 + 1]);
-    }
-  }
+  store_rounded<Element, Layout>(memory_.query, first_row, 0, out_, 1, lane);
   __syncwarp();
   const MutableRows& out = call_.args.out;
   char* origin = const_cast<char*>(row_origin(out, work, work.head, query_begin, 2));
-  constexpr int kLanes = Shape::Query::kLanes;
-  const int chunk_lane = lane % kLanes;
-  for (int row = first_row + lane / kLanes; row < min(rows, first_row + kTiles * 16);
-       row += 32 / kLanes) {
-    char* to = origin + memory_.rows.position[row] * out.strides.row * 2;
-    for (int chunk = chunk_lane; chunk * 8 < head_dim; chunk += kLanes) {
-      const unsigned char* from = memory_.query + Layout::offset(row, chunk);
-      if (call_.out_aligned) {
-        *reinterpret_cast<int4*>(to + chunk * 16) = *reinterpret_cast<const int4*>(from);
-      } else {
-        for (int e = 0; e < 8 && chunk * 8 + e < head_dim; ++e) {
-          reinterpret_cast<uint16_t*>(to)[chunk * 8 + e] =
-              reinterpret_cast<const uint16_t*>(from)[e];
-        }
-      }
-    }
-  }
+  write_rows<Layout, Shape::Query::kLanes, 32>(
+      memory_.query, first_row, min(rows, first_row + kTiles * 16), lane, head_dim,
+      call_.out_aligned, [&](int row) {
+        return reinterpret_cast<uint16_t*>(origin +
+                                           memory_.rows.position[row] * out.strides.row * 2);
+      });
 }
 
 }  // namespace dilated::kernels::cuda::portable

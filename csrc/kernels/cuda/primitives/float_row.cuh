@@ -1,8 +1,8 @@
-// Rows of float32 in memory, read and written straight from mma accumulators: the four lanes that
-// share a row have 32 neighbouring bytes of it at a time, a whole sector.
+// Between a row of float32 in memory and one of mma accumulators. The four lanes that share the row
+// move 32 neighbouring bytes at a time, a whole sector.
 //
-// A row begins where the accumulators' first column lies, and `columns` of it exist. is_aligned:
-// the row begins at a multiple of 8 bytes, and columns are even.
+// `row` points to the element of the accumulators' first column; columns from `columns` on do not
+// exist. is_aligned: `row` is a multiple of 8 bytes, and `columns` is even.
 #pragma once
 
 #include <cstdint>

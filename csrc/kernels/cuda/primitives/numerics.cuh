@@ -1,4 +1,4 @@
-// Scalar arithmetic of the kernels: exponentials, softmax weights, 16-bit packing, reductions over
+// Scalar arithmetic of the kernels: exponentials, 16-bit packing, reductions over
 // the lanes of a row.
 #pragma once
 
@@ -32,20 +32,6 @@ __device__ inline float log2_approx(float x) {
 
 /// e^x; x may be infinite.
 __device__ inline float exp_approx(float x) { return exp2_approx(x * kLog2E); }
-
-/// exp(logit - lse), a pair's share of its row's softmax: at most 1, however the two were rounded.
-/// The forward pass rounds logits as its caller does, fmaf(score, scale, log of the multiplicity),
-/// so that a lone key's is 1 at any score. NaN stays NaN.
-__device__ inline float softmax_weight(float logit, float lse) {
-  float weight = exp_approx(logit - lse);
-  asm("min.NaN.f32 %0, %0, 0f3F800000;" : "+f"(weight));
-  return weight;
-}
-
-/// lse as softmax_weight() takes it: +inf gives a row that attends to nothing weights of 0.
-__device__ inline float weight_lse(float lse) {
-  return lse == negative_infinity() ? -negative_infinity() : lse;
-}
 
 /// Two numbers, rounded to nearest even, as one register: `low` in the low half, where the lower
 /// index belongs.

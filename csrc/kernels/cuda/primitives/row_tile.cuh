@@ -17,8 +17,7 @@ namespace dilated::kernels::cuda {
 /// One head of one batch entry of a tensor, addressed by sequence position.
 struct RowSource {
   const char* origin;  // where position 0 is, or would be
-  uint32_t row_bytes;  // from one position to the next; rows further apart than 4 GiB are refused
-                       // by the launcher
+  uint32_t row_bytes;  // from one position to the next; ops::readable() sees that it fits
   int32_t head_dim;
   bool is_aligned;  // origin and row_bytes are multiples of 16, head_dim of 8
 
@@ -29,9 +28,9 @@ struct RowSource {
   __device__ const char* at(int64_t offset) const { return origin + offset; }
 };
 
-template <int kHeadDim, int kRows, int kThreads>
+template <int kWidth, int kRows, int kThreads>
 struct RowTile {
-  static constexpr int kChunks = kHeadDim / 8;
+  static constexpr int kChunks = kWidth / 8;
   static constexpr int kLanes = kChunks % 8 == 0 || kChunks == 6 ? 8 : 4;  // for loops that write
   // Threads that share a row that is copied. Of eight, six chunks would leave two idle, so there
   // are six, and the first quarter of the block does not copy: kIdle threads.
@@ -39,7 +38,7 @@ struct RowTile {
   static constexpr int kIdle = kChunks == 6 ? kThreads / 4 : 0;
   static constexpr int kRowsAtOnce = (kThreads - kIdle) / kCopyLanes;
   static constexpr int kCopies = kRows / kRowsAtOnce;  // rows of a thread
-  static constexpr int kBytes = kRows * kHeadDim * 2;
+  static constexpr int kBytes = kRows * kWidth * 2;
   using Layout = Swizzle<kChunks>;
   static_assert(kRowsAtOnce % 8 == 0 && kRows % kRowsAtOnce == 0,
                 "a thread's permutation must be the same in all rows");

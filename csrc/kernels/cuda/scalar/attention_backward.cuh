@@ -15,6 +15,7 @@
 #include "kernels/attention.h"
 #include "kernels/cuda/primitives/columns.cuh"
 #include "kernels/cuda/primitives/numerics.cuh"
+#include "kernels/cuda/primitives/score.cuh"
 #include "kernels/cuda/primitives/work.cuh"
 #include "kernels/cuda/scalar/shapes.h"
 #include "kernels/dropout.h"
@@ -189,8 +190,8 @@ class ScalarBackward {
     const List &rows = memory_.rows, &columns = memory_.columns;
     const int32_t key = kTransposed ? rows.position[row] : columns.position[column];
     const int32_t query = kTransposed ? columns.position[column] : rows.position[row];
-    const bool visible = !args_.is_causal || key <= query;
-    const float logit = fmaf(score, args_.scale, columns.bias[column] + rows.bias[row]);
+    const bool visible = !args_.is_causal || !is_hidden(key, query);
+    const float logit = logit_of(score, args_.scale, columns.bias[column] + rows.bias[row]);
     const float lse = kTransposed ? columns.lse[column] : rows.lse[row];
     const float weight = visible ? softmax_weight(logit, lse) : 0;
     float factor = 1;
@@ -201,7 +202,7 @@ class ScalarBackward {
     }
     const float delta = kTransposed ? columns.delta[column] : rows.delta[row];
     memory_.weight[row][column] = weight * factor;
-    memory_.score[row][column] = weight * (gradient * factor - delta);
+    memory_.score[row][column] = score_gradient(weight, gradient * factor, delta);
   }
 
   __device__ void accumulate() {

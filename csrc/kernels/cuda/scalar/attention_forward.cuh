@@ -10,17 +10,18 @@
 #include "kernels/cuda/primitives/forward_call.cuh"
 #include "kernels/cuda/primitives/numerics.cuh"
 #include "kernels/cuda/primitives/running.cuh"
+#include "kernels/cuda/primitives/score.cuh"
 #include "kernels/cuda/scalar/shapes.h"
 
 namespace dilated::kernels::cuda::scalar {
 
-template <int kHeadDim>
+template <int kWidth>
 struct FloatShape {
-  static constexpr ForwardTile kTile{kHeadDim};
+  static constexpr ForwardTile kTile{kWidth};
   static constexpr int kThreads = 256, kRows = kTile.rows(), kKeys = kTile.keys();
   static constexpr int kThreadRows = kRows / 16, kThreadKeys = kKeys / 16,
-                       kThreadColumns = kHeadDim / 64;  // of float4
-  static constexpr int kPitch = pitch(kHeadDim);
+                       kThreadColumns = kWidth / 64;  // of float4
+  static constexpr int kPitch = pitch(kWidth);
 };
 
 template <typename Shape>
@@ -54,11 +55,11 @@ __device__ inline float half_warp_sum(float x) {
 }
 
 /// Rows positions[0 .. kRows - 1] into shared memory, zero from head_dim on.
-template <int kHeadDim, int kRows, int kPitch>
+template <int kWidth, int kRows, int kPitch>
 __device__ inline void copy_float_rows(float (&tile)[kRows][kPitch], const int32_t* positions,
                                        const char* origin, int64_t row_stride, int32_t head_dim,
                                        bool is_aligned) {
-  constexpr int kChunks = kHeadDim / 4;
+  constexpr int kChunks = kWidth / 4;
   for (int i = threadIdx.x; i < kRows * kChunks; i += blockDim.x) {
     const int row = i / kChunks;
     const int d = i % kChunks * 4;
@@ -157,19 +158,18 @@ __device__ void FloatThread<Shape>::exponentiate(float (&scores)[kRows][kKeys]) 
 #pragma unroll
     for (int k = 0; k < kKeys; ++k) {
       const int key = x_ + 16 * k;
-      scores[r][k] = fmaf(scores[r][k], call_.args.scale, memory_.keys.bias[key]);
-      scores[r][k] = memory_.keys.position[key] > last ? negative_infinity() : scores[r][k];
+      const float logit = logit_of(scores[r][k], call_.args.scale, memory_.keys.bias[key]);
+      scores[r][k] = masked_logit(logit, memory_.keys.position[key], last);
       largest = fmaxf(largest, scores[r][k]);
     }
     const float reference = fmaxf(reference_[r], half_warp_max(largest));
-    const float offset = reference == negative_infinity() ? 0 : reference;
-    const float factor = exp_approx(reference_[r] - offset);
+    const float factor = rescaling(reference_[r], reference);
     reference_[r] = reference;
     sum_[r] *= factor;
 #pragma unroll
     for (int k = 0; k < kKeys; ++k) {
       const int key = x_ + 16 * k;
-      const float weight = exp_approx(scores[r][k] - offset);
+      const float weight = weight_of(scores[r][k], finite(reference));
       sum_[r] += weight;
       const bool keeps = probability == 0 || dropout_keeps(memory_.rows.dropout_key[row],
                                                            memory_.keys.position[key], threshold);
@@ -261,7 +261,7 @@ __device__ void FloatThread<Shape>::finish(const WorkItem& work, int32_t rows,
   }
 }
 
-template <typename Shape, int kHeadDim>
+template <typename Shape, int kWidth>
 __device__ void forward_float_tile(const ForwardCall& call, const TableView& table,
                                    const WorkItem& work, int32_t query_begin, int32_t key_begin,
                                    FloatMemory<Shape>& memory) {
@@ -272,9 +272,9 @@ __device__ void forward_float_tile(const ForwardCall& call, const TableView& tab
     memory.cursor = keys.cursor();
     __syncwarp();
   }
-  copy_float_rows<kHeadDim>(memory.query, memory.rows.position,
-                            row_origin(args.query, work, work.head, query_begin, 4),
-                            args.query.strides.row, head_dim, call.query_aligned);
+  copy_float_rows<kWidth>(memory.query, memory.rows.position,
+                          row_origin(args.query, work, work.head, query_begin, 4),
+                          args.query.strides.row, head_dim, call.query_aligned);
   const int32_t key_head = work.head / call.heads_per_key_head;
   const char* key = row_origin(args.key, work, key_head, key_begin, 4);
   const char* value = row_origin(args.value, work, key_head, key_begin, 4);
@@ -288,23 +288,23 @@ __device__ void forward_float_tile(const ForwardCall& call, const TableView& tab
       memory.cursor = cursor;  // every lane writes the same
     }
     __syncthreads();
-    copy_float_rows<kHeadDim>(memory.key, memory.keys.position, key, args.key.strides.row, head_dim,
-                              call.key_aligned);
+    copy_float_rows<kWidth>(memory.key, memory.keys.position, key, args.key.strides.row, head_dim,
+                            call.key_aligned);
     __syncthreads();
     thread.weigh_keys();
     __syncthreads();
-    copy_float_rows<kHeadDim>(memory.key, memory.keys.position, value, args.value.strides.row,
-                              head_dim, call.value_aligned);
+    copy_float_rows<kWidth>(memory.key, memory.keys.position, value, args.value.strides.row,
+                            head_dim, call.value_aligned);
     __syncthreads();
     thread.multiply_values();
   }
   thread.finish(work, work.tile.rows, query_begin);
 }
 
-template <int kHeadDim>
+template <int kWidth>
 __global__ void __launch_bounds__(256, 2)
     attention_forward_float_kernel(const __grid_constant__ ForwardCall call) {
-  using Shape = FloatShape<kHeadDim>;
+  using Shape = FloatShape<kWidth>;
   extern __shared__ __align__(128) unsigned char bytes[];
   FloatMemory<Shape>& memory = *reinterpret_cast<FloatMemory<Shape>*>(bytes);
   const PatternView pattern{call.args.pattern};
@@ -317,8 +317,8 @@ __global__ void __launch_bounds__(256, 2)
     }
     for (; work.tile.rows > 0;
          work.tile.rows -= Shape::kRows, work.tile.first_row += Shape::kRows) {
-      forward_float_tile<Shape, kHeadDim>(call, table, work, pattern.header().query_begin,
-                                          pattern.header().key_begin, memory);
+      forward_float_tile<Shape, kWidth>(call, table, work, pattern.header().query_begin,
+                                        pattern.header().key_begin, memory);
       __syncthreads();
     }
   }

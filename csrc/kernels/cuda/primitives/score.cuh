@@ -1,0 +1,70 @@
+// From a pair's score, query . key, to its weight in the row's softmax, and from the gradient of
+// the weight back to the score's: the one place that a mask, a bias or a soft cap changes.
+//
+//   logit = scale * score + log(multiplicity), -inf where the row may not look
+//   weight = exp(logit - reference)      forward: of any reference, divided by the sum in the end
+//   weight = exp(logit - lse)            backward: the row's share
+//   dscore = weight * (dweight - delta)  times scale where it is written
+#pragma once
+
+#include <cfloat>
+#include <cstdint>
+
+#include "kernels/cuda/primitives/numerics.cuh"
+
+namespace dilated::kernels::cuda {
+
+/// Every kernel rounds it like this, so that forward and backward agree on a lone key's weight, 1,
+/// at any score. bias: log of the multiplicity.
+__device__ inline float logit_of(float score, float scale, float bias) {
+  return fmaf(score, scale, bias);
+}
+
+/// The causal mask.
+__device__ inline bool is_hidden(int32_t key, int32_t query) { return key > query; }
+__device__ inline float masked_logit(float logit, int32_t key, int32_t query) {
+  return is_hidden(key, query) ? negative_infinity() : logit;
+}
+__device__ inline float masked_weight(float weight, int32_t key, int32_t query) {
+  return is_hidden(key, query) ? 0 : weight;
+}
+
+/// A row's reference as weights are taken against: -inf, before its first key, would make them NaN.
+__device__ inline float finite(float reference) { return fmaxf(reference, -FLT_MAX); }
+
+/// exp(logit - reference); exactly 1 for the reference itself.
+__device__ inline float weight_of(float logit, float finite_reference) {
+  return exp_approx(logit - finite_reference);
+}
+
+/// The same from a score, by one multiply-add and one rounding less, for rows that have one bias
+/// and no mask. scale_log2: scale * log2(e).
+__device__ inline float quick_offset(float finite_reference, float bias_log2) {
+  return fmaf(finite_reference, -kLog2E, bias_log2);
+}
+__device__ inline float quick_weight(float score, float scale_log2, float offset) {
+  return exp2_approx(fmaf(score, scale_log2, offset));
+}
+
+/// What weights taken against `before` are multiplied by, to be against `reference`.
+__device__ inline float rescaling(float before, float reference) {
+  return before == negative_infinity() ? 0 : exp_approx(before - reference);
+}
+
+/// exp(logit - lse), at most 1, however the two were rounded. NaN stays NaN.
+__device__ inline float softmax_weight(float logit, float lse) {
+  float weight = exp_approx(logit - lse);
+  asm("min.NaN.f32 %0, %0, 0f3F800000;" : "+f"(weight));
+  return weight;
+}
+
+/// lse as softmax_weight() takes it: +inf gives a row that attends to nothing weights of 0.
+__device__ inline float weight_lse(float lse) {
+  return lse == negative_infinity() ? -negative_infinity() : lse;
+}
+
+__device__ inline float score_gradient(float weight, float weight_gradient, float delta) {
+  return weight * (weight_gradient - delta);
+}
+
+}  // namespace dilated::kernels::cuda
