@@ -195,6 +195,7 @@ def allowed(path: str, header: str, quoted: bool) -> bool:
         return is_standard(header) or is_torch or header.startswith("dilated/")
     # csrc/ops
     ours = header.startswith("dilated/") or header == "dilated_build_config.h"
+    ours = ours or header == "pthread.h"  # what a forked process begins with
     kernels = local.startswith(("ops/", "kernels/"))
     return is_standard(header) or is_torch or ours or (quoted and kernels)
 

@@ -37,7 +37,7 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction<kFo
       others.push_back(argument.isTensor() ? c10::IValue() : std::move(argument));
     }
     ctx->save_for_backward(std::move(tensors));
-    ctx->saved_data["others"] = std::move(others);
+    ctx->saved_data["others"] = others;
     ctx->set_materialize_grads(false);
     return {out, lse};
   }

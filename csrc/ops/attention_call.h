@@ -21,12 +21,8 @@ using Results = std::tuple<at::Tensor, at::Tensor>;                // out, lse
 using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;  // of query, key, value
 using KeyGradients = std::tuple<at::Tensor, at::Tensor>;           // of key, value
 
-/// The schemas' common arguments.
-inline const std::string kRowsText = "Tensor query, Tensor key, Tensor value";
-inline const std::string kGradientsText =
-    "Tensor grad_out, Tensor? grad_lse, " + kRowsText + ", Tensor out, Tensor lse";
-inline const std::string kBranchesText = "SymInt[] segment_lengths, int[] dilation_rates";
-inline const std::string kOptionsText =
+/// The options that all schemas have.
+inline constexpr std::string_view kOptionsText =
     "Tensor? head_offsets=None, bool is_causal=False, Scalar? scale=None, "
     "str padding=\"masked\", float dropout_p=0.0, Tensor? dropout_seed=None";
 

@@ -1,13 +1,21 @@
 // The attention operators' C++ functions.
 #include <c10/util/Exception.h>
 
+#include <tuple>
+
 #include "ops/attention_call.h"
 
 namespace dilated {
 namespace {
 
-using torch::jit::pop;
 using torch::jit::Stack;
+
+template <typename... Tensors>
+std::tuple<Tensors...> results(Stack& stack) {
+  std::tuple<Tensors...> popped;
+  std::apply([&](auto&... tensors) { torch::jit::pop(stack, tensors...); }, popped);
+  return popped;
+}
 
 }  // namespace
 
@@ -18,7 +26,7 @@ ops::Results attention(const at::Tensor& query, const at::Tensor& key, const at:
   Stack stack{query, key, value, segment_lengths, dilation_rates};
   ops::push_options(stack, options);
   op.callBoxed(stack);
-  return pop<at::Tensor, at::Tensor>(stack);
+  return results<at::Tensor, at::Tensor>(stack);
 }
 
 ops::Results segment_attention(const at::Tensor& query, const at::Tensor& key,
@@ -45,7 +53,7 @@ ops::Results attention_block(const at::Tensor& query, const at::Tensor& key,
   ops::push_options(stack, options);
   stack.emplace_back(block.partial);
   op.callBoxed(stack);
-  return pop<at::Tensor, at::Tensor>(stack);
+  return results<at::Tensor, at::Tensor>(stack);
 }
 
 ops::Gradients attention_block_backward(
@@ -72,7 +80,7 @@ ops::Gradients attention_block_backward(
   ops::push_options(stack, options);
   stack.emplace_back(block.partial);
   op.callBoxed(stack);
-  return pop<at::Tensor, at::Tensor, at::Tensor>(stack);
+  return results<at::Tensor, at::Tensor, at::Tensor>(stack);
 }
 
 }  // namespace dilated

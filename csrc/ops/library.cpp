@@ -23,29 +23,33 @@ bool built_with_cuda() noexcept {
 TORCH_LIBRARY(dilated, m) {
   using namespace ops;
   m.set_python_module("dilated_attention_pytorch");
-  // torch.compile plans in every call, on the host, which the replay of a CUDA graph would not do:
-  // with mode="reduce-overhead" these run between the graphs.
+  // A compiled call of a new length has to plan, on the host, which the replay of a CUDA graph
+  // would not do: with mode="reduce-overhead" these run between the graphs.
   const std::vector<at::Tag> plans{at::Tag::cudagraph_unsafe};
   const auto attend = [&](const std::string& schema) { m.def(schema.c_str(), plans); };
-  const std::string options = kBranchesText + ", *, " + kOptionsText;
-  const std::string block = ", int seq_len, int query_begin, int key_begin, " + kBranchesText;
-  const std::string ring = ", " + kBranchesText + ", str group_name, *, " + kOptionsText +
-                           ", SymInt[]? shard_lengths=None, str strategy=\"auto\")";
-  const std::string pattern = ", Tensor? pattern=None";
-  const std::string results = " -> (Tensor out, Tensor lse)";
-  const std::string gradients = " -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)";
-  attend("attention(" + kRowsText + ", " + options + pattern + ")" + results);
-  attend("attention_backward(" + kGradientsText + ", " + options + pattern + ")" + gradients);
-  attend("attention_block(" + kRowsText + block + ", *, Tensor? out=None, Tensor? lse=None, " +
-         kOptionsText + pattern + ", bool partial=False)" + results);
-  attend("attention_block_backward(" + kGradientsText + block + ", *, " + kOptionsText + pattern +
-         ", bool partial=False)" + gradients);
-  attend("attention_block_backward_into(Tensor(a!) grad_query_sums, " + kGradientsText + block +
-         ", *, " + kOptionsText + pattern + ") -> (Tensor grad_key, Tensor grad_value)");
-  attend("segment_attention(" + kRowsText + ", SymInt segment_length, int dilation_rate, *, " +
-         kOptionsText + pattern + ")" + results);
-  attend("ring_attention(" + kRowsText + ring + results);
-  attend("ring_attention_backward(" + kGradientsText + ring + gradients);
+  const std::string rows = "Tensor query, Tensor key, Tensor value";
+  const std::string all_rows =
+      "Tensor grad_out, Tensor? grad_lse, " + rows + ", Tensor out, Tensor lse";
+  const std::string branches = ", SymInt[] segment_lengths, int[] dilation_rates";
+  const std::string block = ", int seq_len, int query_begin, int key_begin" + branches;
+  const std::string options = ", " + std::string(kOptionsText);
+  const std::string planned = options + ", Tensor? pattern=None";
+  const std::string ring = branches + ", str group_name, *" + options +
+                           ", SymInt[]? shard_lengths=None, str strategy=\"auto\"";
+  const std::string results = ") -> (Tensor out, Tensor lse)";
+  const std::string gradients = ") -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)";
+  attend("attention(" + rows + branches + ", *" + planned + results);
+  attend("attention_backward(" + all_rows + branches + ", *" + planned + gradients);
+  attend("attention_block(" + rows + block + ", *, Tensor? out=None, Tensor? lse=None" + planned +
+         ", bool partial=False" + results);
+  attend("attention_block_backward(" + all_rows + block + ", *" + planned + ", bool partial=False" +
+         gradients);
+  attend("attention_block_backward_into(Tensor(a!) grad_query_sums, " + all_rows + block + ", *" +
+         planned + ") -> (Tensor grad_key, Tensor grad_value)");
+  attend("segment_attention(" + rows + ", SymInt segment_length, int dilation_rate, *" + planned +
+         results);
+  attend("ring_attention(" + rows + ring + results);
+  attend("ring_attention_backward(" + all_rows + ring + gradients);
   m.def(
       "round_query_sums(Tensor grad_query_sums, Tensor query, *, Scalar? scale=None) "
       "-> Tensor grad_query");

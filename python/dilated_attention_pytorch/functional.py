@@ -75,9 +75,9 @@ def dilated_attention(
             torch.nn.functional.scaled_dot_product_attention; draws from torch's generator.
         return_lse: also return the logarithm of the softmax's denominator.
         pattern_cache: where planned patterns are kept, a `PatternCache` or a `TieredPatternCache`:
-            None for `current_pattern_cache()`, False for no cache (each call plans again). Under
-            torch.compile each call plans again, too: the compiler may write into what an operator
-            returned, so no operator can return what a cache keeps. With a group, None.
+            None for `current_pattern_cache()`. False, or torch.compile, for none of them: the
+            operator then keeps patterns by itself (`pattern.resize_planned_patterns`). With a
+            group, None.
         group: a ProcessGroup or one-dimensional DeviceMesh, or a group's name. The sequence is then
             that of its ranks, one after the other, and query, key and value are this rank's rows.
             All ranks call, with the same arguments, and all run the backward or none.

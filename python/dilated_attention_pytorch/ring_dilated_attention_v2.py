@@ -25,7 +25,7 @@ class RingDilatedAttentionV2(DilatedAttention):
             `DilatedAttention`.
         ring_size: processes that share the sequence: None, or as many as the group has, 1 without
             a group.
-        use_pattern_cache: False plans at every call.
+        use_pattern_cache: False for `pattern_cache=False` of `dilated_attention`.
         pattern_cache: the cache to use, None for `current_pattern_cache()`.
         group, shard_lengths, strategy: as in `DilatedAttention`.
 

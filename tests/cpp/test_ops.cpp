@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -137,6 +138,27 @@ TEST(Attention, TakesAPlannedPatternOfItsOwnSpecificationOnly) {
   EXPECT_TRUE(
       at::equal(std::get<0>(attention(x, x, x, {16, 60}, {1, 2}, options)), std::get<0>(planned)));
   EXPECT_THROW(attention(x, x, x, {16, 32}, {1, 2}, options), c10::ValueError);
+}
+
+TEST(PlannedPatterns, AreFoundByEqualCalls) {
+  clear_planned_patterns();
+  const auto x = random_rows(60, 2).requires_grad_();
+  for (int call = 0; call < 2; ++call) {
+    const auto [out, lse] = attention(x, x, x, {16, 60}, {1, 2});
+    torch::autograd::grad({out.sum()}, {x});
+  }
+  attention(x, x, x, {16, 32}, {1, 2});
+  PlannedPatternCounts counts = planned_pattern_counts();
+  EXPECT_EQ(counts.misses, 2);
+  EXPECT_EQ(counts.hits, 3);
+  EXPECT_EQ(counts.entries, 2);
+  EXPECT_GT(counts.bytes, 0);
+  EXPECT_THROW(resize_planned_patterns(-1, 0), std::invalid_argument);
+  resize_planned_patterns(1, int64_t{256} << 20);
+  counts = planned_pattern_counts();
+  EXPECT_EQ(counts.entries, 1);
+  EXPECT_EQ(counts.evictions, 1);
+  resize_planned_patterns(128, int64_t{256} << 20);
 }
 
 TEST(Gather, KeepsTheLattice) {

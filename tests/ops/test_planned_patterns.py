@@ -340,11 +340,11 @@ def test_a_graph_refuses_a_pattern_that_is_not_there_yet() -> None:
 
 @pytest.mark.usefixtures("gpu")
 def test_another_thread_plans_while_a_graph_is_captured() -> None:
-    q, k, v = rows(500, "cuda")
+    (q, k, v), others = rows(500, "cuda"), rows(333, "cuda")
     expected, _ = attention(q, k, v, *BRANCHES)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        thread = threading.Thread(target=lambda: attention(*rows(333, "cuda"), *BRANCHES))
+        thread = threading.Thread(target=lambda: attention(*others, *BRANCHES))
         thread.start()
         thread.join()
         out, _ = attention(q, k, v, *BRANCHES)
