@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -91,26 +90,24 @@ class Spec:
     def resolve(self, positions: tuple[int, int]) -> tuple[int, int]:
         return positions[0], self.seq_len if positions[1] == -1 else positions[1]
 
-    @property
-    def arguments(self) -> tuple[Any, ...]:
-        return (
-            self.seq_len,
-            list(self.segment_lengths),
-            list(self.dilation_rates),
-            [offset for row in self.offset_table for offset in row],
-            self.heads,
-            self.heads if self.kv_heads is None else self.kv_heads,
-            self.is_causal,
-            self.zero_padding,
-            *self.queries,
-            *self.keys,
-            self.row_tile,
+    def native(self) -> _C.PatternSpec:
+        branches = zip(self.segment_lengths, self.dilation_rates, self.offset_table, strict=True)
+        return _C.PatternSpec(
+            seq_len=self.seq_len,
+            branches=[_C.Branch(*branch) for branch in branches],
+            heads=self.heads,
+            kv_heads=self.heads if self.kv_heads is None else self.kv_heads,
+            is_causal=self.is_causal,
+            padding=_C.Padding.zeros if self.zero_padding else _C.Padding.masked,
+            queries=self.queries,
+            keys=self.keys,
+            row_tile=self.row_tile,
         )
 
 
 def plan_words(spec: Spec) -> np.ndarray:
     """int32 [words]."""
-    return np.frombuffer(_C.plan(*spec.arguments), dtype=np.int32).copy()
+    return np.frombuffer(_C.plan(spec.native()), dtype=np.int32).copy()
 
 
 def plan_tensor(spec: Spec, device: str = "cpu") -> Tensor:

@@ -148,12 +148,20 @@ void check_block(const AttentionCall& call) {
   }
 }
 
-std::vector<int64_t> offsets_of(const AttentionCall& call, int64_t heads) {
-  if (!call.head_offsets.has_value()) {
-    return interleaved_offsets(call.dilation_rates.vec(), heads);
+std::vector<Branch> branches_of(const AttentionCall& call) {
+  std::vector<Branch> branches;
+  for (size_t i = 0; i < call.dilation_rates.size(); ++i) {
+    branches.push_back({call.segment_lengths[i].expect_int(), call.dilation_rates[i]});
   }
-  const at::Tensor rows = call.head_offsets->contiguous();
-  return {rows.const_data_ptr<int64_t>(), rows.const_data_ptr<int64_t>() + rows.numel()};
+  if (call.head_offsets.has_value()) {
+    const at::Tensor table = call.head_offsets->contiguous();
+    const auto* offsets = table.const_data_ptr<int64_t>();
+    for (Branch& branch : branches) {
+      branch.head_offsets.assign(offsets, offsets + table.size(1));
+      offsets += table.size(1);
+    }
+  }
+  return branches;
 }
 
 }  // namespace
@@ -296,8 +304,7 @@ at::ScalarType result_dtype(const AttentionCall& call) {
 PatternSpec spec_of(const AttentionCall& call) {
   PatternSpec spec;
   spec.seq_len = call.query.size(1);
-  spec.segment_lengths = C10_AS_INTARRAYREF_SLOW(call.segment_lengths).vec();
-  spec.dilation_rates = call.dilation_rates.vec();
+  spec.branches = branches_of(call);
   spec.heads = call.query.size(2);
   spec.kv_heads = call.key.size(2);
   spec.is_causal = call.is_causal;
@@ -309,7 +316,6 @@ PatternSpec spec_of(const AttentionCall& call) {
     spec.keys = {block.key_begin, block.key_begin + call.key.size(1)};
   }
   try {
-    spec.head_offsets = offsets_of(call, spec.heads);
     validate(spec);
   } catch (const std::invalid_argument& error) {
     C10_THROW_ERROR(ValueError, error.what());

@@ -203,7 +203,7 @@ def check_report(spec: Spec, result: Plan, counts: np.ndarray) -> None:
     queries, keys = spec.resolve(spec.queries), spec.resolve(spec.keys)
     if spec.is_causal:
         counts = counts * (np.arange(*keys)[None] <= np.arange(*queries)[:, None])
-    numbers = _C.report(*spec.arguments)
+    numbers = _C.report(spec.native())
     assert numbers["nominal"] == counts.sum()
     assert numbers["distinct"] == (counts > 0).sum()
     assert numbers["computed"] >= numbers["distinct"]
@@ -244,7 +244,7 @@ def test_nested_geometric_branches(offsets: str, is_causal: bool) -> None:
 
 
 def test_nothing_is_wasted_when_everything_divides() -> None:
-    numbers = _C.report(*Spec(1024, [256, 1024], [1, 4], heads=4).arguments)
+    numbers = _C.report(Spec(1024, [256, 1024], [1, 4], heads=4).native())
     assert numbers["computed"] == numbers["distinct"] < numbers["nominal"]
 
 
@@ -285,11 +285,15 @@ def test_fingerprint_depends_on_every_field() -> None:
 
 @pytest.mark.parametrize("heads", [1, 6, 12, 16])
 def test_named_offsets(heads: int) -> None:
-    rates = [1, 2, 4, 6, 12, 16]
-    interleaved = [h % r for r in rates for h in range(heads)]
-    blocked = [h // -(-heads // r) for r in rates for h in range(heads)]
-    assert list(_C.interleaved_offsets(rates, heads)) == interleaved
-    assert list(_C.blocked_offsets(rates, heads)) == blocked
+    for rate in (1, 2, 4, 6, 12, 16):
+        assert _C.interleaved_offsets(rate, heads) == [h % rate for h in range(heads)]
+        assert _C.blocked_offsets(rate, heads) == [h // -(-heads // rate) for h in range(heads)]
+
+
+def test_a_branch_without_offsets_has_the_interleaved_ones() -> None:
+    given, left_out = (Spec(96, [16, 48], [3, 2], 4).native() for _ in range(2))
+    left_out.branches = [_C.Branch(16, 3), _C.Branch(48, 2)]
+    assert bytes(_C.plan(given)) == bytes(_C.plan(left_out))
 
 
 GEOMETRIC = [1, 2, 4, 8, 16]
@@ -328,7 +332,7 @@ def test_tiles_waste_no_more_than_promised(
     table = None
     if offsets == "blocked":
         table = [[h // -(-heads // r) for h in range(heads)] for r in rates]
-    numbers = _C.report(*Spec(seq_len, lengths, rates, heads, None, table).arguments)
+    numbers = _C.report(Spec(seq_len, lengths, rates, heads, None, table).native())
     assert numbers["nominal"] / numbers["distinct"] == pytest.approx(shared, abs=0.0051)
     assert numbers["computed"] / numbers["distinct"] <= waste * 1.01
 
@@ -337,15 +341,14 @@ def test_tiles_waste_no_more_than_promised(
     ("change", "named"),
     [
         ({"seq_len": -1}, "seq_len"),
-        ({"segment_lengths": []}, "segment_lengths"),
+        ({"segment_lengths": [], "dilation_rates": [], "offsets": []}, "segment_lengths"),
         ({"segment_lengths": [0, 8]}, "segment_lengths"),
-        ({"segment_lengths": [8]}, "segment_lengths"),
         ({"dilation_rates": [1, 0]}, "dilation_rates"),
         ({"heads": 0, "offsets": [[], []]}, "heads"),
         ({"kv_heads": 3}, "kv_heads"),
         ({"offsets": [[0, 0, 0, 0], [0, 1, 2, 0]]}, "head_offsets"),
         ({"offsets": [[0, 0, 0, 0], [0, 1, -2, 0]]}, "head_offsets"),
-        ({"offsets": [[0, 0, 0, 0]]}, "head_offsets"),
+        ({"offsets": [[0, 0, 0, 0], [0, 1, 0]]}, "head_offsets"),
         ({"queries": (8, 4)}, "queries"),
         ({"keys": (0, 33)}, "keys"),
         ({"row_tile": 0}, "row_tile"),

@@ -22,13 +22,18 @@ struct Range {
   int64_t end = -1;
 };
 
+/// Segments of `segment_length` positions, w, of which every `dilation_rate`-th, r, takes part: for
+/// head h those with (p mod w) mod r = head_offsets[h].
+struct Branch {
+  int64_t segment_length = 1;
+  int64_t dilation_rate = 1;
+  std::vector<int64_t> head_offsets{};  // [heads]; -1: not in this branch; empty: the paper's
+};
+
 /// Everything that a pattern depends on.
 struct PatternSpec {
   int64_t seq_len = 0;
-  std::vector<int64_t> segment_lengths;  // w, one per branch
-  std::vector<int64_t> dilation_rates;   // r, one per branch
-  std::vector<int64_t>
-      head_offsets;  // [branches, heads] row by row; -1: this head is not in this branch
+  std::vector<Branch> branches;
   int64_t heads = 1;
   int64_t kv_heads = 1;
   bool is_causal = false;
@@ -38,13 +43,11 @@ struct PatternSpec {
   int64_t row_tile = 64;
 };
 
-/// The paper's offsets: head h takes h mod r. [branches, heads].
-DILATED_API std::vector<int64_t> interleaved_offsets(const std::vector<int64_t>& dilation_rates,
-                                                     int64_t heads);
+/// The paper's offsets: head h takes h mod r. [heads].
+DILATED_API std::vector<int64_t> interleaved_offsets(int64_t dilation_rate, int64_t heads);
 
-/// torchscale's offsets: head h takes h // ceil(heads / r). [branches, heads].
-DILATED_API std::vector<int64_t> blocked_offsets(const std::vector<int64_t>& dilation_rates,
-                                                 int64_t heads);
+/// torchscale's offsets: head h takes h // ceil(heads / r). [heads].
+DILATED_API std::vector<int64_t> blocked_offsets(int64_t dilation_rate, int64_t heads);
 
 /// Throws std::invalid_argument that names the field, what must hold and what was given.
 DILATED_API void validate(const PatternSpec& spec);

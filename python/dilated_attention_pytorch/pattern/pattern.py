@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -14,10 +13,6 @@ from .. import _C
 from .advice import advise
 from .branch import Branch, Padding, make_branches
 from .offsets import OffsetTable, normalize_head_offsets, offset_table
-
-_PlanArguments = tuple[
-    int, list[int], list[int], list[int], int, int, bool, bool, int, int, int, int, int
-]
 
 
 class PatternSpec(NamedTuple):
@@ -44,22 +39,16 @@ class PatternSpec(NamedTuple):
         rates = [rate for _, rate in self.branches]
         return offset_table(self.head_offsets, rates, self.heads)
 
-    def plan_arguments(self) -> _PlanArguments:
-        """As `_C.plan` and `_C.report` take them, which check the values further."""
+    def native(self) -> _C.PatternSpec:
+        """As the planner takes it, which checks the values further."""
         self._check()
-        return (
-            self.seq_len,
-            [length for length, _ in self.branches],
-            [rate for _, rate in self.branches],
-            list(chain.from_iterable(self.offset_table())),
-            self.heads,
-            self.kv_heads,
-            self.is_causal,
-            self.padding == "zeros",
-            *self.queries,
-            *self.keys,
-            self.row_tile,
-        )
+        branches = zip(self.branches, self.offset_table(), strict=True)
+        fields = self._asdict() | {
+            "branches": [_C.Branch(*branch, list(offsets)) for branch, offsets in branches],
+            "padding": _C.Padding.__members__[self.padding],
+        }
+        del fields["head_offsets"]
+        return _C.PatternSpec(**fields)
 
     def _check(self) -> None:
         """Types, names, and what sizes the table of offsets."""
@@ -145,7 +134,7 @@ class Pattern:
             raise TypeError(f"spec must be a PatternSpec, got {spec!r}")
         # An inference tensor could not be saved for a later call's backward.
         with torch.inference_mode(False):
-            words = torch.frombuffer(_C.plan(*spec.plan_arguments()), dtype=torch.int32)
+            words = torch.frombuffer(_C.plan(spec.native()), dtype=torch.int32)
             offsets = None
             if spec.head_offsets != "interleaved":
                 offsets = torch.tensor(spec.offset_table(), dtype=torch.int64, device="cpu")
@@ -162,4 +151,4 @@ class Pattern:
         nominal: every branch on its own; distinct: each pair once; computed: with the empty corners
         of tiles; bytes, tiles, groups, runs.
         """
-        return _C.report(*self.spec.plan_arguments())
+        return _C.report(self.spec.native())
