@@ -80,6 +80,7 @@ class Spec:
     queries: tuple[int, int] = (0, -1)
     keys: tuple[int, int] = (0, -1)
     row_tile: int = 64
+    directions: str = "both"
 
     @property
     def offset_table(self) -> list[list[int]]:
@@ -102,6 +103,7 @@ class Spec:
             queries=self.queries,
             keys=self.keys,
             row_tile=self.row_tile,
+            directions=_C.Directions.__members__[self.directions],
         )
 
 
@@ -219,9 +221,13 @@ class Plan:
     def header(self) -> dict[str, int]:
         return dict(zip(HEADER, self.words.tolist(), strict=False))
 
-    def _table(self, index: int) -> Table:
+    def header_table(self, index: int) -> dict[str, int]:
+        """Of the forward table or, 1, the transposed one; all zeros where there is none."""
         at = len(HEADER) + index * len(TABLE)
-        return Table(self.words, dict(zip(TABLE, self.words[at:].tolist(), strict=False)))
+        return dict(zip(TABLE, self.words[at:].tolist(), strict=False))
+
+    def _table(self, index: int) -> Table:
+        return Table(self.words, self.header_table(index))
 
     @cached_property
     def forward(self) -> Table:

@@ -150,6 +150,27 @@ def test_the_default_cache_is_used_where_none_is_given():
     assert default_pattern_cache().statistics().hits == before.hits + 1
 
 
+def test_inference_with_grouped_heads_plans_for_the_forward_pass_alone():
+    q, k, v = make_qkv(61, 4, kv_heads=2, requires_grad=True)
+    cache = PatternCache()
+    with torch.no_grad():
+        inferred = dilated_attention(q, k, v, *BRANCHES, pattern_cache=cache)
+    least = cache.statistics().bytes
+    trained = dilated_attention(q, k, v, *BRANCHES, pattern_cache=cache)
+    assert cache.statistics().misses == 2 and cache.statistics().bytes > 2 * least + 100
+    assert torch.equal(inferred, trained)
+    trained.sum().backward()
+
+
+def test_one_table_serves_training_and_inference_without_grouped_heads():
+    q, k, v = make_qkv(61)
+    cache = PatternCache()
+    with torch.no_grad():
+        dilated_attention(q, k, v, *BRANCHES, pattern_cache=cache)
+    dilated_attention(q, k, v, *BRANCHES, pattern_cache=cache)
+    assert cache.statistics().misses == 1
+
+
 def test_the_default_device_does_not_matter():
     q, k, v = make_qkv(53)
     expected = dilated_attention(q, k, v, *BRANCHES, head_offsets="blocked")

@@ -74,6 +74,10 @@ void define_spec(py::module_& module) {
   py::enum_<Padding>(module, "Padding")
       .value("masked", Padding::kMasked)
       .value("zeros", Padding::kZeros);
+  py::enum_<Directions>(module, "Directions")
+      .value("forward", Directions::kForward)
+      .value("transposed", Directions::kTransposed)
+      .value("both", Directions::kBoth);
   py::class_<Branch>(module, "Branch")
       .def(py::init<int64_t, int64_t, std::vector<int64_t>>(), py::arg("segment_length"),
            py::arg("dilation_rate"), py::arg("head_offsets") = std::vector<int64_t>{})
@@ -88,7 +92,8 @@ void define_spec(py::module_& module) {
       .def_readwrite("kv_heads", &PatternSpec::kv_heads)
       .def_readwrite("is_causal", &PatternSpec::is_causal)
       .def_readwrite("padding", &PatternSpec::padding)
-      .def_readwrite("row_tile", &PatternSpec::row_tile);
+      .def_readwrite("row_tile", &PatternSpec::row_tile)
+      .def_readwrite("directions", &PatternSpec::directions);
   define_range<&PatternSpec::queries>(spec, "queries");
   define_range<&PatternSpec::keys>(spec, "keys");
 }
@@ -104,6 +109,7 @@ PYBIND11_MODULE(_C, module) {
       .def("__len__", [](const PatternWords& self) { return self.words.size(); });
 
   define_spec(module);
+  module.attr("ROW_TILE") = kRowTile;
   module.def("plan", &without_gil<plan_words>, py::arg("spec"),
              "Plans a pattern. ValueError names the argument that can't be planned.");
   module.def("report", &without_gil<report_numbers>, py::arg("spec"),

@@ -42,8 +42,9 @@ at::Tensor empty_rows(const AttentionCall& call, const at::Tensor& like) {
 }
 
 /// The pattern's words on the host: the caller's, or planned into `storage`.
-const int32_t* host_pattern(const AttentionCall& call, std::vector<int32_t>& storage) {
-  const PatternSpec spec = spec_of(call);
+const int32_t* host_pattern(const AttentionCall& call, Directions reads,
+                            std::vector<int32_t>& storage) {
+  const PatternSpec spec = spec_of(call, reads);
   if (call.pattern.has_value()) {
     check_contents(*call.pattern, spec);
     return call.pattern->const_data_ptr<int32_t>();
@@ -140,7 +141,7 @@ std::tuple<at::Tensor, at::Tensor> forward_cpu(const AttentionCall& call) {
   check_call(call);
   ForwardCall forward = prepare_forward(call);
   std::vector<int32_t> words;
-  forward.args.pattern = host_pattern(call, words);
+  forward.args.pattern = host_pattern(call, Directions::kForward, words);
   forward.args.dropout.seed = host_seed(call);
   kernels::cpu::attention_forward(forward.args);
   return {forward.out, forward.lse};
@@ -152,7 +153,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_cpu(const AttentionCall&
   BackwardCall backward = prepare_backward(call, inputs);
   fill_delta(backward);
   std::vector<int32_t> words;
-  backward.args.pattern = host_pattern(call, words);
+  backward.args.pattern = host_pattern(call, Directions::kBoth, words);
   backward.args.dropout.seed = host_seed(call);
   kernels::cpu::attention_backward(backward.args, at::globalContext().deterministicAlgorithms());
   return {backward.grad_query, backward.grad_key, backward.grad_value};

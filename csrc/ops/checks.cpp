@@ -301,10 +301,14 @@ at::ScalarType result_dtype(const AttentionCall& call) {
   return is_partial ? lse_dtype(call.query) : call.query.scalar_type();
 }
 
-PatternSpec spec_of(const AttentionCall& call) {
+PatternSpec spec_of(const AttentionCall& call, Directions reads) {
   PatternSpec spec;
   spec.seq_len = call.query.size(1);
   spec.branches = branches_of(call);
+  const bool is_differentiated =
+      call.query.requires_grad() || call.key.requires_grad() || call.value.requires_grad();
+  const bool plans_both = is_differentiated && !call.pattern.has_value();
+  spec.directions = plans_both ? Directions::kBoth : reads;
   spec.heads = call.query.size(2);
   spec.kv_heads = call.key.size(2);
   spec.is_causal = call.is_causal;

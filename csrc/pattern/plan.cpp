@@ -45,6 +45,10 @@ Header header_of(const ResolvedSpec& spec) {
   return header;
 }
 
+bool asks_for(const PatternSpec& spec, Directions direction) {
+  return (static_cast<int32_t>(spec.directions) & static_cast<int32_t>(direction)) != 0;
+}
+
 /// "In the same segment, on the same lattice" is symmetric: only grouped heads and unequal ranges
 /// need other lists for the transpose.
 bool is_symmetric(const ResolvedSpec& spec) {
@@ -60,10 +64,17 @@ std::vector<int32_t> plan(const PatternSpec& spec, const std::function<void()>& 
   pattern::Lists lists;
   std::vector<int32_t> words(sizeof(Header) / sizeof(int32_t));
   Header header = header_of(resolved);
-  const size_t others = is_symmetric(resolved) ? 0 : 1;
-  header.forward = TablePlanner(resolved, false, budget, lists).write(words, others);
-  header.transposed =
-      others == 0 ? header.forward : TablePlanner(resolved, true, budget, lists).write(words, 0);
+  const bool one_for_both = is_symmetric(resolved);
+  const bool transposed = asks_for(spec, Directions::kTransposed) && !one_for_both;
+  if (asks_for(spec, Directions::kForward) || one_for_both) {
+    header.forward = TablePlanner(resolved, /*transposed=*/false, budget, lists)
+                         .write(words, transposed ? 1 : 0);
+  }
+  if (transposed) {
+    header.transposed = TablePlanner(resolved, /*transposed=*/true, budget, lists).write(words, 0);
+  } else if (one_for_both) {
+    header.transposed = header.forward;
+  }
   header.words = static_cast<int32_t>(words.size());
   std::memcpy(words.data(), &header, sizeof(header));
   const uint64_t sum = checksum(words.data(), header.words);

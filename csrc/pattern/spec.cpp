@@ -105,6 +105,9 @@ void validate(const PatternSpec& spec) {
           " heads");
   require(0 < spec.row_tile && spec.row_tile <= 4096,
           "row_tile: 1 <= row_tile <= 4096 must hold, got ", spec.row_tile);
+  require(Directions::kForward <= spec.directions && spec.directions <= Directions::kBoth,
+          "directions: must be kForward, kTransposed or kBoth, got ",
+          static_cast<int32_t>(spec.directions));
   validate_branches(spec);
   validate_offsets(spec);
   validate_range(spec.queries, spec.seq_len, "queries");

@@ -10,6 +10,12 @@ class Padding:
     zeros: ClassVar[Padding]
     __members__: ClassVar[dict[str, Padding]]
 
+class Directions:
+    forward: ClassVar[Directions]
+    transposed: ClassVar[Directions]
+    both: ClassVar[Directions]
+    __members__: ClassVar[dict[str, Directions]]
+
 class Branch:
     segment_length: int
     dilation_rate: int
@@ -26,6 +32,7 @@ class PatternSpec:
     is_causal: bool
     padding: Padding
     row_tile: int
+    directions: Directions
     queries: tuple[int, int]
     keys: tuple[int, int]
     def __init__(
@@ -38,9 +45,12 @@ class PatternSpec:
         is_causal: bool = ...,
         padding: Padding = ...,
         row_tile: int = ...,
+        directions: Directions = ...,
         queries: tuple[int, int] = ...,
         keys: tuple[int, int] = ...,
     ) -> None: ...
+
+ROW_TILE: int
 
 def plan(spec: PatternSpec) -> PatternWords: ...
 def report(spec: PatternSpec) -> dict[str, int]: ...

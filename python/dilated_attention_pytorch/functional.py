@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 from torch.compiler import is_compiling
 from torch.nn import Parameter
 
@@ -168,15 +168,7 @@ def attend(
         offsets, words = _offset_tensor(scheme, shape[2]), None
     else:
         cache = current_pattern_cache() if pattern_cache is None else pattern_cache
-        spec = PatternSpec(
-            shape[1],
-            scheme.branches,
-            scheme.head_offsets,
-            shape[2],
-            key_shape[2],
-            is_causal,
-            scheme.padding,
-        )
+        spec = make_spec(scheme, shape[1], shape[2], key_shape[2], is_causal)
         pattern, words = cache.lookup(spec, device)
         offsets = pattern.head_offsets
     # Parsing an option takes time on the host, so those that have their default are left out.
@@ -196,6 +188,23 @@ def attend(
         options["dropout_seed"] = seed
     return ops.attention(
         query, key, value, scheme.segment_lengths, scheme.dilation_rates, **options
+    )
+
+
+def make_spec(
+    scheme: Scheme, seq_len: int, heads: int, kv_heads: int, is_causal: bool
+) -> PatternSpec:
+    """Of a call as it would be made now: where gradients are off, for the forward pass alone."""
+    return PatternSpec(
+        seq_len,
+        scheme.branches,
+        scheme.head_offsets,
+        heads,
+        kv_heads,
+        is_causal,
+        scheme.padding,
+        # One table serves both passes where each head has keys of its own.
+        directions="both" if heads == kv_heads or is_grad_enabled() else "forward",
     )
 
 

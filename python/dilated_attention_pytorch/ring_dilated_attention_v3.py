@@ -7,14 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from .functional import CacheArgument
-from .pattern import (
-    HeadOffsets,
-    Padding,
-    PatternSpec,
-    TieredPatternCache,
-    default_tiered_pattern_cache,
-)
+from .functional import CacheArgument, make_spec
+from .pattern import HeadOffsets, Padding, TieredPatternCache, default_tiered_pattern_cache
 from .ring_dilated_attention_v2 import RingDilatedAttentionV2
 
 
@@ -96,22 +90,17 @@ class RingDilatedAttentionV3(RingDilatedAttentionV2):
     ) -> None:
         """Announces calls with these lengths: plans and copies their patterns in the background.
 
+        In torch.no_grad() for calls in it, whose patterns serve the forward pass alone.
+
         Raises:
             ValueError: this module has no cache.
             RuntimeError: a CUDA graph is being captured.
         """
         if self.pattern_cache is None or self.pattern_cache is False:
             raise ValueError("use_pattern_cache must be True for prefetch, got False")
-        scheme = self.scheme
         specs = [
-            PatternSpec(
-                seq_len,
-                scheme.branches,
-                scheme.head_offsets,
-                heads,
-                heads if kv_heads is None else kv_heads,
-                is_causal,
-                scheme.padding,
+            make_spec(
+                self.scheme, seq_len, heads, heads if kv_heads is None else kv_heads, is_causal
             )
             for seq_len in seq_lens
         ]

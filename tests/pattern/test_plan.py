@@ -248,6 +248,29 @@ def test_nothing_is_wasted_when_everything_divides() -> None:
     assert numbers["computed"] == numbers["distinct"] < numbers["nominal"]
 
 
+def test_tables_on_demand_are_those_of_both() -> None:
+    rng = random.Random(11)
+    for _ in range(100):
+        spec = random_spec(rng)
+        both = plan(spec)
+        is_one = both.header_table(0) == both.header_table(1)
+        for wanted, other in ((0, 1), (1, 0)):
+            name = ("forward", "transposed")[wanted]
+            part = plan(dataclasses.replace(spec, directions=name))
+            assert np.array_equal(part.words[2:4], both.words[2:4])  # of one fingerprint
+            assert set(part.header_table(other).values()) == {0} or is_one
+            for field in ("class_begin", "class_heads", "span_tiles", "runs"):
+                expected = getattr(getattr(both, name), field)
+                assert np.array_equal(getattr(getattr(part, name), field), expected)
+            for field in ("tiles", "groups"):
+                pairs = zip(
+                    getattr(getattr(part, name), field).values(),
+                    getattr(getattr(both, name), field).values(),
+                    strict=True,
+                )
+                assert all(np.array_equal(mine, expected) for mine, expected in pairs)
+
+
 def test_planning_twice_gives_equal_words() -> None:
     rng = random.Random(7)
     for _ in range(100):

@@ -30,6 +30,13 @@ struct Branch {
   std::vector<int64_t> head_offsets{};  // [heads]; -1: not in this branch; empty: the paper's
 };
 
+/// Which tables a pattern has (pattern_layout.h); the forward pass reads the first alone, the
+/// backward both. One serves for both where heads = kv_heads and queries = keys.
+enum class Directions : int32_t { kForward = 1, kTransposed = 2, kBoth = 3 };
+
+/// Rows of the kernels' tiles, unless a family names others.
+inline constexpr int64_t kRowTile = 64;
+
 /// Everything that a pattern depends on.
 struct PatternSpec {
   int64_t seq_len = 0;
@@ -40,7 +47,8 @@ struct PatternSpec {
   Padding padding = Padding::kMasked;
   Range queries;  // the rows of the query tensor; a shard of the sequence in a ring
   Range keys;     // the rows of the key and value tensors
-  int64_t row_tile = 64;
+  int64_t row_tile = kRowTile;
+  Directions directions = Directions::kBoth;  // not in the fingerprint: the header says which
 };
 
 /// The paper's offsets: head h takes h mod r. [heads].
@@ -84,6 +92,7 @@ struct PatternReport {
   int64_t bytes;     // of the pattern
   int64_t tiles, groups, runs;
 };
+/// Of words that have the forward table.
 DILATED_API PatternReport report(const PatternSpec& spec, const std::vector<int32_t>& words,
                                  int64_t column_tile = 64);
 

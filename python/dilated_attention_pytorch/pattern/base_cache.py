@@ -22,7 +22,7 @@ from .advice import level_of_caller
 from .bounds import at_least
 from .device_words import Copy, send
 from .entry import CPU, Entry
-from .pattern import Pattern, PatternSpec
+from .pattern import Pattern, PatternSpec, check_spec
 from .statistics import CacheStatistics
 from .tally import Tally
 from .transfers import CudaTransfers, Transfers
@@ -91,7 +91,11 @@ class BasePatternCache(ABC):
             RuntimeError: the words are not on the device and a CUDA graph is being captured.
         """
         with self._lock:
-            entry = self._entries.get(spec)
+            try:
+                entry = self._entries.get(spec)
+            except TypeError:  # it can't be hashed
+                check_spec(spec)
+                raise
             if entry is not None and entry.pattern.is_intact:  # else _planned() mends it
                 self._hits += 1
                 entry.uses += 1
@@ -318,12 +322,17 @@ class BasePatternCache(ABC):
 
 
 def distinct_specs(specs: Iterable[PatternSpec], name: str = "specs") -> tuple[PatternSpec, ...]:
-    """Each once. Raises TypeError if one is something else."""
-    distinct = tuple(dict.fromkeys(specs))
-    for spec in distinct:
+    """Each once. Raises TypeError if one is something else, or has a list where a tuple must be."""
+    given = tuple(specs)
+    for spec in given:
         if not isinstance(spec, PatternSpec):
             raise TypeError(f"{name} must hold PatternSpecs, got {spec!r}")
-    return distinct
+    try:
+        return tuple(dict.fromkeys(given))
+    except TypeError:
+        for spec in given:
+            spec.check()
+        raise
 
 
 _has_warned = False
