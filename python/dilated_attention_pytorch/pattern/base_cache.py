@@ -90,19 +90,19 @@ class BasePatternCache(ABC):
             ValueError: the specification is wrong.
             RuntimeError: the words are not on the device and a CUDA graph is being captured.
         """
-        with self._lock:
-            try:
+        try:
+            with self._lock:
                 entry = self._entries.get(spec)
-            except TypeError:  # it can't be hashed
-                check_spec(spec)
-                raise
-            if entry is not None and entry.pattern.is_intact:  # else _planned() mends it
-                self._hits += 1
-                entry.uses += 1
-                if entry is not self._newest:
-                    self._turn_to(entry, device)
-                return entry.pattern, self._words(entry, device, True)
-            self._misses += 1
+                if entry is not None and entry.pattern.is_intact:  # else _planned() mends it
+                    self._hits += 1
+                    entry.uses += 1
+                    if entry is not self._newest:
+                        self._turn_to(entry, device)
+                    return entry.pattern, self._words(entry, device, True)
+                self._misses += 1
+        except TypeError:
+            check_spec(spec)  # says it of what can't be hashed
+            raise
         entry = self._planned(spec, device)
         with self._lock:
             entry.uses += 1
