@@ -45,9 +45,9 @@ std::map<std::string, int64_t> report_numbers(const PatternSpec& spec) {
 /// change the specification, so the function gets its own.
 template <auto function>
 auto without_gil(const PatternSpec& spec) {
-  const PatternSpec copy = spec;
+  const auto run = [own = spec] { return function(own); };
   const py::gil_scoped_release released;
-  return function(copy);
+  return run();
 }
 
 /// Positions (begin, end) as a field of the class.

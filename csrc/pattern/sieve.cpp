@@ -55,7 +55,7 @@ const Split& Sieve::split(int64_t length, const std::vector<Lattice>& lattices) 
   }
   Split& split = known == periods_.end() ? add_period(lattices, period).split : known->second.split;
   for (Run& run : split.runs) {
-    run.count = (static_cast<int32_t>(length) - run.start + run.stride - 1) / run.stride;
+    run.count = (static_cast<int32_t>(length) - 1 - run.start) / run.stride + 1;
   }
   return split;
 }

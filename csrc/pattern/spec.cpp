@@ -1,6 +1,7 @@
 // The specification of a pattern: its checks, its hash, and the two usual tables of head offsets.
 #include <dilated/pattern.h>
 
+#include <algorithm>
 #include <limits>
 #include <sstream>
 #include <stdexcept>
@@ -59,6 +60,16 @@ void validate_offsets(const PatternSpec& spec) {
   }
 }
 
+template <typename OffsetOf>
+std::vector<int64_t> offsets_of(int64_t heads, OffsetOf offset_of) {
+  std::vector<int64_t> offsets(static_cast<size_t>(std::max<int64_t>(heads, 0)));
+  int64_t head = 0;
+  for (int64_t& offset : offsets) {
+    offset = offset_of(head++);
+  }
+  return offsets;
+}
+
 class Hash {
  public:
   void add(int64_t value) {
@@ -77,21 +88,13 @@ class Hash {
 
 std::vector<int64_t> interleaved_offsets(int64_t dilation_rate, int64_t heads) {
   require(dilation_rate > 0, "dilation_rate: must be positive, got ", dilation_rate);
-  std::vector<int64_t> offsets;
-  for (int64_t head = 0; head < heads; ++head) {
-    offsets.push_back(head % dilation_rate);
-  }
-  return offsets;
+  return offsets_of(heads, [&](int64_t head) { return head % dilation_rate; });
 }
 
 std::vector<int64_t> blocked_offsets(int64_t dilation_rate, int64_t heads) {
   require(dilation_rate > 0, "dilation_rate: must be positive, got ", dilation_rate);
   const int64_t block = (heads + dilation_rate - 1) / dilation_rate;
-  std::vector<int64_t> offsets;
-  for (int64_t head = 0; head < heads; ++head) {
-    offsets.push_back(head / block);
-  }
-  return offsets;
+  return offsets_of(heads, [&](int64_t head) { return head / block; });
 }
 
 void validate(const PatternSpec& spec) {

@@ -21,8 +21,8 @@ template <typename T>
 int32_t append(std::vector<int32_t>& words, const std::vector<T>& items) {
   static_assert(sizeof(T) % sizeof(int32_t) == 0);
   const auto at = static_cast<int32_t>(words.size());
-  const auto* begin = reinterpret_cast<const int32_t*>(items.data());
-  words.insert(words.end(), begin, begin + items.size() * sizeof(T) / sizeof(int32_t));
+  words.insert(words.end(), reinterpret_cast<const int32_t*>(items.data()),
+               reinterpret_cast<const int32_t*>(items.data() + items.size()));
   align(words);
   return at;
 }
@@ -45,18 +45,18 @@ TablePlanner::TablePlanner(const ResolvedSpec& spec, bool transposed, Budget& bu
   group_ranges_.assign(cells_.kinds.size() * classes_.size(), {0, -1});
   reserve(group_ranges_.size());
   for (size_t s = 0; s + 1 < cells_.spans.size(); ++s) {
-    span_tiles_.push_back(tiles_);
+    span_tiles_.push_back(static_cast<int32_t>(tiles_));
     budget_.add_bytes(sizeof(int32_t));
     plan_span(cells_.spans[s], cells_.spans[s + 1]);
   }
-  span_tiles_.push_back(tiles_);
+  span_tiles_.push_back(static_cast<int32_t>(tiles_));
 }
 
 // Room that is not used costs nothing, and room that grows is touched anew each time.
 void TablePlanner::reserve(size_t calls) {
   constexpr size_t kMostCalls = 1 << 12;
   lists_.groups.reserve(std::min(calls, kMostCalls) * 8);
-  lists_.runs.reserve(std::min(calls, kMostCalls) * 128);
+  lists_.runs.reserve(std::min(calls, kMostCalls) * 96);
 }
 
 const TablePlanner::GroupRange& TablePlanner::groups_of(size_t cell, size_t head_class) const {
@@ -77,7 +77,7 @@ void TablePlanner::plan_span(size_t first_cell, size_t last_cell) {
         range.count = static_cast<int32_t>(lists_.groups.size()) - range.first;
       }
       budget_.add_steps(range.count);
-      int32_t tiles = 0;
+      int64_t tiles = 0;
       for (int32_t group = range.first; group < range.first + range.count; ++group) {
         tiles += tiles_of(lists_.groups[static_cast<size_t>(group)]);
       }
@@ -108,8 +108,9 @@ Tile* TablePlanner::write_span(size_t first_cell, size_t last_cell, Tile* tile) 
 
 Tile* TablePlanner::write_tiles(int32_t group, int64_t origin, Tile* tile) const {
   const int32_t rows = lists_.groups[static_cast<size_t>(group)].rows;
-  for (int32_t row = 0; row < rows; row += row_tile_) {
-    *tile++ = {group, static_cast<int32_t>(origin), row, std::min(rows - row, row_tile_)};
+  for (int64_t row = 0; row < rows; row += row_tile_) {
+    const auto first = static_cast<int32_t>(row);
+    *tile++ = {group, static_cast<int32_t>(origin), first, std::min(rows - first, row_tile_)};
   }
   return tile;
 }
@@ -134,7 +135,7 @@ Table TablePlanner::write(std::vector<int32_t>& words, size_t tables_to_come) co
   }
   table.classes = static_cast<int32_t>(classes_.size());
   table.spans = static_cast<int32_t>(cells_.spans.size()) - 1;
-  table.tiles = tiles_;
+  table.tiles = static_cast<int32_t>(tiles_);
   table.groups = static_cast<int32_t>(lists_.groups.size());
   table.runs = static_cast<int32_t>(lists_.runs.size());
   table.class_heads_at = append(words, class_heads());

@@ -31,7 +31,9 @@ class TablePlanner {
 
   void reserve(size_t calls);
   void plan_span(size_t first_cell, size_t last_cell);
-  int32_t tiles_of(const Group& group) const { return (group.rows + row_tile_ - 1) / row_tile_; }
+  int64_t tiles_of(const Group& group) const {
+    return (int64_t{group.rows} + row_tile_ - 1) / row_tile_;
+  }
   const GroupRange& groups_of(size_t cell, size_t head_class) const;
   Tile* write_span(size_t first_cell, size_t last_cell, Tile* tile) const;
   Tile* write_tiles(int32_t group, int64_t origin, Tile* tile) const;
@@ -45,7 +47,7 @@ class TablePlanner {
   GroupPlanner planner_;
   std::vector<GroupRange> group_ranges_;  // [kinds, classes]
   std::vector<int32_t> span_tiles_;       // Table::span_tiles_at's
-  int32_t tiles_ = 0;
+  int64_t tiles_ = 0;
 };
 
 }  // namespace dilated::pattern

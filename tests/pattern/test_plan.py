@@ -382,3 +382,13 @@ def test_bad_specifications_are_refused_by_name(change: dict[str, object], named
     plan_words(good)
     with pytest.raises(ValueError, match=named):
         plan_words(dataclasses.replace(good, **change))  # type: ignore[arg-type]
+
+
+def test_the_longest_sequence_is_counted_without_overflow() -> None:
+    n = 2**31 - 2
+    spec = Spec(n, [n, n], [1, 4], offsets=[[0], [1]], queries=(n - 1, n), directions="forward")
+    table = plan(spec).forward
+    assert table.groups["columns"].tolist() == [n]
+    assert sorted(table.runs["count"].tolist()) == sorted([1, n // 2, n // 4 + 1, n // 4])
+    whole = Spec(n, [n], [1], row_tile=4096)
+    assert plan(whole).forward.numbers["tiles"] == -(-n // 4096)
