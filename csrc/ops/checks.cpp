@@ -150,6 +150,7 @@ void check_block(const AttentionCall& call) {
 
 std::vector<Branch> branches_of(const AttentionCall& call) {
   std::vector<Branch> branches;
+  branches.reserve(call.dilation_rates.size());
   for (size_t i = 0; i < call.dilation_rates.size(); ++i) {
     branches.push_back({call.segment_lengths[i].expect_int(), call.dilation_rates[i]});
   }
