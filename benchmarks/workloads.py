@@ -203,7 +203,7 @@ def pairs(workload: Workload, causal: bool) -> dict[str, int]:
 
     nominal: every branch on its own; distinct: each pair once; computed: with the tiles' corners.
     """
-    return _C.report(*workload.spec(causal).plan_arguments())
+    return _C.report(workload.spec(causal).native())
 
 
 def distinct_flops(workload: Workload, causal: bool, pass_: Pass) -> float:

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -81,6 +80,7 @@ class Spec:
     queries: tuple[int, int] = (0, -1)
     keys: tuple[int, int] = (0, -1)
     row_tile: int = 64
+    directions: str = "both"
 
     @property
     def offset_table(self) -> list[list[int]]:
@@ -91,26 +91,25 @@ class Spec:
     def resolve(self, positions: tuple[int, int]) -> tuple[int, int]:
         return positions[0], self.seq_len if positions[1] == -1 else positions[1]
 
-    @property
-    def arguments(self) -> tuple[Any, ...]:
-        return (
-            self.seq_len,
-            list(self.segment_lengths),
-            list(self.dilation_rates),
-            [offset for row in self.offset_table for offset in row],
-            self.heads,
-            self.heads if self.kv_heads is None else self.kv_heads,
-            self.is_causal,
-            self.zero_padding,
-            *self.queries,
-            *self.keys,
-            self.row_tile,
+    def native(self) -> _C.PatternSpec:
+        branches = zip(self.segment_lengths, self.dilation_rates, self.offset_table, strict=True)
+        return _C.PatternSpec(
+            seq_len=self.seq_len,
+            branches=[_C.Branch(*branch) for branch in branches],
+            heads=self.heads,
+            kv_heads=self.heads if self.kv_heads is None else self.kv_heads,
+            is_causal=self.is_causal,
+            padding=_C.Padding.zeros if self.zero_padding else _C.Padding.masked,
+            queries=self.queries,
+            keys=self.keys,
+            row_tile=self.row_tile,
+            directions=_C.Directions.__members__[self.directions],
         )
 
 
 def plan_words(spec: Spec) -> np.ndarray:
     """int32 [words]."""
-    return np.frombuffer(_C.plan(*spec.arguments), dtype=np.int32).copy()
+    return np.frombuffer(_C.plan(spec.native()), dtype=np.int32).copy()
 
 
 def plan_tensor(spec: Spec, device: str = "cpu") -> Tensor:
@@ -222,9 +221,13 @@ class Plan:
     def header(self) -> dict[str, int]:
         return dict(zip(HEADER, self.words.tolist(), strict=False))
 
-    def _table(self, index: int) -> Table:
+    def header_table(self, index: int) -> dict[str, int]:
+        """Of the forward table or, 1, the transposed one; all zeros where there is none."""
         at = len(HEADER) + index * len(TABLE)
-        return Table(self.words, dict(zip(TABLE, self.words[at:].tolist(), strict=False)))
+        return dict(zip(TABLE, self.words[at:].tolist(), strict=False))
+
+    def _table(self, index: int) -> Table:
+        return Table(self.words, self.header_table(index))
 
     @cached_property
     def forward(self) -> Table:

@@ -89,10 +89,11 @@ def test_out_has_the_dtype_of_query_and_lse_is_float32(device, dtype):
 @pytest.mark.parametrize("heads", [1, 4, 6])
 def test_named_offsets_are_the_planners(rates, heads):
     for name, planned in (
-        ("interleaved", _C.interleaved_offsets(rates, heads)),
-        ("blocked", _C.blocked_offsets(rates, heads)),
+        ("interleaved", _C.interleaved_offsets),
+        ("blocked", _C.blocked_offsets),
     ):
-        assert [o for row in offset_table(name, rates, heads) for o in row] == list(planned)
+        expected = tuple(tuple(planned(rate, heads)) for rate in rates)
+        assert offset_table(name, rates, heads) == expected
 
 
 def test_head_groups():
@@ -147,6 +148,27 @@ def test_the_default_cache_is_used_where_none_is_given():
     before = default_pattern_cache().statistics()
     dilated_attention(q, k, v, *BRANCHES)
     assert default_pattern_cache().statistics().hits == before.hits + 1
+
+
+def test_inference_with_grouped_heads_plans_for_the_forward_pass_alone():
+    q, k, v = make_qkv(61, 4, kv_heads=2, requires_grad=True)
+    cache = PatternCache()
+    with torch.no_grad():
+        inferred = dilated_attention(q, k, v, *BRANCHES, pattern_cache=cache)
+    least = cache.statistics().bytes
+    trained = dilated_attention(q, k, v, *BRANCHES, pattern_cache=cache)
+    assert cache.statistics().misses == 2 and cache.statistics().bytes > 2 * least + 100
+    assert torch.equal(inferred, trained)
+    trained.sum().backward()
+
+
+def test_one_table_serves_training_and_inference_without_grouped_heads():
+    q, k, v = make_qkv(61)
+    cache = PatternCache()
+    with torch.no_grad():
+        dilated_attention(q, k, v, *BRANCHES, pattern_cache=cache)
+    dilated_attention(q, k, v, *BRANCHES, pattern_cache=cache)
+    assert cache.statistics().misses == 1
 
 
 def test_the_default_device_does_not_matter():

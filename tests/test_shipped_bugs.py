@@ -259,7 +259,7 @@ def test_half_precision_autocast_gives_no_nan(device: str) -> None:
 def test_dilation_saves_work() -> None:
     """Keys were repeated back to the segment's length, so a rate saved nothing (DarcStar V2)."""
     computed = [
-        _C.report(*Spec(8192, [4096], [rate], 8).arguments)["computed"] for rate in (1, 2, 4, 8)
+        _C.report(Spec(8192, [4096], [rate], 8).native())["computed"] for rate in (1, 2, 4, 8)
     ]
     assert computed == [computed[0], computed[0] // 4, computed[0] // 16, computed[0] // 64]
 

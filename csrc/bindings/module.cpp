@@ -53,34 +53,61 @@ std::map<std::string, int64_t> planned_counts() {
           {"evictions", counts.evictions}};
 }
 
-/// function(PatternSpec) as a function of the specification's fields.
+/// Planning a long sequence takes milliseconds, in which other Python threads go on; they may
+/// change the specification, so the function gets its own.
 template <auto function>
-auto with_fields(int64_t seq_len, std::vector<int64_t> segment_lengths,
-                 std::vector<int64_t> dilation_rates, std::vector<int64_t> head_offsets,
-                 int64_t heads, int64_t kv_heads, bool is_causal, bool zero_padding,
-                 int64_t query_begin, int64_t query_end, int64_t key_begin, int64_t key_end,
-                 int64_t row_tile) {
-  return function({.seq_len = seq_len,
-                   .segment_lengths = std::move(segment_lengths),
-                   .dilation_rates = std::move(dilation_rates),
-                   .head_offsets = std::move(head_offsets),
-                   .heads = heads,
-                   .kv_heads = kv_heads,
-                   .is_causal = is_causal,
-                   .padding = zero_padding ? Padding::kZeros : Padding::kMasked,
-                   .queries = {query_begin, query_end},
-                   .keys = {key_begin, key_end},
-                   .row_tile = row_tile});
+auto without_gil(const PatternSpec& spec) {
+  const auto run = [own = spec] { return function(own); };
+  const py::gil_scoped_release released;
+  return run();
 }
 
-template <auto function>
-void define(py::module_& module, const char* name, const char* doc) {
-  // Planning a long sequence takes milliseconds, in which other Python threads go on.
-  module.def(name, &with_fields<function>, py::call_guard<py::gil_scoped_release>(), doc,
-             py::arg("seq_len"), py::arg("segment_lengths"), py::arg("dilation_rates"),
-             py::arg("head_offsets"), py::arg("heads"), py::arg("kv_heads"), py::arg("is_causal"),
-             py::arg("zero_padding"), py::arg("query_begin"), py::arg("query_end"),
-             py::arg("key_begin"), py::arg("key_end"), py::arg("row_tile"));
+/// Positions (begin, end) as a field of the class.
+template <Range PatternSpec::* range>
+void define_range(py::class_<PatternSpec>& spec, const char* name) {
+  spec.def_property(
+      name,
+      [](const PatternSpec& self) { return std::pair((self.*range).begin, (self.*range).end); },
+      [](PatternSpec& self, std::pair<int64_t, int64_t> positions) {
+        self.*range = {positions.first, positions.second};
+      });
+}
+
+PatternSpec make_spec(const py::kwargs& fields) {
+  PatternSpec spec;
+  const py::object view = py::cast(spec, py::return_value_policy::reference);
+  for (const auto& [name, value] : fields) {
+    py::setattr(view, name, value);
+  }
+  return spec;
+}
+
+void define_spec(py::module_& module) {
+  py::enum_<Padding>(module, "Padding")
+      .value("masked", Padding::kMasked)
+      .value("zeros", Padding::kZeros);
+  py::enum_<Directions>(module, "Directions")
+      .value("forward", Directions::kForward)
+      .value("transposed", Directions::kTransposed)
+      .value("both", Directions::kBoth);
+  py::class_<Branch>(module, "Branch")
+      .def(py::init<int64_t, int64_t, std::vector<int64_t>>(), py::arg("segment_length"),
+           py::arg("dilation_rate"), py::arg("head_offsets") = std::vector<int64_t>{})
+      .def_readwrite("segment_length", &Branch::segment_length)
+      .def_readwrite("dilation_rate", &Branch::dilation_rate)
+      .def_readwrite("head_offsets", &Branch::head_offsets);
+  py::class_<PatternSpec> spec(module, "PatternSpec", "Everything that a pattern depends on.");
+  spec.def(py::init(&make_spec), "From fields by name.")
+      .def_readwrite("seq_len", &PatternSpec::seq_len)
+      .def_readwrite("branches", &PatternSpec::branches)
+      .def_readwrite("heads", &PatternSpec::heads)
+      .def_readwrite("kv_heads", &PatternSpec::kv_heads)
+      .def_readwrite("is_causal", &PatternSpec::is_causal)
+      .def_readwrite("padding", &PatternSpec::padding)
+      .def_readwrite("row_tile", &PatternSpec::row_tile)
+      .def_readwrite("directions", &PatternSpec::directions);
+  define_range<&PatternSpec::queries>(spec, "queries");
+  define_range<&PatternSpec::keys>(spec, "keys");
 }
 
 }  // namespace
@@ -93,14 +120,16 @@ PYBIND11_MODULE(_C, module) {
       .def_buffer(&PatternWords::buffer)
       .def("__len__", [](const PatternWords& self) { return self.words.size(); });
 
-  define<plan_words>(module, "plan",
-                     "Plans a pattern. ValueError names the argument that can't be planned.");
-  define<report_numbers>(module, "report",
-                         "Plans, and counts pairs, tiles and bytes (PatternReport in pattern.h).");
-  module.def("interleaved_offsets", &interleaved_offsets, py::arg("dilation_rates"),
-             py::arg("heads"), "The paper's head offsets, [branches * heads].");
-  module.def("blocked_offsets", &blocked_offsets, py::arg("dilation_rates"), py::arg("heads"),
-             "torchscale's head offsets, [branches * heads].");
+  define_spec(module);
+  module.attr("ROW_TILE") = kRowTile;
+  module.def("plan", &without_gil<plan_words>, py::arg("spec"),
+             "Plans a pattern. ValueError names the argument that can't be planned.");
+  module.def("report", &without_gil<report_numbers>, py::arg("spec"),
+             "Plans, and counts pairs, tiles and bytes (PatternReport in pattern.h).");
+  module.def("interleaved_offsets", &interleaved_offsets, py::arg("dilation_rate"),
+             py::arg("heads"), "The paper's head offsets in a branch, [heads].");
+  module.def("blocked_offsets", &blocked_offsets, py::arg("dilation_rate"), py::arg("heads"),
+             "torchscale's head offsets in a branch, [heads].");
   module.def("max_pattern_bytes", &max_pattern_bytes, "The most bytes that a pattern may take.");
   module.def("set_max_pattern_bytes", &set_max_pattern_bytes, py::arg("nbytes"),
              "Sets it, for the whole process.");

@@ -51,12 +51,13 @@ at::Tensor plan_on_host(const PatternSpec& spec, const at::Device& /*device*/) {
 
 /// The pattern on the host, the caller's or the operators' own; keeps alive what args.pattern
 /// points to.
-at::Tensor place_pattern(const AttentionCall& call, kernels::AttentionArgs& args) {
+at::Tensor place_pattern(const AttentionCall& call, Directions reads,
+                         kernels::AttentionArgs& args) {
   if (call.pattern.has_value()) {
-    check_contents(*call.pattern, spec_of(call));
+    check_contents(*call.pattern, spec_of(call, reads));
   }
   at::Tensor words =
-      call.pattern.has_value() ? *call.pattern : planned_patterns().lend(call, {&plan_on_host});
+      call.pattern.has_value() ? *call.pattern : planned_patterns().lend(call, reads, {&plan_on_host});
   args.pattern = words.const_data_ptr<int32_t>();
   args.dropout.seed = call.dropout_p > 0.0 ? call.dropout_seed->const_data_ptr<int64_t>() : nullptr;
   return words;
@@ -146,7 +147,7 @@ Gradients backward_cpu(const AttentionCall& call, const BackwardInputs& inputs) 
   check_backward(call, inputs);
   BackwardCall backward = prepare_backward(call, inputs);
   fill_delta(backward);
-  const at::Tensor words = place_pattern(call, backward.args);
+  const at::Tensor words = place_pattern(call, Directions::kBoth, backward.args);
   kernels::cpu::attention_backward(backward.args, at::globalContext().deterministicAlgorithms());
   return {backward.grad_query, backward.grad_key, backward.grad_value};
 }
@@ -156,7 +157,7 @@ namespace {
 Results forward_cpu(const AttentionCall& call) {
   check_call(call);
   ForwardCall forward = prepare_forward(call);
-  const at::Tensor words = place_pattern(call, forward.args);
+  const at::Tensor words = place_pattern(call, Directions::kForward, forward.args);
   kernels::cpu::attention_forward(forward.args);
   return {forward.out, forward.lse};
 }

@@ -3,13 +3,28 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <array>
 
 #include "ops/checks.h"
 #include "ops/of_process.h"
 
 namespace dilated::ops {
+namespace {
 
-std::optional<uint64_t> CheckedPatterns::find(const at::Tensor& pattern) {
+PlannedFor read_header(const int32_t* words) {
+  const Header& header = PatternView{words}.header();
+  return {join(header.fingerprint), directions_of(header)};
+}
+
+const char* directions_name(int32_t directions) {
+  constexpr std::array<const char*, 4> kNames{"no table", "the forward table",
+                                              "the transposed table", "both tables (directions)"};
+  return kNames[static_cast<size_t>(directions)];
+}
+
+}  // namespace
+
+std::optional<PlannedFor> CheckedPatterns::find(const at::Tensor& pattern) {
   if (pattern.is_inference()) {
     return std::nullopt;
   }
@@ -23,10 +38,10 @@ std::optional<uint64_t> CheckedPatterns::find(const at::Tensor& pattern) {
       entry.words == pattern.numel() &&
       entry.version == static_cast<uint32_t>(pattern._version()) &&
       entry.storage._unsafe_get_target() == pattern.storage().unsafeGetStorageImpl();
-  return is_same ? std::optional(entry.fingerprint) : std::nullopt;
+  return is_same ? std::optional(entry.planned) : std::nullopt;
 }
 
-void CheckedPatterns::insert(const at::Tensor& pattern, uint64_t fingerprint) {
+void CheckedPatterns::insert(const at::Tensor& pattern, const PlannedFor& planned) {
   if (pattern.is_inference()) {
     return;
   }
@@ -37,7 +52,7 @@ void CheckedPatterns::insert(const at::Tensor& pattern, uint64_t fingerprint) {
   }
   entries_.insert_or_assign(pattern.const_data_ptr(),
                             Entry{pattern.storage().getWeakStorageImpl(), pattern.numel(),
-                                  static_cast<uint32_t>(pattern._version()), fingerprint});
+                                  static_cast<uint32_t>(pattern._version()), planned});
 }
 
 CheckedPatterns& checked_patterns() { return of_process<CheckedPatterns>(); }
@@ -55,21 +70,21 @@ void check_contents(const at::Tensor& pattern, const PatternSpec& spec) {
     // At every call, as it is cheap beside the call: torch doesn't count writes through NumPy.
     const auto* words = pattern.const_data_ptr<int32_t>();
     check_planned(is_planned(words, pattern.numel()));
-    check_fingerprint(join(PatternView{words}.header().fingerprint), spec);
+    check_planned_for(read_header(words), spec);
   } else {
     check_aligned(pattern, "pattern");  // place_pattern() does the rest there
   }
 }
 
-uint64_t checked_fingerprint(const at::Tensor& pattern) {
+PlannedFor checked_header(const at::Tensor& pattern) {
   if (const auto known = checked_patterns().find(pattern)) {
     return *known;
   }
   const auto* words = pattern.const_data_ptr<int32_t>();
   check_planned(is_planned(words, pattern.numel()));
-  const uint64_t hash = join(PatternView{words}.header().fingerprint);
-  checked_patterns().insert(pattern, hash);
-  return hash;
+  const PlannedFor planned = read_header(words);
+  checked_patterns().insert(pattern, planned);
+  return planned;
 }
 
 void check_planned(bool is_planned) {
@@ -78,12 +93,16 @@ void check_planned(bool is_planned) {
                     "length or checksum is not the header's");
 }
 
-void check_fingerprint(uint64_t planned, const PatternSpec& spec) {
+void check_planned_for(const PlannedFor& planned, const PatternSpec& spec) {
   TORCH_CHECK_VALUE(
-      planned == fingerprint(spec),
+      planned.fingerprint == fingerprint(spec),
       "pattern: must be planned for the arguments of the call (seq_len, ranges of queries and "
       "keys, heads, branches, offsets, is_causal, padding), got one for others than seq_len ",
       spec.seq_len, ", heads ", spec.heads, " and so on");
+  const auto reads = static_cast<int32_t>(spec.directions);
+  TORCH_CHECK_VALUE((planned.directions & reads) == reads, "pattern: must have ",
+                    directions_name(reads), " for this pass, got ",
+                    directions_name(planned.directions));
 }
 
 }  // namespace dilated::ops

@@ -148,12 +148,21 @@ void check_block(const AttentionCall& call) {
   }
 }
 
-std::vector<int64_t> offsets_of(const AttentionCall& call, int64_t heads) {
-  if (!call.head_offsets.has_value()) {
-    return interleaved_offsets(call.dilation_rates, heads);
+std::vector<Branch> branches_of(const AttentionCall& call) {
+  std::vector<Branch> branches;
+  branches.reserve(call.dilation_rates.size());
+  for (size_t i = 0; i < call.dilation_rates.size(); ++i) {
+    branches.push_back({call.segment_lengths[i].expect_int(), call.dilation_rates[i]});
   }
-  const at::Tensor rows = call.head_offsets->contiguous();
-  return {rows.const_data_ptr<int64_t>(), rows.const_data_ptr<int64_t>() + rows.numel()};
+  if (call.head_offsets.has_value()) {
+    const at::Tensor table = call.head_offsets->contiguous();
+    const auto* offsets = table.const_data_ptr<int64_t>();
+    for (Branch& branch : branches) {
+      branch.head_offsets.assign(offsets, offsets + table.size(1));
+      offsets += table.size(1);
+    }
+  }
+  return branches;
 }
 
 }  // namespace
@@ -278,11 +287,17 @@ at::ScalarType result_dtype(const AttentionCall& call) {
   return is_partial ? lse_dtype(call.query) : call.query.scalar_type();
 }
 
-PatternSpec spec_of(const AttentionCall& call) {
+Directions wanted_directions(const AttentionCall& call, Directions reads) {
+  const bool is_differentiated =
+      call.query.requires_grad() || call.key.requires_grad() || call.value.requires_grad();
+  return is_differentiated && !call.pattern.has_value() ? Directions::kBoth : reads;
+}
+
+PatternSpec spec_of(const AttentionCall& call, Directions reads) {
   PatternSpec spec;
   spec.seq_len = call.query.size(1);
-  spec.segment_lengths = C10_AS_INTARRAYREF_SLOW(c10::SymIntArrayRef(call.segment_lengths)).vec();
-  spec.dilation_rates = call.dilation_rates;
+  spec.branches = branches_of(call);
+  spec.directions = wanted_directions(call, reads);
   spec.heads = call.query.size(2);
   spec.kv_heads = call.key.size(2);
   spec.is_causal = call.is_causal;
@@ -294,7 +309,6 @@ PatternSpec spec_of(const AttentionCall& call) {
     spec.keys = {block.key_begin, block.key_begin + call.key.size(1)};
   }
   try {
-    spec.head_offsets = offsets_of(call, spec.heads);
     validate(spec);
   } catch (const std::invalid_argument& error) {
     C10_THROW_ERROR(ValueError, error.what());

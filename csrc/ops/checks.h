@@ -55,8 +55,11 @@ at::ScalarType lse_dtype(const at::Tensor& query);
 /// The dtype of out and of the gradients.
 at::ScalarType result_dtype(const AttentionCall& call);
 
-/// The pattern's specification; throws c10::ValueError where the planner finds it wrong.
-PatternSpec spec_of(const AttentionCall& call);
+/// The pattern's specification, with the tables that the call's pass reads or, where none is given
+/// and gradients are to come, both. Throws c10::ValueError where the planner finds it wrong.
+Directions wanted_directions(const AttentionCall& call, Directions reads);
+
+PatternSpec spec_of(const AttentionCall& call, Directions reads);
 
 /// That the data begin where kernels can read 16 bytes at once.
 void check_aligned(const at::Tensor& tensor, const char* name);

@@ -67,35 +67,37 @@ void check_on_device(const at::Tensor& pattern, const PatternSpec& spec) {
   const auto* words = pattern.const_data_ptr<int32_t>();
   const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream();
   if (is_capturing()) {
-    C10_CUDA_CHECK(
-        kernels::cuda::require_pattern(words, pattern.numel(), fingerprint(spec), stream));
+    C10_CUDA_CHECK(kernels::cuda::require_pattern(words, pattern.numel(), fingerprint(spec),
+                                                  static_cast<int32_t>(spec.directions), stream));
     return;
   }
-  std::optional<uint64_t> planned = checked_patterns().find(pattern);
+  std::optional<PlannedFor> planned = checked_patterns().find(pattern);
   if (!planned.has_value()) {
-    const at::Tensor found = at::empty({2}, pattern.options().dtype(at::kLong));
+    const at::Tensor found = at::empty({3}, pattern.options().dtype(at::kLong));
     C10_CUDA_CHECK(kernels::cuda::read_pattern(words, pattern.numel(),
                                                found.mutable_data_ptr<int64_t>(), stream));
     const at::Tensor answer = found.cpu();
-    check_planned(answer.const_data_ptr<int64_t>()[0] == 1);
-    planned = static_cast<uint64_t>(answer.const_data_ptr<int64_t>()[1]);
+    const auto* numbers = answer.const_data_ptr<int64_t>();
+    check_planned(numbers[0] == 1);
+    planned = {static_cast<uint64_t>(numbers[1]), static_cast<int32_t>(numbers[2])};
     checked_patterns().insert(pattern, *planned);
   }
-  check_fingerprint(*planned, spec);
+  check_planned_for(*planned, spec);
 }
 
 /// The pattern on query's device, the caller's or the operators' own; keeps alive what args.pattern
 /// points to.
-at::Tensor place_pattern(const AttentionCall& call, kernels::AttentionArgs& args) {
+at::Tensor place_pattern(const AttentionCall& call, Directions reads,
+                         kernels::AttentionArgs& args) {
   at::Tensor pattern;
   if (call.pattern.has_value()) {
-    const PatternSpec spec = spec_of(call);
+    const PatternSpec spec = spec_of(call, reads);
     pattern = *call.pattern;
     check_contents(pattern, spec);
     check_on_device(pattern, spec);
   } else {
     const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream();
-    pattern = planned_patterns().lend(call, {&plan_on_device, stream.unwrap(), is_capturing()});
+    pattern = planned_patterns().lend(call, reads, {&plan_on_device, stream.unwrap(), is_capturing()});
   }
   args.pattern = pattern.const_data_ptr<int32_t>();
   args.dropout.seed = call.dropout_p > 0.0 ? call.dropout_seed->const_data_ptr<int64_t>() : nullptr;
@@ -132,7 +134,7 @@ Results forward_cuda(const AttentionCall& call) {
   check_call(call);
   const c10::cuda::CUDAGuard guard(call.query.device());
   ForwardCall forward = prepare_forward(call);
-  const at::Tensor words = place_pattern(call, forward.args);
+  const at::Tensor words = place_pattern(call, Directions::kForward, forward.args);
   if (call.query.numel() > 0) {
     const kernels::cuda::ForwardChoice choice =
         kernels::cuda::choose_forward(problem_of(call.query, call.is_causal), gpu_of(call.query));
@@ -161,7 +163,7 @@ at::Tensor make_workspace(const at::Tensor& query, const kernels::cuda::Backward
 void run_backward(const AttentionCall& call, BackwardCall& backward,
                   const kernels::cuda::BackwardChoice& choice, float* sums,
                   const at::Tensor& workspace) {
-  const at::Tensor words = place_pattern(call, backward.args);
+  const at::Tensor words = place_pattern(call, Directions::kBoth, backward.args);
   if (call.query.numel() == 0 && call.key.numel() == 0) {
     return;
   }

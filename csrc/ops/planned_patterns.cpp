@@ -34,21 +34,19 @@ size_t PlannedPatterns::Hash::operator()(const Key& key) const {
 
 /// All that spec_of() reads; the offsets only where they are given, so that one pattern may have
 /// two keys.
-PlannedPatterns::Key PlannedPatterns::key_of(const AttentionCall& call) {
+PlannedPatterns::Key PlannedPatterns::key_of(const AttentionCall& call, Directions reads) {
   const at::Device device = call.query.device();
   const int64_t rows = call.query.size(1);
   const bool is_block = call.block.has_value();
-  Key key{static_cast<int64_t>(device.type()),
-          device.index(),
-          rows,
-          call.query.size(2),
-          call.key.size(1),
-          call.key.size(2),
-          is_block ? call.block->seq_len : rows,
-          is_block ? call.block->query_begin : 0,
-          is_block ? call.block->key_begin : 0,
-          call.is_causal,
-          call.padding == "zeros",
+  const bool is_square =
+      !is_block || (rows == call.key.size(1) && call.block->query_begin == call.block->key_begin);
+  const bool is_symmetric = is_square && call.query.size(2) == call.key.size(2);
+  Key key{static_cast<int64_t>(device.type()), device.index(), rows, call.query.size(2),
+          call.key.size(1), call.key.size(2), is_block ? call.block->seq_len : rows,
+          is_block ? call.block->query_begin : 0, is_block ? call.block->key_begin : 0,
+          call.is_causal, call.padding == "zeros",
+          // Of what is symmetric one table serves both passes.
+          static_cast<int64_t>(is_symmetric ? Directions::kBoth : wanted_directions(call, reads)),
           static_cast<int64_t>(call.segment_lengths.size())};
   for (const c10::SymInt& length : call.segment_lengths) {
     key.push_back(length.expect_int());
@@ -62,8 +60,9 @@ PlannedPatterns::Key PlannedPatterns::key_of(const AttentionCall& call) {
   return key;
 }
 
-at::Tensor PlannedPatterns::lend(const AttentionCall& call, const PatternReader& reader) {
-  const Key key = key_of(call);
+at::Tensor PlannedPatterns::lend(const AttentionCall& call, Directions reads,
+                                 const PatternReader& reader) {
+  const Key key = key_of(call, reads);
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
     const auto [item, is_new] = entries_.try_emplace(key);
@@ -71,7 +70,7 @@ at::Tensor PlannedPatterns::lend(const AttentionCall& call, const PatternReader&
       ++counts_.misses;
       Entries::value_type& planned = *item;
       lock.unlock();
-      return plan(call, reader, planned);
+      return plan(call, reads, reader, planned);
     }
     const at::Tensor& words = item->second.words;
     if (!words.defined()) {
@@ -81,17 +80,18 @@ at::Tensor PlannedPatterns::lend(const AttentionCall& call, const PatternReader&
       return hand_out(item->second, reader);
     } else {
       lock.unlock();
-      return reader.plan(spec_of(call), call.query.device());  // throws: it has become too large
+      return reader.plan(spec_of(call, reads),
+                         call.query.device());  // throws: it has become too large
     }
   }
 }
 
 /// Not locked; the entry stays where it is, as nobody else removes one without words.
-at::Tensor PlannedPatterns::plan(const AttentionCall& call, const PatternReader& reader,
-                                 Entries::value_type& item) {
+at::Tensor PlannedPatterns::plan(const AttentionCall& call, Directions reads,
+                                 const PatternReader& reader, Entries::value_type& item) {
   at::Tensor words;
   try {
-    words = reader.plan(spec_of(call), call.query.device());
+    words = reader.plan(spec_of(call, reads), call.query.device());
   } catch (...) {
     const std::lock_guard<std::mutex> lock(mutex_);
     entries_.erase(Key(item.first));

@@ -30,8 +30,9 @@ class PlannedPatterns {
  public:
   /// The words for a call without a pattern that was checked (check_call), found or planned:
   /// threads that miss a pattern at once plan it once. They are as they were planned, for nobody
-  /// outside the operators gets them. Throws as spec_of() and reader.plan do.
-  at::Tensor lend(const AttentionCall& call, const PatternReader& reader);
+  /// outside the operators gets them. `reads`: what the pass reads. Throws as spec_of() and
+  /// reader.plan do.
+  at::Tensor lend(const AttentionCall& call, Directions reads, const PatternReader& reader);
 
   PlannedPatternCounts counts();
   void evict();
@@ -50,8 +51,8 @@ class PlannedPatterns {
   };
   using Entries = std::unordered_map<Key, Entry, Hash>;
 
-  static Key key_of(const AttentionCall& call);
-  at::Tensor plan(const AttentionCall& call, const PatternReader& reader,
+  static Key key_of(const AttentionCall& call, Directions reads);
+  at::Tensor plan(const AttentionCall& call, Directions reads, const PatternReader& reader,
                   Entries::value_type& item);
   at::Tensor hand_out(Entry& entry, const PatternReader& reader);
   void pin(Entry& entry);

@@ -42,8 +42,7 @@ void Budget::refuse_bytes() const {
 void Budget::refuse(const std::string& rule_and_value) const {
   throw std::invalid_argument(
       "dilation_rates: " + rule_and_value + " for seq_len " + std::to_string(spec_.seq_len) + ", " +
-      std::to_string(spec_.segment_lengths.size()) + " branches and " +
-      std::to_string(spec_.heads) +
+      std::to_string(spec_.branches.size()) + " branches and " + std::to_string(spec_.heads) +
       " heads: take rates and segment lengths that divide one another, longer segments, or "
       "fewer branches or heads, or raise the limit by set_max_pattern_bytes");
 }

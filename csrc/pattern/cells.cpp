@@ -20,51 +20,63 @@ struct CellKindHash {
   }
 };
 
-CellKind look_around(const std::vector<int64_t>& segment_lengths, int64_t seq_len,
-                     const Range& columns, int64_t begin, int64_t end) {
+/// Where a cell ends that begins at a position of the rows, and whether it begins a span.
+struct Cut {
+  int64_t end;
+  bool starts_span;
+};
+
+Cut next_cut(const ResolvedSpec& spec, const Range& rows, const Range& columns, int64_t begin) {
+  Cut cut{rows.end, true};
+  for (const Branch& branch : spec.branches) {
+    const Range segment = spec.segment(branch, begin);
+    cut.end = std::min(cut.end, segment.end);
+    cut.starts_span = cut.starts_span && segment.begin == begin;
+  }
+  for (const int64_t edge : {columns.begin, columns.end}) {
+    cut.end = edge > begin ? std::min(cut.end, edge) : cut.end;
+  }
+  return cut;
+}
+
+CellKind look_around(const ResolvedSpec& spec, const Range& columns, const Range& cell) {
   CellKind kind;
-  kind.length = end - begin;
-  kind.in_columns = columns.begin <= begin && begin < columns.end;
-  kind.branches.reserve(segment_lengths.size());
-  for (const int64_t length : segment_lengths) {
-    const int64_t segment = begin / length * length;
-    const int64_t segment_end = std::min(segment + length, seq_len);
-    kind.branches.push_back({begin - segment, std::max(segment, columns.begin) - begin,
-                             std::min(segment_end, columns.end) - begin, segment_end - segment});
+  kind.length = cell.end - cell.begin;
+  kind.in_columns = columns.begin <= cell.begin && cell.begin < columns.end;
+  kind.branches.reserve(spec.branches.size());
+  for (const Branch& branch : spec.branches) {
+    const auto [begin, end] = spec.segment(branch, cell.begin);
+    kind.branches.push_back({cell.begin - begin, std::max(begin, columns.begin) - cell.begin,
+                             std::min(end, columns.end) - cell.begin, end - begin});
   }
   return kind;
 }
 
 }  // namespace
 
-Cells cut_cells(const std::vector<int64_t>& segment_lengths, int64_t seq_len, const Range& rows,
-                const Range& columns, Budget& budget) {
+Cells cut_cells(const ResolvedSpec& spec, const Range& rows, const Range& columns, Budget& budget) {
   Cells result;
+  const size_t branches = spec.branches.size();
   const auto kind_bytes =
-      static_cast<int64_t>(2 * (sizeof(CellKind) + segment_lengths.size() * sizeof(BranchAt)));
-  const int64_t shortest = *std::min_element(segment_lengths.begin(), segment_lengths.end());
-  budget.need_bytes((rows.end - rows.begin) / shortest * static_cast<int64_t>(sizeof(Cell)));
+      static_cast<int64_t>(2 * (sizeof(CellKind) + branches * sizeof(BranchAt)));
+  const auto shortest = std::min_element(
+      spec.branches.begin(), spec.branches.end(),
+      [](const Branch& a, const Branch& b) { return a.segment_length < b.segment_length; });
+  budget.need_bytes((rows.end - rows.begin) / shortest->segment_length *
+                    static_cast<int64_t>(sizeof(Cell)));
   std::unordered_map<CellKind, int32_t, CellKindHash> ids;
   for (int64_t begin = rows.begin; begin < rows.end;) {
-    int64_t end = rows.end;
-    bool starts_span = true;
-    for (const int64_t length : segment_lengths) {
-      end = std::min(end, (begin / length + 1) * length);
-      starts_span = starts_span && begin % length == 0;
-    }
-    for (const int64_t cut : {columns.begin, columns.end}) {
-      end = cut > begin ? std::min(end, cut) : end;
-    }
+    const auto [end, starts_span] = next_cut(spec, rows, columns, begin);
     if (starts_span || result.cells.empty()) {
       result.spans.push_back(result.cells.size());
     }
-    CellKind kind = look_around(segment_lengths, seq_len, columns, begin, end);
+    CellKind kind = look_around(spec, columns, {begin, end});
     const auto [found, is_new] = ids.try_emplace(kind, static_cast<int32_t>(result.kinds.size()));
     if (is_new) {
       result.kinds.push_back(std::move(kind));
     }
     result.cells.push_back({begin, found->second});
-    budget.add_steps(static_cast<int64_t>(segment_lengths.size()));
+    budget.add_steps(static_cast<int64_t>(branches));
     budget.need_bytes(static_cast<int64_t>(result.kinds.size()) * kind_bytes +
                       static_cast<int64_t>(result.cells.size() * sizeof(Cell)));
     begin = end;

@@ -2,13 +2,12 @@
 // segments.
 #pragma once
 
-#include <dilated/pattern.h>
-
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
 #include "pattern/budget.h"
+#include "pattern/resolved.h"
 
 namespace dilated::pattern {
 
@@ -40,7 +39,6 @@ struct Cells {
 };
 
 /// Cuts the rows where a segment of any branch or the columns' range begins or ends.
-Cells cut_cells(const std::vector<int64_t>& segment_lengths, int64_t seq_len, const Range& rows,
-                const Range& columns, Budget& budget);
+Cells cut_cells(const ResolvedSpec& spec, const Range& rows, const Range& columns, Budget& budget);
 
 }  // namespace dilated::pattern

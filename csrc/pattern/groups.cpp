@@ -1,208 +1,166 @@
 #include "pattern/groups.h"
 
 #include <algorithm>
+#include <bit>
 #include <limits>
-#include <map>
 #include <stdexcept>
-#include <string>
 
 namespace dilated::pattern {
 namespace {
 
-/// A row's lattices are told apart by the bits of its code.
-constexpr size_t kMaxLattices = 64;
-
-int64_t modulo(int64_t a, int64_t b) {
-  const int64_t m = a % b;
-  return m < 0 ? m + b : m;
+/// a mod b, at least 0; both are below 2^32 in size, and short divisions are fast ones.
+int32_t modulo(int64_t a, int32_t b) {
+  const auto divisor = static_cast<uint32_t>(b);
+  const uint32_t rest = static_cast<uint32_t>(a < 0 ? -a : a) % divisor;
+  return static_cast<int32_t>(a < 0 && rest > 0 ? divisor - rest : rest);
 }
 
-int64_t divide_up(int64_t a, int64_t b) { return a <= 0 ? 0 : (a + b - 1) / b; }
-
-Run make_run(int64_t start, int64_t stride, int64_t count, uint64_t multiplicity, int32_t head) {
-  return {static_cast<int32_t>(start), static_cast<int32_t>(stride), static_cast<int32_t>(count),
-          static_cast<uint16_t>(multiplicity), static_cast<uint16_t>(head)};
+int64_t divide_up(int64_t a, int64_t b) {
+  return a <= 0 ? 0 : static_cast<uint32_t>(a + b - 1) / static_cast<uint32_t>(b);
 }
 
-/// Whether no earlier head is on the lattice of offsets[j].
-bool is_new_lattice(const std::vector<int64_t>& offsets, size_t branches, size_t j) {
-  if (offsets[j] < 0) {
-    return false;
-  }
-  for (size_t k = j % branches; k < j; k += branches) {
-    if (offsets[k] == offsets[j]) {  // there are few lattices, so one of the first heads
-      return false;
-    }
-  }
-  return true;
-}
-
-void check_lattices(const std::vector<int64_t>& offsets, size_t branches) {
-  size_t lattices = 0;
-  for (size_t j = 0; j < offsets.size(); ++j) {
-    lattices += is_new_lattice(offsets, branches, j) ? 1 : 0;
-    if (lattices > kMaxLattices) {
-      throw std::invalid_argument("head_offsets: the query heads of one KV head may have at most " +
-                                  std::to_string(kMaxLattices) +
-                                  " distinct (branch, offset) pairs, got more");
-    }
+/// Calls `function` with each bit's index, the lowest first.
+template <typename Function>
+void for_each_bit(uint64_t set, Function&& function) {
+  for (; set != 0; set &= set - 1) {
+    function(static_cast<size_t>(std::countr_zero(set)));
   }
 }
 
 }  // namespace
 
-std::vector<HeadClass> classify_heads(const PatternSpec& spec, int64_t column_heads) {
-  const auto heads = static_cast<size_t>(spec.heads);
-  const auto shared = static_cast<size_t>(column_heads);
-  std::map<std::vector<int64_t>, size_t> ids;
-  std::vector<HeadClass> classes;
-  for (size_t head = 0; head < heads / shared; ++head) {
-    std::vector<int64_t> offsets;
-    for (size_t g = 0; g < shared; ++g) {
-      for (size_t i = 0; i < spec.segment_lengths.size(); ++i) {
-        offsets.push_back(spec.head_offsets[i * heads + head * shared + g]);
-      }
-    }
-    const auto [found, is_new] = ids.try_emplace(offsets, classes.size());
-    if (is_new) {
-      check_lattices(offsets, spec.segment_lengths.size());
-      classes.push_back({std::move(offsets), {}});
-    }
-    classes[found->second].heads.push_back(static_cast<int32_t>(head));
-  }
-  return classes;
-}
-
 void GroupPlanner::plan(const CellKind& kind, const HeadClass& heads, int32_t head_class) {
-  const auto first = static_cast<std::ptrdiff_t>(groups_.size());
-  find_lattices(kind, heads);
-  row_sieve_.split(kind.length, lattices_, weights_);
-  for (const Part& part : row_sieve_.parts()) {
+  const auto first = static_cast<std::ptrdiff_t>(lists_.groups.size());
+  look_around(kind, heads);
+  const Split& rows = rows_.split(kind.length, lattices_);
+  for (const Part& part : rows.parts) {
     Group group{};
     group.head_class = head_class;
-    add_group(kind, heads, part, group);
+    add_group(rows, part, heads, group);
   }
-  std::stable_sort(groups_.begin() + first, groups_.end(),
-                   [](const Group& a, const Group& b) { return a.columns > b.columns; });
+  std::sort(lists_.groups.begin() + first, lists_.groups.end(), [](const Group& a, const Group& b) {
+    return a.columns != b.columns ? a.columns > b.columns : a.row_runs < b.row_runs;
+  });
 }
 
-/// One lattice for each distinct (branch, offset) of the heads, as seen from the cell.
-void GroupPlanner::find_lattices(const CellKind& kind, const HeadClass& heads) {
-  const size_t branches = branches_.size();
-  const std::vector<int64_t>& offsets = heads.offsets;
+/// The class's lattices as seen from the cell: where they lie, and where their segments end.
+void GroupPlanner::look_around(const CellKind& kind, const HeadClass& heads) {
   lattices_.clear();
-  weights_.clear();
-  budget_.add_steps(static_cast<int64_t>(offsets.size()));
-  for (size_t j = 0; j < offsets.size(); ++j) {
-    const size_t branch = j % branches;
-    if (!is_new_lattice(offsets, branches, j)) {
-      continue;
+  zeros_.clear();
+  edges_.clear();
+  budget_.add_steps(static_cast<int64_t>(heads.lattices.size() + heads.column_heads.size()));
+  uint64_t bit = 1;
+  for (const auto& [branch, offset] : heads.lattices) {
+    const BranchAt& at = kind.branches[branch];
+    const auto rate = static_cast<int32_t>(spec_.branches[branch].dilation_rate);
+    lattices_.push_back({modulo(offset - at.phase, rate), rate});
+    // torchscale fills a segment's lattice up to ceil(w / r) keys, whatever part of it lies within
+    // the sequence.
+    zeros_.push_back(counts_zeros_ && kind.in_columns
+                         ? divide_up(spec_.branches[branch].segment_length, rate) -
+                               divide_up(at.cut - offset, rate)
+                         : 0);
+    if (at.lo < at.hi) {
+      edges_.push_back({at.lo, bit, 0});
+      edges_.push_back({at.hi, bit, 0});
     }
-    const int64_t rate = branches_[branch].dilation_rate;
-    weights_.push_back(uint64_t{1} << lattices_.size());
-    lattices_.push_back({modulo(offsets[j] - kind.branches[branch].phase, rate), rate});
+    bit <<= 1;
+  }
+  std::sort(edges_.begin(), edges_.end(), [](const Edge& a, const Edge& b) { return a.at < b.at; });
+  uint64_t covers = 0;
+  for (Edge& edge : edges_) {
+    covers ^= edge.cuts;
+    edge.covers = covers;
   }
 }
 
-void GroupPlanner::add_group(const CellKind& kind, const HeadClass& heads, const Part& part,
+void GroupPlanner::add_group(const Split& rows, const Part& part, const HeadClass& heads,
                              Group group) {
-  group.row_runs = static_cast<int32_t>(runs_.size());
+  group.row_runs = static_cast<int32_t>(lists_.runs.size());
   group.row_run_count = static_cast<int32_t>(part.end - part.begin);
   for (size_t j = part.begin; j < part.end; ++j) {
-    const Run& run = row_sieve_.runs()[j];
-    runs_.push_back(run);
-    group.rows += run.count;
+    lists_.runs.push_back(rows.runs[j]);
+    group.rows += rows.runs[j].count;
   }
-  group.column_runs = static_cast<int32_t>(runs_.size());
-  const size_t branches = branches_.size();
-  for (size_t g = 0; g * branches < heads.offsets.size(); ++g) {
-    const int64_t* offsets = heads.offsets.data() + g * branches;
-    find_members(kind, offsets, part.member);
-    add_columns(kind, offsets, static_cast<int32_t>(g), group);
-    if (counts_zeros_ && kind.in_columns) {
-      group.zero_keys += static_cast<int32_t>(zero_keys(kind, offsets));
+  group.column_runs = static_cast<int32_t>(lists_.runs.size());
+  size_t before = lists_.runs.size();  // the previous head's runs
+  for (size_t head = 0; head < heads.column_heads.size(); ++head) {
+    const uint64_t lattices = part.code & heads.column_heads[head];
+    const size_t first = lists_.runs.size();
+    if (head > 0 && lattices == (part.code & heads.column_heads[head - 1])) {
+      repeat_runs(before, first);
+    } else {
+      add_columns(lattices);
     }
+    group.columns = count_columns(group.columns, first, head);
+    for_each_bit(lattices, [&](size_t i) { group.zero_keys += static_cast<int32_t>(zeros_[i]); });
+    before = first;
   }
-  group.column_run_count = static_cast<int32_t>(runs_.size()) - group.column_runs;
-  groups_.push_back(group);
+  group.column_run_count = static_cast<int32_t>(lists_.runs.size()) - group.column_runs;
+  lists_.groups.push_back(group);
   budget_.add_bytes(static_cast<int64_t>(
-      sizeof(Group) + sizeof(Run) * (runs_.size() - static_cast<size_t>(group.row_runs))));
+      sizeof(Group) + sizeof(Run) * (lists_.runs.size() - static_cast<size_t>(group.row_runs))));
 }
 
-void GroupPlanner::find_members(const CellKind& kind, const int64_t* offsets, int64_t row) {
-  members_.clear();
-  for (size_t i = 0; i < branches_.size(); ++i) {
-    if (offsets[i] >= 0 &&
-        (row + kind.branches[i].phase) % branches_[i].dilation_rate == offsets[i]) {
-      members_.push_back(i);
-    }
-  }
+/// Appends runs[begin..end) again.
+void GroupPlanner::repeat_runs(size_t begin, size_t end) {
+  lists_.runs.resize(end + (end - begin));
+  std::copy_n(lists_.runs.data() + begin, end - begin, lists_.runs.data() + end);
 }
 
-/// The union of the segments that the row is in, cut where the set of segments changes.
-void GroupPlanner::add_columns(const CellKind& kind, const int64_t* offsets, int32_t head,
-                               Group& group) {
-  boundaries_.clear();
-  for (const size_t i : members_) {
-    const BranchAt& at = kind.branches[i];
-    if (at.lo < at.hi) {
-      boundaries_.push_back(at.lo);
-      boundaries_.push_back(at.hi);
-    }
+/// Says whose the runs from `first` on are, and adds their columns up.
+int32_t GroupPlanner::count_columns(int64_t columns, size_t first, size_t head) {
+  for (size_t j = first; j < lists_.runs.size(); ++j) {
+    lists_.runs[j].head = static_cast<uint16_t>(head);
+    columns += lists_.runs[j].count;
   }
-  std::sort(boundaries_.begin(), boundaries_.end());
-  boundaries_.erase(std::unique(boundaries_.begin(), boundaries_.end()), boundaries_.end());
-  for (size_t j = 0; j + 1 < boundaries_.size(); ++j) {
-    add_interval(kind, offsets, head, boundaries_[j], boundaries_[j + 1], group);
+  if (columns > std::numeric_limits<int32_t>::max()) {
+    throw std::invalid_argument("seq_len: a row would meet 2^31 columns or more");
+  }
+  return static_cast<int32_t>(columns);
+}
+
+/// The union of the segments of a row's lattices, cut where one of them begins or ends.
+void GroupPlanner::add_columns(uint64_t lattices) {
+  uint64_t covers = 0;
+  int64_t lo = 0;
+  for (const Edge& edge : edges_) {
+    if ((edge.cuts & lattices) == 0) {
+      continue;
+    }
+    if (covers != 0 && lo < edge.at) {
+      add_interval(covers, lo, edge.at);
+    }
+    covers = edge.covers & lattices;
+    lo = edge.at;
   }
 }
 
 /// Within lo <= x < hi a column's multiplicity is the number of lattices that it lies on.
-void GroupPlanner::add_interval(const CellKind& kind, const int64_t* offsets, int32_t head,
-                                int64_t lo, int64_t hi, Group& group) {
+void GroupPlanner::add_interval(uint64_t lattices, int64_t lo, int64_t hi) {
   active_.clear();
-  for (const size_t i : members_) {
-    const BranchAt& at = kind.branches[i];
-    if (at.lo <= lo && hi <= at.hi) {
-      const int64_t rate = branches_[i].dilation_rate;
-      active_.push_back({modulo(offsets[i] - at.phase - lo, rate), rate});
-    }
-  }
+  for_each_bit(lattices, [&](size_t i) {
+    const auto [first, rate] = lattices_[i];
+    active_.push_back({modulo(first - lo, rate), rate});
+  });
+  const auto add_run = [&](int32_t first, int32_t stride, int64_t count, uint64_t multiplicity) {
+    lists_.runs.push_back({static_cast<int32_t>(lo) + first, stride, static_cast<int32_t>(count),
+                           static_cast<uint16_t>(multiplicity), 0});
+  };
   if (active_.size() == 1) {
     const auto [first, rate] = active_.front();
-    add_column_run(make_run(lo + first, rate, divide_up(hi - lo - first, rate), 1, head), group);
+    if (hi - lo > first) {
+      add_run(first, rate, divide_up(hi - lo - first, rate), 1);
+    }
     return;
   }
-  weights_.assign(active_.size(), 1);
-  column_sieve_.split(hi - lo, active_, weights_);
-  for (const Part& part : column_sieve_.parts()) {
+  const Split& split = columns_.split(hi - lo, active_);
+  for (const Part& part : split.parts) {
     for (size_t j = part.begin; part.code > 0 && j < part.end; ++j) {
-      const Run& run = column_sieve_.runs()[j];
-      add_column_run(make_run(lo + run.start, run.stride, run.count, part.code, head), group);
+      const Run& run = split.runs[j];
+      add_run(run.start, run.stride, run.count, part.code);
     }
   }
-}
-
-void GroupPlanner::add_column_run(const Run& run, Group& group) {
-  if (run.count == 0) {
-    return;
-  }
-  if (group.columns > std::numeric_limits<int32_t>::max() - run.count) {
-    throw std::invalid_argument("seq_len: a row would meet 2^31 columns or more");
-  }
-  group.columns += run.count;
-  runs_.push_back(run);
-}
-
-/// torchscale fills a segment's lattice up to ceil(w / r) keys, whatever part of it lies within the
-/// sequence.
-int64_t GroupPlanner::zero_keys(const CellKind& kind, const int64_t* offsets) const {
-  int64_t zeros = 0;
-  for (const size_t i : members_) {
-    const auto [length, rate] = branches_[i];
-    zeros += divide_up(length, rate) - divide_up(kind.branches[i].cut - offsets[i], rate);
-  }
-  return zeros;
 }
 
 }  // namespace dilated::pattern

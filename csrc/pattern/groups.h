@@ -1,77 +1,70 @@
 // Groups: the rows of a cell that are in the same branches, and the columns that they meet.
 #pragma once
 
-#include <dilated/pattern.h>
+#include <dilated/pattern_layout.h>
 
 #include <cstddef>
 #include <cstdint>
-#include <utility>
 #include <vector>
 
 #include "pattern/budget.h"
 #include "pattern/cells.h"
+#include "pattern/heads.h"
+#include "pattern/resolved.h"
 #include "pattern/sieve.h"
 
 namespace dilated::pattern {
 
-/// Row heads whose rows have the same columns. offsets[g * branches + i]: column head g of the row
-/// head's group in branch i. Forward: one column head. Transposed: the query heads that share the
-/// KV head.
-struct HeadClass {
-  std::vector<int64_t> offsets;
-  std::vector<int32_t> heads;
+/// What a table's cells have in common; Group's run indices count through `runs`.
+struct Lists {
+  std::vector<Group> groups;
+  std::vector<Run> runs;
 };
 
-/// `column_heads` consecutive heads of the specification share a row head. Throws
-/// std::invalid_argument where they are on more lattices than a row's code has bits.
-std::vector<HeadClass> classify_heads(const PatternSpec& spec, int64_t column_heads);
-
-/// Branches as they act on a sequence of the specification's length.
-struct BranchShape {
-  int64_t segment_length;  // clipped to the sequence
-  int64_t dilation_rate;
-};
-
-/// Plans the groups of cells, and keeps them all: Group's run indices count through runs().
+/// Plans the groups of cells.
 class GroupPlanner {
  public:
-  /// `counts_zeros`: groups get the keys of score 0 that padding="zeros" adds.
-  GroupPlanner(std::vector<BranchShape> branches, bool counts_zeros, Budget& budget)
-      : branches_(std::move(branches)),
+  /// `counts_zeros`: groups get the keys of score 0 that padding="zeros" adds. Specification,
+  /// budget and lists, which are appended to, are kept by reference.
+  GroupPlanner(const ResolvedSpec& spec, bool counts_zeros, Budget& budget, Lists& lists)
+      : spec_(spec),
         counts_zeros_(counts_zeros),
         budget_(budget),
-        row_sieve_(budget),
-        column_sieve_(budget) {}
+        lists_(lists),
+        rows_(Sieve::Code::kWhich, budget),
+        columns_(Sieve::Code::kHowMany, budget) {}
 
   /// Appends the groups of a cell for a class of heads, those with the longest column lists first;
   /// their rows are all the rows of the cell.
   void plan(const CellKind& kind, const HeadClass& heads, int32_t head_class);
 
-  const std::vector<Group>& groups() const { return groups_; }
-  const std::vector<Run>& runs() const { return runs_; }
-
  private:
-  void find_lattices(const CellKind& kind, const HeadClass& heads);
-  void add_group(const CellKind& kind, const HeadClass& heads, const Part& part, Group group);
-  void add_columns(const CellKind& kind, const int64_t* offsets, int32_t head, Group& group);
-  void add_interval(const CellKind& kind, const int64_t* offsets, int32_t head, int64_t lo,
-                    int64_t hi, Group& group);
-  void add_column_run(const Run& run, Group& group);
-  void find_members(const CellKind& kind, const int64_t* offsets, int64_t row);
-  int64_t zero_keys(const CellKind& kind, const int64_t* offsets) const;
+  /// Where the segment of a lattice of the cell begins or ends; sets of lattices are bits.
+  struct Edge {
+    int64_t at;
+    uint64_t cuts;    // the lattice
+    uint64_t covers;  // those whose segments hold the columns from here to the next edge
+  };
 
-  const std::vector<BranchShape> branches_;
+  void look_around(const CellKind& kind, const HeadClass& heads);
+  void add_group(const Split& rows, const Part& part, const HeadClass& heads, Group group);
+  void repeat_runs(size_t begin, size_t end);
+  int32_t count_columns(int64_t columns, size_t first, size_t head);
+  void add_columns(uint64_t lattices);
+  void add_interval(uint64_t lattices, int64_t lo, int64_t hi);
+
+  const ResolvedSpec& spec_;
   const bool counts_zeros_;
   Budget& budget_;
-  std::vector<Group> groups_;
-  std::vector<Run> runs_;
+  Lists& lists_;
 
-  // Scratch, kept to spare allocations.
-  Sieve row_sieve_, column_sieve_;
-  std::vector<Lattice> lattices_, active_;
-  std::vector<uint64_t> weights_;
-  std::vector<int64_t> boundaries_;
-  std::vector<size_t> members_;  // the branches that the row at hand is in
+  // Of the cell and the class at hand.
+  std::vector<Lattice> lattices_;  // relative to the cell's first position
+  std::vector<int64_t> zeros_;     // keys that each lattice adds to a row's
+  std::vector<Edge> edges_;        // by position
+
+  Sieve rows_, columns_;
+  std::vector<Lattice> active_;
 };
 
 }  // namespace dilated::pattern

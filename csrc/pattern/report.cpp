@@ -3,11 +3,15 @@
 
 #include <algorithm>
 
+#include "pattern/resolved.h"
+
 namespace dilated {
 namespace {
 
+using pattern::ResolvedSpec;
+
 struct Counter {
-  const PatternSpec& spec;
+  const ResolvedSpec& spec;
   TableView table;
   int64_t column_tile;
 
@@ -50,29 +54,32 @@ int64_t count_below(int64_t x, int64_t first, int64_t rate) {
   return x <= first ? 0 : (x - first + rate - 1) / rate;
 }
 
-int64_t nominal_pairs(const PatternSpec& spec, const Header& header) {
+/// Of one branch and head, in the segment begin <= p < end.
+int64_t segment_pairs(const ResolvedSpec& spec, const Range& segment, int64_t offset,
+                      int64_t rate) {
+  const auto below = [&](int64_t x) {
+    return count_below(std::clamp(x, segment.begin, segment.end), segment.begin + offset, rate);
+  };
+  const int64_t query_lo = below(spec.queries.begin), query_hi = below(spec.queries.end);
+  const int64_t key_lo = below(spec.keys.begin), key_hi = below(spec.keys.end);
+  if (!spec.is_causal) {
+    return (query_hi - query_lo) * (key_hi - key_lo);
+  }
   int64_t pairs = 0;
-  for (size_t i = 0; i < spec.head_offsets.size(); ++i) {
-    const size_t branch = i / static_cast<size_t>(spec.heads);
-    const int64_t length = std::min(spec.segment_lengths[branch], spec.seq_len);
-    const int64_t rate = spec.dilation_rates[branch];
-    const int64_t offset = spec.head_offsets[i];
-    if (offset < 0) {
-      continue;
-    }
-    for (int64_t begin = 0; begin < spec.seq_len; begin += length) {
-      const int64_t end = std::min(begin + length, spec.seq_len);
-      const auto below = [&](int64_t x) {
-        return count_below(std::clamp(x, begin, end), begin + offset, rate);
-      };
-      const int64_t query_lo = below(header.query_begin), query_hi = below(header.query_end);
-      const int64_t key_lo = below(header.key_begin), key_hi = below(header.key_end);
-      if (!spec.is_causal) {
-        pairs += (query_hi - query_lo) * (key_hi - key_lo);
-        continue;
-      }
-      for (int64_t q = std::max(query_lo, key_lo); q < query_hi; ++q) {
-        pairs += std::min(q + 1, key_hi) - key_lo;
+  for (int64_t q = std::max(query_lo, key_lo); q < query_hi; ++q) {
+    pairs += std::min(q + 1, key_hi) - key_lo;
+  }
+  return pairs;
+}
+
+int64_t nominal_pairs(const ResolvedSpec& spec) {
+  int64_t pairs = 0;
+  for (const Branch& branch : spec.branches) {
+    for (const int64_t offset : branch.head_offsets) {
+      for (int64_t begin = 0; offset >= 0 && begin < spec.seq_len;) {
+        const Range segment = spec.segment(branch, begin);
+        pairs += segment_pairs(spec, segment, offset, branch.dilation_rate);
+        begin = segment.end;
       }
     }
   }
@@ -86,12 +93,13 @@ PatternReport report(const PatternSpec& spec, const std::vector<int32_t>& words,
   const PatternView view{words.data()};
   const TableView table = view.forward();
   PatternReport result{};
-  result.nominal = nominal_pairs(spec, view.header());
+  const ResolvedSpec resolved(spec);
+  result.nominal = nominal_pairs(resolved);
   result.bytes = static_cast<int64_t>(words.size() * sizeof(int32_t));
   result.tiles = table.table->tiles;
   result.groups = table.table->groups;
   result.runs = table.table->runs;
-  const Counter counter{spec, table, column_tile};
+  const Counter counter{resolved, table, column_tile};
   for (int32_t t = 0; t < table.table->tiles; ++t) {
     counter.add_tile(table.tiles()[t], result);
   }

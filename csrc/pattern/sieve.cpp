@@ -1,6 +1,7 @@
 #include "pattern/sieve.h"
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <numeric>
 
@@ -9,14 +10,16 @@ namespace {
 
 constexpr int64_t kSmallPeriod = 64;
 constexpr int64_t kListedBytes = 16;  // that a listed position takes, about
+constexpr int64_t kMaxPeriod = std::numeric_limits<int32_t>::max();  // no stretch is longer
+constexpr size_t kMostKeptRuns = 1 << 16;
 
-/// The least common multiple of the rates, or `limit` + 1 when it is larger than that.
-int64_t common_period(const std::vector<Lattice>& lattices, int64_t limit) {
+/// The least common multiple of the rates, or kMaxPeriod + 1 when it is larger than that.
+int64_t common_period(const std::vector<Lattice>& lattices) {
   int64_t period = 1;
   for (const Lattice& lattice : lattices) {
-    const int64_t step = lattice.rate / std::gcd(period, lattice.rate);
-    if (step > limit / period) {
-      return limit + 1;
+    const int64_t step = lattice.rate / std::gcd(period, int64_t{lattice.rate});
+    if (step > kMaxPeriod / period) {
+      return kMaxPeriod + 1;
     }
     period *= step;
   }
@@ -30,32 +33,65 @@ Run make_run(int64_t start, int64_t stride, int64_t count) {
 
 }  // namespace
 
-void Sieve::split(int64_t length, const std::vector<Lattice>& lattices,
-                  const std::vector<uint64_t>& weights) {
-  coded_.clear();
+size_t Sieve::LatticesHash::operator()(const std::vector<Lattice>& lattices) const {
+  uint64_t hash = 0;
+  for (const auto [first, rate] : lattices) {
+    hash = (hash ^ static_cast<uint64_t>(first) << 32 ^ static_cast<uint64_t>(rate)) *
+           uint64_t{0x9e3779b97f4a7c15};
+    hash ^= hash >> 29;
+  }
+  return static_cast<size_t>(hash);
+}
+
+const Split& Sieve::split(int64_t length, const std::vector<Lattice>& lattices) {
+  const auto known = periods_.find(lattices);
+  const int64_t period = known == periods_.end() ? common_period(lattices) : known->second.period;
   // A long period leaves short progressions: then listing the positions finds longer ones.
-  const int64_t period = common_period(lattices, length);
-  const bool periodic = period <= length && (period <= kSmallPeriod || period * 16 <= length);
-  const int64_t listed = periodic ? period : length;
-  budget_.need_bytes(listed * kListedBytes);
-  budget_.add_steps(listed);
-  codes_.assign(static_cast<size_t>(listed), 0);
-  for (size_t i = 0; i < lattices.size(); ++i) {
-    for (int64_t x = lattices[i].first; x < listed; x += lattices[i].rate) {
-      codes_[static_cast<size_t>(x)] += weights[i];
-    }
-  }
-  if (periodic) {
-    split_period(length, period);
-  } else {
+  if (period > length || (period > kSmallPeriod && period * 16 > length)) {
+    encode(length, lattices);
     split_listed(length);
+    gather_parts(listed_);
+    return listed_;
   }
-  gather_parts();
+  Split& split = known == periods_.end() ? add_period(lattices, period).split : known->second.split;
+  for (Run& run : split.runs) {
+    run.count = (static_cast<int32_t>(length) - 1 - run.start) / run.stride + 1;
+  }
+  return split;
+}
+
+Sieve::Period& Sieve::add_period(const std::vector<Lattice>& lattices, int64_t period) {
+  if (kept_runs_ > kMostKeptRuns) {
+    periods_.clear();
+    kept_runs_ = 0;
+  }
+  encode(period, lattices);
+  split_period(period);
+  kept_runs_ += coded_.size();
+  Period& added = periods_[lattices];
+  added.period = period;
+  gather_parts(added.split);
+  return added;
+}
+
+/// The codes of 0 <= x < length.
+void Sieve::encode(int64_t length, const std::vector<Lattice>& lattices) {
+  budget_.need_bytes(length * kListedBytes);
+  budget_.add_steps(length);
+  codes_.assign(static_cast<size_t>(length), 0);
+  uint64_t weight = 1;
+  for (const auto [first, rate] : lattices) {
+    for (int64_t x = first; x < length; x += rate) {
+      codes_[static_cast<size_t>(x)] += weight;
+    }
+    weight <<= code_ == Code::kWhich ? 1 : 0;
+  }
 }
 
 // Residue classes of the smallest modulus first, so that nested lattices give one run each: with
 // rates 1, 2, 4 the positions of rate 1 alone are the odd ones, a single run of stride 2.
-void Sieve::split_period(int64_t length, int64_t period) {
+void Sieve::split_period(int64_t period) {
+  coded_.clear();
   done_.assign(static_cast<size_t>(period), 0);
   int64_t left = period;
   for (int64_t modulus = 1; left > 0; ++modulus) {
@@ -76,13 +112,13 @@ void Sieve::split_period(int64_t length, int64_t period) {
         done_[static_cast<size_t>(x)] = 1;
         --left;
       }
-      coded_.push_back(
-          {code, make_run(residue, modulus, (length - residue + modulus - 1) / modulus)});
+      coded_.push_back({code, make_run(residue, modulus, 0)});
     }
   }
 }
 
 void Sieve::split_listed(int64_t length) {
+  coded_.clear();
   std::map<uint64_t, std::vector<int32_t>> positions;
   for (int64_t x = 0; x < length; ++x) {
     positions[codes_[static_cast<size_t>(x)]].push_back(static_cast<int32_t>(x));
@@ -131,17 +167,17 @@ void Sieve::list_progressions(uint64_t code, const std::vector<int32_t>& positio
   }
 }
 
-void Sieve::gather_parts() {
+void Sieve::gather_parts(Split& split) {
   std::stable_sort(coded_.begin(), coded_.end(),
                    [](const Coded& a, const Coded& b) { return a.code < b.code; });
-  parts_.clear();
-  runs_.clear();
+  split.parts.clear();
+  split.runs.clear();
   for (const Coded& coded : coded_) {
-    if (parts_.empty() || parts_.back().code != coded.code) {
-      parts_.push_back({coded.code, coded.run.start, runs_.size(), runs_.size()});
+    if (split.parts.empty() || split.parts.back().code != coded.code) {
+      split.parts.push_back({coded.code, split.runs.size(), split.runs.size()});
     }
-    runs_.push_back(coded.run);
-    parts_.back().end = runs_.size();
+    split.runs.push_back(coded.run);
+    split.parts.back().end = split.runs.size();
   }
 }
 

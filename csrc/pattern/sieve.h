@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <unordered_map>
 #include <vector>
 
 #include "pattern/budget.h"
@@ -13,47 +14,67 @@ namespace dilated::pattern {
 
 /// The positions x >= 0 with x % rate == first.
 struct Lattice {
-  int64_t first;
-  int64_t rate;
+  int32_t first;
+  int32_t rate;
   bool operator==(const Lattice&) const = default;
 };
 
-/// The positions of one code: runs[begin..end), of which `member` is one position.
+/// The positions of one code: runs[begin..end).
 struct Part {
   uint64_t code;
-  int64_t member;
   size_t begin, end;
+};
+
+/// Parts by ascending code; together they hold every position once. Runs have multiplicity 1.
+struct Split {
+  std::vector<Part> parts;
+  std::vector<Run> runs;
 };
 
 class Sieve {
  public:
-  explicit Sieve(Budget& budget) : budget_(budget) {}
+  /// What a position's code says of the lattices that it lies on.
+  enum class Code {
+    kWhich,    // a bit for each
+    kHowMany,  // their number
+  };
 
-  /// Splits 0 <= x < length by code(x) = sum of the weights of the lattices that x lies on. Runs
-  /// have multiplicity 1; together the parts hold every position once. Valid until the next call.
-  void split(int64_t length, const std::vector<Lattice>& lattices,
-             const std::vector<uint64_t>& weights);
+  Sieve(Code code, Budget& budget) : code_(code), budget_(budget) {}
 
-  const std::vector<Part>& parts() const { return parts_; }
-  const std::vector<Run>& runs() const { return runs_; }
+  /// Splits 0 <= x < length, length > 0, by code. Valid until the next call.
+  const Split& split(int64_t length, const std::vector<Lattice>& lattices);
 
  private:
   struct Coded {
     uint64_t code;
     Run run;
   };
+  /// What repeats is the same for every length, but for the counts of the runs.
+  struct Period {
+    int64_t period;
+    Split split;
+  };
+  struct LatticesHash {
+    size_t operator()(const std::vector<Lattice>& lattices) const;
+  };
 
-  void split_period(int64_t length, int64_t period);
+  Period& add_period(const std::vector<Lattice>& lattices, int64_t period);
+  void encode(int64_t length, const std::vector<Lattice>& lattices);
+  void split_period(int64_t period);
   void split_listed(int64_t length);
   void list_progressions(uint64_t code, const std::vector<int32_t>& positions);
-  void gather_parts();
+  void gather_parts(Split& split);
 
+  const Code code_;
   Budget& budget_;
+  std::unordered_map<std::vector<Lattice>, Period, LatticesHash> periods_;
+  size_t kept_runs_ = 0;
+  Split listed_;
+
+  // Scratch, kept to spare allocations.
   std::vector<uint64_t> codes_;
   std::vector<uint8_t> done_;
   std::vector<Coded> coded_;
-  std::vector<Part> parts_;
-  std::vector<Run> runs_;
 };
 
 }  // namespace dilated::pattern

@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "pattern/resolved.h"
+
 namespace dilated {
 namespace {
 
@@ -20,45 +22,52 @@ void require(bool condition, const Parts&... parts) {
 }
 
 void validate_range(const Range& range, int64_t seq_len, const char* name) {
-  const int64_t end = range.end == -1 ? seq_len : range.end;
-  require(0 <= range.begin && range.begin <= end && end <= seq_len, name,
-          ": 0 <= begin <= end <= seq_len must hold, got begin ", range.begin, ", end ", range.end,
+  const auto [begin, end] = pattern::resolve(range, seq_len);
+  require(0 <= begin && begin <= end && end <= seq_len, name,
+          ": 0 <= begin <= end <= seq_len must hold, got begin ", begin, ", end ", range.end,
           ", seq_len ", seq_len);
 }
 
 void validate_branches(const PatternSpec& spec) {
-  const auto& lengths = spec.segment_lengths;
-  const auto& rates = spec.dilation_rates;
-  require(!lengths.empty(), "segment_lengths: at least one branch is needed, got an empty list");
-  require(lengths.size() == rates.size(),
-          "segment_lengths and dilation_rates must have the same length, got ", lengths.size(),
-          " and ", rates.size());
   constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
-  for (size_t i = 0; i < lengths.size(); ++i) {
-    require(lengths[i] > 0, "segment_lengths: every length must be positive, got ", lengths[i],
+  require(!spec.branches.empty(),
+          "segment_lengths: at least one branch is needed, got an empty list");
+  require(spec.branches.size() <= std::numeric_limits<uint16_t>::max(),
+          "segment_lengths: at most 65535 branches, got ", spec.branches.size());
+  for (size_t i = 0; i < spec.branches.size(); ++i) {
+    const auto& [length, rate, offsets] = spec.branches[i];
+    require(length > 0, "segment_lengths: every length must be positive, got ", length,
             " at index ", i);
-    require(0 < rates[i] && rates[i] <= kMax,
-            "dilation_rates: every rate must be positive and below 2^31, got ", rates[i],
-            " at index ", i);
+    require(0 < rate && rate <= kMax,
+            "dilation_rates: every rate must be positive and below 2^31, got ", rate, " at index ",
+            i);
   }
-  require(lengths.size() <= std::numeric_limits<uint16_t>::max(),
-          "segment_lengths: at most 65535 branches, got ", lengths.size());
 }
 
 void validate_offsets(const PatternSpec& spec) {
-  const size_t heads = static_cast<size_t>(spec.heads);
-  const size_t branches = spec.segment_lengths.size();
-  require(spec.head_offsets.size() == branches * heads,
-          "head_offsets: one offset per branch and head is needed, [", branches, ", ", heads,
-          "] = ", branches * heads, " numbers, got ", spec.head_offsets.size());
-  for (size_t i = 0; i < spec.head_offsets.size(); ++i) {
-    const int64_t rate = spec.dilation_rates[i / heads];
-    const int64_t offset = spec.head_offsets[i];
-    require(
-        -1 <= offset && offset < rate,
-        "head_offsets: -1 (head not in the branch) or 0 <= offset < dilation rate must hold, got ",
-        offset, " for head ", i % heads, " in branch ", i / heads, " of rate ", rate);
+  const auto heads = static_cast<size_t>(spec.heads);
+  for (size_t i = 0; i < spec.branches.size(); ++i) {
+    const auto& [length, rate, offsets] = spec.branches[i];
+    require(offsets.empty() || offsets.size() == heads,
+            "head_offsets: each branch needs one offset for each of the ", heads, " heads, got ",
+            offsets.size(), " in branch ", i);
+    for (size_t head = 0; head < offsets.size(); ++head) {
+      require(-1 <= offsets[head] && offsets[head] < rate,
+              "head_offsets: -1 (head not in the branch) or 0 <= offset < dilation rate must hold, "
+              "got ",
+              offsets[head], " for head ", head, " in branch ", i, " of rate ", rate);
+    }
   }
+}
+
+template <typename OffsetOf>
+std::vector<int64_t> offsets_of(int64_t heads, OffsetOf offset_of) {
+  std::vector<int64_t> offsets(static_cast<size_t>(std::max<int64_t>(heads, 0)));
+  int64_t head = 0;
+  for (int64_t& offset : offsets) {
+    offset = offset_of(head++);
+  }
+  return offsets;
 }
 
 class Hash {
@@ -77,30 +86,15 @@ class Hash {
 
 }  // namespace
 
-std::vector<int64_t> interleaved_offsets(const std::vector<int64_t>& dilation_rates,
-                                         int64_t heads) {
-  std::vector<int64_t> offsets;
-  offsets.reserve(dilation_rates.size() * static_cast<size_t>(std::max<int64_t>(heads, 0)));
-  for (const int64_t rate : dilation_rates) {
-    require(rate > 0, "dilation_rates: every rate must be positive, got ", rate);
-    for (int64_t head = 0; head < heads; ++head) {
-      offsets.push_back(head % rate);
-    }
-  }
-  return offsets;
+std::vector<int64_t> interleaved_offsets(int64_t dilation_rate, int64_t heads) {
+  require(dilation_rate > 0, "dilation_rate: must be positive, got ", dilation_rate);
+  return offsets_of(heads, [&](int64_t head) { return head % dilation_rate; });
 }
 
-std::vector<int64_t> blocked_offsets(const std::vector<int64_t>& dilation_rates, int64_t heads) {
-  std::vector<int64_t> offsets;
-  offsets.reserve(dilation_rates.size() * static_cast<size_t>(std::max<int64_t>(heads, 0)));
-  for (const int64_t rate : dilation_rates) {
-    require(rate > 0, "dilation_rates: every rate must be positive, got ", rate);
-    const int64_t block = (heads + rate - 1) / rate;
-    for (int64_t head = 0; head < heads; ++head) {
-      offsets.push_back(head / block);
-    }
-  }
-  return offsets;
+std::vector<int64_t> blocked_offsets(int64_t dilation_rate, int64_t heads) {
+  require(dilation_rate > 0, "dilation_rate: must be positive, got ", dilation_rate);
+  const int64_t block = (heads + dilation_rate - 1) / dilation_rate;
+  return offsets_of(heads, [&](int64_t head) { return head / block; });
 }
 
 void validate(const PatternSpec& spec) {
@@ -114,6 +108,9 @@ void validate(const PatternSpec& spec) {
           " heads");
   require(0 < spec.row_tile && spec.row_tile <= 4096,
           "row_tile: 1 <= row_tile <= 4096 must hold, got ", spec.row_tile);
+  require(Directions::kForward <= spec.directions && spec.directions <= Directions::kBoth,
+          "directions: must be kForward, kTransposed or kBoth, got ",
+          static_cast<int32_t>(spec.directions));
   validate_branches(spec);
   validate_offsets(spec);
   validate_range(spec.queries, spec.seq_len, "queries");
@@ -122,19 +119,22 @@ void validate(const PatternSpec& spec) {
 
 uint64_t fingerprint(const PatternSpec& spec) {
   Hash hash;
-  const auto end = [&](const Range& range) { return range.end == -1 ? spec.seq_len : range.end; };
+  const Range queries = pattern::resolve(spec.queries, spec.seq_len);
+  const Range keys = pattern::resolve(spec.keys, spec.seq_len);
   for (const int64_t field :
        {spec.seq_len, spec.heads, spec.kv_heads, static_cast<int64_t>(spec.is_causal),
-        static_cast<int64_t>(spec.padding), spec.queries.begin, end(spec.queries), spec.keys.begin,
-        end(spec.keys), spec.row_tile}) {
+        static_cast<int64_t>(spec.padding), queries.begin, queries.end, keys.begin, keys.end,
+        spec.row_tile}) {
     hash.add(field);
   }
-  for (size_t i = 0; i < spec.segment_lengths.size(); ++i) {
-    hash.add(std::min(spec.segment_lengths[i], spec.seq_len));
-    hash.add(spec.dilation_rates[i]);
+  for (const Branch& branch : spec.branches) {
+    hash.add(pattern::clip(branch.segment_length, spec.seq_len));
+    hash.add(branch.dilation_rate);
   }
-  for (const int64_t offset : spec.head_offsets) {
-    hash.add(offset);
+  for (const Branch& branch : spec.branches) {
+    for (int64_t head = 0; head < spec.heads; ++head) {
+      hash.add(pattern::head_offset(branch, head));
+    }
   }
   return hash.value();
 }

@@ -18,9 +18,9 @@ const std::vector<int64_t> kDilationRates{1, 4};
 dilated::PatternSpec make_spec() {
   dilated::PatternSpec spec;
   spec.seq_len = kSeqLen;
-  spec.segment_lengths = kSegmentLengths;
-  spec.dilation_rates = kDilationRates;
-  spec.head_offsets = dilated::interleaved_offsets(kDilationRates, kHeads);
+  for (size_t i = 0; i < kSegmentLengths.size(); ++i) {
+    spec.branches.push_back({kSegmentLengths[i], kDilationRates[i]});
+  }
   spec.heads = kHeads;
   spec.kv_heads = kKvHeads;
   spec.is_causal = true;
@@ -31,10 +31,9 @@ dilated::PatternSpec make_spec() {
 torch::Tensor multiplicity(const dilated::PatternSpec& spec) {
   auto counts = torch::zeros({kHeads, kSeqLen, kSeqLen}, torch::kFloat64);
   auto count = counts.accessor<double, 3>();
-  for (size_t branch = 0; branch < spec.segment_lengths.size(); ++branch) {
-    const int64_t w = spec.segment_lengths[branch], r = spec.dilation_rates[branch];
+  for (const auto& [w, r, offsets] : spec.branches) {
     for (int64_t h = 0; h < kHeads; ++h) {
-      const int64_t offset = spec.head_offsets[branch * kHeads + h];
+      const int64_t offset = h % r;
       for (int64_t p = 0; p < kSeqLen; ++p) {
         for (int64_t t = p / w * w; t <= p; ++t) {  // causal: no key after p
           count[h][p][t] += p % w % r == offset && t % w % r == offset;

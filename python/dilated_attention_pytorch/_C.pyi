@@ -1,41 +1,61 @@
 from collections.abc import Sequence
+from typing import ClassVar
 
 class PatternWords:
     def __buffer__(self, flags: int, /) -> memoryview: ...
     def __len__(self) -> int: ...
 
-def plan(
-    seq_len: int,
-    segment_lengths: Sequence[int],
-    dilation_rates: Sequence[int],
-    head_offsets: Sequence[int],
-    heads: int,
-    kv_heads: int,
-    is_causal: bool,
-    zero_padding: bool,
-    query_begin: int,
-    query_end: int,
-    key_begin: int,
-    key_end: int,
-    row_tile: int,
-) -> PatternWords: ...
-def report(
-    seq_len: int,
-    segment_lengths: Sequence[int],
-    dilation_rates: Sequence[int],
-    head_offsets: Sequence[int],
-    heads: int,
-    kv_heads: int,
-    is_causal: bool,
-    zero_padding: bool,
-    query_begin: int,
-    query_end: int,
-    key_begin: int,
-    key_end: int,
-    row_tile: int,
-) -> dict[str, int]: ...
-def interleaved_offsets(dilation_rates: Sequence[int], heads: int) -> list[int]: ...
-def blocked_offsets(dilation_rates: Sequence[int], heads: int) -> list[int]: ...
+class Padding:
+    masked: ClassVar[Padding]
+    zeros: ClassVar[Padding]
+    __members__: ClassVar[dict[str, Padding]]
+
+class Directions:
+    forward: ClassVar[Directions]
+    transposed: ClassVar[Directions]
+    both: ClassVar[Directions]
+    __members__: ClassVar[dict[str, Directions]]
+
+class Branch:
+    segment_length: int
+    dilation_rate: int
+    head_offsets: list[int]
+    def __init__(
+        self, segment_length: int, dilation_rate: int, head_offsets: Sequence[int] = ...
+    ) -> None: ...
+
+class PatternSpec:
+    seq_len: int
+    branches: list[Branch]
+    heads: int
+    kv_heads: int
+    is_causal: bool
+    padding: Padding
+    row_tile: int
+    directions: Directions
+    queries: tuple[int, int]
+    keys: tuple[int, int]
+    def __init__(
+        self,
+        *,
+        seq_len: int = ...,
+        branches: Sequence[Branch] = ...,
+        heads: int = ...,
+        kv_heads: int = ...,
+        is_causal: bool = ...,
+        padding: Padding = ...,
+        row_tile: int = ...,
+        directions: Directions = ...,
+        queries: tuple[int, int] = ...,
+        keys: tuple[int, int] = ...,
+    ) -> None: ...
+
+ROW_TILE: int
+
+def plan(spec: PatternSpec) -> PatternWords: ...
+def report(spec: PatternSpec) -> dict[str, int]: ...
+def interleaved_offsets(dilation_rate: int, heads: int) -> list[int]: ...
+def blocked_offsets(dilation_rate: int, heads: int) -> list[int]: ...
 def max_pattern_bytes() -> int: ...
 def set_max_pattern_bytes(nbytes: int) -> None: ...
 def planned_pattern_counts() -> dict[str, int]: ...

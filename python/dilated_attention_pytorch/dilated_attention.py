@@ -14,7 +14,7 @@ from .functional import (
     check_dropout,
     check_ring_cache,
     check_scale,
-    spec_of,
+    make_spec,
 )
 from .pattern import HeadOffsets, Padding, Pattern, Scheme, current_pattern_cache
 from .ring import Group, Sharding, Strategy, telling
@@ -108,7 +108,7 @@ class DilatedAttention(nn.Module):
                 f"pattern_cache={self.pattern_cache!r}, group={self.sharding!r}"
             )
         kv_heads = heads if kv_heads is None else kv_heads
-        specs = [spec_of(self.scheme, n, heads, kv_heads, is_causal) for n in seq_lens]
+        specs = [make_spec(self.scheme, n, heads, kv_heads, is_causal) for n in seq_lens]
         for spec in specs:
             Pattern.plan(spec._replace(queries=(0, 0), keys=(0, 0)))  # no rows: checked at once
         cache.announce(specs, torch.device(device))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 from torch.compiler import is_compiling
 from torch.nn import Parameter
 
@@ -165,7 +165,7 @@ def attend(
     found = None
     if pattern_cache is not False and is_plain and not is_compiling():
         cache = current_pattern_cache() if pattern_cache is None else pattern_cache
-        spec = spec_of(scheme, shape[1], shape[2], key_shape[2], is_causal)
+        spec = make_spec(scheme, shape[1], shape[2], key_shape[2], is_causal)
         found = cache.find(spec, query.device)
         if found is None and key_shape == value_shape and _fit(query, key, value):
             found = cache.lookup(spec, query.device)
@@ -176,6 +176,23 @@ def attend(
     if offsets is not None:
         options["head_offsets"] = offsets
     return ops.attention(*rows, **options)
+
+
+def make_spec(
+    scheme: Scheme, seq_len: int, heads: int, kv_heads: int, is_causal: bool
+) -> PatternSpec:
+    """Of a call as it would be made now: where gradients are off, for the forward pass alone."""
+    return PatternSpec(
+        seq_len,
+        scheme.branches,
+        scheme.head_offsets,
+        heads,
+        kv_heads,
+        is_causal,
+        scheme.padding,
+        # One table serves both passes where each head has keys of its own.
+        directions="both" if heads == kv_heads or is_grad_enabled() else "forward",
+    )
 
 
 def _offset_tensor(scheme: Scheme, heads: int) -> Tensor | None:
@@ -225,15 +242,6 @@ def check_ring_cache(pattern_cache: CacheArgument) -> None:
             "pattern_cache must be None where a group is given, whose patterns are kept in "
             f"current_pattern_cache(), got {pattern_cache!r}"
         )
-
-
-def spec_of(
-    scheme: Scheme, seq_len: int, heads: int, kv_heads: int, is_causal: bool
-) -> PatternSpec:
-    """What a call's pattern is looked up by."""
-    return PatternSpec(
-        seq_len, scheme.branches, scheme.head_offsets, heads, kv_heads, is_causal, scheme.padding
-    )
 
 
 def _shape_of(tensor: Tensor, name: str) -> torch.Size:

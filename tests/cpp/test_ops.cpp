@@ -127,9 +127,7 @@ TEST(Attention, TakesAPlannedPatternOfItsOwnSpecificationOnly) {
   const auto x = random_rows(60, 2);
   PatternSpec spec;
   spec.seq_len = 60;
-  spec.segment_lengths = {16, 60};
-  spec.dilation_rates = {1, 2};
-  spec.head_offsets = interleaved_offsets(spec.dilation_rates, 2);
+  spec.branches = {{16, 1}, {60, 2}};
   spec.heads = spec.kv_heads = 2;
   const std::vector<int32_t> words = plan(spec);
   AttentionOptions options;

@@ -7,19 +7,18 @@
 #include <ostream>
 #include <stdexcept>
 #include <string>
-#include <utility>
 #include <vector>
 
 namespace dilated {
 namespace {
 
-PatternSpec make_spec(int64_t seq_len, std::vector<int64_t> lengths, std::vector<int64_t> rates,
-                      int64_t heads = 2, int64_t kv_heads = 2) {
+PatternSpec make_spec(int64_t seq_len, const std::vector<int64_t>& lengths,
+                      const std::vector<int64_t>& rates, int64_t heads = 2, int64_t kv_heads = 2) {
   PatternSpec spec;
   spec.seq_len = seq_len;
-  spec.head_offsets = interleaved_offsets(rates, heads);
-  spec.segment_lengths = std::move(lengths);
-  spec.dilation_rates = std::move(rates);
+  for (size_t i = 0; i < lengths.size(); ++i) {
+    spec.branches.push_back({lengths[i], rates[i], interleaved_offsets(rates[i], heads)});
+  }
   spec.heads = heads;
   spec.kv_heads = kv_heads;
   spec.row_tile = 16;
@@ -28,8 +27,8 @@ PatternSpec make_spec(int64_t seq_len, std::vector<int64_t> lengths, std::vector
 
 void PrintTo(const PatternSpec& spec, std::ostream* out) {
   *out << "seq_len " << spec.seq_len << ", causal " << spec.is_causal << ", branches";
-  for (size_t i = 0; i < spec.segment_lengths.size(); ++i) {
-    *out << ' ' << spec.segment_lengths[i] << '/' << spec.dilation_rates[i];
+  for (const Branch& branch : spec.branches) {
+    *out << ' ' << branch.segment_length << '/' << branch.dilation_rate;
   }
 }
 
@@ -42,9 +41,8 @@ Counts defined_counts(const PatternSpec& spec) {
     for (int64_t p = 0; p < spec.seq_len; ++p) {
       for (int64_t t = 0; t < spec.seq_len; ++t) {
         int count = 0;
-        for (size_t branch = 0; branch < spec.segment_lengths.size(); ++branch) {
-          const int64_t w = spec.segment_lengths[branch], r = spec.dilation_rates[branch];
-          const int64_t offset = spec.head_offsets[branch * spec.heads + head];
+        for (const auto& [w, r, offsets] : spec.branches) {
+          const int64_t offset = offsets[head];
           count += p / w == t / w && p % w % r == offset && t % w % r == offset;
         }
         counts.push_back(spec.is_causal && t > p ? 0 : count);
@@ -107,7 +105,8 @@ std::vector<PatternSpec> specs() {
       make_spec(50, {8, 32}, {1, 4}, 6, 2),     // three query heads share a key head
   };
   PatternSpec groups = make_spec(48, {8, 24}, {1, 2});
-  groups.head_offsets = {0, -1, -1, 1};  // a branch for each head
+  groups.branches[0].head_offsets = {0, -1};  // a branch for each head
+  groups.branches[1].head_offsets = {-1, 1};
   all.push_back(groups);
   for (size_t i = 0, count = all.size(); i < count; ++i) {
     all.push_back(all[i]);
@@ -204,7 +203,7 @@ TEST(Validate, NamesTheField) {
   EXPECT_NE(complaint(make_spec(64, {16, 0}, {1, 4})).find("segment_lengths"), std::string::npos);
   EXPECT_NE(complaint(make_spec(64, {16}, {1}, 3, 2)).find("kv_heads"), std::string::npos);
   PatternSpec spec = make_spec(64, {16}, {1});
-  spec.head_offsets.pop_back();
+  spec.branches[0].head_offsets.pop_back();
   EXPECT_NE(complaint(spec).find("head_offsets"), std::string::npos);
 }
 

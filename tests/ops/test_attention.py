@@ -207,6 +207,27 @@ def test_pattern_of_another_call_is_refused(change: dict[str, Any]) -> None:
         torch.ops.dilated.attention(*tensors, [32, 50], [1, 3], pattern=wrong)
 
 
+def test_a_pattern_for_the_forward_pass_alone_is_refused_by_the_backward(device: str) -> None:
+    dtype = torch.float32
+    q, k, v = make_qkv(50, 4, 16, kv_heads=2, dtype=dtype, device=device, requires_grad=True)
+    spec = Spec(50, [32, 50], [1, 3], 4, 2)
+    words, forward = (
+        plan_tensor(dataclasses.replace(spec, directions=name), device)
+        for name in ("both", "forward")
+    )
+    assert len(forward) < len(words)
+    attention = torch.ops.dilated.attention
+    out, lse = attention(q, k, v, [32, 50], [1, 3], pattern=words)
+    same, same_lse = attention(q, k, v, [32, 50], [1, 3], pattern=forward)
+    assert torch.equal(out, same) and torch.equal(lse, same_lse)
+    out.sum().backward()
+    with pytest.raises(ValueError, match="pattern: must have both tables .* got the forward table"):
+        same.sum().backward()
+    transposed = plan_tensor(dataclasses.replace(spec, directions="transposed"), device)
+    with pytest.raises(ValueError, match="pattern: must have the forward table .* got the transp"):
+        attention(q, k, v, [32, 50], [1, 3], pattern=transposed)
+
+
 def test_second_derivatives_are_refused(device: str, exact: Exact) -> None:
     # There is no double backward; what must not happen is a wrong number.
     q, k, v = make_qkv(20, 2, 16, dtype=exact.dtype, device=device, requires_grad=True)

@@ -293,7 +293,8 @@ FOREIGN = """
 import torch, dilated_attention_pytorch
 from dilated_attention_pytorch import _C
 def plan(seq_len):
-    words = _C.plan(seq_len, [32], [1], [0, 0], 2, 2, False, False, 0, seq_len, 0, seq_len, 64)
+    spec = _C.PatternSpec(seq_len=seq_len, branches=[_C.Branch(32, 1)], heads=2, kv_heads=2)
+    words = _C.plan(spec)
     return torch.frombuffer(words, dtype=torch.int32).cuda()
 pattern, other = plan(100), plan(100)
 other[10] += 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dilated_attention_pytorch import PatternCache, TieredPatternCache
-from dilated_attention_pytorch.pattern import Pattern
+from dilated_attention_pytorch.pattern import Branch, Pattern, PatternSpec, make_branches
 
 from .caches.test_cache_contract import BASE, CPU
 
@@ -34,12 +34,17 @@ from .caches.test_cache_contract import BASE, CPU
         ({"branches": ()}, TypeError),
         ({"branches": (16, 32)}, TypeError),
         ({"branches": None}, TypeError),
+        ({"branches": [Branch(16, 1)]}, TypeError),
+        ({"branches": ([16, 1],)}, TypeError),
+        ({"head_offsets": ([0, 0, 0, 0], [0, 1, 0, 1])}, TypeError),
+        ({"directions": "backward"}, ValueError),
         ({"queries": 5}, TypeError),
         ({"keys": (0, "x")}, TypeError),
     ],
 )
 def test_wrong_fields_are_named(change, error):
-    for plan in (Pattern.plan, PatternCache().lookup):
+    cache = PatternCache()
+    for plan in (Pattern.plan, cache.lookup, lambda spec: cache.prefetch([spec], CPU)):
         with pytest.raises(error, match=f"^{next(iter(change))} must "):
             plan(BASE._replace(**change))
 
@@ -69,3 +74,12 @@ def test_what_is_no_specification_is_refused(make):
 def test_common_patterns_are_specifications():
     with pytest.raises(TypeError, match="common must hold PatternSpecs, got 1"):
         TieredPatternCache(common=[1])
+
+
+def test_a_decode_step_plans_one_row_and_no_keys():
+    branches = make_branches([2048, 8192, 65536], [1, 4, 16])
+    last = (65535, 65536)
+    spec = PatternSpec(65536, branches, "interleaved", 16, 4, True, queries=last)
+    forward, both = (Pattern.plan(spec._replace(directions=d)) for d in ("forward", "both"))
+    assert forward.nbytes <= 4096 < both.nbytes / 10
+    assert forward.report()["bytes"] == forward.nbytes

@@ -203,7 +203,7 @@ def check_report(spec: Spec, result: Plan, counts: np.ndarray) -> None:
     queries, keys = spec.resolve(spec.queries), spec.resolve(spec.keys)
     if spec.is_causal:
         counts = counts * (np.arange(*keys)[None] <= np.arange(*queries)[:, None])
-    numbers = _C.report(*spec.arguments)
+    numbers = _C.report(spec.native())
     assert numbers["nominal"] == counts.sum()
     assert numbers["distinct"] == (counts > 0).sum()
     assert numbers["computed"] >= numbers["distinct"]
@@ -244,8 +244,31 @@ def test_nested_geometric_branches(offsets: str, is_causal: bool) -> None:
 
 
 def test_nothing_is_wasted_when_everything_divides() -> None:
-    numbers = _C.report(*Spec(1024, [256, 1024], [1, 4], heads=4).arguments)
+    numbers = _C.report(Spec(1024, [256, 1024], [1, 4], heads=4).native())
     assert numbers["computed"] == numbers["distinct"] < numbers["nominal"]
+
+
+def test_tables_on_demand_are_those_of_both() -> None:
+    rng = random.Random(11)
+    for _ in range(100):
+        spec = random_spec(rng)
+        both = plan(spec)
+        is_one = both.header_table(0) == both.header_table(1)
+        for wanted, other in ((0, 1), (1, 0)):
+            name = ("forward", "transposed")[wanted]
+            part = plan(dataclasses.replace(spec, directions=name))
+            assert np.array_equal(part.words[2:4], both.words[2:4])  # of one fingerprint
+            assert set(part.header_table(other).values()) == {0} or is_one
+            for field in ("class_begin", "class_heads", "span_tiles", "runs"):
+                expected = getattr(getattr(both, name), field)
+                assert np.array_equal(getattr(getattr(part, name), field), expected)
+            for field in ("tiles", "groups"):
+                pairs = zip(
+                    getattr(getattr(part, name), field).values(),
+                    getattr(getattr(both, name), field).values(),
+                    strict=True,
+                )
+                assert all(np.array_equal(mine, expected) for mine, expected in pairs)
 
 
 def test_planning_twice_gives_equal_words() -> None:
@@ -285,11 +308,15 @@ def test_fingerprint_depends_on_every_field() -> None:
 
 @pytest.mark.parametrize("heads", [1, 6, 12, 16])
 def test_named_offsets(heads: int) -> None:
-    rates = [1, 2, 4, 6, 12, 16]
-    interleaved = [h % r for r in rates for h in range(heads)]
-    blocked = [h // -(-heads // r) for r in rates for h in range(heads)]
-    assert list(_C.interleaved_offsets(rates, heads)) == interleaved
-    assert list(_C.blocked_offsets(rates, heads)) == blocked
+    for rate in (1, 2, 4, 6, 12, 16):
+        assert _C.interleaved_offsets(rate, heads) == [h % rate for h in range(heads)]
+        assert _C.blocked_offsets(rate, heads) == [h // -(-heads // rate) for h in range(heads)]
+
+
+def test_a_branch_without_offsets_has_the_interleaved_ones() -> None:
+    given, left_out = (Spec(96, [16, 48], [3, 2], 4).native() for _ in range(2))
+    left_out.branches = [_C.Branch(16, 3), _C.Branch(48, 2)]
+    assert bytes(_C.plan(given)) == bytes(_C.plan(left_out))
 
 
 GEOMETRIC = [1, 2, 4, 8, 16]
@@ -328,7 +355,7 @@ def test_tiles_waste_no_more_than_promised(
     table = None
     if offsets == "blocked":
         table = [[h // -(-heads // r) for h in range(heads)] for r in rates]
-    numbers = _C.report(*Spec(seq_len, lengths, rates, heads, None, table).arguments)
+    numbers = _C.report(Spec(seq_len, lengths, rates, heads, None, table).native())
     assert numbers["nominal"] / numbers["distinct"] == pytest.approx(shared, abs=0.0051)
     assert numbers["computed"] / numbers["distinct"] <= waste * 1.01
 
@@ -337,15 +364,14 @@ def test_tiles_waste_no_more_than_promised(
     ("change", "named"),
     [
         ({"seq_len": -1}, "seq_len"),
-        ({"segment_lengths": []}, "segment_lengths"),
+        ({"segment_lengths": [], "dilation_rates": [], "offsets": []}, "segment_lengths"),
         ({"segment_lengths": [0, 8]}, "segment_lengths"),
-        ({"segment_lengths": [8]}, "segment_lengths"),
         ({"dilation_rates": [1, 0]}, "dilation_rates"),
         ({"heads": 0, "offsets": [[], []]}, "heads"),
         ({"kv_heads": 3}, "kv_heads"),
         ({"offsets": [[0, 0, 0, 0], [0, 1, 2, 0]]}, "head_offsets"),
         ({"offsets": [[0, 0, 0, 0], [0, 1, -2, 0]]}, "head_offsets"),
-        ({"offsets": [[0, 0, 0, 0]]}, "head_offsets"),
+        ({"offsets": [[0, 0, 0, 0], [0, 1, 0]]}, "head_offsets"),
         ({"queries": (8, 4)}, "queries"),
         ({"keys": (0, 33)}, "keys"),
         ({"row_tile": 0}, "row_tile"),
@@ -356,3 +382,13 @@ def test_bad_specifications_are_refused_by_name(change: dict[str, object], named
     plan_words(good)
     with pytest.raises(ValueError, match=named):
         plan_words(dataclasses.replace(good, **change))  # type: ignore[arg-type]
+
+
+def test_the_longest_sequence_is_counted_without_overflow() -> None:
+    n = 2**31 - 2
+    spec = Spec(n, [n, n], [1, 4], offsets=[[0], [1]], queries=(n - 1, n), directions="forward")
+    table = plan(spec).forward
+    assert table.groups["columns"].tolist() == [n]
+    assert sorted(table.runs["count"].tolist()) == sorted([1, n // 2, n // 4 + 1, n // 4])
+    whole = Spec(n, [n], [1], row_tile=4096)
+    assert plan(whole).forward.numbers["tiles"] == -(-n // 4096)

@@ -22,29 +22,40 @@ struct Range {
   int64_t end = -1;
 };
 
+/// Segments of `segment_length` positions, w, of which every `dilation_rate`-th, r, takes part: for
+/// head h those with (p mod w) mod r = head_offsets[h].
+struct Branch {
+  int64_t segment_length = 1;
+  int64_t dilation_rate = 1;
+  std::vector<int64_t> head_offsets{};  // [heads]; -1: not in this branch; empty: the paper's
+};
+
+/// Which tables a pattern has (pattern_layout.h); the forward pass reads the first alone, the
+/// backward both. One serves for both where heads = kv_heads and queries = keys.
+enum class Directions : int32_t { kForward = 1, kTransposed = 2, kBoth = 3 };
+
+/// Rows of the kernels' tiles, unless a family names others.
+inline constexpr int64_t kRowTile = 64;
+
 /// Everything that a pattern depends on.
 struct PatternSpec {
   int64_t seq_len = 0;
-  std::vector<int64_t> segment_lengths;  // w, one per branch
-  std::vector<int64_t> dilation_rates;   // r, one per branch
-  std::vector<int64_t>
-      head_offsets;  // [branches, heads] row by row; -1: this head is not in this branch
+  std::vector<Branch> branches;
   int64_t heads = 1;
   int64_t kv_heads = 1;
   bool is_causal = false;
   Padding padding = Padding::kMasked;
   Range queries;  // the rows of the query tensor; a shard of the sequence in a ring
   Range keys;     // the rows of the key and value tensors
-  int64_t row_tile = 64;
+  int64_t row_tile = kRowTile;
+  Directions directions = Directions::kBoth;  // not in the fingerprint: the header says which
 };
 
-/// The paper's offsets: head h takes h mod r. [branches, heads].
-DILATED_API std::vector<int64_t> interleaved_offsets(const std::vector<int64_t>& dilation_rates,
-                                                     int64_t heads);
+/// The paper's offsets: head h takes h mod r. [heads].
+DILATED_API std::vector<int64_t> interleaved_offsets(int64_t dilation_rate, int64_t heads);
 
-/// torchscale's offsets: head h takes h // ceil(heads / r). [branches, heads].
-DILATED_API std::vector<int64_t> blocked_offsets(const std::vector<int64_t>& dilation_rates,
-                                                 int64_t heads);
+/// torchscale's offsets: head h takes h // ceil(heads / r). [heads].
+DILATED_API std::vector<int64_t> blocked_offsets(int64_t dilation_rate, int64_t heads);
 
 /// Throws std::invalid_argument that names the field, what must hold and what was given.
 DILATED_API void validate(const PatternSpec& spec);
@@ -81,6 +92,7 @@ struct PatternReport {
   int64_t bytes;     // of the pattern
   int64_t tiles, groups, runs;
 };
+/// Of words that have the forward table.
 DILATED_API PatternReport report(const PatternSpec& spec, const std::vector<int32_t>& words,
                                  int64_t column_tile = 64);
 

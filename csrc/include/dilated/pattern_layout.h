@@ -4,6 +4,8 @@
 //   words: [ Header | class heads | span tiles | tiles | groups | runs | (the same again,
 //   transposed) ]
 //
+// Either table may be missing, which is then all zeros in the header, or they may be one.
+//
 // A *run* is an arithmetic progression of sequence positions. A *group* is a set of rows whose
 // columns are the same: its rows and its columns are both lists of runs, relative to an origin. A
 // *tile* is up to `row_tile` rows of one group, placed at an origin; the kernels loop over tiles,
@@ -87,6 +89,11 @@ struct Header {
 };
 static_assert(sizeof(Run) == 16 && sizeof(Group) == 32 && sizeof(Tile) == 16 &&
               sizeof(Header) % 16 == 0);
+
+/// The tables that the pattern has, as the bits of Directions (pattern.h).
+DILATED_HOST_DEVICE inline int32_t directions_of(const Header& header) {
+  return (header.forward.runs_at > 0 ? 1 : 0) | (header.transposed.runs_at > 0 ? 2 : 0);
+}
 
 /// The number whose halves the header holds, the lower one first.
 DILATED_HOST_DEVICE inline uint64_t join(const uint32_t (&halves)[2]) {

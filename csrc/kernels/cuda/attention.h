@@ -12,12 +12,13 @@
 namespace dilated::kernels::cuda {
 
 /// Makes the stream fail, with a message, unless so many words are as plan() made them for the
-/// specification of this fingerprint. The pattern begins at a multiple of 16 bytes.
+/// specification of this fingerprint, with these tables (directions_of). The pattern begins at a
+/// multiple of 16 bytes.
 cudaError_t require_pattern(const int32_t* pattern, int64_t words, uint64_t fingerprint,
-                            cudaStream_t stream);
+                            int32_t directions, cudaStream_t stream);
 
-/// found[0]: 1 if so many words are as plan() made them, else 0; found[1]: the fingerprint that
-/// they begin with.
+/// found[0]: 1 if so many words are as plan() made them, else 0; found[1]: the fingerprint in
+/// their header; found[2]: directions_of() it.
 cudaError_t read_pattern(const int32_t* pattern, int64_t words, int64_t* found,
                          cudaStream_t stream);
 

@@ -45,9 +45,12 @@ __device__ bool is_planned(const int32_t* pattern, int64_t words) {
 }
 
 __global__ void __launch_bounds__(kThreads)
-    require_pattern_kernel(const int32_t* pattern, int64_t words, uint64_t fingerprint) {
+    require_pattern_kernel(const int32_t* pattern, int64_t words, uint64_t fingerprint,
+                           int32_t directions) {
   const bool planned = is_planned(pattern, words);
-  const bool same = join(PatternView{pattern}.header().fingerprint) == fingerprint;
+  const Header& header = PatternView{pattern}.header();
+  const bool same =
+      join(header.fingerprint) == fingerprint && (directions_of(header) & directions) == directions;
   if (threadIdx.x == 0 && !(planned && same)) {
     __assert_fail("pattern was planned for the arguments of this call", "dilated::attention", 0,
                   "require_pattern");
@@ -59,15 +62,17 @@ __global__ void __launch_bounds__(kThreads)
   const bool planned = is_planned(pattern, words);
   if (threadIdx.x == 0) {
     found[0] = planned ? 1 : 0;
-    found[1] = static_cast<int64_t>(join(PatternView{pattern}.header().fingerprint));
+    const Header& header = PatternView{pattern}.header();
+    found[1] = static_cast<int64_t>(join(header.fingerprint));
+    found[2] = directions_of(header);
   }
 }
 
 }  // namespace
 
 cudaError_t require_pattern(const int32_t* pattern, int64_t words, uint64_t fingerprint,
-                            cudaStream_t stream) {
-  require_pattern_kernel<<<1, kThreads, 0, stream>>>(pattern, words, fingerprint);
+                            int32_t directions, cudaStream_t stream) {
+  require_pattern_kernel<<<1, kThreads, 0, stream>>>(pattern, words, fingerprint, directions);
   return cudaGetLastError();
 }
 

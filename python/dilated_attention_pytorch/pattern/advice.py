@@ -11,10 +11,13 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import _C
+from .branch import clip
+
 if TYPE_CHECKING:
     from .pattern import PatternSpec
 
-_TILE = 64  # rows and columns of the kernels' tiles
+_TILE = _C.ROW_TILE  # and as many columns
 _FEW_PAIRS = 2**24  # computed in well under a millisecond, whatever the waste
 _WINDOW = 256  # positions that are looked at one by one; patterns repeat
 _PACKAGE = str(Path(__file__).parents[1])
@@ -62,7 +65,7 @@ def small_segments(spec: PatternSpec) -> str | None:
     """Segments that leave most of each tile empty."""
     if spec.seq_len == 0:
         return None
-    lengths = [min(length, spec.seq_len) for length, _ in spec.branches]
+    lengths = [clip(length, spec.seq_len) for length, _ in spec.branches]
     cell = min(lengths)  # rows of one tile are between two segments' ends
     held, computed = 0.0, 0.0
     for length, (_, rate) in zip(lengths, spec.branches, strict=True):

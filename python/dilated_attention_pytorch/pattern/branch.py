@@ -23,6 +23,11 @@ class Branch(NamedTuple):
     dilation_rate: int
 
 
+def clip(segment_length: int, seq_len: int) -> int:
+    """What a segment's length comes to in a sequence; an empty one counts as one position."""
+    return min(segment_length, max(1, seq_len))
+
+
 def make_branches(
     segment_lengths: Sequence[int], dilation_rates: Sequence[int]
 ) -> tuple[Branch, ...]:

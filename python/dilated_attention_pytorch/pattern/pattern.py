@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, field
-from itertools import chain
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,17 +14,17 @@ from .advice import advise
 from .branch import Branch, Padding, make_branches
 from .offsets import OffsetTable, normalize_head_offsets, offset_table
 
-_PlanArguments = tuple[
-    int, list[int], list[int], list[int], int, int, bool, bool, int, int, int, int, int
-]
+Directions = Literal["forward", "transposed", "both"]
 
 
 class PatternSpec(NamedTuple):
     """Everything that a pattern depends on; hashable, so it is the key of the caches.
 
     `queries` and `keys` are the positions (begin, end) that the rows of the query and of the
-    key/value tensors have, end = -1 standing for seq_len: a shard of the sequence in a ring. What
-    is wrong is said when the pattern is planned, by a ValueError or TypeError that names the field.
+    key/value tensors have, end = -1 standing for seq_len: a shard of the sequence in a ring. With
+    `directions` "forward" the pattern serves the forward pass alone, which takes less to plan and
+    less room where kv_heads < heads or queries != keys. What is wrong is said when the pattern is
+    planned, by a ValueError or TypeError that names the field.
     """
 
     seq_len: int
@@ -37,32 +36,28 @@ class PatternSpec(NamedTuple):
     padding: Padding = "masked"
     queries: tuple[int, int] = (0, -1)
     keys: tuple[int, int] = (0, -1)
-    row_tile: int = 64
+    row_tile: int = _C.ROW_TILE
+    directions: Directions = "both"
 
     def offset_table(self) -> OffsetTable:
         """[branches, heads], -1 where a head is not in a branch."""
         rates = [rate for _, rate in self.branches]
         return offset_table(self.head_offsets, rates, self.heads)
 
-    def plan_arguments(self) -> _PlanArguments:
-        """As `_C.plan` and `_C.report` take them, which check the values further."""
-        self._check()
-        return (
-            self.seq_len,
-            [length for length, _ in self.branches],
-            [rate for _, rate in self.branches],
-            list(chain.from_iterable(self.offset_table())),
-            self.heads,
-            self.kv_heads,
-            self.is_causal,
-            self.padding == "zeros",
-            *self.queries,
-            *self.keys,
-            self.row_tile,
-        )
+    def native(self) -> _C.PatternSpec:
+        """As the planner takes it, which checks the values further."""
+        self.check()
+        branches = zip(self.branches, self.offset_table(), strict=True)
+        fields = self._asdict() | {
+            "branches": [_C.Branch(*branch, list(offsets)) for branch, offsets in branches],
+            "padding": _C.Padding.__members__[self.padding],
+            "directions": _C.Directions.__members__[self.directions],
+        }
+        del fields["head_offsets"]
+        return _C.PatternSpec(**fields)
 
-    def _check(self) -> None:
-        """Types, names, and what sizes the table of offsets."""
+    def check(self) -> None:
+        """Raises TypeError or ValueError for types, names, and what sizes the table of offsets."""
         for name in ("seq_len", "heads", "kv_heads", "row_tile"):
             _check_integer(getattr(self, name), name)
         if not 1 <= self.heads < 2**16:
@@ -72,6 +67,7 @@ class PatternSpec(NamedTuple):
                 f"kv_heads must be positive and divide heads, {self.heads}, got {self.kv_heads}"
             )
         try:
+            hash(self.branches)
             lengths, rates = zip(*self.branches, strict=True)
         except (TypeError, ValueError):
             raise TypeError(
@@ -79,22 +75,36 @@ class PatternSpec(NamedTuple):
                 f"got {self.branches!r}"
             ) from None
         make_branches(lengths, rates)
-        if not isinstance(self.head_offsets, (str, tuple)):
+        offsets = self.head_offsets
+        if (
+            not isinstance(offsets, (str, tuple))
+            or normalize_head_offsets(offsets, rates) != offsets
+        ):
             raise TypeError(
                 "head_offsets must be 'interleaved', 'blocked' or a table of tuples, "
                 f"got {self.head_offsets!r}"
             )
-        normalize_head_offsets(self.head_offsets, rates)
         if self.is_causal is not True and self.is_causal is not False:
             raise TypeError(f"is_causal must be a bool, got {self.is_causal!r}")
         if self.padding not in ("masked", "zeros"):
             raise ValueError(f"padding must be 'masked' or 'zeros', got {self.padding!r}")
+        if self.directions not in _C.Directions.__members__:
+            raise ValueError(
+                f"directions must be 'forward', 'transposed' or 'both', got {self.directions!r}"
+            )
         for name in ("queries", "keys"):
             positions = getattr(self, name)
             if not isinstance(positions, tuple) or len(positions) != 2:
                 raise TypeError(f"{name} must be positions (begin, end), got {positions!r}")
             for position in positions:
                 _check_integer(position, name)
+
+
+def check_spec(spec: PatternSpec) -> None:
+    """Raises TypeError if it is no specification, and what its check() raises."""
+    if not isinstance(spec, PatternSpec):
+        raise TypeError(f"spec must be a PatternSpec, got {spec!r}")
+    spec.check()
 
 
 def _check_integer(value: int, name: str) -> None:
@@ -141,11 +151,10 @@ class Pattern:
             TypeError, ValueError: the specification is wrong, or the pattern would be larger than
                 `max_pattern_bytes()`.
         """
-        if not isinstance(spec, PatternSpec):
-            raise TypeError(f"spec must be a PatternSpec, got {spec!r}")
+        check_spec(spec)
         # An inference tensor could not be saved for a later call's backward.
         with torch.inference_mode(False):
-            words = torch.frombuffer(_C.plan(*spec.plan_arguments()), dtype=torch.int32)
+            words = torch.frombuffer(_C.plan(spec.native()), dtype=torch.int32)
             offsets = None
             if spec.head_offsets != "interleaved":
                 offsets = torch.tensor(spec.offset_table(), dtype=torch.int64, device="cpu")
@@ -162,4 +171,4 @@ class Pattern:
         nominal: every branch on its own; distinct: each pair once; computed: with the empty corners
         of tiles; bytes, tiles, groups, runs.
         """
-        return _C.report(*self.spec.plan_arguments())
+        return _C.report(self.spec.native())

@@ -166,6 +166,7 @@ def test_every_field_of_the_specification_is_in_the_key(make):
         "queries": (0, 16),
         "keys": (16, 48),
         "row_tile": 32,
+        "directions": "forward",
     }
     assert set(other) == set(PatternSpec._fields)
     cache = make()

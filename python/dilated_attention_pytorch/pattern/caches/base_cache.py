@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..advice import level_of_caller
 from ..bounds import at_least
-from ..pattern import Pattern, PatternSpec
+from ..pattern import Pattern, PatternSpec, check_spec
 from .device_words import Copy, send
 from .entry import CPU, Entry
 from .statistics import CacheStatistics
@@ -111,14 +111,18 @@ class BasePatternCache(ABC):
         Raises:
             RuntimeError: as `lookup` does.
         """
-        with self._lock:
-            entry = self._entries.get(spec)
-            if entry is None or not entry.pattern.is_intact:  # _planned() mends it
-                return None
-            self._hits += 1
-            if entry is not self._newest:
-                self._turn_to(entry, device)
-            return entry.pattern, self._words(entry, device, True)
+        try:
+            with self._lock:
+                entry = self._entries.get(spec)
+                if entry is None or not entry.pattern.is_intact:  # _planned() mends it
+                    return None
+                self._hits += 1
+                if entry is not self._newest:
+                    self._turn_to(entry, device)
+                return entry.pattern, self._words(entry, device, True)
+        except TypeError:
+            check_spec(spec)  # says it of what can't be hashed
+            raise
 
     @abstractmethod
     def prefetch(self, specs: Iterable[PatternSpec], device: torch.device) -> None:
@@ -340,12 +344,17 @@ class BasePatternCache(ABC):
 
 
 def distinct_specs(specs: Iterable[PatternSpec], name: str = "specs") -> tuple[PatternSpec, ...]:
-    """Each once. Raises TypeError if one is something else."""
-    distinct = tuple(dict.fromkeys(specs))
-    for spec in distinct:
+    """Each once. Raises TypeError if one is something else, or has a list where a tuple must be."""
+    given = tuple(specs)
+    for spec in given:
         if not isinstance(spec, PatternSpec):
             raise TypeError(f"{name} must hold PatternSpecs, got {spec!r}")
-    return distinct
+    try:
+        return tuple(dict.fromkeys(given))
+    except TypeError:
+        for spec in given:
+            spec.check()
+        raise
 
 
 _has_warned = False

@@ -93,7 +93,7 @@ def heads_moved(spec: PatternSpec, spans: Sequence[Span], sizes: Sizes) -> list[
         given = sizes.element * (4 * queries + 4 * keys)  # q k v out, then q k v grad_out
         returned = sizes.wide * (queries + 2 * keys)
         row = (given + returned) * sizes.row / lattice.rate
-        for segment in crossing_segments(lattice.segment_length, spans):
+        for segment in crossing_segments(lattice, spans):
             parts = [(rank, intersection(span, segment)) for rank, span in enumerate(spans)]
             held = {rank: end - begin for rank, (begin, end) in parts if begin < end}
             if len(held) > sum(len(offsets) > 0 for offsets in lattice.keys):
@@ -107,7 +107,7 @@ def heads_moved(spec: PatternSpec, spans: Sequence[Span], sizes: Sizes) -> list[
 def _stretches(spec: PatternSpec, lattice: Lattice, span: Span) -> tuple[int, int]:
     """Positions before and after a shard, of others, that its segments reach."""
     before = span[0] - lattice.segment(span[0])[0]
-    after = min(lattice.segment(span[1] - 1)[1], spec.seq_len) - span[1]
+    after = lattice.segment(span[1] - 1)[1] - span[1]
     return before, 0 if spec.is_causal else after
 
 

@@ -109,39 +109,35 @@ def make_head_plan(spec: PatternSpec, shard_lengths: tuple[int, ...], rank: int)
     whole: list[int] = []
     shares: list[Share] = []
     for index, lattice in enumerate(lattices(spec)):
-        segments = crossing_segments(lattice.segment_length, spans)
+        segments = crossing_segments(lattice, spans)
         if not segments:
             whole.append(index)
             continue
         here = [s for s in segments if _overlap(spans[rank], s)]
         for segment in here:
             shares += _divide(spec, index, lattice, segment, spans, rank)
-        inner = inner_rows(lattice.segment_length, spans[rank], spec.seq_len)
+        inner = inner_rows(lattice, spans[rank])
         if inner[0] < inner[1]:
             heads = ((0, spec.kv_heads), (0, spec.heads))
             shares.append(Share(index, inner, rank, *heads, (Part(rank, inner, (), ()),)))
     return HeadPlan(rank, spans[rank], tuple(whole), tuple(shares))
 
 
-def crossing_segments(segment_length: int, spans: Sequence[Span]) -> list[Span]:
-    """The segments, clipped to the sequence, that have rows on more than one rank."""
-    seq_len = spans[-1][1] if spans else 0
+def crossing_segments(lattice: Lattice, spans: Sequence[Span]) -> list[Span]:
+    """The segments that have rows on more than one rank."""
     found: list[Span] = []
     for _, cut in spans:
-        if cut % segment_length == 0 or cut == seq_len:
-            continue
-        begin = cut // segment_length * segment_length
-        segment = (begin, min(begin + segment_length, seq_len))
-        if not found or found[-1] != segment:
+        segment = lattice.segment(cut)
+        if segment[0] < cut < segment[1] and segment not in found[-1:]:
             found.append(segment)
     return found
 
 
-def inner_rows(segment_length: int, span: Span, seq_len: int) -> Span:
+def inner_rows(lattice: Lattice, span: Span) -> Span:
     """The rows of a rank's whole segments; begin >= end if it has none."""
-    begin = -(-span[0] // segment_length) * segment_length
-    end = span[1] if span[1] == seq_len else span[1] // segment_length * segment_length
-    return begin, end
+    first, last = lattice.segment(span[0]), lattice.segment(span[1])
+    begin = span[0] if first[0] == span[0] else first[1]
+    return begin, span[1] if span[1] == lattice.seq_len else last[0]
 
 
 def divide_heads(lattice: Lattice, members: int) -> list[Span]:

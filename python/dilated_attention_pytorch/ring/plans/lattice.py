@@ -14,6 +14,7 @@ from itertools import groupby
 from math import gcd
 
 from ...pattern import PatternSpec
+from ...pattern.branch import clip
 
 Span = tuple[int, int]  # positions begin <= p < end
 # Of one head: begin, end and residue of a stretch's lattice.
@@ -74,15 +75,16 @@ class Lattice:
     `queries` has one offset for each query head, -1 where it is not in the branch.
     """
 
-    segment_length: int
+    seq_len: int
+    segment_length: int  # at most seq_len
     rate: int
     keys: tuple[tuple[int, ...], ...]
     queries: tuple[int, ...]
 
     def segment(self, position: int) -> Span:
-        """The segment that holds a position, which may reach beyond the sequence."""
+        """The segment that holds a position."""
         begin = position // self.segment_length * self.segment_length
-        return begin, begin + self.segment_length
+        return begin, min(begin + self.segment_length, self.seq_len)
 
 
 @lru_cache(maxsize=128)
@@ -95,8 +97,8 @@ def lattices(spec: PatternSpec) -> tuple[Lattice, ...]:
             tuple(sorted(set(offsets[head * group : (head + 1) * group]) - {-1}))
             for head in range(spec.kv_heads)
         )
-        length = min(branch.segment_length, max(1, spec.seq_len))
-        result.append(Lattice(length, branch.dilation_rate, keys, offsets))
+        length = clip(branch.segment_length, spec.seq_len)
+        result.append(Lattice(spec.seq_len, length, branch.dilation_rate, keys, offsets))
     return tuple(result)
 
 

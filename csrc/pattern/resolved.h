@@ -1,0 +1,49 @@
+// A specification with nothing left to fill in, which is what the planner reads.
+#pragma once
+
+#include <dilated/pattern.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+namespace dilated::pattern {
+
+/// What a segment's length comes to in a sequence; an empty one counts as one position.
+inline int64_t clip(int64_t segment_length, int64_t seq_len) {
+  return std::min(segment_length, std::max<int64_t>(seq_len, 1));
+}
+
+inline Range resolve(const Range& range, int64_t seq_len) {
+  return {range.begin, range.end == -1 ? seq_len : range.end};
+}
+
+inline int64_t head_offset(const Branch& branch, int64_t head) {
+  const auto& offsets = branch.head_offsets;
+  return offsets.empty() ? head % branch.dilation_rate : offsets[static_cast<size_t>(head)];
+}
+
+/// The same pattern with segments clipped to the sequence, ranges that have an end, and every
+/// branch's offsets.
+struct ResolvedSpec : PatternSpec {
+  /// Throws as validate() does.
+  explicit ResolvedSpec(const PatternSpec& spec) : PatternSpec(spec) {
+    validate(spec);
+    queries = resolve(spec.queries, seq_len);
+    keys = resolve(spec.keys, seq_len);
+    for (Branch& branch : branches) {
+      branch.segment_length = clip(branch.segment_length, seq_len);
+      if (branch.head_offsets.empty()) {
+        branch.head_offsets = interleaved_offsets(branch.dilation_rate, heads);
+      }
+    }
+  }
+
+  /// The branch's segment that holds a position of the sequence.
+  Range segment(const Branch& branch, int64_t position) const {
+    const int64_t begin = position / branch.segment_length * branch.segment_length;
+    return {begin, std::min(begin + branch.segment_length, seq_len)};
+  }
+};
+
+}  // namespace dilated::pattern

@@ -1,0 +1,158 @@
+#include "pattern/table.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+
+namespace dilated::pattern {
+namespace {
+
+/// Fills up to a multiple of 16 bytes.
+void align(std::vector<int32_t>& words) {
+  words.resize((words.size() + 3) / 4 * 4);
+  if (words.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max())) {
+    throw std::invalid_argument("seq_len: the pattern would take 2^31 words or more");
+  }
+}
+
+/// Appends the items at a multiple of 16 bytes and returns where they begin, in words.
+template <typename T>
+int32_t append(std::vector<int32_t>& words, const std::vector<T>& items) {
+  static_assert(sizeof(T) % sizeof(int32_t) == 0);
+  const auto at = static_cast<int32_t>(words.size());
+  words.insert(words.end(), reinterpret_cast<const int32_t*>(items.data()),
+               reinterpret_cast<const int32_t*>(items.data() + items.size()));
+  align(words);
+  return at;
+}
+
+}  // namespace
+
+TablePlanner::TablePlanner(const ResolvedSpec& spec, bool transposed, Budget& budget, Lists& lists)
+    : budget_(budget),
+      row_tile_(static_cast<int32_t>(spec.row_tile)),
+      classes_(classify_heads(spec, transposed ? spec.heads / spec.kv_heads : 1)),
+      cells_(transposed ? cut_cells(spec, spec.keys, spec.queries, budget)
+                        : cut_cells(spec, spec.queries, spec.keys, budget)),
+      lists_(lists),
+      planner_(spec, !transposed && !spec.is_causal && spec.padding == Padding::kZeros, budget,
+               lists) {
+  lists_.groups.clear();
+  lists_.runs.clear();
+  // Every cell has at least one tile for each class.
+  budget_.need_bytes(static_cast<int64_t>(cells_.cells.size() * classes_.size() * sizeof(Tile)));
+  group_ranges_.assign(cells_.kinds.size() * classes_.size(), {0, -1});
+  reserve(group_ranges_.size());
+  for (size_t s = 0; s + 1 < cells_.spans.size(); ++s) {
+    span_tiles_.push_back(static_cast<int32_t>(tiles_));
+    budget_.add_bytes(sizeof(int32_t));
+    plan_span(cells_.spans[s], cells_.spans[s + 1]);
+  }
+  span_tiles_.push_back(static_cast<int32_t>(tiles_));
+}
+
+// Room that is not used costs nothing, and room that grows is touched anew each time.
+void TablePlanner::reserve(size_t calls) {
+  constexpr size_t kMostCalls = 1 << 12;
+  lists_.groups.reserve(std::min(calls, kMostCalls) * 8);
+  lists_.runs.reserve(std::min(calls, kMostCalls) * 96);
+}
+
+const TablePlanner::GroupRange& TablePlanner::groups_of(size_t cell, size_t head_class) const {
+  const auto kind = static_cast<size_t>(cells_.cells[cell].kind);
+  return group_ranges_[kind * classes_.size() + head_class];
+}
+
+/// Plans the groups of the span's cells that look like no cell before, and counts the tiles.
+void TablePlanner::plan_span(size_t first_cell, size_t last_cell) {
+  for (size_t c = 0; c < classes_.size(); ++c) {
+    budget_.add_steps(static_cast<int64_t>(last_cell - first_cell));
+    for (size_t cell = first_cell; cell < last_cell; ++cell) {
+      const auto kind = static_cast<size_t>(cells_.cells[cell].kind);
+      GroupRange& range = group_ranges_[kind * classes_.size() + c];
+      if (range.count < 0) {
+        range.first = static_cast<int32_t>(lists_.groups.size());
+        planner_.plan(cells_.kinds[kind], classes_[c], static_cast<int32_t>(c));
+        range.count = static_cast<int32_t>(lists_.groups.size()) - range.first;
+      }
+      budget_.add_steps(range.count);
+      int64_t tiles = 0;
+      for (int32_t group = range.first; group < range.first + range.count; ++group) {
+        tiles += tiles_of(lists_.groups[static_cast<size_t>(group)]);
+      }
+      budget_.add_bytes(tiles * static_cast<int64_t>(sizeof(Tile)));
+      tiles_ += tiles;
+    }
+  }
+}
+
+/// Of every cell and class the group with the longest lists, then of all of them the next one, so
+/// that the short lists come last and fill the gaps.
+Tile* TablePlanner::write_span(size_t first_cell, size_t last_cell, Tile* tile) const {
+  bool found = true;
+  for (int32_t rank = 0; found; ++rank) {
+    found = false;
+    for (size_t c = 0; c < classes_.size(); ++c) {
+      for (size_t cell = first_cell; cell < last_cell; ++cell) {
+        const GroupRange& range = groups_of(cell, c);
+        if (rank < range.count) {
+          found = true;
+          tile = write_tiles(range.first + rank, cells_.cells[cell].begin, tile);
+        }
+      }
+    }
+  }
+  return tile;
+}
+
+Tile* TablePlanner::write_tiles(int32_t group, int64_t origin, Tile* tile) const {
+  const int32_t rows = lists_.groups[static_cast<size_t>(group)].rows;
+  for (int64_t row = 0; row < rows; row += row_tile_) {
+    const auto first = static_cast<int32_t>(row);
+    *tile++ = {group, static_cast<int32_t>(origin), first, std::min(rows - first, row_tile_)};
+  }
+  return tile;
+}
+
+/// Table::class_heads_at's.
+std::vector<int32_t> TablePlanner::class_heads() const {
+  std::vector<int32_t> result{0};
+  for (const HeadClass& head_class : classes_) {
+    result.push_back(result.back() + static_cast<int32_t>(head_class.heads.size()));
+  }
+  for (const HeadClass& head_class : classes_) {
+    result.insert(result.end(), head_class.heads.begin(), head_class.heads.end());
+  }
+  return result;
+}
+
+Table TablePlanner::write(std::vector<int32_t>& words, size_t tables_to_come) const {
+  Table table{};
+  for (const HeadClass& head_class : classes_) {
+    table.max_class_heads =
+        std::max(table.max_class_heads, static_cast<int32_t>(head_class.heads.size()));
+  }
+  table.classes = static_cast<int32_t>(classes_.size());
+  table.spans = static_cast<int32_t>(cells_.spans.size()) - 1;
+  table.tiles = static_cast<int32_t>(tiles_);
+  table.groups = static_cast<int32_t>(lists_.groups.size());
+  table.runs = static_cast<int32_t>(lists_.runs.size());
+  table.class_heads_at = append(words, class_heads());
+  table.span_tiles_at = append(words, span_tiles_);
+  const size_t bytes = static_cast<size_t>(tiles_) * sizeof(Tile) +
+                       lists_.groups.size() * sizeof(Group) + lists_.runs.size() * sizeof(Run);
+  words.reserve(words.size() + (1 + tables_to_come) * bytes / sizeof(int32_t));
+  table.tiles_at = static_cast<int32_t>(words.size());
+  words.resize(words.size() + static_cast<size_t>(tiles_) * sizeof(Tile) / sizeof(int32_t));
+  align(words);
+  auto* tile = reinterpret_cast<Tile*>(words.data() + table.tiles_at);
+  for (size_t s = 0; s + 1 < cells_.spans.size(); ++s) {
+    tile = write_span(cells_.spans[s], cells_.spans[s + 1], tile);
+  }
+  table.groups_at = append(words, lists_.groups);
+  table.runs_at = append(words, lists_.runs);
+  return table;
+}
+
+}  // namespace dilated::pattern

@@ -1,0 +1,53 @@
+// One direction's lists: tiles, groups and runs.
+#pragma once
+
+#include <dilated/pattern_layout.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "pattern/budget.h"
+#include "pattern/cells.h"
+#include "pattern/groups.h"
+#include "pattern/heads.h"
+#include "pattern/resolved.h"
+
+namespace dilated::pattern {
+
+/// Rows are queries and columns keys or, transposed, the other way round.
+class TablePlanner {
+ public:
+  /// Specification, budget and lists, which are emptied and filled, are kept by reference.
+  TablePlanner(const ResolvedSpec& spec, bool transposed, Budget& budget, Lists& lists);
+
+  /// Appends the table, with room for so many more.
+  Table write(std::vector<int32_t>& words, size_t tables_to_come) const;
+
+ private:
+  struct GroupRange {
+    int32_t first, count;  // count -1: not planned yet
+  };
+
+  void reserve(size_t calls);
+  void plan_span(size_t first_cell, size_t last_cell);
+  int64_t tiles_of(const Group& group) const {
+    return (int64_t{group.rows} + row_tile_ - 1) / row_tile_;
+  }
+  const GroupRange& groups_of(size_t cell, size_t head_class) const;
+  Tile* write_span(size_t first_cell, size_t last_cell, Tile* tile) const;
+  Tile* write_tiles(int32_t group, int64_t origin, Tile* tile) const;
+  std::vector<int32_t> class_heads() const;
+
+  Budget& budget_;
+  const int32_t row_tile_;
+  const std::vector<HeadClass> classes_;
+  const Cells cells_;
+  Lists& lists_;
+  GroupPlanner planner_;
+  std::vector<GroupRange> group_ranges_;  // [kinds, classes]
+  std::vector<int32_t> span_tiles_;       // Table::span_tiles_at's
+  int64_t tiles_ = 0;
+};
+
+}  // namespace dilated::pattern
