@@ -342,6 +342,7 @@ def test_a_graph_refuses_a_pattern_that_is_not_there_yet() -> None:
 def test_another_thread_plans_while_a_graph_is_captured() -> None:
     (q, k, v), others = rows(500, "cuda"), rows(333, "cuda")
     expected, _ = attention(q, k, v, *BRANCHES)
+    before = planned_pattern_counts().misses  # earlier graphs may have left patterns
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         thread = threading.Thread(target=lambda: attention(*others, *BRANCHES))
@@ -349,4 +350,4 @@ def test_another_thread_plans_while_a_graph_is_captured() -> None:
         thread.join()
         out, _ = attention(q, k, v, *BRANCHES)
     graph.replay()
-    assert torch.equal(out, expected) and planned_pattern_counts().misses == 2
+    assert torch.equal(out, expected) and planned_pattern_counts().misses == before + 1
