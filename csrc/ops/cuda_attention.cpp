@@ -97,7 +97,8 @@ at::Tensor place_pattern(const AttentionCall& call, Directions reads,
     check_on_device(pattern, spec);
   } else {
     const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream();
-    pattern = planned_patterns().lend(call, reads, {&plan_on_device, stream.unwrap(), is_capturing()});
+    pattern =
+        planned_patterns().lend(call, reads, {&plan_on_device, stream.unwrap(), is_capturing()});
   }
   args.pattern = pattern.const_data_ptr<int32_t>();
   args.dropout.seed = call.dropout_p > 0.0 ? call.dropout_seed->const_data_ptr<int64_t>() : nullptr;
