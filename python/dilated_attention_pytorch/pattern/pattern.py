@@ -135,6 +135,11 @@ class Pattern:
         offsets = 0 if self.head_offsets is None else self.head_offsets._version
         object.__setattr__(self, "_version", self.words._version + offsets)
 
+    @staticmethod
+    def check(spec: PatternSpec) -> None:
+        """Raises what `plan` does, but for the pattern's size: at once, as no rows are planned."""
+        Pattern.plan(spec._replace(queries=(0, 0), keys=(0, 0)))
+
     @property
     def is_intact(self) -> bool:
         """Whether nobody wrote into the words or the offsets since, by torch's count."""

@@ -13,6 +13,8 @@ import weakref
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,8 +23,9 @@ from torch import Tensor
 from ..advice import level_of_caller
 from ..bounds import at_least
 from ..pattern import Pattern, PatternSpec, check_spec
+from .background import Background
 from .device_words import Copy, send
-from .entry import CPU, Entry
+from .entry import CPU, Entry, full_device
 from .statistics import CacheStatistics
 from .tally import Tally
 from .transfers import CudaTransfers, Transfers
@@ -63,6 +66,7 @@ class BasePatternCache(ABC):
         self._planning: dict[PatternSpec, _Turn] = {}
         self._captured: set[Copy] = set()
         self._abandoned: list[Copy | Entry] = []
+        self._background = Background()
         self._max_entries = at_least(0, max_entries, "max_entries")
         self._max_bytes = at_least(0, max_bytes, "max_bytes")
         self._reset()
@@ -133,7 +137,6 @@ class BasePatternCache(ABC):
             RuntimeError: a CUDA graph is being captured.
         """
 
-    @abstractmethod
     def announce(self, specs: Iterable[PatternSpec], device: torch.device) -> None:
         """Has the patterns planned, and copied to `device`, in the background.
 
@@ -143,13 +146,21 @@ class BasePatternCache(ABC):
         Raises:
             RuntimeError: a CUDA graph is being captured.
         """
+        device = full_device(device)
+        self._refuse_capture(device)
+        self._background.submit(partial(self._fetch, distinct_specs(specs), device))
 
-    @abstractmethod
     def drain(self) -> None:
         """Waits until what was announced is planned and its copies are enqueued.
 
-        Raises the first error of it.
+        Raises:
+            Exception: the first that was raised in the background since the last time.
         """
+        self._background.drain()
+
+    @abstractmethod
+    def _fetch(self, specs: Sequence[PatternSpec], device: torch.device) -> None:
+        """On the background's thread: what `announce` promises. Ends early if that is stopping."""
 
     @abstractmethod
     def statistics(self) -> CacheStatistics: ...
@@ -271,6 +282,11 @@ class BasePatternCache(ABC):
         self._transfer_seconds += time.perf_counter() - began
         return copies
 
+    def _side_stream(self, device: torch.device) -> AbstractContextManager[object]:
+        """Within it, copies to a GPU wait for nobody's work."""
+        is_cuda = device.type == "cuda"
+        return self._transfers.side_stream(device.index) if is_cuda else nullcontext()
+
     def _is_captured(self, device: torch.device) -> bool:
         """Whether a graph captures what is enqueued on the current stream."""
         return device.type == "cuda" and self._transfers.capturing(device.index)
@@ -332,6 +348,7 @@ class BasePatternCache(ABC):
         """In the child, where no other thread lives on and no device memory may be touched."""
         self._lock = threading.Lock()
         self._planning = {}
+        self._background.abandon()
         self._abandoned += self._captured  # never released: that would call the device
         self._captured = set()
         self._newest = None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
-from functools import partial
 from itertools import chain, groupby
 from typing import Any
 
@@ -12,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..pattern import PatternSpec
-from .background import Background
 from .base_cache import BasePatternCache, distinct_specs
 from .device_words import Copy, held_bytes
 from .entry import CPU, Entry, full_device
@@ -50,7 +47,6 @@ class PatternCache(BasePatternCache):
         super().__init__(max_entries, max_bytes)
         self._batch_transfers = bool(batch_transfers)
         self._async_transfers = bool(async_transfers)
-        self._background = Background()
 
     def prefetch(self, specs: Iterable[PatternSpec], device: torch.device) -> None:
         """Plans the patterns and copies them to `device`, in the current stream's order, now.
@@ -73,18 +69,9 @@ class PatternCache(BasePatternCache):
             for _, group in groupby(missing, _size_class if self._batch_transfers else id):
                 self._keep([entry for entry in group if self._holds(entry)], device)
 
-    def announce(self, specs: Iterable[PatternSpec], device: torch.device) -> None:
-        device = full_device(device)
-        self._refuse_capture(device)
-        self._background.submit(partial(self._fetch, distinct_specs(specs), device))
-
-    def drain(self) -> None:
-        self._background.drain()
-
     def _fetch(self, specs: Sequence[PatternSpec], device: torch.device) -> None:
-        """On the background's thread; one by one, as the first is needed first."""
-        is_cuda = device.type == "cuda"
-        with self._transfers.side_stream(device.index) if is_cuda else nullcontext():
+        """One by one, as the first is needed first."""
+        with self._side_stream(device):
             for spec in specs:
                 if self._background.is_stopping:
                     return
@@ -129,10 +116,6 @@ class PatternCache(BasePatternCache):
         self._tally.end(total)
         self._evict()
         return copies
-
-    def _after_fork(self) -> None:
-        super()._after_fork()
-        self._background.abandon()
 
     def _drop(self, entry: Entry) -> None:
         total = self._tally.begin()

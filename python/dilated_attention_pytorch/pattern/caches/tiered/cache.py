@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from ...bounds import at_least
 from ...pattern import Pattern, PatternSpec
-from ..background import Background
 from ..base_cache import BasePatternCache, distinct_specs
 from ..device_words import Copy
 from ..entry import CPU, Entry, full_device
@@ -73,7 +71,6 @@ class TieredPatternCache(BasePatternCache):
         self._pin_after = None if pin_after is None else at_least(0, pin_after, "pin_after")
         self._predict = bool(predict)
         self._common = distinct_specs(common, "common")
-        self._background = Background()
         self._tiers: dict[torch.device, HotTier] = {}
         self._predictor: Predictor[PatternSpec] = Predictor()
         self._expected: set[tuple[PatternSpec, torch.device]] = set()  # and being copied ahead
@@ -101,22 +98,7 @@ class TieredPatternCache(BasePatternCache):
         Raises:
             RuntimeError: a CUDA graph is being captured.
         """
-        device = full_device(device)
-        self._refuse_capture(device)
-        self._background.submit(partial(self._fetch, distinct_specs(specs), device))
-
-    def announce(self, specs: Iterable[PatternSpec], device: torch.device) -> None:
-        """The same as `prefetch`."""
-        self.prefetch(specs, device)
-
-    def drain(self) -> None:
-        """Waits until what was announced is planned and its copies are enqueued.
-
-        Raises:
-            ValueError: a specification that was announced since the last time is wrong.
-            Exception: what else went wrong in the background.
-        """
-        self._background.drain()
+        self.announce(specs, device)
 
     def statistics(self) -> TieredCacheStatistics:
         with self._lock:
@@ -283,14 +265,12 @@ class TieredPatternCache(BasePatternCache):
             missing.pop()
         else:
             return
-        is_cuda = device.type == "cuda"
-        with self._transfers.side_stream(device.index) if is_cuda else nullcontext():
+        with self._side_stream(device):
             copies = self._send(missing, device)
         tier.promise(missing, copies, self._hits + self._misses + self._ageing_period)
 
     def _after_fork(self) -> None:
         super()._after_fork()
-        self._background.abandon()
         self._expected = set()
         for tier in self._tiers.values():
             self._abandoned += tier.copies.values()
