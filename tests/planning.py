@@ -26,10 +26,10 @@ HEADER = [
     "row_tile",
     "is_causal",
     "branches",
-    "query_begin",
-    "query_end",
-    "key_begin",
-    "key_end",
+    "queries",
+    "keys",
+    "reserved",
+    "reserved",
     "checksum_low",
     "checksum_high",
 ]
@@ -40,11 +40,15 @@ TABLE = [
     "tiles",
     "groups",
     "runs",
+    "stretches",
+    "windows",
     "class_heads_at",
     "span_tiles_at",
     "tiles_at",
     "groups_at",
     "runs_at",
+    "shifts_at",
+    "windows_at",
     "reserved",
 ]
 GROUP = [
@@ -57,10 +61,27 @@ GROUP = [
     "column_run_count",
     "zero_keys",
 ]
-TILE = ["group", "origin", "first_row", "rows"]
+TILE = [
+    "group",
+    "origin",
+    "first_row",
+    "rows",
+    "row_shift",
+    "first_stretch",
+    "first_window",
+    "reserved",
+]
 RUN = np.dtype(
-    [("start", "i4"), ("stride", "i4"), ("count", "i4"), ("multiplicity", "u2"), ("head", "u2")]
+    [
+        ("start", "i4"),
+        ("stride", "i4"),
+        ("count", "i4"),
+        ("multiplicity", "u1"),
+        ("stretch", "u1"),
+        ("head", "u2"),
+    ]
 )
+Stretches = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -77,8 +98,8 @@ class Spec:
     offsets: Sequence[Sequence[int]] | None = None
     is_causal: bool = False
     zero_padding: bool = False
-    queries: tuple[int, int] = (0, -1)
-    keys: tuple[int, int] = (0, -1)
+    queries: Stretches = ((0, -1),)
+    keys: Stretches = ((0, -1),)
     row_tile: int = 64
     directions: str = "both"
 
@@ -88,8 +109,10 @@ class Spec:
             return [list(row) for row in self.offsets]
         return [[h % r for h in range(self.heads)] for r in self.dilation_rates]
 
-    def resolve(self, positions: tuple[int, int]) -> tuple[int, int]:
-        return positions[0], self.seq_len if positions[1] == -1 else positions[1]
+    def positions(self, stretches: Stretches) -> np.ndarray:
+        """Of a tensor's rows, int64."""
+        ends = [(begin, self.seq_len if end == -1 else end) for begin, end in stretches]
+        return np.concatenate([np.arange(*stretch) for stretch in ends])
 
     def native(self) -> _C.PatternSpec:
         branches = zip(self.segment_lengths, self.dilation_rates, self.offset_table, strict=True)
@@ -150,6 +173,7 @@ class Table:
     tiles: dict[str, np.ndarray] = field(init=False)
     groups: dict[str, np.ndarray] = field(init=False)
     runs: np.ndarray = field(init=False)
+    shifts: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         n, words = self.numbers, self.words
@@ -160,6 +184,7 @@ class Table:
         self.tiles = _records(words, n["tiles_at"], n["tiles"], TILE)
         self.groups = _records(words, n["groups_at"], n["groups"], GROUP)
         self.runs = words[n["runs_at"] :][: 4 * n["runs"]].view(RUN)
+        self.shifts = words[n["shifts_at"] :][: n["stretches"]].astype(np.int64)
 
     @cached_property
     def run_positions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -189,6 +214,19 @@ class Table:
         tile = np.repeat(np.arange(len(lengths)), lengths)
         at = _ranges(begins[self.groups["column_runs"][self.tiles["group"]]], lengths)
         return tile, positions[at] + self.tiles["origin"][tile], run[at]
+
+    @cached_property
+    def row_places(self) -> np.ndarray:
+        """Where the rows of `rows` lie in their tensor."""
+        tile, position = self.rows
+        return position + self.tiles["row_shift"][tile]
+
+    @cached_property
+    def column_places(self) -> np.ndarray:
+        """Where the columns of `columns` lie in their tensor."""
+        tile, position, run = self.columns
+        stretch = self.tiles["first_stretch"][tile] + self.runs["stretch"][run]
+        return position + self.shifts[stretch]
 
     @cached_property
     def tile_class(self) -> np.ndarray:
@@ -240,3 +278,42 @@ class Plan:
 
 def plan(spec: Spec) -> Plan:
     return Plan(plan_words(spec))
+
+
+def seal(words: np.ndarray, fingerprint_of: np.ndarray | None = None) -> np.ndarray:
+    """The words with the sum that they must have; with another pattern's fingerprint, if given."""
+    words = words.copy()
+    at = {name: i for i, name in enumerate(HEADER)}
+    words[at["words"]] = len(words)
+    if fingerprint_of is not None:
+        words[2:4] = fingerprint_of[2:4]
+    words[at["checksum_low"] : at["checksum_high"] + 1] = 0
+    total = 0
+    for unit, (first, second) in enumerate(words.view(np.uint64).reshape(-1, 2).tolist()):
+        first ^= (unit + 1) * 0x9E3779B97F4A7C15 % 2**64
+        product = first * (second ^ 0xE7037ED1A0B428DB)
+        total += (product ^ product >> 64) % 2**64
+    words[at["checksum_low"] : at["checksum_high"] + 1].view(np.uint64)[0] = total % 2**64
+    return words
+
+
+def with_windows(
+    words: np.ndarray, forward: tuple[int, int], transposed: tuple[int, int]
+) -> np.ndarray:
+    """The pattern, not sealed, in which a row at position p sees only columns p + first .. p + last
+    of its list, given (first, last) for each table.
+    """
+    plan = Plan(words)
+    parts = [words.copy()]
+    for index, (table, offsets) in enumerate(
+        [(plan.forward, forward), (plan.transposed, transposed)]
+    ):
+        table_at = len(HEADER) + index * len(TABLE)
+        tiles_at, rows = table.numbers["tiles_at"], table.tiles["rows"]
+        tiles = parts[0][tiles_at : tiles_at + len(rows) * len(TILE)].reshape(-1, len(TILE))
+        tiles[:, TILE.index("first_window")] = np.cumsum(rows) - rows
+        windows = (table.rows[1][:, None] + np.array(offsets)).astype(np.int32)
+        parts[0][table_at + TABLE.index("windows")] = len(windows)
+        parts[0][table_at + TABLE.index("windows_at")] = sum(map(len, parts))
+        parts.append(np.resize(windows.ravel(), -(-windows.size // 4) * 4))
+    return np.concatenate(parts)

@@ -13,7 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Positions = tuple[int, int]
+Positions = tuple[int, int] | Tensor  # (begin, end), or one by one
+
+
+def listed(positions: Positions | None, seq_len: int = 0) -> Tensor:
+    """int64 [rows]; None: of the whole sequence."""
+    if isinstance(positions, Tensor):
+        return positions
+    return torch.arange(*(positions or (0, seq_len)))
 
 
 def interleaved_table(dilation_rates: Sequence[int], heads: int) -> Tensor:
@@ -56,8 +63,7 @@ def multiplicities(
     keys: Positions | None = None,
 ) -> Tensor:
     """int64 [heads, queries, keys]: in how many branches each pair is (k_pt)."""
-    rows = torch.arange(*(queries or (0, seq_len)))
-    columns = torch.arange(*(keys or (0, seq_len)))
+    rows, columns = listed(queries, seq_len), listed(keys, seq_len)
     counts = torch.zeros(offsets.shape[1], len(rows), len(columns), dtype=torch.int64)
     branches = zip(segment_lengths, dilation_rates, offsets.tolist(), strict=True)
     for w, r, row_of_offsets in branches:
@@ -80,7 +86,7 @@ def zero_key_counts(
     A segment has ceil(w / r) slots; those beyond the sequence's end, or beyond w, count as such
     keys.
     """
-    rows = torch.arange(*(queries or (0, seq_len)))
+    rows = listed(queries, seq_len)
     counts = torch.zeros(offsets.shape[1], len(rows), dtype=torch.int64)
     for w, r, row_of_offsets in zip(segment_lengths, dilation_rates, offsets.tolist(), strict=True):
         w = min(w, max(seq_len, 1))
@@ -118,10 +124,10 @@ def dropout_keep(
         batches = np.arange(1, batch + 1, dtype=np.uint64)
         stream = _mix64(np.array(seed).astype(np.int64).view(np.uint64) + golden * batches)
         head_bits = np.arange(heads, dtype=np.uint64)[:, None] << np.uint64(32)
-        rows = head_bits | np.arange(*queries, dtype=np.uint64)
+        rows = head_bits | listed(queries).numpy().astype(np.uint64)
         steps = golden * (rows + np.uint64(1))
         row_keys = _mix64(stream[:, None, None] + steps).astype(np.uint32)
-        columns = np.arange(*keys, dtype=np.uint32) * np.uint32(0x9E3779B9)
+        columns = listed(keys).numpy().astype(np.uint32) * np.uint32(0x9E3779B9)
         hashes = _mix32(row_keys[..., None] ^ columns)
     threshold = np.uint32(float(np.float32(probability)) * 2.0**32)
     return torch.from_numpy(hashes >= threshold)
@@ -143,23 +149,30 @@ def reference_attention(
     seq_len: int | None = None,
     query_begin: int = 0,
     key_begin: int = 0,
+    positions: tuple[Tensor, Tensor] | None = None,
+    visible: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """out [B, Nq, H, D] and lse [B, H, Nq], float64 on the CPU, for query [B, Nq, H, D] and key,
     value [B, Nk, Hkv, D].
 
-    `query_begin` and `key_begin` place the rows in a sequence of `seq_len` positions. `keep` is the
-    mask of `dropout_keep`; kept weights are divided by 1 - dropout_p, and the lse is that of all
-    pairs.
+    `query_begin` and `key_begin` place the rows in a sequence of `seq_len` positions, or
+    `positions`, of the queries and of the keys. `visible`, bool [Nq, Nk], leaves pairs out. `keep`
+    is the mask of `dropout_keep`; kept weights are divided by 1 - dropout_p, and the lse is that of
+    all pairs.
     """
     query, key, value = (x.to("cpu", torch.float64) for x in (query, key, value))
     heads, kv_heads = query.shape[2], key.shape[2]
     seq_len = query.shape[1] if seq_len is None else seq_len
-    queries = (query_begin, query_begin + query.shape[1])
-    keys = (key_begin, key_begin + key.shape[1])
+    queries: Positions = (query_begin, query_begin + query.shape[1])
+    keys: Positions = (key_begin, key_begin + key.shape[1])
+    if positions is not None:
+        queries, keys = positions
     if head_offsets is None:
         head_offsets = interleaved_table(dilation_rates, heads)
     spec = (seq_len, segment_lengths, dilation_rates, head_offsets)
     counts = multiplicities(*spec, is_causal, queries, keys)[None]
+    if visible is not None:
+        counts = counts * visible
     extra = torch.zeros(1, heads, query.shape[1], dtype=torch.int64)
     if padding == "zeros" and not is_causal:
         extra = zero_key_counts(*spec, queries)[None]

@@ -62,14 +62,24 @@ auto without_gil(const PatternSpec& spec) {
   return run();
 }
 
-/// Positions (begin, end) as a field of the class.
-template <Range PatternSpec::* range>
-void define_range(py::class_<PatternSpec>& spec, const char* name) {
+/// Stretches of positions, [(begin, end), ...], as a field of the class.
+template <std::vector<Range> PatternSpec::* stretches>
+void define_stretches(py::class_<PatternSpec>& spec, const char* name) {
+  using Pairs = std::vector<std::pair<int64_t, int64_t>>;
   spec.def_property(
       name,
-      [](const PatternSpec& self) { return std::pair((self.*range).begin, (self.*range).end); },
-      [](PatternSpec& self, std::pair<int64_t, int64_t> positions) {
-        self.*range = {positions.first, positions.second};
+      [](const PatternSpec& self) {
+        Pairs pairs;
+        for (const auto& [begin, end] : self.*stretches) {
+          pairs.emplace_back(begin, end);
+        }
+        return pairs;
+      },
+      [](PatternSpec& self, const Pairs& pairs) {
+        (self.*stretches).clear();
+        for (const auto& [begin, end] : pairs) {
+          (self.*stretches).push_back({begin, end});
+        }
       });
 }
 
@@ -106,8 +116,8 @@ void define_spec(py::module_& module) {
       .def_readwrite("padding", &PatternSpec::padding)
       .def_readwrite("row_tile", &PatternSpec::row_tile)
       .def_readwrite("directions", &PatternSpec::directions);
-  define_range<&PatternSpec::queries>(spec, "queries");
-  define_range<&PatternSpec::keys>(spec, "keys");
+  define_stretches<&PatternSpec::queries>(spec, "queries");
+  define_stretches<&PatternSpec::keys>(spec, "keys");
 }
 
 }  // namespace

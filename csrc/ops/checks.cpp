@@ -305,8 +305,8 @@ PatternSpec spec_of(const AttentionCall& call, Directions reads) {
   if (call.block.has_value()) {
     const AttentionBlock& block = *call.block;
     spec.seq_len = block.seq_len;
-    spec.queries = {block.query_begin, block.query_begin + call.query.size(1)};
-    spec.keys = {block.key_begin, block.key_begin + call.key.size(1)};
+    spec.queries = {{block.query_begin, block.query_begin + call.query.size(1)}};
+    spec.keys = {{block.key_begin, block.key_begin + call.key.size(1)}};
   }
   try {
     validate(spec);

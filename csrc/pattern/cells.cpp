@@ -1,6 +1,13 @@
 #include "pattern/cells.h"
 
+#include <dilated/pattern_layout.h>
+
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <stdexcept>
+#include <string>
 #include <unordered_map>
 #include <utility>
 
@@ -10,79 +17,150 @@ namespace {
 struct CellKindHash {
   size_t operator()(const CellKind& kind) const {
     uint64_t hash = static_cast<uint64_t>(kind.length) * 2 + (kind.in_columns ? 1 : 0);
-    for (const BranchAt& at : kind.branches) {
-      for (const int64_t field : {at.phase, at.lo, at.hi}) {
-        hash = (hash ^ static_cast<uint64_t>(field)) * 0x9e3779b97f4a7c15ull;
-        hash ^= hash >> 29;
-      }
+    const auto add = [&](int64_t field) {
+      hash = (hash ^ static_cast<uint64_t>(field)) * 0x9e3779b97f4a7c15ull;
+      hash ^= hash >> 29;
+    };
+    for (const auto& [phase, length] : kind.branches) {
+      add(phase);
+      add(length);
+    }
+    for (const auto& [begin, end] : kind.columns) {
+      add(begin);
+      add(end);
     }
     return static_cast<size_t>(hash);
   }
 };
 
-/// Where a cell ends that begins at a position of the rows, and whether it begins a span.
-struct Cut {
-  int64_t end;
-  bool starts_span;
+/// Goes through the rows once, from front to back.
+class Cutter {
+ public:
+  Cutter(const ResolvedSpec& spec, const std::vector<Range>& columns, Budget& budget)
+      : spec_(spec), columns_(columns), budget_(budget) {}
+
+  void cut(const Range& rows, int32_t row_shift) {
+    for (int64_t begin = rows.begin; begin < rows.end;) {
+      while (stretch_ < columns_.size() && columns_[stretch_].end <= begin) {
+        ++stretch_;
+      }
+      const Range cell{begin, end_of_cell(begin, rows.end)};
+      if (starts_span(begin)) {
+        cells_.spans.push_back(cells_.cells.size());
+      }
+      add_cell(cell, row_shift);
+      begin = cell.end;
+    }
+  }
+
+  Cells finish() {
+    cells_.spans.push_back(cells_.cells.size());
+    return std::move(cells_);
+  }
+
+ private:
+  int64_t end_of_cell(int64_t begin, int64_t end) const {
+    for (const Branch& branch : spec_.branches) {
+      end = std::min(end, spec_.segment(branch, begin).end);
+    }
+    if (stretch_ < columns_.size()) {
+      const auto& [first, last] = columns_[stretch_];
+      end = std::min(end, first > begin ? first : last);
+    }
+    return end;
+  }
+
+  /// No segment of the cell meets one of an earlier cell.
+  bool starts_span(int64_t begin) const {
+    return std::all_of(spec_.branches.begin(), spec_.branches.end(), [&](const Branch& branch) {
+      return spec_.segment(branch, begin).begin >= reach_;
+    });
+  }
+
+  void add_cell(const Range& cell, int32_t row_shift) {
+    CellKind kind;
+    const size_t first_stretch = look_around(cell, kind);
+    budget_.add_steps(static_cast<int64_t>(kind.branches.size() + kind.columns.size()));
+    const auto [found, is_new] = ids_.try_emplace(kind, static_cast<int32_t>(cells_.kinds.size()));
+    if (is_new) {
+      kind_bytes_ +=
+          static_cast<int64_t>(2 * (sizeof(kind) + kind.branches.size() * sizeof(BranchAt) +
+                                    kind.columns.size() * sizeof(Range)));
+      cells_.kinds.push_back(std::move(kind));
+    }
+    cells_.cells.push_back(
+        {cell.begin, found->second, row_shift, static_cast<int32_t>(first_stretch)});
+    budget_.need_bytes(kind_bytes_ + static_cast<int64_t>(cells_.cells.size() * sizeof(Cell)));
+  }
+
+  /// Returns the first stretch of columns that a segment reaches.
+  size_t look_around(const Range& cell, CellKind& kind) {
+    kind.length = cell.end - cell.begin;
+    kind.in_columns = stretch_ < columns_.size() && columns_[stretch_].begin <= cell.begin;
+    kind.branches.reserve(spec_.branches.size());
+    Range reach = cell;
+    for (const Branch& branch : spec_.branches) {
+      const Range segment = spec_.segment(branch, cell.begin);
+      kind.branches.push_back({cell.begin - segment.begin, segment.end - segment.begin});
+      reach = {std::min(reach.begin, segment.begin), std::max(reach.end, segment.end)};
+    }
+    reach_ = std::max(reach_, reach.end);
+    size_t first = stretch_;
+    while (first > 0 && columns_[first - 1].end > reach.begin) {
+      --first;
+    }
+    for (size_t i = first; i < columns_.size() && columns_[i].begin < reach.end; ++i) {
+      kind.columns.push_back({std::max(columns_[i].begin, reach.begin) - cell.begin,
+                              std::min(columns_[i].end, reach.end) - cell.begin});
+    }
+    if (kind.columns.size() > kMaxStretches) {
+      throw std::invalid_argument("queries and keys: a row's segments may meet at most " +
+                                  std::to_string(kMaxStretches) + " stretches, got " +
+                                  std::to_string(kind.columns.size()));
+    }
+    return first;
+  }
+
+  static constexpr size_t kMaxStretches = 1 + std::numeric_limits<decltype(Run::stretch)>::max();
+
+  const ResolvedSpec& spec_;
+  const std::vector<Range>& columns_;
+  Budget& budget_;
+  Cells cells_;
+  std::unordered_map<CellKind, int32_t, CellKindHash> ids_;
+  int64_t kind_bytes_ = 0;
+  size_t stretch_ = 0;  // of columns: the first that ends after the cell at hand begins
+  int64_t reach_ = 0;   // where the last segment of the cells so far ends
 };
-
-Cut next_cut(const ResolvedSpec& spec, const Range& rows, const Range& columns, int64_t begin) {
-  Cut cut{rows.end, true};
-  for (const Branch& branch : spec.branches) {
-    const Range segment = spec.segment(branch, begin);
-    cut.end = std::min(cut.end, segment.end);
-    cut.starts_span = cut.starts_span && segment.begin == begin;
-  }
-  for (const int64_t edge : {columns.begin, columns.end}) {
-    cut.end = edge > begin ? std::min(cut.end, edge) : cut.end;
-  }
-  return cut;
-}
-
-CellKind look_around(const ResolvedSpec& spec, const Range& columns, const Range& cell) {
-  CellKind kind;
-  kind.length = cell.end - cell.begin;
-  kind.in_columns = columns.begin <= cell.begin && cell.begin < columns.end;
-  kind.branches.reserve(spec.branches.size());
-  for (const Branch& branch : spec.branches) {
-    const auto [begin, end] = spec.segment(branch, cell.begin);
-    kind.branches.push_back({cell.begin - begin, std::max(begin, columns.begin) - cell.begin,
-                             std::min(end, columns.end) - cell.begin, end - begin});
-  }
-  return kind;
-}
 
 }  // namespace
 
-Cells cut_cells(const ResolvedSpec& spec, const Range& rows, const Range& columns, Budget& budget) {
-  Cells result;
-  const size_t branches = spec.branches.size();
-  const auto kind_bytes =
-      static_cast<int64_t>(2 * (sizeof(CellKind) + branches * sizeof(BranchAt)));
+std::vector<int32_t> shifts_of(const std::vector<Range>& stretches) {
+  std::vector<int32_t> shifts;
+  int64_t place = 0;
+  for (const auto& [begin, end] : stretches) {
+    shifts.push_back(static_cast<int32_t>(place - begin));
+    place += end - begin;
+  }
+  return shifts;
+}
+
+Cells cut_cells(const ResolvedSpec& spec, const std::vector<Range>& rows,
+                const std::vector<Range>& columns, Budget& budget) {
+  const std::vector<int32_t> shifts = shifts_of(rows);
   const auto shortest = std::min_element(
       spec.branches.begin(), spec.branches.end(),
       [](const Branch& a, const Branch& b) { return a.segment_length < b.segment_length; });
-  budget.need_bytes((rows.end - rows.begin) / shortest->segment_length *
-                    static_cast<int64_t>(sizeof(Cell)));
-  std::unordered_map<CellKind, int32_t, CellKindHash> ids;
-  for (int64_t begin = rows.begin; begin < rows.end;) {
-    const auto [end, starts_span] = next_cut(spec, rows, columns, begin);
-    if (starts_span || result.cells.empty()) {
-      result.spans.push_back(result.cells.size());
-    }
-    CellKind kind = look_around(spec, columns, {begin, end});
-    const auto [found, is_new] = ids.try_emplace(kind, static_cast<int32_t>(result.kinds.size()));
-    if (is_new) {
-      result.kinds.push_back(std::move(kind));
-    }
-    result.cells.push_back({begin, found->second});
-    budget.add_steps(static_cast<int64_t>(branches));
-    budget.need_bytes(static_cast<int64_t>(result.kinds.size()) * kind_bytes +
-                      static_cast<int64_t>(result.cells.size() * sizeof(Cell)));
-    begin = end;
+  int64_t cells = 0;
+  for (const auto& [begin, end] : rows) {
+    cells += (end - begin) / shortest->segment_length;
   }
-  result.spans.push_back(result.cells.size());
-  return result;
+  budget.need_bytes(cells * static_cast<int64_t>(sizeof(Cell)));
+  Cutter cutter(spec, columns, budget);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    cutter.cut(rows[i], shifts[i]);
+  }
+  return cutter.finish();
 }
 
 }  // namespace dilated::pattern

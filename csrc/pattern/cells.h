@@ -11,25 +11,28 @@
 
 namespace dilated::pattern {
 
-/// A branch as a cell sees it; positions are relative to the cell's first one.
+/// A branch's segment as a cell in it sees it.
 struct BranchAt {
-  int64_t phase;   // how far into its segment the cell begins
-  int64_t lo, hi;  // the columns of its segment, lo <= x < hi
-  int64_t cut;     // length of its segment within the sequence
+  int64_t phase;   // how far into the segment the cell begins
+  int64_t length;  // of the segment within the sequence
   bool operator==(const BranchAt&) const = default;
 };
 
 /// Cells that look the same from inside.
 struct CellKind {
   int64_t length = 0;
-  bool in_columns = false;  // the cell's own positions are among the columns' range
+  bool in_columns = false;  // the cell's own positions are among the columns'
   std::vector<BranchAt> branches;
+  std::vector<Range> columns;  // stretches of them, as far as the segments reach; relative to the
+                               // cell's first position
   bool operator==(const CellKind&) const = default;
 };
 
 struct Cell {
   int64_t begin;
   int32_t kind;
+  int32_t row_shift;      // place - position of its rows
+  int32_t first_stretch;  // of columns: that of CellKind::columns[0]
 };
 
 struct Cells {
@@ -38,7 +41,11 @@ struct Cells {
   std::vector<size_t> spans;  // the first cell of each span, then the number of cells
 };
 
-/// Cuts the rows where a segment of any branch or the columns' range begins or ends.
-Cells cut_cells(const ResolvedSpec& spec, const Range& rows, const Range& columns, Budget& budget);
+/// Cuts the rows where a segment of any branch or a stretch of the columns begins or ends.
+Cells cut_cells(const ResolvedSpec& spec, const std::vector<Range>& rows,
+                const std::vector<Range>& columns, Budget& budget);
+
+/// place - position of the rows of each stretch.
+std::vector<int32_t> shifts_of(const std::vector<Range>& stretches);
 
 }  // namespace dilated::pattern

@@ -48,8 +48,8 @@ void GroupPlanner::look_around(const CellKind& kind, const HeadClass& heads) {
   lattices_.clear();
   zeros_.clear();
   edges_.clear();
-  budget_.add_steps(static_cast<int64_t>(heads.lattices.size() + heads.column_heads.size()));
-  uint64_t bit = 1;
+  budget_.add_steps(static_cast<int64_t>(heads.lattices.size() * kind.columns.size() +
+                                         heads.column_heads.size()));
   for (const auto& [branch, offset] : heads.lattices) {
     const BranchAt& at = kind.branches[branch];
     const auto rate = static_cast<int32_t>(spec_.branches[branch].dilation_rate);
@@ -58,19 +58,33 @@ void GroupPlanner::look_around(const CellKind& kind, const HeadClass& heads) {
     // the sequence.
     zeros_.push_back(counts_zeros_ && kind.in_columns
                          ? divide_up(spec_.branches[branch].segment_length, rate) -
-                               divide_up(at.cut - offset, rate)
+                               divide_up(at.length - offset, rate)
                          : 0);
-    if (at.lo < at.hi) {
-      edges_.push_back({at.lo, bit, 0});
-      edges_.push_back({at.hi, bit, 0});
+  }
+  for (size_t stretch = 0; stretch < kind.columns.size(); ++stretch) {
+    add_edges(kind, heads, stretch);
+  }
+}
+
+void GroupPlanner::add_edges(const CellKind& kind, const HeadClass& heads, size_t stretch) {
+  const auto [begin, end] = kind.columns[stretch];
+  const auto first = static_cast<std::ptrdiff_t>(edges_.size());
+  uint64_t bit = 1;
+  for (const auto& [branch, offset] : heads.lattices) {
+    const auto [phase, length] = kind.branches[branch];
+    const int64_t lo = std::max(-phase, begin), hi = std::min(length - phase, end);
+    if (lo < hi) {
+      edges_.push_back({lo, bit, 0, static_cast<uint8_t>(stretch)});
+      edges_.push_back({hi, bit, 0, static_cast<uint8_t>(stretch)});
     }
     bit <<= 1;
   }
-  std::sort(edges_.begin(), edges_.end(), [](const Edge& a, const Edge& b) { return a.at < b.at; });
+  std::sort(edges_.begin() + first, edges_.end(),
+            [](const Edge& a, const Edge& b) { return a.at < b.at; });
   uint64_t covers = 0;
-  for (Edge& edge : edges_) {
-    covers ^= edge.cuts;
-    edge.covers = covers;
+  for (auto edge = edges_.begin() + first; edge != edges_.end(); ++edge) {
+    covers ^= edge->cuts;
+    edge->covers = covers;
   }
 }
 
@@ -123,21 +137,22 @@ int32_t GroupPlanner::count_columns(int64_t columns, size_t first, size_t head) 
 /// The union of the segments of a row's lattices, cut where one of them begins or ends.
 void GroupPlanner::add_columns(uint64_t lattices) {
   uint64_t covers = 0;
-  int64_t lo = 0;
+  const Edge* from = nullptr;
   for (const Edge& edge : edges_) {
     if ((edge.cuts & lattices) == 0) {
       continue;
     }
-    if (covers != 0 && lo < edge.at) {
-      add_interval(covers, lo, edge.at);
+    if (covers != 0 && from->at < edge.at) {
+      add_interval(covers, *from, edge.at);
     }
     covers = edge.covers & lattices;
-    lo = edge.at;
+    from = &edge;
   }
 }
 
-/// Within lo <= x < hi a column's multiplicity is the number of lattices that it lies on.
-void GroupPlanner::add_interval(uint64_t lattices, int64_t lo, int64_t hi) {
+/// Up to there a column's multiplicity is the number of lattices that it lies on.
+void GroupPlanner::add_interval(uint64_t lattices, const Edge& from, int64_t to) {
+  const int64_t lo = from.at, hi = to;
   active_.clear();
   for_each_bit(lattices, [&](size_t i) {
     const auto [first, rate] = lattices_[i];
@@ -145,7 +160,7 @@ void GroupPlanner::add_interval(uint64_t lattices, int64_t lo, int64_t hi) {
   });
   const auto add_run = [&](int32_t first, int32_t stride, int64_t count, uint64_t multiplicity) {
     lists_.runs.push_back({static_cast<int32_t>(lo) + first, stride, static_cast<int32_t>(count),
-                           static_cast<uint16_t>(multiplicity), 0});
+                           static_cast<uint8_t>(multiplicity), from.stretch, 0});
   };
   if (active_.size() == 1) {
     const auto [first, rate] = active_.front();

@@ -39,19 +39,22 @@ class GroupPlanner {
   void plan(const CellKind& kind, const HeadClass& heads, int32_t head_class);
 
  private:
-  /// Where the segment of a lattice of the cell begins or ends; sets of lattices are bits.
+  /// Where the columns that a lattice's segment holds of a stretch begin or end; sets of lattices
+  /// are bits.
   struct Edge {
     int64_t at;
     uint64_t cuts;    // the lattice
     uint64_t covers;  // those whose segments hold the columns from here to the next edge
+    uint8_t stretch;
   };
 
   void look_around(const CellKind& kind, const HeadClass& heads);
+  void add_edges(const CellKind& kind, const HeadClass& heads, size_t stretch);
   void add_group(const Split& rows, const Part& part, const HeadClass& heads, Group group);
   void repeat_runs(size_t begin, size_t end);
   int32_t count_columns(int64_t columns, size_t first, size_t head);
   void add_columns(uint64_t lattices);
-  void add_interval(uint64_t lattices, int64_t lo, int64_t hi);
+  void add_interval(uint64_t lattices, const Edge& from, int64_t to);
 
   const ResolvedSpec& spec_;
   const bool counts_zeros_;
@@ -61,7 +64,7 @@ class GroupPlanner {
   // Of the cell and the class at hand.
   std::vector<Lattice> lattices_;  // relative to the cell's first position
   std::vector<int64_t> zeros_;     // keys that each lattice adds to a row's
-  std::vector<Edge> edges_;        // by position
+  std::vector<Edge> edges_;        // by stretch and position
 
   Sieve rows_, columns_;
   std::vector<Lattice> active_;

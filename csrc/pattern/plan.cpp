@@ -26,6 +26,14 @@ using pattern::Budget;
 using pattern::ResolvedSpec;
 using pattern::TablePlanner;
 
+int32_t count_rows(const std::vector<Range>& stretches) {
+  int64_t rows = 0;
+  for (const auto& [begin, end] : stretches) {
+    rows += end - begin;
+  }
+  return static_cast<int32_t>(rows);
+}
+
 Header header_of(const ResolvedSpec& spec) {
   const uint64_t hash = fingerprint(spec);
   Header header{};
@@ -38,10 +46,8 @@ Header header_of(const ResolvedSpec& spec) {
   header.row_tile = static_cast<int32_t>(spec.row_tile);
   header.is_causal = spec.is_causal ? 1 : 0;
   header.branches = static_cast<int32_t>(spec.branches.size());
-  header.query_begin = static_cast<int32_t>(spec.queries.begin);
-  header.query_end = static_cast<int32_t>(spec.queries.end);
-  header.key_begin = static_cast<int32_t>(spec.keys.begin);
-  header.key_end = static_cast<int32_t>(spec.keys.end);
+  header.queries = count_rows(spec.queries);
+  header.keys = count_rows(spec.keys);
   return header;
 }
 
@@ -49,11 +55,10 @@ bool asks_for(const PatternSpec& spec, Directions direction) {
   return (static_cast<int32_t>(spec.directions) & static_cast<int32_t>(direction)) != 0;
 }
 
-/// "In the same segment, on the same lattice" is symmetric: only grouped heads and unequal ranges
-/// need other lists for the transpose.
+/// "In the same segment, on the same lattice" is symmetric: only grouped heads and rows of other
+/// positions need other lists for the transpose.
 bool is_symmetric(const ResolvedSpec& spec) {
-  return spec.heads == spec.kv_heads && spec.queries.begin == spec.keys.begin &&
-         spec.queries.end == spec.keys.end;
+  return spec.heads == spec.kv_heads && spec.queries == spec.keys;
 }
 
 }  // namespace

@@ -54,20 +54,32 @@ int64_t count_below(int64_t x, int64_t first, int64_t rate) {
   return x <= first ? 0 : (x - first + rate - 1) / rate;
 }
 
-/// Of one branch and head, in the segment begin <= p < end.
+/// Of positions of a lattice, numbered along it.
+int64_t count_pairs(const Range& queries, const Range& keys, bool is_causal) {
+  if (!is_causal) {
+    return (queries.end - queries.begin) * (keys.end - keys.begin);
+  }
+  int64_t pairs = 0;
+  for (int64_t q = std::max(queries.begin, keys.begin); q < queries.end; ++q) {
+    pairs += std::min(q + 1, keys.end) - keys.begin;
+  }
+  return pairs;
+}
+
+/// Of one branch and head, in a segment.
 int64_t segment_pairs(const ResolvedSpec& spec, const Range& segment, int64_t offset,
                       int64_t rate) {
   const auto below = [&](int64_t x) {
     return count_below(std::clamp(x, segment.begin, segment.end), segment.begin + offset, rate);
   };
-  const int64_t query_lo = below(spec.queries.begin), query_hi = below(spec.queries.end);
-  const int64_t key_lo = below(spec.keys.begin), key_hi = below(spec.keys.end);
-  if (!spec.is_causal) {
-    return (query_hi - query_lo) * (key_hi - key_lo);
-  }
+  const auto on_lattice = [&](const Range& stretch) {
+    return Range{below(stretch.begin), below(stretch.end)};
+  };
   int64_t pairs = 0;
-  for (int64_t q = std::max(query_lo, key_lo); q < query_hi; ++q) {
-    pairs += std::min(q + 1, key_hi) - key_lo;
+  for (const Range& queries : spec.queries) {
+    for (const Range& keys : spec.keys) {
+      pairs += count_pairs(on_lattice(queries), on_lattice(keys), spec.is_causal);
+    }
   }
   return pairs;
 }

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace dilated::pattern {
 
@@ -16,6 +17,13 @@ inline int64_t clip(int64_t segment_length, int64_t seq_len) {
 
 inline Range resolve(const Range& range, int64_t seq_len) {
   return {range.begin, range.end == -1 ? seq_len : range.end};
+}
+
+inline std::vector<Range> resolve(std::vector<Range> stretches, int64_t seq_len) {
+  for (Range& stretch : stretches) {
+    stretch = resolve(stretch, seq_len);
+  }
+  return stretches;
 }
 
 inline int64_t head_offset(const Branch& branch, int64_t head) {

@@ -27,7 +27,11 @@ int64_t common_period(const std::vector<Lattice>& lattices) {
 }
 
 Run make_run(int64_t start, int64_t stride, int64_t count) {
-  return {static_cast<int32_t>(start), static_cast<int32_t>(stride), static_cast<int32_t>(count), 1,
+  return {static_cast<int32_t>(start),
+          static_cast<int32_t>(stride),
+          static_cast<int32_t>(count),
+          1,
+          0,
           0};
 }
 

@@ -21,11 +21,18 @@ void require(bool condition, const Parts&... parts) {
   }
 }
 
-void validate_range(const Range& range, int64_t seq_len, const char* name) {
-  const auto [begin, end] = pattern::resolve(range, seq_len);
-  require(0 <= begin && begin <= end && end <= seq_len, name,
-          ": 0 <= begin <= end <= seq_len must hold, got begin ", begin, ", end ", range.end,
-          ", seq_len ", seq_len);
+void validate_stretches(const std::vector<Range>& stretches, int64_t seq_len, const char* name) {
+  int64_t previous_end = 0;
+  for (const Range& stretch : stretches) {
+    const auto [begin, end] = pattern::resolve(stretch, seq_len);
+    require(0 <= begin && begin <= end && end <= seq_len, name,
+            ": 0 <= begin <= end <= seq_len must hold, got begin ", begin, ", end ", stretch.end,
+            ", seq_len ", seq_len);
+    require(previous_end <= begin, name,
+            ": stretches must be in the sequence's order and not overlap, got one that begins at ",
+            begin, " after one that ends at ", previous_end);
+    previous_end = end;
+  }
 }
 
 void validate_branches(const PatternSpec& spec) {
@@ -113,19 +120,23 @@ void validate(const PatternSpec& spec) {
           static_cast<int32_t>(spec.directions));
   validate_branches(spec);
   validate_offsets(spec);
-  validate_range(spec.queries, spec.seq_len, "queries");
-  validate_range(spec.keys, spec.seq_len, "keys");
+  validate_stretches(spec.queries, spec.seq_len, "queries");
+  validate_stretches(spec.keys, spec.seq_len, "keys");
 }
 
 uint64_t fingerprint(const PatternSpec& spec) {
   Hash hash;
-  const Range queries = pattern::resolve(spec.queries, spec.seq_len);
-  const Range keys = pattern::resolve(spec.keys, spec.seq_len);
   for (const int64_t field :
        {spec.seq_len, spec.heads, spec.kv_heads, static_cast<int64_t>(spec.is_causal),
-        static_cast<int64_t>(spec.padding), queries.begin, queries.end, keys.begin, keys.end,
-        spec.row_tile}) {
+        static_cast<int64_t>(spec.padding), spec.row_tile}) {
     hash.add(field);
+  }
+  for (const std::vector<Range>& rows : {spec.queries, spec.keys}) {
+    hash.add(static_cast<int64_t>(rows.size()));
+    for (const Range& stretch : pattern::resolve(rows, spec.seq_len)) {
+      hash.add(stretch.begin);
+      hash.add(stretch.end);
+    }
   }
   for (const Branch& branch : spec.branches) {
     hash.add(pattern::clip(branch.segment_length, spec.seq_len));

@@ -35,6 +35,7 @@ TablePlanner::TablePlanner(const ResolvedSpec& spec, bool transposed, Budget& bu
       classes_(classify_heads(spec, transposed ? spec.heads / spec.kv_heads : 1)),
       cells_(transposed ? cut_cells(spec, spec.keys, spec.queries, budget)
                         : cut_cells(spec, spec.queries, spec.keys, budget)),
+      shifts_(shifts_of(transposed ? spec.queries : spec.keys)),
       lists_(lists),
       planner_(spec, !transposed && !spec.is_causal && spec.padding == Padding::kZeros, budget,
                lists) {
@@ -98,7 +99,7 @@ Tile* TablePlanner::write_span(size_t first_cell, size_t last_cell, Tile* tile) 
         const GroupRange& range = groups_of(cell, c);
         if (rank < range.count) {
           found = true;
-          tile = write_tiles(range.first + rank, cells_.cells[cell].begin, tile);
+          tile = write_tiles(range.first + rank, cells_.cells[cell], tile);
         }
       }
     }
@@ -106,11 +107,18 @@ Tile* TablePlanner::write_span(size_t first_cell, size_t last_cell, Tile* tile) 
   return tile;
 }
 
-Tile* TablePlanner::write_tiles(int32_t group, int64_t origin, Tile* tile) const {
+Tile* TablePlanner::write_tiles(int32_t group, const Cell& cell, Tile* tile) const {
   const int32_t rows = lists_.groups[static_cast<size_t>(group)].rows;
   for (int64_t row = 0; row < rows; row += row_tile_) {
     const auto first = static_cast<int32_t>(row);
-    *tile++ = {group, static_cast<int32_t>(origin), first, std::min(rows - first, row_tile_)};
+    *tile++ = {.group = group,
+               .origin = static_cast<int32_t>(cell.begin),
+               .first_row = first,
+               .rows = std::min(rows - first, row_tile_),
+               .row_shift = cell.row_shift,
+               .first_stretch = cell.first_stretch,
+               .first_window = -1,
+               .reserved = 0};
   }
   return tile;
 }
@@ -138,8 +146,11 @@ Table TablePlanner::write(std::vector<int32_t>& words, size_t tables_to_come) co
   table.tiles = static_cast<int32_t>(tiles_);
   table.groups = static_cast<int32_t>(lists_.groups.size());
   table.runs = static_cast<int32_t>(lists_.runs.size());
+  table.stretches = static_cast<int32_t>(shifts_.size());
   table.class_heads_at = append(words, class_heads());
   table.span_tiles_at = append(words, span_tiles_);
+  table.shifts_at = append(words, shifts_);
+  table.windows_at = static_cast<int32_t>(words.size());
   const size_t bytes = static_cast<size_t>(tiles_) * sizeof(Tile) +
                        lists_.groups.size() * sizeof(Group) + lists_.runs.size() * sizeof(Run);
   words.reserve(words.size() + (1 + tables_to_come) * bytes / sizeof(int32_t));

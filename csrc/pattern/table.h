@@ -36,13 +36,14 @@ class TablePlanner {
   }
   const GroupRange& groups_of(size_t cell, size_t head_class) const;
   Tile* write_span(size_t first_cell, size_t last_cell, Tile* tile) const;
-  Tile* write_tiles(int32_t group, int64_t origin, Tile* tile) const;
+  Tile* write_tiles(int32_t group, const Cell& cell, Tile* tile) const;
   std::vector<int32_t> class_heads() const;
 
   Budget& budget_;
   const int32_t row_tile_;
   const std::vector<HeadClass> classes_;
   const Cells cells_;
+  const std::vector<int32_t> shifts_;  // of the columns' stretches
   Lists& lists_;
   GroupPlanner planner_;
   std::vector<GroupRange> group_ranges_;  // [kinds, classes]

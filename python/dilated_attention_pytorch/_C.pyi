@@ -33,8 +33,8 @@ class PatternSpec:
     padding: Padding
     row_tile: int
     directions: Directions
-    queries: tuple[int, int]
-    keys: tuple[int, int]
+    queries: list[tuple[int, int]]
+    keys: list[tuple[int, int]]
     def __init__(
         self,
         *,
@@ -46,8 +46,8 @@ class PatternSpec:
         padding: Padding = ...,
         row_tile: int = ...,
         directions: Directions = ...,
-        queries: tuple[int, int] = ...,
-        keys: tuple[int, int] = ...,
+        queries: Sequence[tuple[int, int]] = ...,
+        keys: Sequence[tuple[int, int]] = ...,
     ) -> None: ...
 
 ROW_TILE: int

@@ -195,7 +195,7 @@ def test_given_pattern_equals_own_planning(
         {"offsets": [[0] * 6, [0] * 6]},
         {"is_causal": True},
         {"zero_padding": True},
-        {"queries": (0, 60)},
+        {"queries": ((0, 60),)},
     ],
 )
 def test_pattern_of_another_call_is_refused(change: dict[str, Any]) -> None:

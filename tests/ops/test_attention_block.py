@@ -302,7 +302,7 @@ def test_running_result_in_any_layout(device: str, exact: Exact) -> None:
 
 def test_given_pattern_equals_own_planning(device: str, exact: Exact) -> None:
     q, k, v = make_qkv(120, 6, 16, kv_heads=2, dtype=exact.dtype, device=device)
-    right = Spec(120, [32, 50], [1, 3], 6, 2, queries=(30, 90), keys=(10, 70))
+    right = Spec(120, [32, 50], [1, 3], 6, 2, queries=((30, 90),), keys=((10, 70),))
     block = (q[:, 30:90], k[:, 10:70], v[:, 10:70], 120, 30, 10, [32, 50], [1, 3])
     own = torch.ops.dilated.attention_block(*block)
     given = torch.ops.dilated.attention_block(*block, pattern=plan_tensor(right, device))
@@ -311,11 +311,17 @@ def test_given_pattern_equals_own_planning(device: str, exact: Exact) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"queries": (31, 91)}, {"keys": (0, 60)}, {"keys": (10, 71)}, {"seq_len": 121}],
+    [
+        {"queries": ((31, 91),)},
+        {"queries": ((30, 60), (60, 90))},
+        {"keys": ((0, 60),)},
+        {"keys": ((10, 71),)},
+        {"seq_len": 121},
+    ],
 )
 def test_pattern_of_another_block_is_refused(change: dict[str, Any]) -> None:
     q, k, v = make_qkv(120, 6, 16, kv_heads=2)
-    right = Spec(120, [32, 50], [1, 3], 6, 2, queries=(30, 90), keys=(10, 70))
+    right = Spec(120, [32, 50], [1, 3], 6, 2, queries=((30, 90),), keys=((10, 70),))
     wrong = plan_tensor(dataclasses.replace(right, **change))
     with pytest.raises(ValueError, match="pattern"):
         torch.ops.dilated.attention_block(

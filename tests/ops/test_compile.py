@@ -41,7 +41,9 @@ def samples(device: str, dtype: torch.dtype) -> list[Sample]:
     packed = torch.ops.dilated.gather(plain[0], 8, 2).requires_grad_()
     grad_lse = torch.randn_like(lse)
     middle = (plain[0][:, 5:25], plain[1][:, 12:], plain[2][:, 12:], 37, 5, 12)
-    middle_pattern = plan_tensor(Spec(37, *branches, 4, 2, queries=(5, 25), keys=(12, 37)), device)
+    middle_pattern = plan_tensor(
+        Spec(37, *branches, 4, 2, queries=((5, 25),), keys=((12, 37),)), device
+    )
     running = {"out": out[:, 5:25].to(lse.dtype), "lse": lse[:, :, 5:25]}
     final = (out[:, 5:25], lse[:, :, 5:25])
     sums, one_head = make_query_sums(middle[0]), plain[0][:, :, :1].contiguous()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dilated_attention_pytorch import _C
-from tests.planning import Plan, Spec, Table, plan, plan_words
+from tests.planning import Plan, Spec, Stretches, Table, plan, plan_words
 
 PATTERNS_PER_SEED = 250
 
@@ -28,11 +28,11 @@ def random_spec(rng: random.Random, longest: int = 70) -> Spec:
         "table": [[rng.randint(-1, r - 1) for _ in range(heads)] for r in rates],
     }
 
-    def positions() -> tuple[int, int]:
-        if rng.random() < 0.6:
-            return (0, -1)
-        a, b = sorted((rng.randint(0, seq_len), rng.randint(0, seq_len)))
-        return (a, b)
+    def positions() -> Stretches:
+        if rng.random() < 0.5:
+            return ((0, -1),)
+        cuts = sorted(rng.randint(0, seq_len) for _ in range(2 * rng.choice([0, 1, 1, 2, 3])))
+        return tuple(zip(cuts[::2], cuts[1::2], strict=True)) or ((0, 0),)
 
     return Spec(
         seq_len,
@@ -50,8 +50,8 @@ def random_spec(rng: random.Random, longest: int = 70) -> Spec:
 
 
 def count_pairs(spec: Spec) -> np.ndarray:
-    """int64 [heads, seq_len, seq_len]: how many branches hold each pair; no causal mask, no
-    ranges.
+    """int64 [heads, seq_len, seq_len]: how many branches hold each pair; no causal mask, of all
+    positions.
     """
     n = spec.seq_len
     counts = np.zeros((spec.heads, n, n), dtype=np.int64)
@@ -78,12 +78,12 @@ def count_zero_keys(spec: Spec) -> np.ndarray:
     return counts
 
 
-def check_structure(plan: Plan, table: Table, heads: int, rows: tuple[int, int]) -> None:
+def check_structure(plan: Plan, table: Table, heads: int, rows: np.ndarray) -> None:
     """Tables are well formed: sizes, alignment, heads partitioned, every row in one tile, tiles
     not too high.
     """
     n = table.numbers
-    for name in ("class_heads_at", "span_tiles_at", "tiles_at", "groups_at", "runs_at"):
+    for name in (name for name in n if name.endswith("_at")):
         assert n[name] % 4 == 0 and 0 < n[name] <= len(plan.words), name
     assert sorted(table.class_heads.tolist()) == list(range(heads))
     assert n["max_class_heads"] == np.diff(table.class_begin).max()
@@ -98,10 +98,13 @@ def check_structure(plan: Plan, table: Table, heads: int, rows: tuple[int, int])
         assert (total == groups[f"{kind}s"]).all()
 
     head, row, _ = table.row_heads()
-    length = rows[1] - rows[0]
-    assert len(row) == 0 or (row.min() >= rows[0] and row.max() < rows[1])
-    once = np.bincount(head * length + row - rows[0], minlength=heads * length)
-    assert len(once) == heads * length and (once == 1).all()
+    assert np.array_equal(rows[table.row_places], table.rows[1])
+    once = np.bincount(head * plan.header["seq_len"] + row, minlength=1)
+    assert np.array_equal(
+        np.flatnonzero(once),
+        (np.arange(heads)[:, None] * plan.header["seq_len"] + rows).ravel(),
+    )
+    assert (once <= 1).all()
 
     # Tiles of a span lie where span_tiles says; every cell's and class's longest lists come first.
     assert table.span_tiles[0] == 0 and table.span_tiles[-1] == n["tiles"]
@@ -134,20 +137,17 @@ def check_spans(table: Table, tile_span: np.ndarray) -> None:
     assert (low[1:] > high[:-1]).all()
 
 
-def check_pairs(
-    table: Table, expected: np.ndarray, rows: tuple[int, int], columns: tuple[int, int]
-) -> None:
-    """expected: [row heads, column heads per row head, rows, columns], the multiplicity of every
-    pair.
+def check_pairs(table: Table, expected: np.ndarray, columns: np.ndarray) -> None:
+    """expected: [row heads, column heads per row head, seq_len, seq_len], the multiplicity of every
+    pair. columns: positions of the tensor's rows.
     """
     pairs = table.pairs()
     assert (pairs.multiplicity > 0).all()
-    assert (pairs.column >= columns[0]).all() and (pairs.column < columns[1]).all()
+    assert np.array_equal(columns[table.column_places], table.columns[1])
     assert (pairs.column_head < expected.shape[1]).all()
     at = (
         np.ravel_multi_index(
-            (pairs.row_head, pairs.column_head, pairs.row - rows[0], pairs.column - columns[0]),
-            expected.shape,
+            (pairs.row_head, pairs.column_head, pairs.row, pairs.column), expected.shape
         )
         if len(pairs.row)
         else np.zeros(0, dtype=np.int64)
@@ -160,12 +160,12 @@ def check_pairs(
     head, row, tile = table.row_heads()
     empty = expected.sum((1, 3)) == 0
     column_less = table.groups["columns"][table.tiles["group"]] == 0
-    assert (empty[head, row - rows[0]] == column_less[tile]).all()
+    assert (empty[head, row] == column_less[tile]).all()
 
 
 def check_against_brute_force(spec: Spec) -> None:
     result = plan(spec)
-    queries, keys = spec.resolve(spec.queries), spec.resolve(spec.keys)
+    queries, keys = spec.positions(spec.queries), spec.positions(spec.keys)
     kv_heads = spec.heads if spec.kv_heads is None else spec.kv_heads
     group = spec.heads // kv_heads
     header = result.header
@@ -175,23 +175,23 @@ def check_against_brute_force(spec: Spec) -> None:
         spec.heads,
         kv_heads,
     )
-    assert (header["query_begin"], header["query_end"]) == queries
-    assert (header["key_begin"], header["key_end"]) == keys
+    assert (header["queries"], header["keys"]) == (len(queries), len(keys))
     assert header["is_causal"] == spec.is_causal and header["row_tile"] == spec.row_tile
 
-    whole = count_pairs(spec)
-    counts = whole[:, slice(*queries), slice(*keys)]
+    counts = count_pairs(spec)
+    counts[:, ~np.isin(np.arange(spec.seq_len), queries)] = 0
+    counts[:, :, ~np.isin(np.arange(spec.seq_len), keys)] = 0
     check_structure(result, result.forward, spec.heads, queries)
-    check_pairs(result.forward, counts[:, None], queries, keys)
+    check_pairs(result.forward, counts[:, None], keys)
 
     by_kv_head = counts.reshape(kv_heads, group, *counts.shape[1:]).transpose(0, 1, 3, 2)
     check_structure(result, result.transposed, kv_heads, keys)
-    check_pairs(result.transposed, by_kv_head, keys, queries)
+    check_pairs(result.transposed, by_kv_head, queries)
 
     # Zero keys belong to the shard of keys that holds the row itself, so a ring counts them once.
     zeros = np.zeros((spec.heads, spec.seq_len), dtype=np.int64)
     if spec.zero_padding and not spec.is_causal:
-        zeros[:, slice(*keys)] = count_zero_keys(spec)[:, slice(*keys)]
+        zeros[:, keys] = count_zero_keys(spec)[:, keys]
     head, row, tile = result.forward.row_heads()
     listed = result.forward.groups["zero_keys"][result.forward.tiles["group"]]
     assert (listed[tile] == zeros[head, row]).all()
@@ -200,9 +200,8 @@ def check_against_brute_force(spec: Spec) -> None:
 
 
 def check_report(spec: Spec, result: Plan, counts: np.ndarray) -> None:
-    queries, keys = spec.resolve(spec.queries), spec.resolve(spec.keys)
     if spec.is_causal:
-        counts = counts * (np.arange(*keys)[None] <= np.arange(*queries)[:, None])
+        counts = counts * np.tri(spec.seq_len, dtype=np.int64)
     numbers = _C.report(spec.native())
     assert numbers["nominal"] == counts.sum()
     assert numbers["distinct"] == (counts > 0).sum()
@@ -297,8 +296,9 @@ def test_fingerprint_depends_on_every_field() -> None:
         {"offsets": [[0, 0, 0, 0], [0, 1, 0, -1]]},
         {"is_causal": True},
         {"zero_padding": True},
-        {"queries": (0, 48)},
-        {"keys": (48, 96)},
+        {"queries": ((0, 48),)},
+        {"keys": ((48, 96),)},
+        {"keys": ((0, 24), (48, 96))},
         {"row_tile": 32},
     ]
     specs = [base, *(dataclasses.replace(base, **change) for change in others)]
@@ -372,8 +372,10 @@ def test_tiles_waste_no_more_than_promised(
         ({"offsets": [[0, 0, 0, 0], [0, 1, 2, 0]]}, "head_offsets"),
         ({"offsets": [[0, 0, 0, 0], [0, 1, -2, 0]]}, "head_offsets"),
         ({"offsets": [[0, 0, 0, 0], [0, 1, 0]]}, "head_offsets"),
-        ({"queries": (8, 4)}, "queries"),
-        ({"keys": (0, 33)}, "keys"),
+        ({"queries": ((8, 4),)}, "queries"),
+        ({"queries": ((0, 9), (8, 12))}, "queries: stretches"),
+        ({"keys": ((9, 12), (0, 8))}, "keys: stretches"),
+        ({"keys": ((0, 33),)}, "keys"),
         ({"row_tile": 0}, "row_tile"),
     ],
 )
@@ -386,7 +388,7 @@ def test_bad_specifications_are_refused_by_name(change: dict[str, object], named
 
 def test_the_longest_sequence_is_counted_without_overflow() -> None:
     n = 2**31 - 2
-    spec = Spec(n, [n, n], [1, 4], offsets=[[0], [1]], queries=(n - 1, n), directions="forward")
+    spec = Spec(n, [n, n], [1, 4], offsets=[[0], [1]], queries=((n - 1, n),), directions="forward")
     table = plan(spec).forward
     assert table.groups["columns"].tolist() == [n]
     assert sorted(table.runs["count"].tolist()) == sorted([1, n // 2, n // 4 + 1, n // 4])

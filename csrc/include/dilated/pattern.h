@@ -20,6 +20,7 @@ enum class Padding : int32_t {
 struct Range {
   int64_t begin = 0;
   int64_t end = -1;
+  bool operator==(const Range&) const = default;
 };
 
 /// Segments of `segment_length` positions, w, of which every `dilation_rate`-th, r, takes part: for
@@ -45,8 +46,10 @@ struct PatternSpec {
   int64_t kv_heads = 1;
   bool is_causal = false;
   Padding padding = Padding::kMasked;
-  Range queries;  // the rows of the query tensor; a shard of the sequence in a ring
-  Range keys;     // the rows of the key and value tensors
+  // The positions of the tensors' rows: stretches of the sequence, in its order, that don't
+  // overlap. In a ring they are a shard of it.
+  std::vector<Range> queries{Range{}};
+  std::vector<Range> keys{Range{}};  // of key and value
   int64_t row_tile = kRowTile;
   Directions directions = Directions::kBoth;  // not in the fingerprint: the header says which
 };

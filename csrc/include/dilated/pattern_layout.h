@@ -1,8 +1,8 @@
 // The pattern as the kernels read it: one array of 32-bit words, the same on the host and on a
 // device.
 //
-//   words: [ Header | class heads | span tiles | tiles | groups | runs | (the same again,
-//   transposed) ]
+//   words: [ Header | class heads | span tiles | shifts | windows | tiles | groups | runs | (the
+//   same again, transposed) ]
 //
 // Either table may be missing, which is then all zeros in the header, or they may be one.
 //
@@ -11,10 +11,16 @@
 // *tile* is up to `row_tile` rows of one group, placed at an origin; the kernels loop over tiles,
 // and within a tile over the runs of its columns.
 //
+// Lists hold *positions*, which masks and dropout compare. Where a row lies in its tensor, its
+// *place*, is another number: the tensor holds stretches of the sequence one after another, and
+// place = position + the stretch's shift. All rows of a tile lie in one stretch; each run of its
+// columns says in which of the stretches that the tile meets it lies.
+//
 // In the forward table rows are queries and columns are keys; in the transposed one (the
 // backward's) rows are keys and columns are queries. Lists hold no causal mask: a causal kernel
 // drops the columns after the last row of its tile (forward) or before the first (transposed), and
-// compares positions in what straddles.
+// compares positions in what straddles. Where rows of a tile see different columns of its list for
+// another reason, each has a *window*.
 #pragma once
 
 #include <cstddef>
@@ -33,7 +39,8 @@ struct Run {
   int32_t start;
   int32_t stride;
   int32_t count;
-  uint16_t multiplicity;  // branches that hold each (row, column) pair; 1 in row lists
+  uint8_t multiplicity;  // branches that hold each (row, column) pair; 1 in row lists
+  uint8_t stretch;       // of columns, counted from Tile::first_stretch; 0 in row lists
   uint16_t head;  // which of the column heads that share the row's head; 0 except transposed with
                   // grouped heads
 };
@@ -54,6 +61,16 @@ struct Tile {
   int32_t origin;
   int32_t first_row;
   int32_t rows;
+  int32_t row_shift;      // place - position of its rows
+  int32_t first_stretch;  // index into Table::shifts_at, which Run::stretch counts from
+  int32_t first_window;   // index into Table::windows_at: that of first_row; the next rows' follow.
+                          // -1: rows see all columns
+  int32_t reserved;
+};
+
+/// The columns that a row sees: those at first <= position <= last.
+struct Window {
+  int32_t first, last;
 };
 
 /// One direction. Offsets count words from the start of the pattern and are multiples of 4 (16
@@ -63,7 +80,7 @@ struct Table {
   int32_t max_class_heads;  // heads in the largest class
   int32_t spans;  // stretches of the sequence that no branch's segment crosses: nothing in one
                   // meets another
-  int32_t tiles, groups, runs;
+  int32_t tiles, groups, runs, stretches, windows;
   int32_t class_heads_at;  // int32[classes + 1] prefix sums, then the heads (KV heads when
                            // transposed), class by class
   int32_t span_tiles_at;   // int32[spans + 1]: tiles of span s begin at [s]
@@ -71,6 +88,8 @@ struct Table {
                            // shorter), then class
   int32_t groups_at;       // Group[groups]
   int32_t runs_at;         // Run[runs]
+  int32_t shifts_at;       // int32[stretches]: place - position of the columns in each stretch
+  int32_t windows_at;      // Window[windows]
   int32_t reserved;
 };
 
@@ -82,12 +101,12 @@ struct Header {
   uint32_t fingerprint[2];  // hash of the specification
   int32_t seq_len, heads, kv_heads, row_tile;
   int32_t is_causal, branches;
-  int32_t query_begin, query_end;  // positions of the first query row and past the last one
-  int32_t key_begin, key_end;
+  int32_t queries, keys;  // rows of the tensors
+  int32_t reserved[2];
   uint32_t checksum[2];  // of all words, these two as zeros
   Table forward, transposed;
 };
-static_assert(sizeof(Run) == 16 && sizeof(Group) == 32 && sizeof(Tile) == 16 &&
+static_assert(sizeof(Run) == 16 && sizeof(Group) == 32 && sizeof(Tile) == 32 &&
               sizeof(Header) % 16 == 0);
 
 /// The tables that the pattern has, as the bits of Directions (pattern.h).
@@ -136,6 +155,10 @@ struct TableView {
   }
   DILATED_HOST_DEVICE const Run* runs() const {
     return reinterpret_cast<const Run*>(words + table->runs_at);
+  }
+  DILATED_HOST_DEVICE const int32_t* shifts() const { return words + table->shifts_at; }
+  DILATED_HOST_DEVICE const Window* windows() const {
+    return reinterpret_cast<const Window*>(words + table->windows_at);
   }
 };
 

@@ -84,8 +84,10 @@ void for_joined_tiles(const TableView& table, int32_t begin, int32_t end, int64_
     Tile joined = table.tiles()[begin];
     for (++begin; begin < end; ++begin) {
       const Tile& next = table.tiles()[begin];
-      const bool follows = next.group == joined.group && next.origin == joined.origin &&
-                           next.first_row == joined.first_row + joined.rows;
+      const bool follows =
+          next.group == joined.group && next.origin == joined.origin &&
+          next.first_row == joined.first_row + joined.rows &&
+          (joined.first_window < 0 || next.first_window == joined.first_window + joined.rows);
       if (!follows) {
         break;
       }

@@ -10,12 +10,11 @@ template <typename Element>
 struct BackwardKeysTile : BackwardTile<Element> {
   using Base = BackwardTile<Element>;
   using T = typename Base::T;
-  using Base::args, Base::head_dim, Base::header, Base::padded, Base::s, Base::scale,
-      Base::shared_by, Base::task;
+  using Base::args, Base::head_dim, Base::padded, Base::s, Base::scale, Base::shared_by, Base::task;
 
   const QuerySums& sums;
-  int summed = 0;   // columns whose dQ is not yet added to the sums
-  T* rows[kChunk];  // where it goes
+  int summed = 0;       // columns whose dQ is not yet added to the sums
+  T* sum_rows[kChunk];  // where it goes
 
   BackwardKeysTile(const BackwardArgs& args, const TileTask& task, const QuerySums& sums,
                    BackwardScratch<T>& scratch)
@@ -25,7 +24,7 @@ struct BackwardKeysTile : BackwardTile<Element> {
     Lanes<T>& lanes = s.panels.lanes[panel];
     const BackwardPanel<T>& packed = s.packed[panel];
     for (int lane = 0; lane < lanes.rows; ++lane) {
-      const int64_t row = lanes.position[lane] - header.key_begin;
+      const int64_t row = lanes.position[lane] + task.tile.row_shift;
       const Element* key = row_at<Element>(args.key, task.batch, row, task.head);
       pack_lane(packed.left, lane, key, head_dim, T{1});
       pack_lane(packed.right, lane, row_at<Element>(args.value, task.batch, row, task.head),
@@ -37,22 +36,19 @@ struct BackwardKeysTile : BackwardTile<Element> {
     }
   }
 
-  void fill(const Stretch& stretch, int column) {
+  void fill(const RunPart& part, int column) {
     add_sums();
-    const int64_t head = task.head * shared_by + stretch.head;
-    const int64_t row = stretch.first - header.query_begin;
-    Base::gather(args.query, row, head, stretch, column, s.column_left, scale);
-    Base::gather(args.grad_out, row, head, stretch, column, s.column_right);
-    const MutableRows sum_rows{sums.data, sums.strides};
-    for (int j = 0; j < stretch.count; ++j) {
-      const int32_t position = stretch.first + stretch.stride * j;
-      const int64_t at = Base::statistics_at(head, position);
+    const int64_t head = task.head * shared_by + part.head;
+    Base::gather(args.query, head, part, column, s.column_left, scale);
+    Base::gather(args.grad_out, head, part, column, s.column_right);
+    const MutableRows to{sums.data, sums.strides};
+    for (int j = 0; j < part.count; ++j) {
+      const int64_t row = part.place + part.stride * j;
+      const int64_t at = Base::statistics_at(head, row);
       s.columns.lse[column + j] = Base::query_lse(at);
       s.columns.delta[column + j] = Base::query_delta(at);
-      s.columns.hash[column + j] = Base::query_hash(head, position);
-      rows[column + j] = sums.data == nullptr
-                             ? nullptr
-                             : row_at<T>(sum_rows, task.batch, position - header.query_begin, head);
+      s.columns.hash[column + j] = Base::query_hash(head, part.first + part.stride * j);
+      sum_rows[column + j] = sums.data == nullptr ? nullptr : row_at<T>(to, task.batch, row, head);
     }
   }
 
@@ -77,7 +73,7 @@ struct BackwardKeysTile : BackwardTile<Element> {
   void add_sums() {
     for (int c = 0; c < summed; ++c) {
       const T* from = s.query_sum + c * padded;
-      T* __restrict to = rows[c];
+      T* __restrict to = sum_rows[c];
       for (int64_t d = 0; d < head_dim; ++d) {
         to[d] += from[d];
       }
@@ -89,7 +85,7 @@ struct BackwardKeysTile : BackwardTile<Element> {
     add_sums();
     const Lanes<T>& lanes = s.panels.lanes[panel];
     for (int lane = 0; lane < lanes.rows; ++lane) {
-      const int64_t row = lanes.position[lane] - header.key_begin;
+      const int64_t row = lanes.position[lane] + task.tile.row_shift;
       Base::write_row(args.grad_key, row, s.packed[panel].grad_left, lane, T{1});
       Base::write_row(args.grad_value, row, s.packed[panel].grad_right, lane, T{1});
     }

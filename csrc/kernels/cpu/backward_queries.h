@@ -9,7 +9,7 @@ template <typename Element>
 struct BackwardQueriesTile : BackwardTile<Element> {
   using Base = BackwardTile<Element>;
   using T = typename Base::T;
-  using Base::args, Base::head_dim, Base::header, Base::s, Base::scale, Base::shared_by, Base::task;
+  using Base::args, Base::head_dim, Base::s, Base::scale, Base::shared_by, Base::task;
 
   BackwardQueriesTile(const BackwardArgs& args, const TileTask& task, BackwardScratch<T>& scratch)
       : Base{args, task, PatternView{args.pattern}.forward(), false, scratch} {}
@@ -18,26 +18,25 @@ struct BackwardQueriesTile : BackwardTile<Element> {
     Lanes<T>& lanes = s.panels.lanes[panel];
     for (int lane = 0; lane < lanes.rows; ++lane) {
       const int32_t position = lanes.position[lane];
-      const int64_t row = position - header.query_begin;
+      const int64_t row = position + task.tile.row_shift;
       pack_lane(s.packed[panel].left, lane, row_at<Element>(args.query, task.batch, row, task.head),
                 head_dim, scale);
       pack_lane(s.packed[panel].right, lane,
                 row_at<Element>(args.grad_out, task.batch, row, task.head), head_dim, T{1});
-      const int64_t at = Base::statistics_at(task.head, position);
+      const int64_t at = Base::statistics_at(task.head, row);
       lanes.lse[lane] = Base::query_lse(at);
       lanes.delta[lane] = Base::query_delta(at);
       lanes.hash[lane] = Base::query_hash(task.head, position);
     }
   }
 
-  void fill(const Stretch& stretch, int column) {
-    const int64_t row = stretch.first - header.key_begin;
+  void fill(const RunPart& part, int column) {
     const int64_t kv_head = task.head / shared_by;
-    Base::gather(args.key, row, kv_head, stretch, column, s.column_left);
-    Base::gather(args.value, row, kv_head, stretch, column, s.column_right);
-    for (int j = 0; j < stretch.count; ++j) {
+    Base::gather(args.key, kv_head, part, column, s.column_left);
+    Base::gather(args.value, kv_head, part, column, s.column_right);
+    for (int j = 0; j < part.count; ++j) {
       s.columns.lse[column + j] = s.columns.delta[column + j] = 0;
-      s.columns.hash[column + j] = Base::key_hash(stretch.first + stretch.stride * j);
+      s.columns.hash[column + j] = Base::key_hash(part.first + part.stride * j);
     }
   }
 
@@ -49,7 +48,7 @@ struct BackwardQueriesTile : BackwardTile<Element> {
   void finish(int panel) {
     const Lanes<T>& lanes = s.panels.lanes[panel];
     for (int lane = 0; lane < lanes.rows; ++lane) {
-      const int64_t row = lanes.position[lane] - header.query_begin;
+      const int64_t row = lanes.position[lane] + task.tile.row_shift;
       Base::write_row(args.grad_query, row, s.packed[panel].grad_left, lane, scale);
     }
   }

@@ -71,7 +71,8 @@ template <typename T, bool kMasked, bool kDropped>
 inline void differentiate_vector(BackwardScratch<T>& s, int panel, int lane, const DropRule& rule) {
   const Columns<T>& columns = s.columns;
   const Lanes<T>& lanes = s.panels.lanes[panel];
-  const auto order = load_as<IntVector<T>>(lanes.order + lane);
+  const auto first = load_as<IntVector<T>>(lanes.first + lane);
+  const auto last = load_as<IntVector<T>>(lanes.last + lane);
   const auto hash = load_as<HashVector<T>>(lanes.hash + lane);
   const Vector<T> lane_lse = load(lanes.lse + lane);
   const Vector<T> lane_delta = load(lanes.delta + lane);
@@ -83,7 +84,7 @@ inline void differentiate_vector(BackwardScratch<T>& s, int panel, int lane, con
         softmax_weight<T>(logit_of<T>(load(score), columns.bias[c]), lane_lse + columns.lse[c]);
     Vector<T> grad = load(gradient);
     if constexpr (kMasked) {
-      p = masked<T>(p, order, columns.order[c], Vector<T>{});
+      p = masked<T>(p, first, last, columns.position[c], Vector<T>{});
     }
     Vector<T> dropped = p;
     if constexpr (kDropped) {
@@ -121,8 +122,8 @@ struct BackwardTile {
   const bool over_keys;
   BackwardScratch<T>& s;
 
-  const Header& header = PatternView{args.pattern}.header();
   const Group& group = table.groups()[task.tile.group];
+  const RowList rows{table, group, task.tile, args.is_causal, over_keys};
   const int64_t head_dim = args.head_dim;
   const int64_t padded = BackwardScratch<T>::padded(head_dim);
   const int64_t shared_by = args.heads / args.kv_heads;
@@ -130,8 +131,8 @@ struct BackwardTile {
   const DropRule rule{dropout_threshold(args.dropout.probability), 1 / args.dropout.kept};
 
   /// The row's number in [batch, heads, queries], as lse and delta are laid out.
-  int64_t statistics_at(int64_t head, int32_t position) const {
-    return (task.batch * args.heads + head) * args.queries + position - header.query_begin;
+  int64_t statistics_at(int64_t head, int64_t row) const {
+    return (task.batch * args.heads + head) * args.queries + row;
   }
 
   T query_lse(int64_t at) const { return weight_lse(static_cast<const T*>(args.lse)[at]); }
@@ -145,10 +146,10 @@ struct BackwardTile {
 
   static uint32_t key_hash(int32_t position) { return static_cast<uint32_t>(position) * kKeyHash; }
 
-  void gather(const Rows& rows, int64_t row, int64_t head, const Stretch& stretch, int column,
-              T* to, T factor = T{1}) const {
-    gather_rows(to + column * head_dim, row_at<Element>(rows, task.batch, row, head),
-                rows.strides.row * stretch.stride, stretch.count, head_dim, factor);
+  void gather(const Rows& from, int64_t head, const RunPart& part, int column, T* to,
+              T factor = T{1}) const {
+    gather_rows(to + column * head_dim, row_at<Element>(from, task.batch, part.place, head),
+                from.strides.row * part.stride, part.count, head_dim, factor);
   }
 
   /// Zeros in the panel's matrices: what rows do not fill must be finite.
@@ -176,10 +177,10 @@ struct BackwardTile {
   }
 
   /// Row <- column `lane` of a panel * factor, of task.head.
-  void write_row(const MutableRows& rows, int64_t row, const T* panel, int lane, T factor) const {
+  void write_row(const MutableRows& to, int64_t row, const T* panel, int lane, T factor) const {
     args.is_partial
-        ? unpack_lane(row_at<T>(rows, task.batch, row, task.head), panel, lane, head_dim, factor)
-        : unpack_lane(row_at<Element>(rows, task.batch, row, task.head), panel, lane, head_dim,
+        ? unpack_lane(row_at<T>(to, task.batch, row, task.head), panel, lane, head_dim, factor)
+        : unpack_lane(row_at<Element>(to, task.batch, row, task.head), panel, lane, head_dim,
                       factor);
   }
 
@@ -187,13 +188,12 @@ struct BackwardTile {
   template <typename Start, typename Fill, typename Process, typename Finish>
   void run(Start start, Fill fill, Process process, Finish finish) {
     for (int32_t first = 0; first < task.tile.rows; first += kPanels * kPanelRows) {
-      s.panels.place(table, group, task.tile, first, over_keys);
+      s.panels.place(rows, first);
       for (int panel = 0; panel < s.panels.count; ++panel) {
         clear_panel(panel);
         start(panel);
       }
-      for_each_chunk(table, group, task.tile.origin, s.panels, s.columns, args.is_causal, over_keys,
-                     fill, process);
+      for_each_chunk(rows, s.panels, s.columns, fill, process);
       for (int panel = 0; panel < s.panels.count; ++panel) {
         finish(panel);
       }
@@ -211,7 +211,7 @@ BackwardScratch<T>& backward_scratch(void* scratch, int64_t head_dim) {
 template <typename Tile>
 void run_backward(Tile tile) {
   tile.run([&](int panel) { tile.start(panel); },
-           [&](const Stretch& stretch, int column) { tile.fill(stretch, column); },
+           [&](const RunPart& part, int column) { tile.fill(part, column); },
            [&](int panel, const Sight& sight) { tile.process(panel, sight); },
            [&](int panel) { tile.finish(panel); });
 }

@@ -8,9 +8,8 @@
 
 namespace dilated::kernels::cpu::DILATED_ISA {
 
-inline constexpr int kChunk = 192;  // columns at a time; a multiple of kBlockRows
-inline constexpr int kStraddleChunk =
-    32;  // likewise where the causal mask cuts through: fewer pairs in vain
+inline constexpr int kChunk = 192;         // columns at a time; a multiple of kBlockRows
+inline constexpr int kStraddleChunk = 32;  // likewise where masks cut through: fewer pairs in vain
 
 // dropout_keeps() mixes row key ^ key position * this.
 inline constexpr uint32_t kKeyHash = 0x9e3779b9u;
@@ -20,8 +19,8 @@ template <typename T>
 struct Columns {
   using Int = typename Simd<T>::Int;
   int count;
-  Int lowest, highest;  // order
-  alignas(64) Int order[kChunk];
+  int32_t lowest, highest;  // position
+  alignas(64) Int position[kChunk];
   alignas(64) uint32_t hash[kChunk];
   alignas(64) T bias[kChunk];   // log of the multiplicity: logit = score + bias
   alignas(64) T lse[kChunk];    // of queries: subtracted from logits
@@ -30,54 +29,59 @@ struct Columns {
   void clear() {
     count = 0;
     lowest = kLastPosition;
-    highest = -Int{kLastPosition};
+    highest = 0;
   }
-  void set_order(int column, Int value) {
-    order[column] = value;
+  void set_position(int column, int32_t value) {
+    position[column] = value;
     lowest = value < lowest ? value : lowest;
     highest = value > highest ? value : highest;
   }
 };
 
-/// Part of one run: positions first + stride * j, 0 <= j < count.
-struct Stretch {
+/// Part of one run: positions first + stride * j, 0 <= j < count, and as many places, which begin
+/// at `place`.
+struct RunPart {
   int32_t first, stride, count;
+  int32_t place;
   int32_t head;
   int32_t multiplicity;
 };
 
-/// Walks the columns of a group at from <= position <= to, a stretch of at most `room` at a time.
+/// Walks the columns of a tile at window.first <= position <= window.last, a part of at most `room`
+/// at a time.
 class ColumnWalk {
  public:
-  ColumnWalk(const TableView& table, const Group& group, int32_t origin, int32_t from, int32_t to)
-      : run_(table.runs() + group.column_runs),
-        end_(run_ + group.column_run_count),
-        origin_(origin),
-        from_(from),
-        to_(to) {
+  ColumnWalk(const RowList& list, const Window& window)
+      : run_(list.table.runs() + list.group.column_runs),
+        end_(run_ + list.group.column_run_count),
+        shifts_(list.table.shifts() + list.tile.first_stretch),
+        origin_(list.tile.origin),
+        window_(window) {
     enter();
   }
 
   bool done() const { return run_ == end_; }
 
-  Stretch next(int32_t room) {
+  RunPart next(int32_t room) {
     const int32_t left = stop_ - at_;
-    const Stretch stretch{origin_ + run_->start + run_->stride * at_, run_->stride,
-                          left < room ? left : room, run_->head, run_->multiplicity};
-    at_ += stretch.count;
+    const int32_t first = origin_ + run_->start + run_->stride * at_;
+    const RunPart part{
+        first,      run_->stride,      left < room ? left : room, first + shifts_[run_->stretch],
+        run_->head, run_->multiplicity};
+    at_ += part.count;
     if (at_ == stop_) {
       ++run_;
       enter();
     }
-    return stretch;
+    return part;
   }
 
  private:
   /// Stops at the first run, from run_ on, that has a column to give.
   void enter() {
     for (; run_ != end_; ++run_) {
-      at_ = count_through(*run_, origin_, from_ - 1);
-      stop_ = count_through(*run_, origin_, to_);
+      at_ = count_through(*run_, origin_, window_.first - 1);
+      stop_ = count_through(*run_, origin_, window_.last);
       if (at_ < stop_) {
         return;
       }
@@ -86,7 +90,9 @@ class ColumnWalk {
 
   const Run* run_;
   const Run* end_;
-  int32_t origin_, from_, to_;
+  const int32_t* shifts_;
+  int32_t origin_;
+  Window window_;
   int32_t at_ = 0, stop_ = 0;
 };
 
@@ -97,50 +103,57 @@ struct Sight {
 };
 
 template <typename T>
-inline Sight sight_of(const Lanes<T>& lanes, const Columns<T>& columns, bool causal) {
-  Sight sight{0, lanes.vectors, causal && columns.highest > lanes.lowest};
-  if (sight.masked) {
-    while (sight.begin < sight.end && lanes.highest[sight.begin] < columns.lowest) {
-      ++sight.begin;
-    }
-    while (sight.begin < sight.end && lanes.highest[sight.end - 1] < columns.lowest) {
-      --sight.end;
-    }
+inline Sight sight_of(const Lanes<T>& lanes, const Columns<T>& columns) {
+  const Window& all = lanes.windows.all;
+  Sight sight{0, lanes.vectors, columns.lowest < all.first || columns.highest > all.last};
+  const auto is_blind = [&](int vector) {
+    const Window& some = lanes.vector_windows[vector].some;
+    return some.last < columns.lowest || some.first > columns.highest;
+  };
+  while (sight.masked && sight.begin < sight.end && is_blind(sight.begin)) {
+    ++sight.begin;
+  }
+  while (sight.masked && sight.begin < sight.end && is_blind(sight.end - 1)) {
+    --sight.end;
   }
   return sight;
 }
 
-/// Cuts the columns that the panels may see to chunks. fill(stretch, column) loads a stretch at
+/// Cuts the columns that the panels may see to chunks. fill(part, column) loads a part of a run at
 /// that place of the chunk; process(panel, sight) computes.
 template <typename T, typename Fill, typename Process>
-inline void for_each_chunk(const TableView& table, const Group& group, int32_t origin,
-                           const Panels<T>& panels, Columns<T>& columns, bool causal, bool reversed,
+inline void for_each_chunk(const RowList& list, const Panels<T>& panels, Columns<T>& columns,
                            Fill fill, Process process) {
+  const auto& [some, all] = panels.windows;
+  const bool has_common = all.first <= all.last;
   // What every row sees, then what only some do.
   struct {
-    int32_t from, to, room;
-  } const passes[2] = {{causal && reversed ? panels.high : 0,
-                        causal && !reversed ? panels.low : kLastPosition, kChunk},
-                       {reversed ? panels.low : panels.low + 1,
-                        reversed ? panels.high - 1 : panels.high, kStraddleChunk}};
-  for (int pass = 0; pass < (causal ? 2 : 1); ++pass) {
-    ColumnWalk walk(table, group, origin, passes[pass].from, passes[pass].to);
+    Window window;
+    int32_t room;
+  } const passes[3] = {
+      {has_common ? all : Window{some.first, some.last}, has_common ? kChunk : kStraddleChunk},
+      {{some.first, all.first - 1}, kStraddleChunk},
+      {{all.last + 1, some.last}, kStraddleChunk}};
+  for (int pass = 0; pass < (has_common ? 3 : 1); ++pass) {
+    if (passes[pass].window.first > passes[pass].window.last) {
+      continue;
+    }
+    ColumnWalk walk(list, passes[pass].window);
     while (!walk.done()) {
       columns.clear();
       while (!walk.done() && columns.count < passes[pass].room) {
-        const Stretch stretch = walk.next(passes[pass].room - columns.count);
+        const RunPart part = walk.next(passes[pass].room - columns.count);
         const T bias =
-            stretch.multiplicity == 1 ? T{0} : static_cast<T>(__builtin_log(stretch.multiplicity));
-        for (int j = 0; j < stretch.count; ++j) {
-          const int32_t position = stretch.first + stretch.stride * j;
+            part.multiplicity == 1 ? T{0} : static_cast<T>(__builtin_log(part.multiplicity));
+        for (int j = 0; j < part.count; ++j) {
           columns.bias[columns.count + j] = bias;
-          columns.set_order(columns.count + j, reversed ? -position : position);
+          columns.set_position(columns.count + j, part.first + part.stride * j);
         }
-        fill(stretch, columns.count);
-        columns.count += stretch.count;
+        fill(part, columns.count);
+        columns.count += part.count;
       }
       for (int panel = 0; panel < panels.count; ++panel) {
-        const Sight sight = sight_of(panels.lanes[panel], columns, causal);
+        const Sight sight = sight_of(panels.lanes[panel], columns);
         if (sight.begin < sight.end) {
           process(panel, sight);
         }

@@ -52,11 +52,12 @@ template <typename T, bool kMasked>
 inline void softmax_vector(ForwardScratch<T>& s, int panel, int lane, int64_t head_dim) {
   const Columns<T>& columns = s.columns;
   ForwardPanel<T>& sums = s.sums[panel];
-  const auto order = load_as<IntVector<T>>(s.panels.lanes[panel].order + lane);
+  const auto first = load_as<IntVector<T>>(s.panels.lanes[panel].first + lane);
+  const auto last = load_as<IntVector<T>>(s.panels.lanes[panel].last + lane);
   const Vector<T> minus_infinity = Vector<T>{} - static_cast<T>(__builtin_inf());
   const auto logit = [&](int c) {
     const Vector<T> x = logit_of<T>(load(s.scores + c * kPanelRows + lane), columns.bias[c]);
-    return kMasked ? masked<T>(x, order, columns.order[c], minus_infinity) : x;
+    return kMasked ? masked<T>(x, first, last, columns.position[c], minus_infinity) : x;
   };
   const Vector<T> before = load(sums.highest + lane);
   Vector<T> highest = before;
@@ -95,9 +96,9 @@ struct ForwardTile {
   const TileTask& task;
   ForwardScratch<T>& s;
 
-  const Header& header = PatternView{args.pattern}.header();
   const TableView table = PatternView{args.pattern}.forward();
   const Group& group = table.groups()[task.tile.group];
+  const RowList rows{table, group, task.tile, args.is_causal, /*over_keys=*/false};
   const int64_t head_dim = args.head_dim;
   const int64_t kv_head = task.head / (args.heads / args.kv_heads);
   const uint32_t threshold = dropout_threshold(args.dropout.probability);
@@ -114,7 +115,7 @@ struct ForwardTile {
       sums.total[lane] = static_cast<T>(group.zero_keys);
     }
     for (int lane = 0; lane < lanes.rows; ++lane) {
-      const int64_t row = lanes.position[lane] - header.query_begin;
+      const int64_t row = lanes.position[lane] + task.tile.row_shift;
       pack_lane(sums.queries, lane, row_at<Element>(args.query, task.batch, row, task.head),
                 head_dim, static_cast<T>(scale));
       if (threshold != 0) {
@@ -124,17 +125,15 @@ struct ForwardTile {
     }
   }
 
-  void fill(const Stretch& stretch, int column) {
-    const int64_t row = stretch.first - header.key_begin;
+  void fill(const RunPart& part, int column) {
     const auto gather = [&](const Rows& rows, T* to) {
-      gather_rows(to + column * head_dim, row_at<Element>(rows, task.batch, row, kv_head),
-                  rows.strides.row * stretch.stride, stretch.count, head_dim, T{1});
+      gather_rows(to + column * head_dim, row_at<Element>(rows, task.batch, part.place, kv_head),
+                  rows.strides.row * part.stride, part.count, head_dim, T{1});
     };
     gather(args.key, s.keys);
     gather(args.value, s.values);
-    for (int j = 0; j < stretch.count; ++j) {
-      s.columns.hash[column + j] =
-          static_cast<uint32_t>(stretch.first + stretch.stride * j) * kKeyHash;
+    for (int j = 0; j < part.count; ++j) {
+      s.columns.hash[column + j] = static_cast<uint32_t>(part.first + part.stride * j) * kKeyHash;
     }
   }
 
@@ -163,7 +162,7 @@ struct ForwardTile {
     const T kept = static_cast<T>(args.dropout.kept);
     const T minus_infinity = -static_cast<T>(__builtin_inf());
     for (int lane = 0; lane < lanes.rows; ++lane) {
-      const int64_t row = lanes.position[lane] - header.query_begin;
+      const int64_t row = lanes.position[lane] + task.tile.row_shift;
       const T total = sums.total[lane];
       const bool empty = total == 0;
       const T block_lse =
@@ -186,13 +185,12 @@ struct ForwardTile {
 
   void run() {
     for (int32_t first = 0; first < task.tile.rows; first += kPanels * kPanelRows) {
-      s.panels.place(table, group, task.tile, first, false);
+      s.panels.place(rows, first);
       for (int panel = 0; panel < s.panels.count; ++panel) {
         start_panel(panel);
       }
       for_each_chunk(
-          table, group, task.tile.origin, s.panels, s.columns, args.is_causal, false,
-          [&](const Stretch& stretch, int column) { fill(stretch, column); },
+          rows, s.panels, s.columns, [&](const RunPart& part, int column) { fill(part, column); },
           [&](int panel, const Sight& sight) { process(panel, sight); });
       for (int panel = 0; panel < s.panels.count; ++panel) {
         args.is_partial ? write_panel<T>(panel) : write_panel<Element>(panel);

@@ -18,12 +18,11 @@ template <typename T>
   return score + bias;
 }
 
-/// The causal mask: x where the pair exists, which the orders of lanes.h say, else `hidden`.
+/// x where the row sees the column, which lies in its window (lanes.h), else `hidden`.
 template <typename T>
-[[gnu::always_inline]] inline Vector<T> masked(Vector<T> x, IntVector<T> lane_order,
-                                               typename Simd<T>::Int column_order,
-                                               Vector<T> hidden) {
-  return lane_order >= column_order ? x : hidden;
+[[gnu::always_inline]] inline Vector<T> masked(Vector<T> x, IntVector<T> first, IntVector<T> last,
+                                               typename Simd<T>::Int column, Vector<T> hidden) {
+  return (first <= column) & (column <= last) ? x : hidden;
 }
 
 /// exp(logit - lse), at most 1, however the two were rounded.

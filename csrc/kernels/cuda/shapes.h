@@ -10,8 +10,8 @@ constexpr size_t round_up(size_t bytes, size_t multiple) {
   return (bytes + multiple - 1) / multiple * multiple;
 }
 
-constexpr size_t key_list_bytes(int32_t keys) { return 8 * size_t(keys) + 16; }
-constexpr size_t row_list_bytes(int32_t rows) { return 8 * size_t(rows); }
-inline constexpr size_t kCursorBytes = 48;
+constexpr size_t key_list_bytes(int32_t keys) { return 12 * size_t(keys) + 16; }
+constexpr size_t row_list_bytes(int32_t rows) { return 4 * size_t(rows) + 16; }
+inline constexpr size_t kCursorBytes = 64;
 
 }  // namespace dilated::kernels::cuda

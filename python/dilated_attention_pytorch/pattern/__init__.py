@@ -16,7 +16,7 @@ from .caches.statistics import CacheStatistics, TieredCacheStatistics
 from .caches.tiered.cache import TieredPatternCache
 from .limits import max_pattern_bytes, set_max_pattern_bytes
 from .offsets import HeadOffsets, head_group_offsets
-from .pattern import Pattern, PatternSpec
+from .pattern import Directions, Pattern, PatternSpec
 from .planned import (
     PlannedPatternCounts,
     clear_planned_patterns,
@@ -28,6 +28,7 @@ __all__ = [
     "BasePatternCache",
     "Branch",
     "CacheStatistics",
+    "Directions",
     "HeadOffsets",
     "Padding",
     "Pattern",

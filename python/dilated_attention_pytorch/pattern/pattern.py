@@ -52,6 +52,8 @@ class PatternSpec(NamedTuple):
             "branches": [_C.Branch(*branch, list(offsets)) for branch, offsets in branches],
             "padding": _C.Padding.__members__[self.padding],
             "directions": _C.Directions.__members__[self.directions],
+            "queries": [self.queries],
+            "keys": [self.keys],
         }
         del fields["head_offsets"]
         return _C.PatternSpec(**fields)

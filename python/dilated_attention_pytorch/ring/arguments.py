@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..pattern import Padding, Pattern, PatternSpec, make_branches
+from ..pattern import Directions, Padding, Pattern, PatternSpec, make_branches
 from .plans.choose_strategy import Sizes, check_strategy, choose_strategy
 from .strategies.call import Call, Results, wide_dtype
 
@@ -31,7 +31,10 @@ class Arguments:
     strategy: str = "auto"
 
 
-def make_call(query: Tensor, key: Tensor, arguments: Arguments, size: int) -> Call:
+def make_call(
+    query: Tensor, key: Tensor, arguments: Arguments, reads: Directions, size: int
+) -> Call:
+    """reads: the tables that the call, and those that come of it, read of its patterns."""
     batch, rows, heads, head_dim = query.shape
     lengths = arguments.shard_lengths
     shard_lengths = (rows,) * size if lengths is None else tuple(lengths)
@@ -44,6 +47,7 @@ def make_call(query: Tensor, key: Tensor, arguments: Arguments, size: int) -> Ca
         key.size(2),
         arguments.is_causal,
         arguments.padding,
+        directions=reads,
     )
     Pattern.check(spec)
     strategy = arguments.strategy
@@ -61,7 +65,9 @@ def make_call(query: Tensor, key: Tensor, arguments: Arguments, size: int) -> Ca
     )
 
 
-def identity_of(query: Tensor, key: Tensor, value: Tensor, arguments: Arguments) -> Hashable:
+def identity_of(
+    query: Tensor, key: Tensor, value: Tensor, arguments: Arguments
+) -> tuple[Hashable, ...]:
     """Equal for calls that need no more checks once one was agreed on: this rank's side of it."""
     offsets, seed = arguments.head_offsets, arguments.dropout_seed
     lengths = arguments.shard_lengths

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..ops.ring_attention import register_ring_attention
+from ..pattern import Directions
 from .arguments import (
     Arguments,
     check_call,
@@ -91,11 +92,13 @@ def _begin(
     comm = Communicator(arguments.group_name)
     with comm.refusing():
         check_offsets(arguments.head_offsets)
-        kind = identity_of(query, key, value, arguments)
+        is_differentiated = any(x.requires_grad for x in (query, key, value))
+        reads: Directions = "both" if name == "backward" or is_differentiated else "forward"
+        kind = (*identity_of(query, key, value, arguments), reads)
         known: _Known | None = comm.agreed(kind)
         is_new = known is None
         if known is None:
-            known = _check_and_plan(query, key, value, arguments, comm)
+            known = _check_and_plan(query, key, value, arguments, reads, comm)
         if results is not None:
             check_results(query, results)
     if is_new:
@@ -107,11 +110,16 @@ def _begin(
 
 
 def _check_and_plan(
-    query: Tensor, key: Tensor, value: Tensor, arguments: Arguments, comm: Communicator
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    arguments: Arguments,
+    reads: Directions,
+    comm: Communicator,
 ) -> _Known:
     """Raises ValueError for whatever is wrong with the call."""
     check_call(query, key, value, arguments, comm.rank, comm.size)
-    call = make_call(query, key, arguments, comm.size)
+    call = make_call(query, key, arguments, reads, comm.size)
     plan = plan_all_to_all if call.strategy == "all_to_all" else plan_ring
     plan(call, comm.rank)
     fields = fields_of(query, key, value, arguments)

@@ -37,33 +37,16 @@ __device__ void take_item(const BackwardCall& call, const PatternView& pattern,
     is_found =
         find_work(table, item, call.args.batch, work) && work.tile.first_row % Shape::kKeys == 0;
   }
-  constexpr int kPerLane = Shape::kKeys / 32;
-  Column keys[kPerLane];
-  ColumnCursor rows(table.runs() + work.group.row_runs, work.group.row_run_count, work.tile.origin);
-  rows.read(work.tile.first_row, keys);
-  BackwardItem item{};
-  item.work = work;
-  item.lowest = INT_MAX;
-  item.highest = INT_MIN;
-#pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    memory.key_position[i * 32 + lane] = keys[i].position;
-    item.lowest = min(item.lowest, keys[i].position);
-    item.highest = max(item.highest, keys[i].position);
+  read_rows(table, work, 1, memory.keys);
+  __syncwarp();
+  BackwardItem item{work, work.group.columns, Windows{}};
+  if (has_windows(work, call.args)) {
+    item.windows = windows_of(memory.keys, call.args.is_causal, /*over_keys=*/true);
+    item.columns = count_columns(table, work, item.windows.some);
   }
-  item.lowest = call.args.is_causal ? __reduce_min_sync(kAllLanes, item.lowest) : INT_MIN;
-  item.highest = __reduce_max_sync(kAllLanes, item.highest);
-  item.rows = min(work.group.rows - work.tile.first_row, Shape::kKeys);
-  const Run* runs = table.runs() + work.group.column_runs;
-  item.columns = call.args.is_causal ? count_columns(runs, work.group.column_run_count,
-                                                     work.tile.origin, item.lowest, INT_MAX)
-                                     : work.group.columns;
-  item.query_begin = pattern.header().query_begin;
-  item.key_begin = pattern.header().key_begin;
   memory.item = item;
   memory.is_done = 0;
-  *reinterpret_cast<ColumnCursor*>(memory.cursor) =
-      ColumnCursor(runs, work.group.column_run_count, work.tile.origin, item.lowest, INT_MAX);
+  *reinterpret_cast<ColumnCursor*>(memory.cursor) = cursor_of(table, work, item.windows.some);
 }
 
 /// One warp, any: lists the queries of a tile. Tiles must be listed in order.
@@ -71,7 +54,7 @@ template <typename Shape>
 __device__ void list_queries(const BackwardCall& call, BackwardMemory<Shape>& memory,
                              int32_t tile) {
   ColumnCursor cursor = *reinterpret_cast<const ColumnCursor*>(memory.cursor);
-  read_columns(call, memory.item, tile * Shape::kQueries, memory.item.rows < Shape::kKeys, cursor,
+  read_columns(call, memory.item, tile * Shape::kQueries, memory.keys.count < Shape::kKeys, cursor,
                memory.columns[tile % 3]);
   __syncwarp();
   *reinterpret_cast<ColumnCursor*>(memory.cursor) = cursor;
@@ -83,7 +66,7 @@ __device__ void copy_queries(const BackwardCall& call, BackwardMemory<Shape>& me
                              int32_t tile) {
   const BackwardArgs& args = call.args;
   const auto source = [&](const Rows& rows, bool is_aligned) {
-    return row_source(rows, 0, 0, 0, args.head_dim, is_aligned);
+    return row_source(static_cast<const char*>(rows.data), rows, args.head_dim, is_aligned);
   };
   const int stage = tile % call.stages;
   const QueryColumns<Shape::kQueries>& columns = memory.columns[tile % 3];
@@ -95,13 +78,13 @@ __device__ void copy_queries(const BackwardCall& call, BackwardMemory<Shape>& me
 
 template <typename Shape>
 __device__ void copy_keys(const BackwardCall& call, BackwardMemory<Shape>& memory) {
-  const BackwardItem& item = memory.item;
+  const WorkItem& work = memory.item.work;
   const auto source = [&](const Rows& rows, bool is_aligned) {
-    return row_source(rows, item.work.batch, item.work.head, item.key_begin, call.args.head_dim,
-                      is_aligned);
+    const char* origin = row_origin(rows, work.batch, work.head, work.tile.row_shift, 2);
+    return row_source(origin, rows, call.args.head_dim, is_aligned);
   };
   Shape::Keys::copy(
-      {shared_address(memory.key), shared_address(memory.value)}, memory.key_position,
+      {shared_address(memory.key), shared_address(memory.value)}, memory.keys.position,
       {source(call.args.key, call.key_aligned), source(call.args.value, call.value_aligned)});
 }
 

@@ -18,10 +18,10 @@ namespace dilated::kernels::cuda::portable {
 /// Starts copying a listed tile of keys and values.
 template <typename Shape>
 __device__ void copy_keys(const ForwardCall& call, ForwardMemory<Shape>& memory, int32_t tile) {
-  const int32_t* positions = memory.keys[tile % Shape::kLists].position;
+  const int32_t* places = memory.keys[tile % Shape::kLists].place;
   const ForwardArgs& args = call.args;
   Shape::Keys::copy(
-      {shared_address(memory.key[tile % 2]), shared_address(memory.value[tile % 2])}, positions,
+      {shared_address(memory.key[tile % 2]), shared_address(memory.value[tile % 2])}, places,
       {row_source(memory.key_origin, args.key, args.head_dim, call.key_aligned),
        row_source(memory.value_origin, args.value, args.head_dim, call.value_aligned)});
   commit_copies();
@@ -31,8 +31,7 @@ __device__ void copy_keys(const ForwardCall& call, ForwardMemory<Shape>& memory,
 template <typename Shape>
 __device__ void list_keys(ForwardMemory<Shape>& memory, int32_t tile) {
   ColumnCursor cursor = memory.cursor;
-  read_keys(cursor, tile * Shape::kKeys, memory.last_plain_position,
-            memory.keys[tile % Shape::kLists]);
+  read_keys(cursor, tile * Shape::kKeys, memory.all, memory.keys[tile % Shape::kLists]);
   __syncwarp();
   memory.cursor = cursor;  // every lane writes the same
   __syncwarp();
@@ -47,8 +46,8 @@ __device__ void begin_tile(const ForwardCall& call, const TableView& table,
   const KeyList keys = begin_rows(table, work, args, memory.rows);
   const int32_t tiles = (keys.columns + Shape::kKeys - 1) / Shape::kKeys;
   if (threadIdx.x / 32 == 0) {
-    memory.cursor = keys.cursor();
-    memory.last_plain_position = keys.lowest;
+    memory.cursor = cursor_of(table, work, keys.windows.some);
+    memory.all = keys.windows.all;
     memory.key_tiles = tiles;
     __syncwarp();
 #pragma unroll 1
@@ -56,7 +55,7 @@ __device__ void begin_tile(const ForwardCall& call, const TableView& table,
       list_keys(memory, tile);
     }
   }
-  const char* query = row_origin(args.query, work, work.head, memory.query_begin, 2);
+  const char* query = row_origin(args.query, work.batch, work.head, work.tile.row_shift, 2);
   Shape::Query::copy({shared_address(memory.query)}, memory.rows.position,
                      {row_source(query, args.query, args.head_dim, call.query_aligned)});
   commit_copies();
@@ -66,14 +65,14 @@ __device__ void begin_tile(const ForwardCall& call, const TableView& table,
 template <typename Element, typename Shape>
 __device__ void carry_tile(const ForwardCall& call, const TableView& table,
                            ForwardMemory<Shape>& memory) {
-  read_rows(table, memory.work, call.args, memory.rows);
+  read_rows(table, memory.work, Shape::kWarps, memory.rows);
   __syncthreads();
   const WorkItem& work = memory.work;
   const int32_t rows = min(work.group.rows - work.tile.first_row, Shape::kRows);
   if (call.args.is_partial) {
-    carry_rows<float>(call, work, memory.rows, rows, memory.query_begin);
+    carry_rows<float>(call, work, memory.rows, rows);
   } else {
-    carry_rows<Element>(call, work, memory.rows, rows, memory.query_begin);
+    carry_rows<Element>(call, work, memory.rows, rows);
   }
 }
 
@@ -109,7 +108,7 @@ __device__ void forward_tile(const ForwardCall& call, const TableView& table,
   }
   const WorkItem& work = memory.work;
   const int32_t rows = min(work.group.rows - work.tile.first_row, Shape::kRows);
-  warp.template finish<kIsBlock>(work, rows, memory.query_begin);
+  warp.template finish<kIsBlock>(work, rows);
 }
 
 /// kIsBlock: the result continues another one, or will be continued.
@@ -131,12 +130,9 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
                           work.tile.first_row % Shape::kRows == 0;
     if (threadIdx.x == 0) {
       const int32_t key_head = work.head / call.heads_per_key_head;
-      const Header& header = PatternView{table.words}.header();
-      const int32_t key_begin = header.key_begin;
       memory.work = work;
-      memory.query_begin = header.query_begin;
-      memory.key_origin = row_origin(call.args.key, work, key_head, key_begin, 2);
-      memory.value_origin = row_origin(call.args.value, work, key_head, key_begin, 2);
+      memory.key_origin = row_origin(call.args.key, work.batch, key_head, 0, 2);
+      memory.value_origin = row_origin(call.args.value, work.batch, key_head, 0, 2);
     }
     __syncthreads();
     if (has_rows) {

@@ -1,12 +1,10 @@
 // What the 16-bit backward kernel is launched with, its tile of queries, and how one warp fills it.
 #pragma once
 
-#include <climits>
-
 #include "kernels/attention.h"
 #include "kernels/cuda/portable/backward_sums.cuh"
 #include "kernels/cuda/primitives/async_copy.cuh"
-#include "kernels/cuda/primitives/columns.cuh"
+#include "kernels/cuda/primitives/lists.cuh"
 #include "kernels/cuda/primitives/mma.cuh"
 #include "kernels/cuda/primitives/row_tile.cuh"
 #include "kernels/cuda/primitives/score.cuh"
@@ -25,15 +23,6 @@ struct BackwardCall {
   bool grad_key_aligned, grad_value_aligned;
 };
 
-/// One head of one batch entry of a tensor of 16-bit elements whose first row has position `begin`.
-__device__ inline RowSource row_source(const Rows& rows, int64_t batch, int64_t head, int64_t begin,
-                                       int64_t head_dim, bool is_aligned) {
-  const int64_t start =
-      batch * rows.strides.batch + head * rows.strides.head - begin * rows.strides.row;
-  return {static_cast<const char*>(rows.data) + start * 2,
-          static_cast<uint32_t>(rows.strides.row * 2), static_cast<int32_t>(head_dim), is_aligned};
-}
-
 /// Query rows of a column tile, in the order of the list.
 template <int kQueries>
 struct alignas(16) QueryColumns {
@@ -44,16 +33,15 @@ struct alignas(16) QueryColumns {
   float lse[kQueries];   // as given, then as softmax_weight() takes it
   float delta[kQueries];
   uint32_t dropout_key[kQueries];
-  int32_t is_masked;  // some query may lie before some key, or some key row does not exist
+  int32_t is_masked;  // some key row does not see some query, or does not exist
   int32_t reserved[3];
 };
 
 /// What the tiles of a work item have in common; in shared memory.
 struct BackwardItem {
   WorkItem work;
-  int32_t rows, columns;    // keys of the tile, queries of its list
-  int32_t lowest, highest;  // positions of the keys
-  int32_t query_begin, key_begin;
+  int32_t columns;  // queries of the list
+  Windows windows;  // of the keys
 };
 
 /// One warp: lists the next tile's queries and starts copying their statistics. Commit, and wait,
@@ -73,7 +61,7 @@ __device__ inline void read_columns(const BackwardCall& call, const BackwardItem
   for (int i = 0; i < kPerLane; ++i) {
     const int at = i * 32 + lane;
     const int32_t head = first_head + static_cast<int32_t>(list[i].head());
-    const int32_t query = list[i].position - item.query_begin;
+    const int32_t query = list[i].place;
     const int64_t row = (batch * args.heads + head) * args.queries + query;
     const auto offset = [&](const Strides& strides) {
       return (batch * strides.batch + head * strides.head + query * strides.row) * 2;
@@ -89,7 +77,7 @@ __device__ inline void read_columns(const BackwardCall& call, const BackwardItem
       columns.dropout_key[at] =
           dropout_row_key(__ldg(args.dropout.seed), batch, head, list[i].position);
     }
-    is_masked = is_masked || (args.is_causal && list[i].position < item.highest);
+    is_masked = is_masked || !sees(item.windows.all, list[i].position);
   }
   is_masked = __any_sync(kAllLanes, is_masked);
   if (lane == 0) {

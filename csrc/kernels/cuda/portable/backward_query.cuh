@@ -8,6 +8,7 @@
 #include "kernels/cuda/portable/backward_call.cuh"
 #include "kernels/cuda/primitives/async_copy.cuh"
 #include "kernels/cuda/primitives/float_row.cuh"
+#include "kernels/cuda/primitives/lists.cuh"
 #include "kernels/cuda/primitives/numerics.cuh"
 #include "kernels/cuda/primitives/score.cuh"
 #include "kernels/cuda/primitives/warp_tile.cuh"
@@ -29,15 +30,6 @@ struct BackwardQueryShape {
   using Layout = typename Keys::Layout;
 };
 
-/// Keys of a column tile, in the order of the list.
-template <int kKeys>
-struct alignas(16) KeyColumns {
-  int32_t position[kKeys];
-  float bias[kKeys];  // log of the multiplicity; -inf past the end of the list
-  int32_t is_causal;  // some key may lie after some row
-  int32_t reserved[3];
-};
-
 /// Shared memory of a block. Tiles are aligned to 128 bytes.
 template <typename Shape>
 struct BackwardQueryMemory {
@@ -45,50 +37,9 @@ struct BackwardQueryMemory {
   alignas(128) unsigned char grad_out[Shape::Queries::kBytes];
   alignas(128) unsigned char key[2][Shape::Keys::kBytes];
   alignas(128) unsigned char value[2][Shape::Keys::kBytes];
-  KeyColumns<Shape::kKeys> keys[3];
-  int32_t position[Shape::kRows];  // past the last row that row is repeated
-  uint32_t dropout_key[Shape::kRows];
+  KeyTile<Shape::kKeys> keys[3];
+  RowTileList<Shape::kRows> rows;
 };
-
-/// Lists the block's rows, 32 a warp.
-template <typename Shape>
-__device__ void list_rows(const BackwardArgs& args, const TableView& table, const WorkItem& work,
-                          BackwardQueryMemory<Shape>& memory) {
-  const int first = threadIdx.x / 32 * 32;
-  if (first >= Shape::kRows) {
-    return;
-  }
-  ColumnCursor cursor(table.runs() + work.group.row_runs, work.group.row_run_count,
-                      work.tile.origin);
-  Column row[1];
-  cursor.read(work.tile.first_row + first, row);
-  memory.position[threadIdx.x] = row[0].position;
-  if (args.dropout.probability > 0) {
-    memory.dropout_key[threadIdx.x] =
-        dropout_row_key(__ldg(args.dropout.seed), work.batch, work.head, row[0].position);
-  }
-}
-
-/// One warp: the next tile of the list. Keys up to `lowest` are visible to all rows.
-template <int kKeys>
-__device__ void list_keys(ColumnCursor& cursor, int32_t first, int32_t lowest,
-                          KeyColumns<kKeys>& keys) {
-  constexpr int kPerLane = kKeys / 32;
-  const int lane = threadIdx.x % 32;
-  Column columns[kPerLane];
-  cursor.read(first, columns);
-  bool is_causal = false;
-#pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    keys.position[i * 32 + lane] = columns[i].position;
-    keys.bias[i * 32 + lane] = columns[i].log_multiplicity();
-    is_causal = is_causal || columns[i].position > lowest;
-  }
-  is_causal = __any_sync(kAllLanes, is_causal);
-  if (lane == 0) {
-    keys.is_causal = is_causal;
-  }
-}
 
 /// One warp's 16 rows. Row r = 0, 1 of a thread is row 8 * r + lane / 4.
 template <typename Shape>
@@ -96,17 +47,17 @@ class BackwardQueryWarp {
  public:
   using Element = typename Shape::Element;
   using Layout = typename Shape::Layout;
-  using Keys = KeyColumns<Shape::kKeys>;
+  using Keys = KeyTile<Shape::kKeys>;
   static constexpr int kKeyTiles = Shape::kKeys / 8, kWidthTiles = Shape::kWidth / 8;
 
   __device__ BackwardQueryWarp(const BackwardQueryCall& call, const WorkItem& work,
-                               int32_t query_begin, BackwardQueryMemory<Shape>& memory)
-      : call_(call), memory_(memory) {
+                               BackwardQueryMemory<Shape>& memory)
+      : call_(call), work_(work), memory_(memory) {
     const int64_t head_row =
-        (work.batch * call.args.heads + work.head) * call.args.queries - query_begin;
+        (work.batch * call.args.heads + work.head) * call.args.queries + work.tile.row_shift;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int64_t row = head_row + memory.position[row_index(r)];
+      const int64_t row = head_row + position(r);
       lse_[r] = weight_lse(static_cast<const float*>(call.args.lse)[row]);
       delta_[r] = static_cast<const float*>(call.args.delta)[row];
     }
@@ -126,7 +77,7 @@ class BackwardQueryWarp {
     accumulate<Element, Layout>(gradient_, scores, key + left_offset<Layout>(0, lane()));
   }
 
-  __device__ void finish(const WorkItem& work, int32_t query_begin);
+  __device__ void finish();
 
  private:
   using Scores = Accumulators<1, kKeyTiles>;
@@ -135,11 +86,22 @@ class BackwardQueryWarp {
   __device__ static int first_row() { return threadIdx.x / 32 * 16; }
   __device__ static int row_index(int r) { return first_row() + r * 8 + lane() / 4; }
 
+  __device__ int32_t position(int r) const { return memory_.rows.position[row_index(r)]; }
+
   /// scores: from dP to dS; weights are the scores of the forward pass.
   __device__ void differentiate(const Scores& weights, Scores& scores, const Keys& keys) {
     const float probability = call_.args.dropout.probability;
     const uint32_t threshold = dropout_threshold(probability);
     const float factor = 1 / (1 - probability);
+    Window windows[2];
+    uint32_t dropout_keys[2] = {};
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      windows[r] = window_of(memory_.rows, row_index(r), call_.args.is_causal, /*over_keys=*/false);
+      if (probability > 0) {
+        dropout_keys[r] = row_dropout_key(call_.args, work_, position(r));
+      }
+    }
 #pragma unroll
     for (int n = 0; n < kKeyTiles; ++n) {
 #pragma unroll
@@ -149,12 +111,12 @@ class BackwardQueryWarp {
         const int32_t key = keys.position[column];
         float weight = softmax_weight(
             logit_of(weights[0][n][e], call_.args.scale, keys.bias[column]), lse_[r]);
-        if (keys.is_causal) {
-          weight = masked_weight(weight, key, memory_.position[row_index(r)]);
+        if (keys.is_masked) {
+          weight = masked_weight(weight, windows[r], key);
         }
         float score = scores[0][n][e];
         if (probability > 0) {
-          const bool keeps = dropout_keeps(memory_.dropout_key[row_index(r)], key, threshold);
+          const bool keeps = dropout_keeps(dropout_keys[r], key, threshold);
           score = keeps ? score * factor : 0;
         }
         scores[0][n][e] = score_gradient(weight, score, delta_[r]);
@@ -163,6 +125,7 @@ class BackwardQueryWarp {
   }
 
   const BackwardQueryCall& call_;
+  const WorkItem& work_;
   BackwardQueryMemory<Shape>& memory_;
   Accumulators<1, kWidthTiles> gradient_;
   float lse_[2], delta_[2];
@@ -170,7 +133,8 @@ class BackwardQueryWarp {
 
 /// 16-bit rows go through the query tile's memory, of which each warp uses its own rows.
 template <typename Shape>
-__device__ void BackwardQueryWarp<Shape>::finish(const WorkItem& work, int32_t query_begin) {
+__device__ void BackwardQueryWarp<Shape>::finish() {
+  const WorkItem& work = work_;
   const MutableRows& out = call_.args.grad_query;
   const float scale = call_.args.scale;
   const int32_t head_dim = static_cast<int32_t>(call_.args.head_dim);
@@ -180,7 +144,7 @@ __device__ void BackwardQueryWarp<Shape>::finish(const WorkItem& work, int32_t q
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       if (row_index(r) < rows) {
-        const int64_t row = memory_.position[row_index(r)] - query_begin;
+        const int64_t row = position(r) + work.tile.row_shift;
         store_row(gradient_[0], r, static_cast<float*>(out.data) + start + row * out.strides.row,
                   head_dim, call_.grad_query_aligned, scale);
       }
@@ -194,7 +158,7 @@ __device__ void BackwardQueryWarp<Shape>::finish(const WorkItem& work, int32_t q
       memory_.query, first_row(), min(rows, first_row() + 16), lane(), head_dim,
       call_.grad_query_aligned, [&](int row) {
         return static_cast<uint16_t*>(out.data) + start +
-               (memory_.position[row] - query_begin) * out.strides.row;
+               (memory_.rows.position[row] + work.tile.row_shift) * out.strides.row;
       });
 }
 
@@ -203,51 +167,38 @@ __device__ void backward_query_tile(const BackwardQueryCall& call, const Pattern
                                     const WorkItem& work, BackwardQueryMemory<Shape>& memory) {
   const BackwardArgs& args = call.args;
   const TableView table = pattern.forward();
-  const int32_t query_begin = pattern.header().query_begin;
-  const int32_t key_begin = pattern.header().key_begin;
-  list_rows(args, table, work, memory);
-  __syncthreads();
-
-  const Run* runs = table.runs() + work.group.column_runs;
-  int32_t columns = work.group.columns;
-  int32_t lowest = INT_MAX, highest = INT_MAX;
-  if (args.is_causal) {
-    const int32_t low = memory.position[threadIdx.x % 32],
-                  high = memory.position[threadIdx.x % 32 + 32];
-    lowest = __reduce_min_sync(kAllLanes, min(low, high));
-    highest = __reduce_max_sync(kAllLanes, max(low, high));
-    columns = count_columns(runs, work.group.column_run_count, work.tile.origin, INT_MIN, highest);
-  }
-  const int32_t tiles = (columns + Shape::kKeys - 1) / Shape::kKeys;
-  ColumnCursor cursor(runs, work.group.column_run_count, work.tile.origin, INT_MIN, highest);
+  const KeyList keys = begin_rows(table, work, args, memory.rows);
+  const int32_t tiles = (keys.columns + Shape::kKeys - 1) / Shape::kKeys;
+  ColumnCursor cursor = cursor_of(table, work, keys.windows.some);
   const auto list = [&](int32_t tile) {
     if (threadIdx.x < 32 && tile < tiles) {
-      list_keys(cursor, tile * Shape::kKeys, lowest, memory.keys[tile % 3]);
+      read_keys(cursor, tile * Shape::kKeys, keys.windows.all, memory.keys[tile % 3]);
     }
   };
   const int32_t key_head = work.head / static_cast<int32_t>(args.heads / args.kv_heads);
-  const auto source = [&](const Rows& rows, int32_t head, int32_t begin, bool is_aligned) {
-    return row_source(rows, work.batch, head, begin, args.head_dim, is_aligned);
+  const auto source = [&](const Rows& rows, int32_t head, int32_t first, bool is_aligned) {
+    const char* origin = row_origin(rows, work.batch, head, first, 2);
+    return row_source(origin, rows, args.head_dim, is_aligned);
   };
-  const RowSource key = source(args.key, key_head, key_begin, call.key_aligned);
-  const RowSource value = source(args.value, key_head, key_begin, call.value_aligned);
+  const RowSource key = source(args.key, key_head, 0, call.key_aligned);
+  const RowSource value = source(args.value, key_head, 0, call.value_aligned);
   const auto copy = [&](int32_t tile) {
     if (tile < tiles) {
       Shape::Keys::copy(
           {shared_address(memory.key[tile % 2]), shared_address(memory.value[tile % 2])},
-          memory.keys[tile % 3].position, {key, value});
+          memory.keys[tile % 3].place, {key, value});
     }
     commit_copies();
   };
   list(0);
   list(1);
-  Shape::Queries::copy({shared_address(memory.query), shared_address(memory.grad_out)},
-                       memory.position,
-                       {source(args.query, work.head, query_begin, call.query_aligned),
-                        source(args.grad_out, work.head, query_begin, call.grad_out_aligned)});
+  Shape::Queries::copy(
+      {shared_address(memory.query), shared_address(memory.grad_out)}, memory.rows.position,
+      {source(args.query, work.head, work.tile.row_shift, call.query_aligned),
+       source(args.grad_out, work.head, work.tile.row_shift, call.grad_out_aligned)});
   __syncthreads();
   copy(0);
-  BackwardQueryWarp<Shape> warp(call, work, query_begin, memory);
+  BackwardQueryWarp<Shape> warp(call, work, memory);
 #pragma unroll 1
   for (int32_t tile = 0; tile < tiles; ++tile) {
     wait_for_copies<0>();
@@ -258,7 +209,7 @@ __device__ void backward_query_tile(const BackwardQueryCall& call, const Pattern
   }
   wait_for_copies<0>();
   __syncthreads();  // rows without keys come here while other threads still copy their queries
-  warp.finish(work, query_begin);
+  warp.finish();
 }
 
 template <typename Element, int kWidth>

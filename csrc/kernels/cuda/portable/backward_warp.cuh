@@ -55,7 +55,7 @@ struct BackwardMemory {
   alignas(128) unsigned char scores[Shape::kWeightBytes];  // dS^T
   alignas(128) unsigned char weights[Shape::kParts > 1 ? Shape::kWeightBytes : 128];  // P^T
   QueryColumns<Shape::kQueries> columns[3];
-  int32_t key_position[Shape::kKeys];
+  RowTileList<Shape::kKeys> keys;
   BackwardItem item;
   alignas(16) unsigned char cursor[sizeof(ColumnCursor)];
   int32_t is_done;
@@ -175,7 +175,7 @@ class BackwardWarp {
     }
   }
 
-  /// Weights of queries before the key, and of key rows that do not exist, become zero.
+  /// Weights of queries that the key does not see, and of key rows that do not exist, become zero.
   __device__ void mask(Scores& weights, const Columns& columns, int first) const {
 #pragma unroll
     for (int n = 0; n < kQueryTiles; ++n) {
@@ -184,11 +184,12 @@ class BackwardWarp {
 #pragma unroll
       for (int r = 0; r < 2 * kTiles; ++r) {
         const int row = row_index(r);
-        const int32_t key = call_.args.is_causal ? memory_.key_position[row] : INT_MIN;
-        const bool exists = row < memory_.item.rows;
+        const Window window =
+            window_of(memory_.keys, row, call_.args.is_causal, /*over_keys=*/true);
+        const bool exists = row < memory_.keys.count;
         float* weight = pair_of(weights, r, n);
-        weight[0] = exists ? masked_weight(weight[0], key, position.x) : 0;
-        weight[1] = exists ? masked_weight(weight[1], key, position.y) : 0;
+        weight[0] = exists ? masked_weight(weight[0], window, position.x) : 0;
+        weight[1] = exists ? masked_weight(weight[1], window, position.y) : 0;
       }
     }
   }
@@ -202,7 +203,7 @@ class BackwardWarp {
           *reinterpret_cast<const uint2*>(&columns.dropout_key[first + n * 8 + lane() % 4 * 2]);
 #pragma unroll
       for (int r = 0; r < 2 * kTiles; ++r) {
-        const int32_t position = memory_.key_position[row_index(r)];
+        const int32_t position = memory_.keys.position[row_index(r)];
         float* value = pair_of(values, r, n);
         value[0] = dropout_keeps(keys.x, position, threshold) ? value[0] * factor : 0;
         value[1] = dropout_keeps(keys.y, position, threshold) ? value[1] * factor : 0;
@@ -294,8 +295,8 @@ __device__ void BackwardWarp<Shape>::write_partial(const MutableRows& out, const
       item.work.batch * out.strides.batch + item.work.head * out.strides.head + first_column;
 #pragma unroll
   for (int r = 0; r < 2 * kTiles; ++r) {
-    if (row_index(r) < item.rows) {
-      const int64_t row = memory_.key_position[row_index(r)] - item.key_begin;
+    if (row_index(r) < memory_.keys.count) {
+      const int64_t row = memory_.keys.position[row_index(r)] + item.work.tile.row_shift;
       store_row(gradient[r / 2], r % 2,
                 static_cast<float*>(out.data) + start + row * out.strides.row,
                 static_cast<int32_t>(call_.args.head_dim) - first_column, is_aligned, factor);
@@ -310,9 +311,9 @@ __device__ void write_keys(const BackwardMemory<Shape>& memory, const unsigned c
   const BackwardItem& item = memory.item;
   const int64_t start = item.work.batch * out.strides.batch + item.work.head * out.strides.head;
   write_rows<typename Shape::Layout, Shape::Keys::kLanes, Shape::kThreads>(
-      tile, 0, item.rows, threadIdx.x, head_dim, is_aligned, [&](int row) {
+      tile, 0, memory.keys.count, threadIdx.x, head_dim, is_aligned, [&](int row) {
         return static_cast<uint16_t*>(out.data) + start +
-               (memory.key_position[row] - item.key_begin) * out.strides.row;
+               (memory.keys.position[row] + item.work.tile.row_shift) * out.strides.row;
       });
 }
 

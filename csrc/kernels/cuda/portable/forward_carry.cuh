@@ -52,21 +52,22 @@ __device__ inline void store_columns(Element* row, int32_t column, int32_t colum
 /// far.
 template <typename Element, int kRows>
 __device__ void carry_rows(const ForwardCall& call, const WorkItem& work,
-                           const QueryTile<kRows>& tile, int32_t rows, int32_t query_begin) {
+                           const RowTileList<kRows>& tile, int32_t rows) {
   constexpr int kAtOnce = 4, kColumns = 4;
   const ForwardArgs& args = call.args;
   const int32_t columns = static_cast<int32_t>(args.head_dim);
   const int32_t pieces_per_row = (columns + kColumns - 1) / kColumns;
   const int32_t pieces = rows * pieces_per_row;
-  const int64_t head_row = (work.batch * args.heads + work.head) * args.queries - query_begin;
+  const int64_t head_row =
+      (work.batch * args.heads + work.head) * args.queries + work.tile.row_shift;
   const float* lse = static_cast<const float*>(args.running_lse) + head_row;
   for (int row = threadIdx.x; row < rows; row += blockDim.x) {
     static_cast<float*>(args.lse)[head_row + tile.position[row]] = lse[tile.position[row]];
   }
   const float* from = reinterpret_cast<const float*>(
-      row_origin(args.running_out, work, work.head, query_begin, sizeof(float)));
-  Element* to = reinterpret_cast<Element*>(
-      const_cast<char*>(row_origin(args.out, work, work.head, query_begin, sizeof(Element))));
+      row_origin(args.running_out, work.batch, work.head, work.tile.row_shift, sizeof(float)));
+  Element* to = reinterpret_cast<Element*>(const_cast<char*>(
+      row_origin(args.out, work.batch, work.head, work.tile.row_shift, sizeof(Element))));
   for (int first = threadIdx.x; first < pieces; first += blockDim.x * kAtOnce) {
     int64_t position[kAtOnce];
     int32_t column[kAtOnce];

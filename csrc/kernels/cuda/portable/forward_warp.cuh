@@ -44,16 +44,15 @@ struct ForwardMemory {
   alignas(128) unsigned char key[2][Shape::Keys::kBytes];
   alignas(128) unsigned char value[2][Shape::Keys::kBytes];
   KeyTile<Shape::kKeys> keys[Shape::kLists];  // being used, copied and listed
-  QueryTile<Shape::kRows> rows;
+  RowTileList<Shape::kRows> rows;
   // What follows is here rather than in registers, which the products need.
   WorkItem work;
   int64_t item;
   const char* key_origin;  // of the work item's head, see RowSource
   const char* value_origin;
-  int32_t key_tiles;            // of the work item
-  int32_t query_begin;          // position of the first row of the query tensor
-  int32_t last_plain_position;  // keys after it lie after some row
-  ColumnCursor cursor;          // warp 0's
+  int32_t key_tiles;    // of the work item
+  Window all;           // keys that every row sees
+  ColumnCursor cursor;  // warp 0's
 };
 
 /// One warp's part of a tile, in registers. r counts the rows of which a lane holds some columns: r
@@ -119,7 +118,7 @@ class ForwardWarp {
   }
 
   template <bool kIsBlock>
-  __device__ void finish(const WorkItem& work, int32_t rows, int32_t query_begin);
+  __device__ void finish(const WorkItem& work, int32_t rows);
 
  private:
   __device__ void multiply_keys(uint32_t key) {
@@ -154,18 +153,19 @@ class ForwardWarp {
         }
       }
     }
-    if (!keys.is_causal) {
+    if (!keys.is_masked) {
       return;
     }
 #pragma unroll
     for (int r = 0; r < kWarpRows; ++r) {
-      const int32_t row = row_position(r);
+      const Window window =
+          window_of(memory_.rows, row_index(r), call_.args.is_causal, /*over_keys=*/false);
 #pragma unroll
       for (int n = 0; n < kKeyTiles; ++n) {
         const int2 position = *reinterpret_cast<const int2*>(&keys.position[n * 8 + lane % 4 * 2]);
         float* score = pair_of(scores_, r, n);
-        score[0] = masked_logit(score[0], position.x, row);
-        score[1] = masked_logit(score[1], position.y, row);
+        score[0] = masked_logit(score[0], window, position.x);
+        score[1] = masked_logit(score[1], window, position.y);
       }
     }
   }
@@ -248,7 +248,7 @@ class ForwardWarp {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int r = 0; r < kWarpRows; ++r) {
-      const uint32_t key = memory_.rows.dropout_key[row_index(r)];
+      const uint32_t key = row_dropout_key(call_.args, memory_.work, row_position(r));
 #pragma unroll
       for (int n = 0; n < kKeyTiles; ++n) {
         const int2 position = *reinterpret_cast<const int2*>(&keys.position[n * 8 + lane % 4 * 2]);
@@ -259,10 +259,9 @@ class ForwardWarp {
     }
   }
 
-  __device__ float merge_row(int r, float lse, const WorkItem& work, int64_t head_row,
-                             int32_t query_begin);
-  __device__ void store_rows(const WorkItem& work, int32_t rows, int32_t query_begin);
-  __device__ void write_out(const WorkItem& work, int32_t rows, int32_t query_begin);
+  __device__ float merge_row(int r, float lse, const WorkItem& work, int64_t head_row);
+  __device__ void store_rows(const WorkItem& work, int32_t rows);
+  __device__ void write_out(const WorkItem& work, int32_t rows);
 
   __device__ int row_index(int r) const { return first_row_ + r * 8 + threadIdx.x % 32 / 4; }
   __device__ int32_t row_position(int r) const { return memory_.rows.position[row_index(r)]; }
@@ -285,11 +284,11 @@ class ForwardWarp {
 /// Within the plain kernel that would slow its loop (docs/performance.md).
 template <typename Element, typename Shape>
 template <bool kIsBlock>
-__device__ void ForwardWarp<Element, Shape>::finish(const WorkItem& work, int32_t rows,
-                                                    int32_t query_begin) {
+__device__ void ForwardWarp<Element, Shape>::finish(const WorkItem& work, int32_t rows) {
   const ForwardArgs& args = call_.args;
   const float zero_keys = static_cast<float>(work.group.zero_keys);
-  const int64_t head_row = (work.batch * args.heads + work.head) * args.queries - query_begin;
+  const int64_t head_row =
+      (work.batch * args.heads + work.head) * args.queries + work.tile.row_shift;
 #pragma unroll
   for (int r = 0; r < kWarpRows; ++r) {
     float sum = quad_sum(sum_[r]);
@@ -304,7 +303,7 @@ __device__ void ForwardWarp<Element, Shape>::finish(const WorkItem& work, int32_
     float lse = sum == 0 ? negative_infinity() : reference + logf(sum);
     if constexpr (kIsBlock) {
       if (args.running_lse != nullptr) {
-        lse = merge_row(r, lse, work, head_row, query_begin);
+        lse = merge_row(r, lse, work, head_row);
       }
     }
     if (threadIdx.x % 4 == 0 && row_index(r) < rows) {
@@ -313,17 +312,17 @@ __device__ void ForwardWarp<Element, Shape>::finish(const WorkItem& work, int32_
   }
   if constexpr (kIsBlock) {
     if (args.is_partial) {
-      store_rows(work, rows, query_begin);
+      store_rows(work, rows);
       return;
     }
   }
-  write_out(work, rows, query_begin);
+  write_out(work, rows);
 }
 
 /// Adds the running result of the row to its normalised output; the log-sum-exp of both.
 template <typename Element, typename Shape>
 __device__ float ForwardWarp<Element, Shape>::merge_row(int r, float lse, const WorkItem& work,
-                                                        int64_t head_row, int32_t query_begin) {
+                                                        int64_t head_row) {
   const ForwardArgs& args = call_.args;
   const int32_t position = row_position(r);
   const float running_lse = static_cast<const float*>(args.running_lse)[head_row + position];
@@ -332,7 +331,7 @@ __device__ float ForwardWarp<Element, Shape>::merge_row(int r, float lse, const 
   }
   const Merged merged = merge(running_lse, lse);
   scale_row(out_, r, merged.block_weight);
-  const char* origin = row_origin(args.running_out, work, work.head, query_begin, 4);
+  const char* origin = row_origin(args.running_out, work.batch, work.head, work.tile.row_shift, 4);
   const float* row =
       reinterpret_cast<const float*>(origin) + position * args.running_out.strides.row;
   add_row(out_[r / 2], r % 2, row, static_cast<int32_t>(args.head_dim), call_.running_aligned,
@@ -342,10 +341,10 @@ __device__ float ForwardWarp<Element, Shape>::merge_row(int r, float lse, const 
 
 /// In float32.
 template <typename Element, typename Shape>
-__device__ void ForwardWarp<Element, Shape>::store_rows(const WorkItem& work, int32_t rows,
-                                                        int32_t query_begin) {
+__device__ void ForwardWarp<Element, Shape>::store_rows(const WorkItem& work, int32_t rows) {
   const ForwardArgs& args = call_.args;
-  char* origin = const_cast<char*>(row_origin(args.out, work, work.head, query_begin, 4));
+  char* origin =
+      const_cast<char*>(row_origin(args.out, work.batch, work.head, work.tile.row_shift, 4));
 #pragma unroll
   for (int r = 0; r < kWarpRows; ++r) {
     if (row_index(r) < rows) {
@@ -366,8 +365,7 @@ __device__ inline int thread_index_here() {
 /// Through the query tile's memory, of which each warp uses its own rows, so that global stores are
 /// whole rows.
 template <typename Element, typename Shape>
-__device__ void ForwardWarp<Element, Shape>::write_out(const WorkItem& work, int32_t rows,
-                                                       int32_t query_begin) {
+__device__ void ForwardWarp<Element, Shape>::write_out(const WorkItem& work, int32_t rows) {
   const int thread = thread_index_here(), lane = thread % 32;
   const int first_row = thread / 32 * kTiles * 16;
   const int32_t head_dim = static_cast<int32_t>(call_.args.head_dim);
@@ -375,7 +373,7 @@ __device__ void ForwardWarp<Element, Shape>::write_out(const WorkItem& work, int
   store_rounded<Element, Layout>(memory_.query, first_row, 0, out_, 1, lane);
   __syncwarp();
   const MutableRows& out = call_.args.out;
-  char* origin = const_cast<char*>(row_origin(out, work, work.head, query_begin, 2));
+  char* origin = const_cast<char*>(row_origin(out, work.batch, work.head, work.tile.row_shift, 2));
   write_rows<Layout, Shape::Query::kLanes, 32>(
       memory_.query, first_row, min(rows, first_row + kTiles * 16), lane, head_dim,
       call_.out_aligned, [&](int row) {

@@ -24,7 +24,7 @@ struct ForwardTile {
   static constexpr int32_t kStages = 2;
 
  private:
-  static constexpr size_t kWork = 144;  // what a block knows of its work item
+  static constexpr size_t kWork = 176;  // what a block knows of its work item
 };
 
 inline constexpr ForwardTile kForwardTiles[] = {{32, 64},  {48, 64},   {64, 64},  {64, 128},
@@ -42,13 +42,14 @@ struct BackwardTile {
   constexpr size_t bytes(int32_t stages) const {
     const size_t weights = 2 * size_t(keys) * kQueries;
     const size_t tiles = 2 * 2 * size_t(width) * keys + weights + (parts() > 1 ? weights : 128);
-    return round_up(tiles + kQueryLists + 4 * size_t(keys) + kWork, 128) + stages * stage_bytes();
+    return round_up(tiles + kQueryLists + row_list_bytes(keys) + kWork, 128) +
+           stages * stage_bytes();
   }
 
   static constexpr int32_t kQueries = 64;
 
  private:
-  static constexpr size_t kQueryLists = 3 * (44 * kQueries + 16), kWork = 132;
+  static constexpr size_t kQueryLists = 3 * (44 * kQueries + 16), kWork = 164;
 };
 
 /// Of a width, the largest first.

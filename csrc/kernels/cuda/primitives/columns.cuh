@@ -1,5 +1,5 @@
 // From lists of runs to rows in memory: which position column c of a tile's concatenated, clipped
-// runs has.
+// runs has, and in which place of its tensor it lies.
 //
 // One warp reads the list together, 32 runs at a time: lane l clips run l, a scan over the lanes
 // gives where each run's columns end, and each lane finds the run of its own columns by bisection.
@@ -8,7 +8,6 @@
 
 #include <dilated/pattern_layout.h>
 
-#include <climits>
 #include <cstdint>
 
 #include "kernels/cuda/primitives/numerics.cuh"
@@ -17,11 +16,14 @@ namespace dilated::kernels::cuda {
 
 /// One column (or row) of a list.
 struct Column {
-  int32_t position;  // past the end of the list: that of the last column, so that loads stay legal
-  uint32_t tag;      // Run's multiplicity, and its head << 16; 0 past the end of the list
+  int32_t position, place;  // past the end of the list: those of the last column, so that loads
+                            // stay legal
+  uint32_t tag;  // the last 32 bits of its Run, but for the multiplicity past the end of the list
 
-  __device__ uint32_t multiplicity() const { return tag & 0xffffu; }
+  __device__ uint32_t multiplicity() const { return tag & 0xffu; }
+  __device__ uint32_t stretch() const { return tag >> 8 & 0xffu; }
   __device__ uint32_t head() const { return tag >> 16; }
+  __device__ static uint32_t past_end(uint32_t tag) { return tag & ~0xffu; }
   /// -inf past the end.
   __device__ float log2_multiplicity() const {
     return log2_approx(static_cast<float>(multiplicity()));
@@ -30,46 +32,40 @@ struct Column {
   __device__ float log_multiplicity() const { return log2_multiplicity() * kLn2; }
 };
 
-/// A run's positions that the window lowest..highest leaves.
+/// A run's positions that a window leaves.
 struct ClippedRun {
   int32_t first, stride, count;
   uint32_t tag;
 };
 
-__device__ inline ClippedRun load_clipped(const Run* run, int32_t origin, int32_t lowest,
-                                          int32_t highest) {
+__device__ inline ClippedRun load_clipped(const Run* run, int32_t origin, const Window& window) {
   const int4 words = __ldg(reinterpret_cast<const int4*>(run));
   ClippedRun clipped{origin + words.x, words.y, words.z, static_cast<uint32_t>(words.w)};
-  if (clipped.first < lowest) {
+  if (clipped.first < window.first) {
     const int32_t skip =
-        min((lowest - clipped.first + clipped.stride - 1) / clipped.stride, clipped.count);
+        min((window.first - clipped.first + clipped.stride - 1) / clipped.stride, clipped.count);
     clipped.first += skip * clipped.stride;
     clipped.count -= skip;
   }
-  if (clipped.count > 0 && clipped.first + clipped.stride * (clipped.count - 1) > highest) {
-    clipped.count = highest < clipped.first ? 0 : (highest - clipped.first) / clipped.stride + 1;
+  if (clipped.count > 0 && clipped.first + clipped.stride * (clipped.count - 1) > window.last) {
+    clipped.count =
+        window.last < clipped.first ? 0 : (window.last - clipped.first) / clipped.stride + 1;
   }
   return clipped;
-}
-
-/// Columns that the window leaves of the whole list. All lanes of the warp call it and get the
-/// same.
-__device__ inline int32_t count_columns(const Run* runs, int32_t run_count, int32_t origin,
-                                        int32_t lowest, int32_t highest) {
-  int32_t count = 0;
-  for (int32_t run = threadIdx.x % 32; run < run_count; run += 32) {
-    count += load_clipped(runs + run, origin, lowest, highest).count;
-  }
-  return static_cast<int32_t>(__reduce_add_sync(kAllLanes, static_cast<unsigned>(count)));
 }
 
 /// Reads a list from front to back. All lanes of a warp hold the same cursor and call it together.
 class ColumnCursor {
  public:
-  /// Positions outside lowest..highest are dropped.
-  __device__ ColumnCursor(const Run* runs, int32_t run_count, int32_t origin,
-                          int32_t lowest = INT_MIN, int32_t highest = INT_MAX)
-      : runs_(runs), run_count_(run_count), origin_(origin), lowest_(lowest), highest_(highest) {}
+  /// Positions outside the window are dropped. shifts: of the runs' stretches.
+  __device__ ColumnCursor(const Run* runs, int32_t run_count, int32_t origin, const int32_t* shifts,
+                          const Window& window)
+      : runs_(runs),
+        shifts_(shifts),
+        run_count_(run_count),
+        origin_(origin),
+        window_(window),
+        first_shift_(__ldg(shifts)) {}
 
   /// columns[i] becomes column first + 32 * i + lane. `first` must not fall from call to call. True
   /// if all of them lie in one run.
@@ -79,8 +75,8 @@ class ColumnCursor {
     if (first + 32 * kPerLane <= begin_ + current_.count && first >= begin_) {
 #pragma unroll
       for (int i = 0; i < kPerLane; ++i) {
-        columns[i] = {current_.first + current_.stride * (first - begin_ + 32 * i + lane),
-                      current_.tag};
+        set(columns[i], current_.first + current_.stride * (first - begin_ + 32 * i + lane),
+            current_.tag);
       }
       return true;
     }
@@ -89,13 +85,22 @@ class ColumnCursor {
   }
 
  private:
+  __device__ void set(Column& column, int32_t position, uint32_t tag) const {
+    column = {position, 0, tag};
+    const uint32_t stretch = column.stretch();
+    column.place = position + (stretch == 0 ? first_shift_ : __ldg(shifts_ + stretch));
+  }
+
   template <int kPerLane>
   __device__ void search(int32_t first, Column (&columns)[kPerLane]);
 
   const Run* runs_;
-  int32_t run_count_, origin_, lowest_, highest_;
-  int32_t index_ = 0;  // run that current_ was read from
-  int32_t begin_ = 0;  // columns before it
+  const int32_t* shifts_;
+  int32_t run_count_, origin_;
+  Window window_;
+  int32_t first_shift_;  // shifts_[0], which is most runs'
+  int32_t index_ = 0;    // run that current_ was read from
+  int32_t begin_ = 0;    // columns before it
   ClippedRun current_{0, 1, 0, 0};
 };
 
@@ -104,12 +109,13 @@ __device__ void ColumnCursor::search(int32_t first, Column (&columns)[kPerLane])
   const int32_t lane = threadIdx.x % 32;
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
-    columns[i] = {current_.first + current_.stride * (current_.count - 1), 0};
+    set(columns[i], current_.first + current_.stride * (current_.count - 1),
+        Column::past_end(current_.tag));
   }
   for (int32_t base = index_, before = begin_; base < run_count_; base += 32) {
     ClippedRun run{0, 1, 0, 0};
     if (base + lane < run_count_) {
-      run = load_clipped(runs_ + base + lane, origin_, lowest_, highest_);
+      run = load_clipped(runs_ + base + lane, origin_, window_);
     }
     int32_t end = run.count;  // becomes where the run ends, in columns
 #pragma unroll
@@ -138,7 +144,8 @@ __device__ void ColumnCursor::search(int32_t first, Column (&columns)[kPerLane])
       const uint32_t owner_tag = __shfl_sync(kAllLanes, run.tag, owner);
       const int32_t rank = past ? owner_count - 1 : column - owner_begin;
       if (column >= before && occupied != 0) {
-        columns[i] = {owner_first + owner_stride * rank, past ? 0 : owner_tag};
+        set(columns[i], owner_first + owner_stride * rank,
+            past ? Column::past_end(owner_tag) : owner_tag);
       }
     }
     // The next tile begins in, or after, the run that holds this tile's last column.

@@ -1,6 +1,6 @@
 // Copies listed rows of a [.., seq_len, .., head_dim] tensor of 16-bit elements into a swizzled
-// tile in shared memory. They are listed by position or, as rows of several heads can share a tile,
-// by byte offset.
+// tile in shared memory. They are listed by row number or, as rows of several heads can share a
+// tile, by byte offset.
 //
 // kCopyLanes neighbouring threads share a row, 16 bytes each at a time. Elements from head_dim to
 // the tile's width are zero. Rows that are aligned to 16 bytes are copied asynchronously; others by
@@ -9,24 +9,42 @@
 
 #include <cstdint>
 
+#include "kernels/attention.h"
 #include "kernels/cuda/primitives/async_copy.cuh"
 #include "kernels/cuda/primitives/swizzle.cuh"
 
 namespace dilated::kernels::cuda {
 
-/// One head of one batch entry of a tensor, addressed by sequence position.
+/// One head of one batch entry of a tensor, addressed by row.
 struct RowSource {
-  const char* origin;  // where position 0 is, or would be
-  uint32_t row_bytes;  // from one position to the next; ops::readable() sees that it fits
+  const char* origin;  // where row 0 is, or would be
+  uint32_t row_bytes;  // from one row to the next; ops::readable() sees that it fits
   int32_t head_dim;
   bool is_aligned;  // origin and row_bytes are multiples of 16, head_dim of 8
 
-  __device__ const char* at(int32_t position) const {
-    return origin + static_cast<uint64_t>(static_cast<uint32_t>(position)) * row_bytes;
+  __device__ const char* at(int32_t row) const {
+    return origin + static_cast<uint64_t>(static_cast<uint32_t>(row)) * row_bytes;
   }
   /// By bytes; row_bytes is not used.
   __device__ const char* at(int64_t offset) const { return origin + offset; }
 };
+
+/// Where row `first` of a batch entry's head begins: with a tile's row_shift, what its positions
+/// count from.
+template <typename Source>
+__device__ inline const char* row_origin(const Source& rows, int64_t batch, int64_t head,
+                                         int64_t first, int32_t element_bytes) {
+  const int64_t elements =
+      batch * rows.strides.batch + head * rows.strides.head + first * rows.strides.row;
+  return static_cast<const char*>(rows.data) + elements * element_bytes;
+}
+
+/// Of 16-bit elements; `origin` is row_origin()'s.
+__device__ inline RowSource row_source(const char* origin, const Rows& rows, int64_t head_dim,
+                                       bool is_aligned) {
+  return {origin, static_cast<uint32_t>(rows.strides.row * 2), static_cast<int32_t>(head_dim),
+          is_aligned};
+}
 
 template <int kWidth, int kRows, int kThreads>
 struct RowTile {

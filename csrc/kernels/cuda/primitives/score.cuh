@@ -7,6 +7,8 @@
 //   dscore = weight * (dweight - delta)  times scale where it is written
 #pragma once
 
+#include <dilated/pattern_layout.h>
+
 #include <cfloat>
 #include <cstdint>
 
@@ -20,13 +22,15 @@ __device__ inline float logit_of(float score, float scale, float bias) {
   return fmaf(score, scale, bias);
 }
 
-/// The causal mask.
-__device__ inline bool is_hidden(int32_t key, int32_t query) { return key > query; }
-__device__ inline float masked_logit(float logit, int32_t key, int32_t query) {
-  return is_hidden(key, query) ? negative_infinity() : logit;
+/// Whether a row sees a column: the one mask, causal or of the pattern's windows.
+__device__ inline bool sees(const Window& window, int32_t column) {
+  return window.first <= column && column <= window.last;
 }
-__device__ inline float masked_weight(float weight, int32_t key, int32_t query) {
-  return is_hidden(key, query) ? 0 : weight;
+__device__ inline float masked_logit(float logit, const Window& window, int32_t column) {
+  return sees(window, column) ? logit : negative_infinity();
+}
+__device__ inline float masked_weight(float weight, const Window& window, int32_t column) {
+  return sees(window, column) ? weight : 0;
 }
 
 /// A row's reference as weights are taken against: -inf, before its first key, would make them NaN.

@@ -45,21 +45,31 @@ __device__ inline void split_item(int64_t item, int32_t tiles, int32_t& slot, in
   tile = static_cast<int32_t>(rest);
 }
 
+/// Leaves the tile without its first rows.
+__device__ inline void skip_rows(Tile& tile, int32_t rows) {
+  tile.first_row += rows;
+  tile.rows -= rows;
+  tile.first_window += tile.first_window < 0 ? 0 : rows;
+}
+
 /// False if the item is empty. Every thread of the block gets the same.
 __device__ inline bool find_work(const TableView& table, int64_t item, int64_t batch,
                                  WorkItem& work) {
   int32_t slot, index;
   split_item(item, table.table->tiles, slot, index);
-  const int4 tile = __ldg(reinterpret_cast<const int4*>(table.tiles() + index));
-  work.tile = {tile.x, tile.y, tile.z, tile.w};
-  const int4* group = reinterpret_cast<const int4*>(table.groups() + tile.x);
-  const int4 low = __ldg(group);
-  const int4 high = __ldg(group + 1);
-  work.group = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+  const auto load = [](auto& item, const auto* from) {
+    static_assert(sizeof(item) == 2 * sizeof(int4));
+    const int4 low = __ldg(reinterpret_cast<const int4*>(from));
+    const int4 high = __ldg(reinterpret_cast<const int4*>(from) + 1);
+    item = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+  };
+  load(work.tile, table.tiles() + index);
+  load(work.group, table.groups() + work.tile.group);
   const int32_t rank = slot / static_cast<int32_t>(batch);
   work.batch = slot - rank * static_cast<int32_t>(batch);
-  const int32_t begin = __ldg(table.class_begin() + low.x);
-  if (rank >= __ldg(table.class_begin() + low.x + 1) - begin) {
+  const int32_t* heads = table.class_begin() + work.group.head_class;
+  const int32_t begin = __ldg(heads);
+  if (rank >= __ldg(heads + 1) - begin) {
     return false;
   }
   work.head = __ldg(table.class_heads() + begin + rank);

@@ -10,10 +10,8 @@
 //   columns exchanged
 #pragma once
 
-#include <climits>
-
 #include "kernels/attention.h"
-#include "kernels/cuda/primitives/columns.cuh"
+#include "kernels/cuda/primitives/lists.cuh"
 #include "kernels/cuda/primitives/numerics.cuh"
 #include "kernels/cuda/primitives/score.cuh"
 #include "kernels/cuda/primitives/work.cuh"
@@ -37,10 +35,11 @@ struct ScalarShape {
 /// Rows or columns of a tile.
 template <int kCount>
 struct ScalarList {
-  int32_t position[kCount];
+  int32_t position[kCount], place[kCount];
   int32_t head[kCount];
-  float bias[kCount];  // log of the multiplicity; -inf: weight 0
-  float lse[kCount];   // of queries, as softmax_weight() takes it
+  Window window[kCount];  // of rows
+  float bias[kCount];     // log of the multiplicity; -inf: weight 0
+  float lse[kCount];      // of queries, as softmax_weight() takes it
   float delta[kCount];
   uint32_t dropout_key[kCount];
 };
@@ -60,30 +59,25 @@ class ScalarBackward {
   using Shape = ScalarShape<kWidth>;
   using List = ScalarList<Shape::kColumns>;
 
-  __device__ ScalarBackward(const BackwardArgs& args, const Header& header, const TableView& table,
-                            const WorkItem& work, ScalarMemory<kWidth>& memory)
-      : args_(args), header_(header), table_(table), work_(work), memory_(memory) {}
+  __device__ ScalarBackward(const BackwardArgs& args, const TableView& table, const WorkItem& work,
+                            ScalarMemory<kWidth>& memory)
+      : args_(args), table_(table), work_(work), memory_(memory) {}
 
-  /// Rows first .. first + kRows - 1 of the group's list, those before `end`.
-  __device__ void run(int32_t first, int32_t end) {
-    const int32_t rows = min(end - first, Shape::kRows);
-    const Run* runs = table_.runs() + work_.group.column_runs;
+  /// The tile's first kRows rows, or all of them.
+  __device__ void run() {
+    const int32_t rows = min(work_.tile.rows, Shape::kRows);
     if (threadIdx.x < 32) {
-      ColumnCursor cursor(table_.runs() + work_.group.row_runs, work_.group.row_run_count,
-                          work_.tile.origin);
-      list_rows(cursor, first, rows);
+      list_rows(rows);
     }
     __syncthreads();
     load_rows<Shape::kRows>(memory_.first_row, memory_.second_row, memory_.rows, kTransposed);
-    int32_t lowest = INT_MIN, highest = INT_MAX, columns = work_.group.columns;
-    if (args_.is_causal) {
-      const int32_t position = memory_.rows.position[threadIdx.x % 32 % rows];
-      lowest = kTransposed ? __reduce_min_sync(kAllLanes, position) : INT_MIN;
-      highest = kTransposed ? INT_MAX : __reduce_max_sync(kAllLanes, position);
-      columns =
-          count_columns(runs, work_.group.column_run_count, work_.tile.origin, lowest, highest);
+    Windows windows;
+    int32_t columns = work_.group.columns;
+    if (has_windows(work_, args_)) {
+      windows = join_windows({memory_.rows.window[threadIdx.x % 32 % rows]});
+      columns = count_columns(table_, work_, windows.some);
     }
-    ColumnCursor cursor(runs, work_.group.column_run_count, work_.tile.origin, lowest, highest);
+    ColumnCursor cursor = cursor_of(table_, work_, windows.some);
     for (int32_t column = 0; column < columns; column += Shape::kColumns) {
       if (threadIdx.x < 32) {
         Column list[1];
@@ -107,13 +101,19 @@ class ScalarBackward {
   }
 
  private:
-  __device__ void list_rows(ColumnCursor& cursor, int32_t first, int32_t rows) {
+  __device__ void list_rows(int32_t rows) {
+    const int32_t row = threadIdx.x;
+    ColumnCursor cursor = row_cursor_of(table_, work_);
     Column list[1];
-    cursor.read(first, list);
+    cursor.read(work_.tile.first_row, list);
+    list[0].place = list[0].position + work_.tile.row_shift;
     fill(memory_.rows, list[0], kTransposed);
+    const Window* own = own_windows(table_, work_);
+    memory_.rows.window[row] = window_of(own == nullptr ? nullptr : own + min(row, rows - 1),
+                                         list[0].position, args_.is_causal, kTransposed);
     __syncwarp();
-    if (static_cast<int32_t>(threadIdx.x) >= rows) {
-      memory_.rows.bias[threadIdx.x] = negative_infinity();
+    if (row >= rows) {
+      memory_.rows.bias[row] = negative_infinity();
     }
   }
 
@@ -127,11 +127,12 @@ class ScalarBackward {
             ? (kTransposed ? work_.head : work_.head / group)
             : (kTransposed ? work_.head * group + static_cast<int32_t>(column.head()) : work_.head);
     list.position[at] = column.position;
+    list.place[at] = column.place;
     list.head[at] = head;
     list.bias[at] = column.log_multiplicity();
     if (!is_key) {
-      const int64_t row = (static_cast<int64_t>(work_.batch) * args_.heads + head) * args_.queries +
-                          column.position - header_.query_begin;
+      const int64_t row =
+          (static_cast<int64_t>(work_.batch) * args_.heads + head) * args_.queries + column.place;
       list.lse[at] = weight_lse(static_cast<const float*>(args_.lse)[row]);
       list.delta[at] = static_cast<const float*>(args_.delta)[row];
       if (args_.dropout.probability > 0) {
@@ -146,10 +147,9 @@ class ScalarBackward {
                             float (&second)[kCount][Shape::kPitch], const List& list, bool is_key) {
     const Rows& first_source = is_key ? args_.key : args_.query;
     const Rows& second_source = is_key ? args_.value : args_.grad_out;
-    const int32_t begin = is_key ? header_.key_begin : header_.query_begin;
     const auto row_of = [&](const Rows& rows, int row) {
       return static_cast<const Element*>(rows.data) + work_.batch * rows.strides.batch +
-             (list.position[row] - begin) * rows.strides.row + list.head[row] * rows.strides.head;
+             list.place[row] * rows.strides.row + list.head[row] * rows.strides.head;
     };
     for (int row = threadIdx.x / 32; row < kCount; row += Shape::kThreads / 32) {
       const Element* first_from = row_of(first_source, row);
@@ -188,15 +188,14 @@ class ScalarBackward {
 
   __device__ void differentiate(int row, int column, float score, float gradient) {
     const List &rows = memory_.rows, &columns = memory_.columns;
-    const int32_t key = kTransposed ? rows.position[row] : columns.position[column];
-    const int32_t query = kTransposed ? columns.position[column] : rows.position[row];
-    const bool visible = !args_.is_causal || !is_hidden(key, query);
     const float logit = logit_of(score, args_.scale, columns.bias[column] + rows.bias[row]);
     const float lse = kTransposed ? columns.lse[column] : rows.lse[row];
-    const float weight = visible ? softmax_weight(logit, lse) : 0;
+    const float weight =
+        masked_weight(softmax_weight(logit, lse), rows.window[row], columns.position[column]);
     float factor = 1;
     if (args_.dropout.probability > 0) {
       const uint32_t row_key = kTransposed ? columns.dropout_key[column] : rows.dropout_key[row];
+      const int32_t key = kTransposed ? rows.position[row] : columns.position[column];
       const bool keeps = dropout_keeps(row_key, key, dropout_threshold(args_.dropout.probability));
       factor = keeps ? 1 / (1 - args_.dropout.probability) : 0;
     }
@@ -229,14 +228,13 @@ class ScalarBackward {
 
   __device__ void write(const MutableRows& out, float4 (&sums)[Shape::kOutputs], float factor,
                         int32_t rows) {
-    const int32_t begin = kTransposed ? header_.key_begin : header_.query_begin;
     const int vector = threadIdx.x % Shape::kVectors * 4;
 #pragma unroll
     for (int i = 0; i < Shape::kOutputs; ++i) {
       const int row = threadIdx.x / Shape::kVectors + i * (Shape::kThreads / Shape::kVectors);
       if (row < rows) {
         const int64_t at = work_.batch * out.strides.batch + work_.head * out.strides.head +
-                           (memory_.rows.position[row] - begin) * out.strides.row + vector;
+                           memory_.rows.place[row] * out.strides.row + vector;
         const float values[4] = {sums[i].x, sums[i].y, sums[i].z, sums[i].w};
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
@@ -255,7 +253,6 @@ class ScalarBackward {
   }
 
   const BackwardArgs& args_;
-  const Header& header_;
   const TableView& table_;
   const WorkItem& work_;
   ScalarMemory<kWidth>& memory_;
@@ -275,11 +272,9 @@ __global__ void __launch_bounds__(ScalarShape<kWidth>::kThreads, 1)
     if (!find_work(table, item, args.batch, work)) {
       continue;
     }
-    ScalarBackward<Element, kWidth, kTransposed> backward(args, pattern.header(), table, work,
-                                                          memory);
-    const int32_t end = work.tile.first_row + work.tile.rows;
-    for (int32_t first = work.tile.first_row; first < end; first += ScalarShape<kWidth>::kRows) {
-      backward.run(first, end);
+    ScalarBackward<Element, kWidth, kTransposed> backward(args, table, work, memory);
+    for (; work.tile.rows > 0; skip_rows(work.tile, ScalarShape<kWidth>::kRows)) {
+      backward.run();
     }
   }
 }

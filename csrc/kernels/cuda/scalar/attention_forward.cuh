@@ -30,7 +30,7 @@ struct FloatMemory {
   alignas(16) float key[Shape::kKeys][Shape::kPitch];  // then the values
   alignas(16) float weight[Shape::kRows][Shape::kKeys + 4];
   KeyTile<Shape::kKeys> keys;
-  QueryTile<Shape::kRows> rows;
+  RowTileList<Shape::kRows> rows;
   ColumnCursor cursor;  // warp 0's, here rather than in registers
 };
 
@@ -54,16 +54,16 @@ __device__ inline float half_warp_sum(float x) {
   return x;
 }
 
-/// Rows positions[0 .. kRows - 1] into shared memory, zero from head_dim on.
+/// Rows listed[0 .. kRows - 1] into shared memory, zero from head_dim on.
 template <int kWidth, int kRows, int kPitch>
-__device__ inline void copy_float_rows(float (&tile)[kRows][kPitch], const int32_t* positions,
+__device__ inline void copy_float_rows(float (&tile)[kRows][kPitch], const int32_t* listed,
                                        const char* origin, int64_t row_stride, int32_t head_dim,
                                        bool is_aligned) {
   constexpr int kChunks = kWidth / 4;
   for (int i = threadIdx.x; i < kRows * kChunks; i += blockDim.x) {
     const int row = i / kChunks;
     const int d = i % kChunks * 4;
-    const float* from = reinterpret_cast<const float*>(origin) + positions[row] * row_stride + d;
+    const float* from = reinterpret_cast<const float*>(origin) + listed[row] * row_stride + d;
     float4 values{0, 0, 0, 0};
     if (is_aligned && d < head_dim) {
       values = __ldg(reinterpret_cast<const float4*>(from));
@@ -95,20 +95,20 @@ class FloatThread {
   }
 
   /// With the keys in shared memory: leaves the weights there.
-  __device__ void weigh_keys() {
+  __device__ void weigh_keys(const WorkItem& work) {
     float scores[kRows][kKeys];
     multiply_keys(scores);
-    exponentiate(scores);
+    exponentiate(scores, work);
   }
 
   /// With the values and weights there.
   __device__ void multiply_values();
 
-  __device__ void finish(const WorkItem& work, int32_t rows, int32_t query_begin) const;
+  __device__ void finish(const WorkItem& work, int32_t rows) const;
 
  private:
   __device__ void multiply_keys(float (&scores)[kRows][kKeys]) const;
-  __device__ void exponentiate(float (&scores)[kRows][kKeys]);
+  __device__ void exponentiate(float (&scores)[kRows][kKeys], const WorkItem& work);
 
   const ForwardCall& call_;
   FloatMemory<Shape>& memory_;
@@ -147,19 +147,22 @@ __device__ void FloatThread<Shape>::multiply_keys(float (&scores)[kRows][kKeys])
 /// The weights go to shared memory, without what dropout removes; sums and outputs follow the rows'
 /// maxima.
 template <typename Shape>
-__device__ void FloatThread<Shape>::exponentiate(float (&scores)[kRows][kKeys]) {
+__device__ void FloatThread<Shape>::exponentiate(float (&scores)[kRows][kKeys],
+                                                 const WorkItem& work) {
   const float probability = call_.args.dropout.probability;
   const uint32_t threshold = dropout_threshold(probability);
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const int row = first_row_ + r;
-    const int32_t last = call_.args.is_causal ? memory_.rows.position[row] : INT_MAX;
+    const Window window = window_of(memory_.rows, row, call_.args.is_causal, /*over_keys=*/false);
+    const uint32_t dropout_key =
+        probability == 0 ? 0 : row_dropout_key(call_.args, work, memory_.rows.position[row]);
     float largest = negative_infinity();
 #pragma unroll
     for (int k = 0; k < kKeys; ++k) {
       const int key = x_ + 16 * k;
       const float logit = logit_of(scores[r][k], call_.args.scale, memory_.keys.bias[key]);
-      scores[r][k] = masked_logit(logit, memory_.keys.position[key], last);
+      scores[r][k] = masked_logit(logit, window, memory_.keys.position[key]);
       largest = fmaxf(largest, scores[r][k]);
     }
     const float reference = fmaxf(reference_[r], half_warp_max(largest));
@@ -171,8 +174,8 @@ __device__ void FloatThread<Shape>::exponentiate(float (&scores)[kRows][kKeys]) 
       const int key = x_ + 16 * k;
       const float weight = weight_of(scores[r][k], finite(reference));
       sum_[r] += weight;
-      const bool keeps = probability == 0 || dropout_keeps(memory_.rows.dropout_key[row],
-                                                           memory_.keys.position[key], threshold);
+      const bool keeps =
+          probability == 0 || dropout_keeps(dropout_key, memory_.keys.position[key], threshold);
       memory_.weight[row][key] = keeps ? weight : 0;
     }
 #pragma unroll
@@ -213,15 +216,15 @@ __device__ void FloatThread<Shape>::multiply_values() {
 }
 
 template <typename Shape>
-__device__ void FloatThread<Shape>::finish(const WorkItem& work, int32_t rows,
-                                           int32_t query_begin) const {
+__device__ void FloatThread<Shape>::finish(const WorkItem& work, int32_t rows) const {
   const ForwardArgs& args = call_.args;
   const float zero_keys = static_cast<float>(work.group.zero_keys);
   float* origin = reinterpret_cast<float*>(
-      const_cast<char*>(row_origin(args.out, work, work.head, query_begin, 4)));
-  const float* running_origin =
-      reinterpret_cast<const float*>(row_origin(args.running_out, work, work.head, query_begin, 4));
-  const int64_t head_row = (work.batch * args.heads + work.head) * args.queries - query_begin;
+      const_cast<char*>(row_origin(args.out, work.batch, work.head, work.tile.row_shift, 4)));
+  const float* running_origin = reinterpret_cast<const float*>(
+      row_origin(args.running_out, work.batch, work.head, work.tile.row_shift, 4));
+  const int64_t head_row =
+      (work.batch * args.heads + work.head) * args.queries + work.tile.row_shift;
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const int row = first_row_ + r;
@@ -263,42 +266,41 @@ __device__ void FloatThread<Shape>::finish(const WorkItem& work, int32_t rows,
 
 template <typename Shape, int kWidth>
 __device__ void forward_float_tile(const ForwardCall& call, const TableView& table,
-                                   const WorkItem& work, int32_t query_begin, int32_t key_begin,
-                                   FloatMemory<Shape>& memory) {
+                                   const WorkItem& work, FloatMemory<Shape>& memory) {
   const ForwardArgs& args = call.args;
   const int32_t head_dim = static_cast<int32_t>(args.head_dim);
   const KeyList keys = begin_rows(table, work, args, memory.rows);
   if (threadIdx.x / 32 == 0) {
-    memory.cursor = keys.cursor();
+    memory.cursor = cursor_of(table, work, keys.windows.some);
     __syncwarp();
   }
   copy_float_rows<kWidth>(memory.query, memory.rows.position,
-                          row_origin(args.query, work, work.head, query_begin, 4),
+                          row_origin(args.query, work.batch, work.head, work.tile.row_shift, 4),
                           args.query.strides.row, head_dim, call.query_aligned);
   const int32_t key_head = work.head / call.heads_per_key_head;
-  const char* key = row_origin(args.key, work, key_head, key_begin, 4);
-  const char* value = row_origin(args.value, work, key_head, key_begin, 4);
+  const char* key = row_origin(args.key, work.batch, key_head, 0, 4);
+  const char* value = row_origin(args.value, work.batch, key_head, 0, 4);
   FloatThread<Shape> thread(call, memory);
   for (int32_t first = 0; first < keys.columns; first += Shape::kKeys) {
     __syncthreads();
     if (threadIdx.x / 32 == 0) {
       ColumnCursor cursor = memory.cursor;
-      read_keys(cursor, first, keys.lowest, memory.keys);
+      read_keys(cursor, first, keys.windows.all, memory.keys);
       __syncwarp();
       memory.cursor = cursor;  // every lane writes the same
     }
     __syncthreads();
-    copy_float_rows<kWidth>(memory.key, memory.keys.position, key, args.key.strides.row, head_dim,
+    copy_float_rows<kWidth>(memory.key, memory.keys.place, key, args.key.strides.row, head_dim,
                             call.key_aligned);
     __syncthreads();
-    thread.weigh_keys();
+    thread.weigh_keys(work);
     __syncthreads();
-    copy_float_rows<kWidth>(memory.key, memory.keys.position, value, args.value.strides.row,
-                            head_dim, call.value_aligned);
+    copy_float_rows<kWidth>(memory.key, memory.keys.place, value, args.value.strides.row, head_dim,
+                            call.value_aligned);
     __syncthreads();
     thread.multiply_values();
   }
-  thread.finish(work, work.tile.rows, query_begin);
+  thread.finish(work, work.tile.rows);
 }
 
 template <int kWidth>
@@ -307,18 +309,15 @@ __global__ void __launch_bounds__(256, 2)
   using Shape = FloatShape<kWidth>;
   extern __shared__ __align__(128) unsigned char bytes[];
   FloatMemory<Shape>& memory = *reinterpret_cast<FloatMemory<Shape>*>(bytes);
-  const PatternView pattern{call.args.pattern};
-  const TableView table = pattern.forward();
+  const TableView table = PatternView{call.args.pattern}.forward();
   const int64_t items = count_work(table, call.args.batch);
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
     WorkItem work;
     if (!find_work(table, item, call.args.batch, work)) {
       continue;
     }
-    for (; work.tile.rows > 0;
-         work.tile.rows -= Shape::kRows, work.tile.first_row += Shape::kRows) {
-      forward_float_tile<Shape, kWidth>(call, table, work, pattern.header().query_begin,
-                                        pattern.header().key_begin, memory);
+    for (; work.tile.rows > 0; skip_rows(work.tile, Shape::kRows)) {
+      forward_float_tile<Shape, kWidth>(call, table, work, memory);
       __syncthreads();
     }
   }

@@ -38,7 +38,7 @@ struct BackwardTile {
   static constexpr int32_t kColumns = 32;
 
  private:
-  static constexpr size_t kListBytes = 24 * kColumns;
+  static constexpr size_t kListBytes = 36 * kColumns;
 };
 
 inline constexpr BackwardTile kBackwardTiles[] = {{32}, {64}, {128}, {256}};
