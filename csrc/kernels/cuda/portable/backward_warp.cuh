@@ -178,18 +178,17 @@ class BackwardWarp {
   /// Weights of queries that the key does not see, and of key rows that do not exist, become zero.
   __device__ void mask(Scores& weights, const Columns& columns, int first) const {
 #pragma unroll
-    for (int n = 0; n < kQueryTiles; ++n) {
-      const int2 position =
-          *reinterpret_cast<const int2*>(&columns.position[first + n * 8 + lane() % 4 * 2]);
+    for (int r = 0; r < 2 * kTiles; ++r) {
+      const int row = row_index(r);
+      Window window = window_of(memory_.keys, row, call_.args.is_causal, /*over_keys=*/true);
+      window.last = row < memory_.keys.count ? window.last : INT_MIN;
 #pragma unroll
-      for (int r = 0; r < 2 * kTiles; ++r) {
-        const int row = row_index(r);
-        const Window window =
-            window_of(memory_.keys, row, call_.args.is_causal, /*over_keys=*/true);
-        const bool exists = row < memory_.keys.count;
+      for (int n = 0; n < kQueryTiles; ++n) {
+        const int2 position =
+            *reinterpret_cast<const int2*>(&columns.position[first + n * 8 + lane() % 4 * 2]);
         float* weight = pair_of(weights, r, n);
-        weight[0] = exists ? masked_weight(weight[0], window, position.x) : 0;
-        weight[1] = exists ? masked_weight(weight[1], window, position.y) : 0;
+        weight[0] = masked_weight(weight[0], window, position.x);
+        weight[1] = masked_weight(weight[1], window, position.y);
       }
     }
   }
