@@ -27,9 +27,9 @@ from dilated_attention_pytorch.ring.plans.lattice import Piece, lattices
 from dilated_attention_pytorch.ring.plans.plan import shards
 from dilated_attention_pytorch.ring.strategies.packing import Packet, count_rows
 
+from ..workloads import Workload
+from . import full_attention_share
 from .calls import Inputs, UnsupportedError
-from .peers import full_attention_share
-from .workloads import Workload
 
 STRATEGIES = ("auto", "ring", "gather", "all_to_all")
 SINGLE, ALL_GATHER, CONTEXT_PARALLEL = "one-rank", "all-gather", "torch-context-parallel"
