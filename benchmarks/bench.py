@@ -77,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> Path | None:
     options = parse(arguments)
     is_first = os.environ.get("RANK", "0") == "0"
     if options.name in BENCHMARKS:
-        signal.signal(signal.SIGTERM, _terminate)
+        if "RANK" not in os.environ:  # torchrun ends its ranks itself
+            signal.signal(signal.SIGTERM, _terminate)
         if options.threads:
             torch.set_num_threads(options.threads)
         if options.device == "cpu" and is_first:

@@ -22,15 +22,7 @@ import torch
 from dilated_attention_pytorch import PatternCache, TieredPatternCache
 from dilated_attention_pytorch.pattern import PatternSpec
 
-from .cache_steps import (
-    NAMES,
-    OPTIONS,
-    CacheWorkload,
-    Steps,
-    cache_workloads,
-    make_cache,
-    split,
-)
+from .cache_steps import NAMES, OPTIONS, CacheWorkload, Steps, cache_workloads, make_cache, split
 from .peers.calls import Inputs
 from .results import Row, Run, names
 from .timing import Stopwatch, percentile

@@ -95,27 +95,18 @@ def measured(
     return [(w, document) for w, document in found if document is not None]
 
 
-# The summary's columns, and what is said of those that need it.
-_COLUMNS = {
-    "workload": "",
-    "pass": "",
-    "**ours**, ms": "*ours*: a plain call, so that what is short waits for the host.",
-    "in a CUDA graph": "*in a CUDA graph*: ours, where it is short.",
-    "TFLOP/s": "TFLOP/s counts every branch on its own.",
-    "floor, reached": "*floor*: the distinct products at the rate of a large matrix product, or "
-    "the bytes at the rate of a copy, whichever is longer, and what *ours* reaches of it.",
-    "library bound": "*library bound*: cuDNN or FlashAttention-4, whichever is faster, called for "
-    "every branch, in one CUDA graph, with no merge, in runs of their own.",
-    "sdpa-views": "*sdpa-views*: cuDNN or FlashAttention-2, whichever is faster, called for every "
-    "branch and merged to the exact result, in one CUDA graph.",
-    "flex": "*flex*: FlexAttention on tokens sorted by class, in a run of its own.",
-    "torchscale": "*torchscale*: its own code on PyTorch's flash kernel.",
-    "full attention": "*full attention*: cuDNN, every key.",
-    "peak MiB, ours / torchscale": "Memory is beyond the inputs.",
-}
+_COLUMNS = (
+    *("workload", "pass", "**ours**, ms", "in a CUDA graph", "TFLOP/s", "floor, reached"),
+    *("library bound", "sdpa-views", "flex", "torchscale", "full attention"),
+    "peak MiB, ours / torchscale",
+)
 _LEGEND = (
     "Milliseconds of sustained load; a line's figures come from one commit, device and day, the "
-    "peers in turn."
+    "peers in turn. *ours*: a plain call, so that what is short waits for the host. TFLOP/s counts "
+    "every branch on its own. *floor*: the distinct products at the rate of a large matrix "
+    "product, or the bytes at the rate of a copy, whichever is longer, and what *ours* reaches of "
+    "it. *library bound*: by cuDNN or FlashAttention-4, whichever is faster. The others are named "
+    "below. Memory is beyond the inputs. -: not measured."
 )
 
 
@@ -141,9 +132,9 @@ def _summary_cells(document: Document, workload: Workload, causal: bool, pass_: 
     ]
 
 
-def _summary(documents: Sequence[Document]) -> tuple[str, list[str]]:
-    """A line for each pass of the workloads that matter most, of the newest run, and what is to be
-    said of the columns; columns without a figure are left out.
+def _summary(documents: Sequence[Document]) -> str:
+    """A line for each pass of the workloads that matter most, of the newest run; columns without a
+    figure are left out.
     """
     rows = [
         cells
@@ -152,20 +143,17 @@ def _summary(documents: Sequence[Document]) -> tuple[str, list[str]]:
         for pass_ in ("fwd", "fwd+bwd")
         if (cells := _summary_cells(document, workload, causal, pass_))
     ]
-    columns = zip(_COLUMNS.items(), zip(*rows, strict=True), strict=True) if rows else ()
-    kept = [(name, said, cells) for (name, said), cells in columns if set(cells) != {"-"}]
-    lines = zip(*(cells for *_, cells in kept), strict=True)
-    said = [said for _, said, _ in kept if said]
-    return table([name for name, _, _ in kept], lines) if kept else "", said
+    columns = [column for column in zip(_COLUMNS, *rows, strict=True) if set(column[1:]) != {"-"}]
+    head, *lines = zip(*columns, strict=True)
+    return table(head, lines) if rows else ""
 
 
 def summary_section(documents: Sequence[Document]) -> str:
-    text, said = _summary(documents)
+    text = _summary(documents)
     if not text:
         return NOTHING.format(up="../")
     runs = [document for _, document in measured(documents, DEFAULT_GROUPS)]
-    legend = " ".join((_LEGEND, *said, "-: not measured."))
-    body = [text, "", legend, "", *_host_sentences(documents), *_run_lines(runs)]
+    body = [text, "", _LEGEND, "", *_host_sentences(documents), *_run_lines(runs)]
     if measured(documents, ("scale-N",)):
         body += ["", "![Time against length](figures/time.svg)"]
         body += ["![Memory against length](figures/memory.svg)"]
@@ -206,7 +194,7 @@ def measurements_section(documents: Sequence[Document]) -> str:
 
 def _device_section(documents: Sequence[Document]) -> list[str]:
     """In short, what another device than the newest runs' gave last."""
-    text, _ = _summary(documents)
+    text = _summary(documents)
     if not text:
         return []
     chosen = [document for _, document in measured(documents, DEFAULT_GROUPS)]

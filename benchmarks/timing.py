@@ -146,12 +146,8 @@ def sustained(
     turns = [_turn(launch, stopwatch, monitor, seconds) for launch in launches]
     turns_back = [_turn(launch, stopwatch, monitor, seconds) for launch in reversed(launches)]
     return [
-        summarize(
-            [*there.values, *back.values],
-            there.launches + back.launches,
-            [*there.samples, *back.samples],
-        )
-        for there, back in zip(turns, reversed(turns_back), strict=True)
+        summarize(a.values + b.values, a.launches + b.launches, a.samples + b.samples)
+        for a, b in zip(turns, reversed(turns_back), strict=True)
     ]
 
 
@@ -184,7 +180,9 @@ def _turn(launch: Launch, stopwatch: Stopwatch, monitor: Monitor, seconds: float
     halfway = started + (time.perf_counter() - started) / 2
     values = second_half([mark.ms_since(marks[0]) for mark in marks])
     per_launch = [value / batch for value in values]
-    return _Turn(per_launch, batch * len(values), samples.since(halfway))
+    return _Turn(
+        per_launch, batch * len(values), [sample for sample in samples if sample.at >= halfway]
+    )
 
 
 def second_half(at: Sequence[float]) -> list[float]:

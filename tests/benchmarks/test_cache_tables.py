@@ -62,10 +62,7 @@ def document(**v3: float) -> dict[str, Any]:
         "date": "2026-01-02T03:04:05+00:00",
         "protocol": {"rounds": 20, "slides": 1000},
         "rows": rows,
-        "hits": [
-            {"cache": "v2", "us": 2.0, "hot": True},
-            {"cache": "v3", "us": 6.0, "hot": True},
-        ],
+        "hits": [{"cache": "v2", "us": 2.0, "hot": True}, {"cache": "v3", "us": 6.0, "hot": True}],
         "options": [option],
         "skipped": [],
     }

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from benchmarks import bench, ops, plan, results
-from benchmarks.peers import Impl, make_impls
-from benchmarks.peers.calls import Calls, Inputs
+from benchmarks.peers import Impl, make_impls, ours
+from benchmarks.peers.calls import Calls, Inputs, UnsupportedError
 from benchmarks.tables import planning_section
 from benchmarks.workloads import WORKLOADS, Workload
 
@@ -90,9 +90,8 @@ def test_a_peer_that_is_wrong_is_named_and_not_timed(
     def broken(workload: Workload, causal: bool, inputs: Inputs) -> Calls:
         raise RuntimeError("no kernel")
 
-    ours = make_impls(None)["ours"]
     impls = {
-        "ours": ours,
+        "ours": make_impls(None)["ours"],
         "torchscale": Impl("torchscale", broken),
         "sdpa-views": Impl("sdpa-views", wrong),
     }
@@ -102,6 +101,33 @@ def test_a_peer_that_is_wrong_is_named_and_not_timed(
     reasons = {entry["impl"]: entry["reason"] for entry in document["skipped"]}
     assert "fwd differs from ours by" in reasons["sdpa-views"]
     assert reasons["torchscale"] == "RuntimeError: no kernel"
+
+
+@pytest.mark.usefixtures("tiny")
+def test_peers_with_graphs_are_captured_once_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured: list[object] = []
+
+    def capture(launch: Callable[[], object], device: torch.device) -> Callable[[], object]:
+        captured.append(launch)
+        return launch
+
+    impls = {"ours": make_impls(None)["ours"], "ours-graph": Impl("ours-graph", ours, True)}
+    monkeypatch.setattr(ops, "captured", capture)
+    monkeypatch.setattr(ops, "make_impls", lambda torchscale: impls)
+    document = run(tmp_path, "--workloads", "seed-1024", "--passes", "fwd,fwd+bwd,host")
+    assert len(captured) == 4  # two passes, causal or not
+    rows = [row for row in document["rows"] if row["impl"] == "ours-graph"]
+    assert {row["pass"] for row in rows} == {"fwd", "fwd+bwd"}
+    assert all(row["relative_error"] == 0 for row in rows)
+
+
+def test_ours_is_captured_on_gpus_only() -> None:
+    impl = make_impls(None)["ours-graph"]
+    inputs = Inputs.make(TINY, torch.device("cpu"), torch.float32, seed=0)
+    with pytest.raises(UnsupportedError, match="short beside the host's time"):
+        impl.prepare(TINY, False, inputs)
 
 
 @pytest.mark.usefixtures("tiny")
