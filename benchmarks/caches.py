@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -55,19 +54,14 @@ def measure(options: argparse.Namespace) -> Path:
     run.document |= {"protocol": chosen, "hits": hits, "options": []}
     for workload in workloads:
         if workload.name in options.workloads:
-            rows = list(Comparison(run, options, workload).rows())
+            rows = list(Rounds(run, options, workload).rows())
             run.rows.extend(rows)
             times = ", ".join(f"{row['cache']} {row['ms']:.4g}" for row in rows)
             run.say(f"{workload.name}: {times} ms a step")
             run.write()
-    for entry in Options(workloads[-1], run.stopwatch, options.large).all():
-        if run.is_late():
-            run.skip("no time", option=entry["option"])
-            continue
-        entry |= measure_option(entry, max(2, options.rounds // 2))
+    for entry in measure_options(run, workloads[-1], options.large, max(2, options.rounds // 2)):
         off, on = (percentile(entry[name], 50) for name in ("off_ms", "on_ms"))
         run.say(f"{entry['option']}: {off:.4g} ms without, {on:.4g} with")
-        del entry["run"]
         run.document["options"].append(entry)
     run.write()
     return run.path
@@ -83,7 +77,7 @@ def rounds_of(
     return [range(max(1, round(round_ms / estimate)))] * rounds
 
 
-class Comparison:
+class Rounds:
     """All caches on one workload."""
 
     def __init__(self, run: Run, options: argparse.Namespace, workload: CacheWorkload) -> None:
@@ -165,53 +159,44 @@ def measure_hits(workload: CacheWorkload, stopwatch: Stopwatch) -> Iterator[Row]
         yield {"cache": name, "us": min(times), "us_median": percentile(times, 50), "hot": is_hot}
 
 
-class Options:
-    """What V2's options are measured on: patterns of the slides workload, on one device."""
+def measure_options(
+    run: Run, slides: CacheWorkload, large_seq_len: int, rounds: int
+) -> Iterator[Row]:
+    """Each option of V2 on and off in turn, after one measurement of each that does not count."""
+    device, stopwatch = run.device, run.stopwatch
+    specs = [slides.spec(step) for step in range(len(slides.lengths))]
+    large = specs[0]._replace(seq_len=large_seq_len)
+    busy = torch.randn(2048, 2048, device=device) if device.type == "cuda" else None
 
-    def __init__(self, slides: CacheWorkload, stopwatch: Stopwatch, large_seq_len: int) -> None:
-        self._specs = [slides.spec(step) for step in range(len(slides.lengths))]
-        self._large = self._specs[0]._replace(seq_len=large_seq_len)
-        self._stopwatch, self._device = stopwatch, stopwatch.device
-        is_cuda = self._device.type == "cuda"
-        self._busy = torch.randn(2048, 2048, device=self._device) if is_cuda else None
-
-    def all(self) -> list[dict[str, Any]]:
-        """`run(cache)` gives the milliseconds of one measurement with a new cache."""
-        batched = "the 32 shortest slides, planned already, announced together"
-        behind = "the first use of a pattern over 10 MB, behind work that is under way"
-        places = {batched: self.announced, behind: self.behind_work}
-        return [
-            {"option": option, "setting": {name: True}, "absence": {name: False}, "where": where}
-            | {"run": run}
-            for (option, name), (where, run) in zip(OPTIONS.items(), places.items(), strict=True)
-        ]
-
-    def announced(self, cache: PatternCache, count: int = 32) -> float:
-        """The copies of many small patterns, which are planned already."""
-        specs = sorted(self._specs)[:count]
-        cache.prefetch(specs, _CPU)
-        return self._stopwatch.wall_ms(lambda: cache.prefetch(specs, self._device))
-
-    def behind_work(self, cache: PatternCache) -> float:
-        """A large pattern's first use behind work that is under way, and host work after it."""
-        cache.prefetch([self._large], _CPU)
-        return self._stopwatch.wall_ms(lambda: self._use(cache))
-
-    def _use(self, cache: PatternCache) -> None:
-        if self._busy is not None:
+    def use(cache: PatternCache) -> None:
+        if busy is not None:
             for _ in range(100):
-                torch.mm(self._busy, self._busy)
-        _, words = cache.lookup(self._large, self._device)
+                torch.mm(busy, busy)
+        _, words = cache.lookup(large, device)
         words.sum()
         sum(range(100_000))  # some milliseconds of what a program does besides
 
+    def announced(cache: PatternCache) -> float:
+        shortest = sorted(specs)[:32]
+        cache.prefetch(shortest, _CPU)
+        return stopwatch.wall_ms(lambda: cache.prefetch(shortest, device))
 
-def measure_option(option: dict[str, Any], rounds: int) -> dict[str, Sequence[float]]:
-    """Both settings in turn, after one measurement of each that does not count."""
-    off: list[float] = []
-    on: list[float] = []
-    for index in range(rounds + 1):
-        pair = ((off, option["absence"]), (on, option["setting"]))
-        for samples, setting in pair if index % 2 else reversed(pair):
-            samples.append(option["run"](PatternCache(**setting)))
-    return {"off_ms": off[1:], "on_ms": on[1:]}
+    def behind_work(cache: PatternCache) -> float:
+        cache.prefetch([large], _CPU)
+        return stopwatch.wall_ms(lambda: use(cache))
+
+    places = {
+        "the 32 shortest slides, planned already, announced together": announced,
+        "the first use of a pattern over 10 MB, behind work that is under way": behind_work,
+    }
+    for (option, name), (where, measure_once) in zip(OPTIONS.items(), places.items(), strict=True):
+        if run.is_late():
+            run.skip("no time", option=option)
+            continue
+        samples: dict[bool, list[float]] = {False: [], True: []}
+        for index in range(rounds + 1):
+            for is_on in (False, True) if index % 2 else (True, False):
+                samples[is_on].append(measure_once(PatternCache(**{name: is_on})))
+        off, on = (samples[is_on][1:] for is_on in (False, True))
+        settings = {"setting": {name: True}, "absence": {name: False}, "where": where}
+        yield {"option": option, **settings, "off_ms": off, "on_ms": on}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from torch import Tensor
 
 from .peers import Impl, make_impls
 from .peers.calls import Calls, Inputs, reason
-from .results import IMPLS, PASSES, PROTOCOLS, Pass, Row, Run, check, measure_ceilings, names
+from .results import IMPLS, PASSES, PROTOCOLS, Pass, Run, check, measure_ceilings, names
+from .tables import title
 from .timing import (
     ISOLATED_LAUNCHES,
     PAUSE_SECONDS,
@@ -160,7 +161,13 @@ class Case:
 
     def _measure_all(self, impls: Sequence[Impl], passes: Sequence[Pass]) -> None:
         sets = input_sets(self._workload, self._run.device)
-        ready = list(self._prepare_all(impls, sets, passes))
+        ready: list[Prepared] = []
+        for impl in impls:
+            self._check_time()
+            try:
+                ready.append(self._prepare(impl, sets, passes))
+            except Exception as error:  # a peer that fails must not take the run with it
+                self._skip(impl, error)
         for pass_ in passes:
             if pass_ == "host":
                 self._measure_host(ready)
@@ -168,28 +175,22 @@ class Case:
                 self._measure(ready, pass_)
 
     def line(self) -> str:
-        """What was measured, in short: sustained milliseconds, of each peer all passes."""
-        found: dict[str, list[str]] = {}
+        """What was measured, in short: milliseconds by the first protocol, of each peer all passes,
+        and what ours reaches of the floor in the first.
+        """
         rows = self._run.rows[self._first_row :]
-        protocol = self._options.protocols[0]
+        rows = [row for row in rows if row["protocol"] == rows[0]["protocol"]]
+        times: dict[str, list[str]] = {}
         for row in rows:
-            if row["protocol"] == protocol and row["pass"] != "host":
-                found.setdefault(row["impl"], []).append(f"{row['ms']:.4g}")
-        times = ", ".join(f"{impl} {' / '.join(ms)}" for impl, ms in found.items())
-        clocks = [row["sm_mhz"] for row in rows if row["impl"] == "ours" and row["sm_mhz"]]
-        clock = f"; {clocks[0]:.0f} MHz" if clocks else ""
-        passes = " / ".join(dict.fromkeys(row["pass"] for row in rows))
-        name = f"{self._workload.name}{', causal' if self.causal else ''}"
-        return f"{name}: {times or 'nothing'} ms ({passes}, {protocol}{self._reached(rows)}{clock})"
-
-    def _reached(self, rows: Sequence[Row]) -> str:
-        """What ours reaches of the least possible, in the first row."""
-        ceilings = Ceilings(**self._run.document["ceilings"])
-        for row in rows:
-            least = floor(self._workload, self.causal, row["pass"], ceilings).ms
-            if row["impl"] == "ours" and least:
-                return f"; ours at {least / row['ms']:.0%} of the {row['pass']} floor"
-        return ""
+            times.setdefault(row["impl"], []).append(f"{row['ms']:.4g}")
+        peers = ", ".join(f"{impl} {' / '.join(ms)}" for impl, ms in times.items())
+        said = " / ".join(dict.fromkeys(row["pass"] for row in rows))
+        for row in rows[:1]:
+            ceilings = Ceilings(**self._run.document["ceilings"])
+            reached = floor(self._workload, self.causal, row["pass"], ceilings).ms / row["ms"]
+            said += f", {row['protocol']}; {row['impl']} at {reached:.0%} of the floor"
+            said += f", {row['sm_mhz']:.0f} MHz" if row["sm_mhz"] else ""
+        return f"{title(self._workload.name, self.causal)}: {peers or 'nothing'} ms ({said})"
 
     def _check_time(self) -> None:
         if self._run.is_late():
@@ -198,19 +199,6 @@ class Case:
     def _skip(self, impl: Impl, error: BaseException, **pass_: str) -> None:
         what = {"workload": self._workload.name, "causal": self.causal, "impl": impl.name}
         self._run.skip(reason(error), **what, **pass_)
-
-    def _prepare_all(
-        self, impls: Sequence[Impl], sets: Sequence[Inputs], passes: Sequence[Pass]
-    ) -> Iterator[Prepared]:
-        for impl in impls:
-            self._check_time()
-            prepared = None
-            try:
-                prepared = self._prepare(impl, sets, passes)
-            except Exception as error:  # a peer that fails must not take the run with it
-                self._skip(impl, error)
-            if prepared is not None:
-                yield prepared
 
     def _prepare(self, impl: Impl, sets: Sequence[Inputs], passes: Sequence[Pass]) -> Prepared:
         calls = [impl.prepare(self._workload, self.causal, inputs) for inputs in sets]

@@ -86,11 +86,6 @@ def replace_section(text: str, name: str, body: str) -> str:
     return f"{before}{begin}\n{body}\n{end}{rest.split(end)[1]}"
 
 
-def section(text: str, name: str) -> str:
-    """What stands between the comments `name` and `/name`."""
-    return text.split(f"<!-- {name} -->\n")[1].split(f"\n<!-- /{name} -->")[0]
-
-
 def sections(results: Path) -> dict[str, dict[str, str]]:
     """What is generated: file, section, text."""
     operations, on_cpu = load(results), load(results, device_type="cpu")

@@ -36,7 +36,6 @@ IMPLS = (
 )
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-COMMIT_VARIABLE = "DILATED_BENCHMARK_COMMIT"
 
 # What a file of `ops` holds, and each of its rows. Times are milliseconds per launch; peak_mib is
 # beyond the inputs; None is "not known". Rows may have more: relative_error (of the output or,
@@ -161,17 +160,15 @@ class Run:
 
 
 def find_commit(given: str | None) -> str:
-    """As given, else git's, else the environment variable's, else "unknown"."""
+    """As given, else git's, else "unknown"."""
     if given:
         return given
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--match="]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        done = None
-    if done is not None and done.returncode == 0:
-        return done.stdout.strip()
-    return os.environ.get(COMMIT_VARIABLE, "unknown")
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
 
 
 def device_name(device: torch.device) -> str:

@@ -26,6 +26,7 @@ from .peers.calls import Inputs, reason
 from .peers.ring import NAMES, SINGLE, STRATEGIES, Case, Launches, make_launches, without_exchange
 from .plots import DRAWN
 from .results import Row, Run, names
+from .tables import title
 from .timing import Stopwatch, Timing, peak_mib, summarize
 from .workloads import WORKLOADS
 
@@ -208,8 +209,7 @@ def measure_case(run: Run, options: argparse.Namespace, bench: Bench, case: Case
             ranks = 1 if name == SINGLE else case.group.size()
             run.rows.append({**what, "strategy": name, "world_size": ranks, "pass": pass_, **row})
             times.append(f"{name} {row['ms']:.4g}")
-        title = f"{case.workload.name}{', causal' if case.is_causal else ''}"
-        run.say(f"{title}: {', '.join(times)} ms ({pass_})")
+        run.say(f"{title(case.workload.name, case.is_causal)}: {', '.join(times)} ms ({pass_})")
     for name, launches in peers.items() if options.trace else ():
         file = f"{case.workload.name}-{name}-{'causal' if case.is_causal else 'full'}"
         trace(launches, options.trace / f"{file}-rank{case.group.rank()}.json")

@@ -210,8 +210,7 @@ def test_inputs_are_the_same_for_the_same_seed_and_never_zero() -> None:
 
 def test_commit_is_given_or_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")  # no git
-    monkeypatch.setenv(results.COMMIT_VARIABLE, "feed")
-    assert results.find_commit(None) == "feed"
+    assert results.find_commit(None) == "unknown"
     assert results.find_commit("beef") == "beef"
 
 
@@ -230,14 +229,3 @@ def test_planning_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     row = document["rows"][0]
     assert row["distinct"] <= row["nominal"] and row["bytes"] > 0 and row["ms"] > 0
     assert "| seed-1024 | yes |" in planning_section([document])
-
-
-def test_planning_covers_both_rules_and_both_lengths() -> None:
-    names = [workload.name for workload in plan.plan_workloads()]
-    assert names == [
-        f"{name}-{rule}"
-        for name in ("plan-128k", "plan-1m", "gigapath-10k", "gigapath-65k")
-        for rule in ("blocked", "interleaved")
-    ]
-    lengths = {w.name: (w.seq_len, w.heads) for w in plan.plan_workloads()}
-    assert lengths["plan-1m-blocked"] == (1048576, 16)

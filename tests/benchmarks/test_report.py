@@ -69,6 +69,11 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def section(path: Path, name: str) -> str:
+    """What stands between the comments `name` and `/name`."""
+    return path.read_text().split(f"<!-- {name} -->\n")[1].split(f"\n<!-- /{name} -->")[0]
+
+
 def results(tree: Path) -> Path:
     return tree / "benchmarks" / "results"
 
@@ -104,9 +109,8 @@ def test_ceilings_are_those_of_the_run_with_most_rows(tree: Path) -> None:
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_documents_say_what_the_committed_results_say(name: str) -> None:
-    text = (ROOT / name).read_text()
-    for section, body in report.sections(RESULTS)[name].items():
-        assert report.section(text, section) == body, "run python -m benchmarks.report"
+    for marker, body in report.sections(RESULTS)[name].items():
+        assert section(ROOT / name, marker) == body, "run python -m benchmarks.bench report"
 
 
 def test_committed_results_are_what_the_schema_says() -> None:
@@ -120,7 +124,7 @@ def test_without_results_the_documents_say_so(tree: Path) -> None:
     report.main(tree, lambda text: None)
     for name in DOCUMENTS:
         assert "No measurement is committed" in (tree / name).read_text()
-    assert "longnet-128k" in report.section((tree / "docs/performance.md").read_text(), "floors")
+    assert "longnet-128k" in section(tree / "docs/performance.md", "floors")
 
 
 def test_table_holds_the_numbers_of_the_file(tree: Path) -> None:
@@ -136,8 +140,8 @@ def test_table_holds_the_numbers_of_the_file(tree: Path) -> None:
     ]
     save(results(tree), "ops-test-gpu-2026-01-01.json", make_document("2026-01-01", rows))
     report.main(tree, lambda text: None)
-    section = report.section((tree / "docs/performance.md").read_text(), "summary")
-    table = [line for line in section.splitlines() if line.startswith("| ")]
+    said = section(tree / "docs/performance.md", "summary")
+    table = [line for line in said.splitlines() if line.startswith("| ")]
     names, _, line, _ = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
     assert line == [
         "longnet-128k",
@@ -154,9 +158,9 @@ def test_table_holds_the_numbers_of_the_file(tree: Path) -> None:
     assert not {"sdpa-views", "full attention"} & set(names), (
         "columns without a figure are left out"
     )
-    assert "takes 30 us of the host's time" in section and "takes 4 us" in section
-    assert "Test GPU, driver 1.2.3; torch 2.11.0" in section and "0123456789ab" in section
-    full = report.section((tree / "docs/performance.md").read_text(), "measurements")
+    assert "takes 30 us of the host's time" in said and "takes 4 us" in said
+    assert "Test GPU, driver 1.2.3; torch 2.11.0" in said and "0123456789ab" in said
+    full = section(tree / "docs/performance.md", "measurements")
     assert full.count("| longnet-128k |") == 7
     assert "2.4 (2.16, 2.64)" in full
 
@@ -170,7 +174,7 @@ def test_the_last_run_on_another_device_stays_in_short(tree: Path) -> None:
     save_run("b", "2026-01-02", "Old GPU", 3.25)
     save_run("c", "2026-01-03", "New GPU", 2.125)
     report.main(tree, lambda text: None)
-    full = report.section((tree / "docs/performance.md").read_text(), "measurements")
+    full = section(tree / "docs/performance.md", "measurements")
     newest, other = full.split("### Old GPU")
     assert "2.125" in newest and "3.25" not in newest
     assert "| longnet-128k | fwd | **3.25** |" in other and "2026-01-02" in other
@@ -183,7 +187,7 @@ def test_the_run_with_the_most_rows_says_what_several_runs_measured(tree: Path) 
     save(results(tree), "ops-a.json", make_document("2026-01-01T01:00", small))
     save(results(tree), "ops-b.json", make_document("2026-01-01T02:00", large))
     report.main(tree, lambda text: None)
-    table = report.section((tree / "docs/performance.md").read_text(), "measurements")
+    table = section(tree / "docs/performance.md", "measurements")
     assert "2.12" in table and "3.5" not in table
 
 
@@ -207,9 +211,9 @@ def test_ring_table_compares_with_one_gpu_of_the_same_commit_and_day(tree: Path)
         document = make_document(f"2026-01-01T0{name}", rows, protocol=protocol, ceilings=None)
         save(results(tree), f"ring-{name}.json", document)
     report.main(tree, lambda text: None)
-    section = report.section((tree / "docs/ring.md").read_text(), "measurements")
-    assert section.count("3 turns of 7 launches, each after 0.25 s.") == 1
-    lines = [line for line in section.splitlines() if line.startswith("| llm-128k")]
+    said = section(tree / "docs/ring.md", "measurements")
+    assert said.count("3 turns of 7 launches, each after 0.25 s.") == 1
+    lines = [line for line in said.splitlines() if line.startswith("| llm-128k")]
     assert [[cell.strip() for cell in line.strip("|").split("|")] for line in lines] == [
         ["llm-128k, causal", "ring", "2", "10", "2.00", "50", "1.60", "2.5 / 0.0", "1 / 1", "7"],
         [
@@ -226,7 +230,7 @@ def test_ring_table_compares_with_one_gpu_of_the_same_commit_and_day(tree: Path)
         ],
         ["llm-128k, causal", "one-rank", "1", "20", "-", "80", "-", "- / -", "1 / 1", "7"],
     ]
-    assert "Test GPU" in section
+    assert "Test GPU" in said
 
 
 def test_writing_twice_changes_nothing(tree: Path) -> None:
