@@ -24,7 +24,7 @@ from dilated_attention_pytorch.pattern import PatternSpec
 from .cache_steps import NAMES, OPTIONS, CacheWorkload, Steps, cache_workloads, make_cache, split
 from .peers.calls import Inputs
 from .results import Row, Run, names
-from .timing import Stopwatch, percentile
+from .timing import Stopwatch, percentile, summarize
 
 ON_CPU = (
     "that the program runs; what caches save, copies to a GPU, is not there. `slides` and "
@@ -124,20 +124,14 @@ class Rounds:
         numbers = range(min(_SPLIT_STEPS, len(self._workload.lengths) if is_changing else 50))
         warm = 0 if is_changing else WARM_STEPS
         values = list(samples.values())
-        return {
-            "workload": self._workload.name,
-            "cache": steps.name,
-            "ms": percentile(values, 50),
-            "ms_p10": percentile(values, 10),
-            "ms_p90": percentile(values, 90),
-            **split(steps.renewed(), numbers, warm, self._run.stopwatch),
-            "gpu_mib": on_device / 2**20,
-            "host_mib": (in_all - on_device) / 2**20,
-            "hit_rate": 0.0 if statistics is None else statistics.hit_rate,
-            "calls": self._workload.calls,
-            "samples_ms": {str(index): value for index, value in samples.items()},
-            "statistics": None if statistics is None else asdict(statistics),
-        }
+        row: Row = {"workload": self._workload.name, "cache": steps.name}
+        row |= summarize(values, len(values)).columns
+        row |= split(steps.renewed(), numbers, warm, self._run.stopwatch)
+        row |= {"gpu_mib": on_device / 2**20, "host_mib": (in_all - on_device) / 2**20}
+        row["hit_rate"] = 0.0 if statistics is None else statistics.hit_rate
+        row["calls"] = self._workload.calls
+        row["samples_ms"] = {str(index): value for index, value in samples.items()}
+        return row | {"statistics": None if statistics is None else asdict(statistics)}
 
 
 def measure_hits(workload: CacheWorkload, stopwatch: Stopwatch) -> Iterator[Row]:

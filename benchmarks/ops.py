@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .peers import Impl, make_impls
 from .peers.calls import Calls, Inputs, reason
-from .results import IMPLS, PASSES, PROTOCOLS, Pass, Run, check, measure_ceilings, names
+from .results import IMPLS, PASSES, PROTOCOLS, Pass, Row, Run, check, measure_ceilings, names
 from .tables import title
 from .timing import (
     ISOLATED_LAUNCHES,
@@ -55,8 +55,8 @@ _MAX_INPUT_SETS = 16
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     known = names((*GROUPS, *WORKLOADS))
-    parser.add_argument("--workloads", type=known, help="names or groups")
-    parser.add_argument("--impls", type=names(IMPLS), default=list(TOGETHER))
+    parser.add_argument("--workloads", type=known, help=f"names, or of {', '.join(GROUPS)}")
+    parser.add_argument("--impls", type=names(IMPLS), default=list(TOGETHER), help=", ".join(IMPLS))
     parser.add_argument("--passes", type=names(PASSES), default=list(PASSES))
     parser.add_argument("--protocols", type=names(PROTOCOLS), default=list(PROTOCOLS))
     parser.add_argument("--torchscale", type=Path, help="a checkout of microsoft/torchscale")
@@ -188,7 +188,8 @@ class Case:
         for row in rows[:1]:
             ceilings = Ceilings(**self._run.document["ceilings"])
             reached = floor(self._workload, self.causal, row["pass"], ceilings).ms / row["ms"]
-            said += f", {row['protocol']}; {row['impl']} at {reached:.0%} of the floor"
+            said += f", {row['protocol']}"
+            said += f"; {row['impl']} at {reached:.0%} of the floor" if reached else ""
             said += f", {row['sm_mhz']:.0f} MHz" if row["sm_mhz"] else ""
         return f"{title(self._workload.name, self.causal)}: {peers or 'nothing'} ms ({said})"
 
@@ -280,23 +281,11 @@ class Case:
         self, prepared: Prepared, pass_: Pass, protocol: str, timing: Timing, **more: Any
     ) -> None:
         workload, causal = self._workload, self.causal
-        row = {
-            "workload": workload.name,
-            "causal": causal,
-            "impl": prepared.impl.name,
-            "pass": pass_,
-            "protocol": protocol,
-            "ms": timing.ms,
-            "ms_p10": timing.ms_p10,
-            "ms_p90": timing.ms_p90,
-            "nominal_tflops": nominal_flops(workload, causal, pass_) / timing.ms * 1e-9,
-            "peak_mib": prepared.peaks.get(pass_),
-            "sm_mhz": timing.sm_mhz,
-            "watts": timing.watts,
-            "launches": timing.launches,
-        }
+        row: Row = {"workload": workload.name, "causal": causal, "impl": prepared.impl.name}
+        row |= {"pass": pass_, "protocol": protocol, **timing.columns}
+        row["nominal_tflops"] = nominal_flops(workload, causal, pass_) / timing.ms * 1e-9
+        row["peak_mib"] = prepared.peaks.get(pass_)
+        row |= {"sm_mhz": timing.sm_mhz, "watts": timing.watts, "launches": timing.launches}
         more |= {"relative_error": prepared.errors.get(pass_)}
         more |= {"note": prepared.calls[0].note or prepared.impl.note}
-        self._run.rows.append(
-            row | {key: value for key, value in more.items() if value is not None}
-        )
+        self._run.rows.append(row | {name: x for name, x in more.items() if x is not None})

@@ -65,14 +65,6 @@ def measure_one(workload: Workload, causal: bool, seconds: float) -> Row:
     while len(times) < _MIN_CALLS or sum(times) < seconds * 1e3:
         times.append(stopwatch.ms(lambda: Pattern.plan(spec)))
     timing = summarize(times, len(times))
-    return {
-        "workload": workload.name,
-        "seq_len": workload.seq_len,
-        "heads": workload.heads,
-        "causal": causal,
-        "ms": timing.ms,
-        "ms_p10": timing.ms_p10,
-        "ms_p90": timing.ms_p90,
-        "calls": timing.launches,
-        **pattern.report(),
-    }
+    row: Row = {"workload": workload.name, "seq_len": workload.seq_len, "heads": workload.heads}
+    row |= {"causal": causal, **timing.columns, "calls": timing.launches}
+    return row | pattern.report()

@@ -30,6 +30,7 @@ _HEAD = (
     *("workload", "B x N x H x D, dtype", "ours, ms", "torchscale", "PyTorch, branch by branch"),
     *("full attention", "peak MiB, ours / torchscale"),
 )
+_PICTURE = "![Milliseconds of this library and its peers, LongNet's branches](docs/speed.svg)"
 _LEGEND = (
     "Forward / forward and backward, sustained load, peers in turn in one run. Branch by branch: "
     "cuDNN or FlashAttention-2, whichever is faster, in one CUDA graph, merged exactly; "
@@ -100,7 +101,8 @@ def readme_section(documents: Sequence[Document], on_cpu: Sequence[Document]) ->
         for d in (line.document for line in lines)
     ]
     legend = " ".join((_LEGEND, *dict.fromkeys(sources)))
-    return "\n\n".join([table(_HEAD, rows), legend, *_faster(lines), *_cpu_sentence(on_cpu)])
+    said = [legend, *_faster(lines), *_cpu_sentence(on_cpu)]
+    return "\n\n".join([_PICTURE, table(_HEAD, rows), *said])
 
 
 def _faster(lines: Sequence[Line]) -> list[str]:

@@ -101,8 +101,7 @@ class Bench:
         for name, fact in zip(peers, facts, strict=True):
             timing = self._summarize(times[name])
             exposed = timing.ms - self._summarize(alone[name]).ms if name in alone else None
-            row = {"ms": timing.ms, "ms_p10": timing.ms_p10, "ms_p90": timing.ms_p90}
-            yield {**row, "exposed_comm_ms": exposed, **fact}
+            yield {**timing.columns, "exposed_comm_ms": exposed, **fact}
 
     def _facts(self, name: str, launch: Callable[[], object], sent: Callable[[], int]) -> Row:
         """What does not vary."""

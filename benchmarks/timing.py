@@ -43,6 +43,11 @@ class Timing:
     sm_mhz: float | None = None
     watts: float | None = None
 
+    @property
+    def columns(self) -> dict[str, float]:
+        """The times of a row of results."""
+        return {"ms": self.ms, "ms_p10": self.ms_p10, "ms_p90": self.ms_p90}
+
 
 def percentile(values: Sequence[float], percent: float) -> float:
     """Linear interpolation between the two nearest of the sorted values."""

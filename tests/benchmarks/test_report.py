@@ -293,7 +293,7 @@ def test_readme_says_who_is_fastest_and_what_it_costs() -> None:
         make_row("seed-1024", "sdpa-views", 0.03),
     ]
     text = readme_section([make_document("2026-01-01", rows)], [])
-    first, second = text.splitlines()[2:4]
+    first, second = text.splitlines()[4:6]
     assert "| 4.5 / **16** | 19 / - | **4.25** / 17 | - | 1164 / - |" in first
     assert "| **0.02** (call 0.036) / - | - | 0.03 / - | - | - / - |" in second
     assert (
