@@ -1,25 +1,81 @@
-"""What the report on the caches says, as Markdown: tables, and sentences chosen by rules."""
+"""The tables of the caches that report.py puts into docs/caches.md, as Markdown."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
-from typing import Any
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
 
 from dilated_attention_pytorch import PatternCache
 
-from .significance import LEVEL, Comparison, compare
+from .cache_steps import CACHES, OPTIONS, PARTS
+from .results import Document, Row
+from .tables import NOTHING, table
+from .timing import percentile
 
-Document = dict[str, Any]
-Row = dict[str, Any]
-
+RESAMPLES = 4000
+LEVEL = 0.01  # two-sided; and the interval must not hold 1
 MATTERS = 0.01  # a smaller difference is called none, however sure it is
 HIT_TARGETS_US = {"v2": 3.0, "v3": 5.0}
 OVERHEAD_TARGET = 0.01
 OVERHEAD_WORKLOAD = "longnet-128k"
-# The table that was reported earlier: milliseconds of V2 and of V3.
-EARLIER = {"seed-1024": (4.3, 3.9), "seed-4096": (7.4, 6.8), "seed-16384": (361.6, 218.5)}
-PARTS = ("planning", "transfer", "waiting", "management", "kernel")
+_TITLES = {"none": "none", "v2": "V2", "v2-announced": "V2, announced", "v3": "V3"}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """other / base: the median of the pairs' ratios, its 95 % bootstrap interval, and p.
+
+    p is the probability, were the two alike, of mean log-ratios as far from 0: by flipping signs.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    p: float
+    pairs: int
+
+    @property
+    def is_significant(self) -> bool:
+        return self.p < LEVEL and not self.low <= 1.0 <= self.high
+
+    @property
+    def matters(self) -> bool:
+        return self.is_significant and abs(self.ratio - 1) >= MATTERS
+
+    def cells(self) -> tuple[str, str]:
+        """The ratio with its interval, and p."""
+        interval = f"{self.ratio:.3f} ({self.low:.3f}, {self.high:.3f})"
+        return interval, "< 0.001" if self.p < 0.001 else f"{self.p:.3f}"
+
+    def verdict(self, name: str) -> str:
+        if not self.matters:
+            return "no difference that matters"
+        percent = abs(self.ratio - 1) * 100
+        return f"{name} is {percent:.1f} % {'slower' if self.ratio > 1 else 'faster'}"
+
+
+def compare(base: Sequence[float], other: Sequence[float], seed: int = 0) -> Comparison:
+    """Of measurements made in turn: base[i] and other[i] belong together.
+
+    Raises:
+        ValueError: not as many of one as of the other, or none.
+    """
+    if len(base) != len(other) or not base:
+        raise ValueError(f"pairs are needed, got {len(base)} and {len(other)} measurements")
+    rng = random.Random(seed)
+    ratios = [b / a for a, b in zip(base, other, strict=True)]
+    medians = [median(rng.choices(ratios, k=len(ratios))) for _ in range(RESAMPLES)]
+    logs = [math.log(ratio) for ratio in ratios]
+    seen = abs(fmean(logs))
+    as_far = sum(
+        abs(fmean(x if rng.random() < 0.5 else -x for x in logs)) >= seen for _ in range(RESAMPLES)
+    )
+    low, high = (percentile(medians, percent) for percent in (2.5, 97.5))
+    return Comparison(median(ratios), low, high, (as_far + 1) / (RESAMPLES + 1), len(ratios))
 
 
 def find(document: Document, workload: str, cache: str) -> Row | None:
@@ -33,138 +89,64 @@ def workloads(document: Document) -> list[str]:
     return list(dict.fromkeys(row["workload"] for row in document["rows"]))
 
 
-def compare_rows(base: Row, other: Row) -> Comparison | None:
+def compare_rows(base: Row | None, other: Row | None) -> Comparison | None:
     """By the rounds that both were measured in."""
-    left, right = base["samples_ms"], other["samples_ms"]
+    left, right = (row["samples_ms"] if row else {} for row in (base, other))
     rounds = [index for index in left if index in right]
     if not rounds:
         return None
     return compare([left[index] for index in rounds], [right[index] for index in rounds])
 
 
-def v3_against_v2(document: Document) -> dict[str, Comparison]:
-    found = {}
-    for workload in workloads(document):
-        v2, v3 = find(document, workload, "v2"), find(document, workload, "v3")
-        if v2 is not None and v3 is not None and (result := compare_rows(v2, v3)) is not None:
-            found[workload] = result
-    return found
+def caches_sections(document: Document | None) -> dict[str, str]:
+    """Of one run: section, text."""
+    if document is None:
+        nothing = NOTHING.format(up="../")
+        return {f"caches-{name}": nothing for name in _SECTIONS}
+    return {f"caches-{name}": make(document) for name, make in _SECTIONS.items()}
 
 
-def matters(comparison: Comparison) -> bool:
-    return comparison.is_significant and abs(comparison.ratio - 1) >= MATTERS
+def _run(document: Document) -> str:
+    """What was measured where, and what was left out."""
+    source = document["file"]
+    versions, protocol = document["versions"], document["protocol"]
+    missing = [", ".join(f"{k} {v}" for k, v in skipped.items()) for skipped in document["skipped"]]
+    return (
+        f"{document['device']}, driver {document['driver']}, torch {versions['torch']}, Python "
+        f"{versions['python']}, commit {document['commit'][:12]}, {document['date'][:10]}: "
+        f"[{source}](../benchmarks/results/{source}). {protocol['rounds']} rounds, "
+        f"{protocol['slides']} lengths. "
+    ) + (f"Not measured: {'; '.join(missing)}." if missing else "Nothing was left out.")
 
 
-def verdict(comparison: Comparison, name: str) -> str:
-    if not matters(comparison):
-        return "no difference that matters"
-    percent = abs(comparison.ratio - 1) * 100
-    return f"{name} is {percent:.1f} % {'slower' if comparison.ratio > 1 else 'faster'}"
-
-
-def summary(document: Document) -> str:
-    """The outcome in sentences, whichever way the data fall."""
-    compared = v3_against_v2(document)
-    worse = [name for name, c in compared.items() if matters(c) and c.ratio > 1]
-    better = [name for name, c in compared.items() if matters(c) and c.ratio < 1]
-    alike = [name for name in compared if name not in (*worse, *better)]
-    lines = []
-    if worse:
-        lines.append(f"V3 is slower than V2 on {_listed(worse)}.")
-    if better:
-        lines.append(f"V3 is faster than V2 on {_listed(better)}.")
-    if alike:
-        lines.append(f"On {_listed(alike)} they do not differ by anything that matters.")
-    if better:
-        lines.append(
-            f"So these data do not support deprecating V3 for what {_listed(better)} stand"
-            f"{'s' if len(better) == 1 else ''} for."
-        )
-    elif worse:
-        lines.append("So these data support deprecating V3: it costs time and gains none.")
-    else:
-        lines.append(
-            "So these data support deprecating V3 for its complexity, which gains nothing, and not "
-            "for its speed."
-        )
-    return " ".join(lines)
-
-
-def _listed(names: Sequence[str]) -> str:
-    if len(names) == 1:
-        return f"`{names[0]}`"
-    return ", ".join(f"`{name}`" for name in names[:-1]) + f" and `{names[-1]}`"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _interval(c: Comparison) -> str:
-    return f"{c.ratio:.3f} ({c.low:.3f}, {c.high:.3f})"
-
-
-def _p(c: Comparison) -> str:
-    return "< 0.001" if c.p < 0.001 else f"{c.p:.3f}"
-
-
-def _time(row: Row | None) -> str:
-    return "-" if row is None else f"{row['ms']:.4g} ({row['ms_p10']:.4g}, {row['ms_p90']:.4g})"
-
-
-def times(document: Document) -> str:
-    compared = v3_against_v2(document)
-    head = ["workload", "none, ms", "V2, ms", "V3, ms", "V3 / V2 (95 %)", "p", "rounds", "so"]
+def _times(document: Document) -> str:
+    shown = [c for c in CACHES if any(row["cache"] == c for row in document["rows"])]
+    head = ["workload", *(f"{_TITLES[cache]}, ms" for cache in shown)]
     rows = []
     for name in workloads(document):
-        c = compared.get(name)
-        said = ["-"] * 4 if c is None else [_interval(c), _p(c), str(c.pairs), verdict(c, "V3")]
-        rows.append(
-            [name, *(_time(find(document, name, cache)) for cache in ("none", "v2", "v3")), *said]
-        )
-    return table(head, rows)
+        found = {cache: find(document, name, cache) for cache in shown}
+        times = [
+            f"{row['ms']:.4g} ({row['ms_p10']:.4g}, {row['ms_p90']:.4g})" if row else "-"
+            for row in found.values()
+        ]
+        c = compare_rows(found.get("v2"), found.get("v3"))
+        said = [*c.cells(), str(c.pairs), c.verdict("V3")] if c else ["-"] * 4
+        rows.append([name, *times, *said])
+    return table([*head, "V3 / V2 (95 %)", "p", "rounds", "so"], rows)
 
 
-def earlier(document: Document) -> str:
-    head = ["workload", "earlier V2, ms", "earlier V3, ms", "V3 / V2", "here V2, ms", "here V3, ms"]
-    rows = []
-    for name, (v2, v3) in EARLIER.items():
-        here = [find(document, name, cache) for cache in ("v2", "v3")]
-        c = v3_against_v2(document).get(name)
-        rows.append(
-            [name, f"{v2}", f"{v3}", f"{v3 / v2:.2f}"]
-            + ["-" if row is None else f"{row['ms']:.4g}" for row in here]
-            + ["-" if c is None else _interval(c)]
-        )
-    return table([*head, "V3 / V2 (95 %)"], rows)
-
-
-def parts(document: Document) -> str:
+def _parts(document: Document) -> str:
     head = ["workload", "cache", "step, ms", *(f"{part}, ms" for part in PARTS), "hit rate"]
-    return table(
-        head,
-        (
-            [row["workload"], row["cache"], f"{row['ms']:.4g}"]
-            + [f"{row[f'{part}_ms']:.4g}" for part in PARTS]
-            + [f"{row['hit_rate']:.3f}"]
-            for row in document["rows"]
-        ),
-    )
+    rows = [
+        [row["workload"], row["cache"], f"{row['ms']:.4g}"]
+        + [f"{row[f'{part}_ms']:.4g}" for part in PARTS]
+        + [f"{row['hit_rate']:.3f}"]
+        for row in document["rows"]
+    ]
+    return f"{table(head, rows)}\n\n{_prefetches(document)}"
 
 
-def memory(document: Document) -> str:
-    head = ["workload", "V2 host, MiB", "V2 GPU, MiB", "V3 host (cold), MiB", "V3 GPU (hot), MiB"]
-    rows = []
-    for name in workloads(document):
-        both = [find(document, name, cache) for cache in ("v2", "v3")]
-        fields = ("host_mib", "gpu_mib")
-        cells = ["-" if row is None else f"{row[f]:.3g}" for row in both for f in fields]
-        rows.append([name, *cells])
-    return table(head, rows)
-
-
-def prefetches(document: Document) -> str:
+def _prefetches(document: Document) -> str:
     """What V3 copied ahead on the workload whose lengths change, in a sentence."""
     row = find(document, "slides", "v3")
     if row is None:
@@ -178,7 +160,17 @@ def prefetches(document: Document) -> str:
     )
 
 
-def overheads(document: Document) -> str:
+def _memory(document: Document) -> str:
+    head = ["workload", "V2 host, MiB", "V2 GPU, MiB", "V3 host (cold), MiB", "V3 GPU (hot), MiB"]
+    rows = []
+    for name in workloads(document):
+        both = [find(document, name, cache) for cache in ("v2", "v3")]
+        fields = ("host_mib", "gpu_mib")
+        rows.append([name, *(f"{row[f]:.3g}" if row else "-" for row in both for f in fields)])
+    return table(head, rows)
+
+
+def _hits(document: Document) -> str:
     lines = []
     for hit in document["hits"]:
         target, name = HIT_TARGETS_US[hit["cache"]], hit["cache"].upper()
@@ -200,15 +192,15 @@ def overheads(document: Document) -> str:
     return "\n".join(lines)
 
 
-def options(document: Document) -> str:
+def _options(document: Document) -> str:
     head = ["option", "where", "off, ms", "on, ms", "on / off (95 %)", "p", "gain", "default"]
     rows = []
     for option in document["options"]:
         c = compare(option["off_ms"], option["on_ms"])
-        is_gain = matters(c) and c.ratio < 1
+        is_gain = c.matters and c.ratio < 1
         off, on = (sorted(option[key])[len(option[key]) // 2] for key in ("off_ms", "on_ms"))
         rows.append(
-            [option["option"], option["where"], f"{off:.4g}", f"{on:.4g}", _interval(c), _p(c)]
+            [option["option"], option["where"], f"{off:.4g}", f"{on:.4g}", *c.cells()]
             + ["yes" if is_gain else "no", _default(option, is_gain)]
         )
     return table(head, rows)
@@ -216,9 +208,7 @@ def options(document: Document) -> str:
 
 def _default(option: Row, is_gain: bool) -> str:
     """What PatternCache does by itself, and whether the data agree."""
-    name = {"batched transfer": "batch_transfers", "asynchronous transfer": "async_transfers"}.get(
-        option["option"]
-    )
+    name = OPTIONS.get(option["option"])
     if name is None:  # measured before it was left out
         return "not offered" + (", against these data" if is_gain else "")
     default = inspect.signature(PatternCache).parameters[name].default
@@ -226,8 +216,11 @@ def _default(option: Row, is_gain: bool) -> str:
     return said if default == is_gain else f"{said}, against these data"
 
 
-def level_text() -> str:
-    return (
-        f"A difference is called one where p < {LEVEL}, the interval does not hold 1 and it is at "
-        f"least {MATTERS:.0%}."
-    )
+_SECTIONS = {
+    "run": _run,
+    "times": _times,
+    "parts": _parts,
+    "hits": _hits,
+    "memory": _memory,
+    "options": _options,
+}

@@ -8,9 +8,9 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -27,16 +27,6 @@ class Sample:
     watts: float | None
 
 
-@dataclass(slots=True)
-class Samples:
-    """What a thread collected; read it once the thread has ended."""
-
-    items: list[Sample] = field(default_factory=list)
-
-    def since(self, at: float) -> list[Sample]:
-        return [sample for sample in self.items if sample.at >= at]
-
-
 def medians(samples: Sequence[Sample]) -> tuple[float | None, float | None]:
     """(SM clock in MHz, power in W), each None where nothing was read."""
     clocks = [sample.sm_mhz for sample in samples if sample.sm_mhz is not None]
@@ -44,17 +34,10 @@ def medians(samples: Sequence[Sample]) -> tuple[float | None, float | None]:
     return (median(clocks) if clocks else None, median(watts) if watts else None)
 
 
-class Monitor(Protocol):
-    is_fast: bool  # a reading takes well under a launch, so it can be made while one runs
+class Monitor:
+    """Reads nothing: for the CPU, and for machines that tell nothing."""
 
-    def read(self) -> Sample: ...
-    def describe(self) -> dict[str, Any]: ...
-
-
-class NoMonitor:
-    """For the CPU, and for machines that tell nothing."""
-
-    is_fast = False
+    is_fast = False  # a reading takes well under a launch, so it can be made while one runs
 
     def read(self) -> Sample:
         return Sample(time.perf_counter(), None, None)
@@ -63,7 +46,7 @@ class NoMonitor:
         return {}
 
 
-class NvmlMonitor:
+class NvmlMonitor(Monitor):
     """Raises ImportError or an NVMLError where NVML can't be used."""
 
     is_fast = True
@@ -107,10 +90,8 @@ class NvmlMonitor:
         }
 
 
-class SmiMonitor:
+class SmiMonitor(Monitor):
     """One process of nvidia-smi a reading, hence slow."""
-
-    is_fast = False
 
     def __init__(self, device: torch.device) -> None:
         if shutil.which("nvidia-smi") is None:
@@ -149,21 +130,21 @@ def make_monitor(device: torch.device) -> Monitor:
         for kind in (NvmlMonitor, SmiMonitor):
             with contextlib.suppress(Exception):  # either is a convenience: times don't need it
                 return kind(device)
-    return NoMonitor()
+    return Monitor()
 
 
 @contextlib.contextmanager
-def sampling(monitor: Monitor) -> Iterator[Samples]:
+def sampling(monitor: Monitor) -> Iterator[list[Sample]]:
     """Reads the monitor on a thread while the body runs; the samples are whole after it."""
-    samples = Samples()
-    if isinstance(monitor, NoMonitor):
+    samples: list[Sample] = []
+    if type(monitor) is Monitor:
         yield samples
         return
     stop = threading.Event()
 
     def loop() -> None:
         while not stop.wait(_SAMPLE_SECONDS):
-            samples.items.append(monitor.read())
+            samples.append(monitor.read())
 
     thread = threading.Thread(target=loop, daemon=True)
     thread.start()

@@ -1,30 +1,76 @@
-"""Draws time and memory against the length of the sequence, from the "scale-N" workloads."""
+"""The documents' pictures. The same measurements give the same files, byte for byte."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .schema import IMPLS
+from .cache_steps import PARTS
+from .cache_tables import compare_rows, find, workloads
+from .readme_tables import PEERS, Line
+from .results import IMPLS, Document
+from .tables import shape
 from .workloads import Ceilings, Workload, floor
 
-Measured = Sequence[tuple[Workload, dict[str, Any]]]
+Measured = Sequence[tuple[Workload, Document]]
 Points = dict[str, list[tuple[int, float]]]
+Interval = tuple[float, float]  # begin, end; microseconds
 
 _FLOOR = "floor"
+EXCHANGE, COMPUTE = "exchange", "compute"
+DRAWN = "drawn"  # the annotation of the launch that is drawn; nothing comes after it
+_EXCHANGE_NAMES = ("nccl", "gloo", "memcpy peer", "memcpy ptop")
+
+
+def _figure(width: float, height: float) -> Any:
+    import matplotlib  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams["svg.hashsalt"] = "dilated"
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def draw_speed(line: Line, path: Path) -> None:
+    """Bars of milliseconds, forward beside forward and backward: this library and its peers."""
+    figure = _figure(8.0, 2.4)
+    what = f"{_thousands(shape(line.workload))}, {line.document['device']}"
+    figure.suptitle(f"LongNet's branches, {what}", fontsize=10)
+    names = {"ours": "this library", "sdpa-views": PEERS["sdpa-views"], **PEERS}
+    panels = (("fwd", "forward"), ("fwd+bwd", "forward and backward"))
+    for axes, (pass_, title) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+        for place, impl in enumerate(names):
+            row = line.row(impl, pass_)
+            ms = 0.0 if row is None else row["ms"]
+            axes.barh(place, ms, color="tab:blue" if impl == "ours" else "0.75")
+            text = "not measured" if row is None else f"{ms:.3g}"
+            axes.annotate(text, (ms, place), (4, 0), textcoords="offset points", va="center")
+        axes.margins(x=0.2)
+        axes.set_yticks(range(len(names)), list(names.values()))
+        axes.set_xlabel(f"milliseconds, {title}")
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.invert_yaxis()  # shared
+    _save(figure, path)
+
+
+def _thousands(text: str) -> str:
+    return " ".join(f"{int(word):,}" if word.isdigit() else word for word in text.split(" "))
 
 
 def points(measured: Measured, field: str) -> Points:
     """Per implementation, (seq_len, value) of the forward under sustained load, by length."""
     found: Points = {}
     for workload, document in measured:
+        wanted = (workload.name, "fwd", "sustained")
         for row in document["rows"]:
-            if (row["workload"], row["pass"], row["protocol"]) != (
-                workload.name,
-                "fwd",
-                "sustained",
-            ):
+            if (row["workload"], row["pass"], row["protocol"]) != wanted:
                 continue
             if row.get(field) is not None:
                 found.setdefault(row["impl"], []).append((workload.seq_len, float(row[field])))
@@ -35,19 +81,15 @@ def points(measured: Measured, field: str) -> Points:
     return {name: sorted(found[name]) for name in order if name in found}
 
 
-def draw(measured: Measured, folder: Path) -> None:
-    """time.svg and memory.svg; the same measurements give the same files, byte for byte."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _draw(points(measured, "ms"), "milliseconds, forward", folder / "time.svg")
-    _draw(points(measured, "peak_mib"), "MiB beyond the inputs, forward", folder / "memory.svg")
+def draw_lengths(measured: Measured, folder: Path) -> None:
+    """time.svg and memory.svg, from the "scale-N" workloads."""
+    _draw_points(points(measured, "ms"), "milliseconds, forward", folder / "time.svg")
+    label = "MiB beyond the inputs, forward"
+    _draw_points(points(measured, "peak_mib"), label, folder / "memory.svg")
 
 
-def _draw(series: Points, label: str, path: Path) -> None:
-    import matplotlib  # type: ignore[import-not-found, import-untyped, unused-ignore]
-    from matplotlib.figure import Figure
-
-    matplotlib.rcParams["svg.hashsalt"] = "dilated"
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+def _draw_points(series: Points, label: str, path: Path) -> None:
+    figure = _figure(6.4, 4.2)
     axes = figure.subplots()
     for name, values in series.items():
         style = "k--" if name == _FLOOR else "o-"
@@ -60,4 +102,120 @@ def _draw(series: Points, label: str, path: Path) -> None:
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    figure.savefig(path, metadata={"Date": None})
+    _save(figure, path)
+
+
+def draw_caches(document: Document, folder: Path) -> None:
+    """caches-ratio.svg, V3's time over V2's, and caches-split.svg, where a step's time goes."""
+    _draw_ratios(document, folder / "caches-ratio.svg")
+    _draw_splits(document, folder / "caches-split.svg")
+
+
+def _draw_ratios(document: Document, path: Path) -> None:
+    """Every round's ratio as a dot, the median and its interval beside."""
+    figure = _figure(6.4, 3.2)
+    axes = figure.subplots()
+    drawn: list[str] = []
+    for name in workloads(document):
+        v2, v3 = (find(document, name, cache) for cache in ("v2", "v3"))
+        if v2 is None or v3 is None or (c := compare_rows(v2, v3)) is None:
+            continue
+        rounds = [index for index in v2["samples_ms"] if index in v3["samples_ms"]]
+        ratios = [v3["samples_ms"][index] / v2["samples_ms"][index] for index in rounds]
+        axes.plot([len(drawn)] * len(ratios), ratios, ".", color="0.7", zorder=1)
+        errors = [[c.ratio - c.low], [c.high - c.ratio]]
+        axes.errorbar(len(drawn), c.ratio, yerr=errors, fmt="o", color="C0", capsize=6, zorder=2)
+        drawn.append(name)
+    axes.axhline(1.0, color="k", linewidth=0.8, linestyle="--")
+    axes.set_xticks(range(len(drawn)), drawn)
+    axes.set_ylabel("V3 / V2, time of a step")
+    axes.grid(alpha=0.3, axis="y")
+    _save(figure, path)
+
+
+def _draw_splits(document: Document, path: Path) -> None:
+    """Bars of the parts for each workload and cache, in shares of V2's step."""
+    figure = _figure(6.4, 4.2)
+    axes, labels, place = figure.subplots(), [], 0.0
+    for name in workloads(document):
+        base = find(document, name, "v2")
+        for row in document["rows"]:
+            if row["workload"] != name or base is None:
+                continue
+            left = 0.0
+            for number, part in enumerate(PARTS):
+                share = row[f"{part}_ms"] / base["ms"]
+                axes.barh(place, share, left=left, color=f"C{number}", label=part)
+                left += share
+            axes.plot(row["ms"] / base["ms"], place, "k|", markersize=10)
+            labels.append((place, f"{name}, {row['cache']}"))
+            place -= 1
+        place -= 0.5
+    axes.set_yticks([at for at, _ in labels], [label for _, label in labels], fontsize=8)
+    axes.set_xlabel("host's and GPU's time as a share of V2's step; the mark is the step")
+    handles, names = axes.get_legend_handles_labels()
+    first = dict(zip(reversed(names), reversed(handles), strict=True))
+    axes.legend([first[part] for part in PARTS if part in first], PARTS, frameon=False, fontsize=8)
+    axes.grid(alpha=0.3, axis="x")
+    _save(figure, path)
+
+
+def read_trace(trace: Mapping[str, Any]) -> dict[str, list[Interval]]:
+    """What the device did, as exchange and compute; on a trace without a GPU, what the host did."""
+    events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
+    start = min((float(e["ts"]) for e in events if e["name"] == DRAWN), default=0.0)
+    events = [event for event in events if float(event["ts"]) >= start and event["name"] != DRAWN]
+    device = [e for e in events if e.get("cat") in ("kernel", "gpu_memcpy")]
+    found: dict[str, list[Interval]] = {EXCHANGE: [], COMPUTE: []}
+    for event in device or [e for e in events if e.get("cat") in ("cpu_op", "user_annotation")]:
+        name = str(event["name"]).lower()
+        is_exchange = any(part in name for part in _EXCHANGE_NAMES)
+        if not device and not is_exchange and "dilated::" not in name:
+            continue
+        if "dilated::ring" in name:  # contains all others
+            continue
+        begin = float(event["ts"])
+        interval = (begin, begin + float(event["dur"]))
+        found[EXCHANGE if is_exchange else COMPUTE].append(interval)
+    return found
+
+
+def union(intervals: Iterable[Interval]) -> list[Interval]:
+    """Joined where they touch, in order."""
+    joined: list[Interval] = []
+    for begin, end in sorted(intervals):
+        if joined and begin <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
+        else:
+            joined.append((begin, end))
+    return joined
+
+
+def hidden(exchange: Sequence[Interval], compute: Sequence[Interval]) -> float:
+    """The share of the exchange's time in which something was computed; 1 without exchange."""
+    total = sum(end - begin for begin, end in union(exchange))
+    covered = sum(
+        max(0.0, min(end, stop) - max(begin, start))
+        for begin, end in union(exchange)
+        for start, stop in union(compute)
+    )
+    return covered / total if total else 1.0
+
+
+def draw_timeline(options: argparse.Namespace) -> Path:
+    """When a rank computed and when it exchanged, from a profiler trace of a ring's launch.
+
+    python -m benchmarks.bench timeline trace/llm-256k-whole-auto-full-rank0.json ring.svg
+    """
+    intervals = read_trace(json.loads(options.trace.read_text()))
+    origin = min(begin for some in intervals.values() for begin, _ in some)
+    figure = _figure(8.0, 1.8)
+    axes = figure.subplots()
+    for row, (name, color) in enumerate(((EXCHANGE, "tab:orange"), (COMPUTE, "tab:blue"))):
+        bars = [((b - origin) / 1e3, (e - b) / 1e3) for b, e in union(intervals[name])]
+        axes.broken_barh(bars, (row - 0.35, 0.7), color=color)
+    share = hidden(intervals[EXCHANGE], intervals[COMPUTE])
+    axes.set_yticks([0, 1], [EXCHANGE, COMPUTE])
+    axes.set_xlabel(f"milliseconds; {share:.0%} of the exchange under computation")
+    _save(figure, options.picture)
+    return Path(options.picture)

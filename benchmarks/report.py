@@ -1,29 +1,30 @@
-"""Writes the tables and plots of speed in the documents, from the committed results.
+"""Writes the tables and pictures of speed in the documents, from the committed results.
 
-    python -m benchmarks.report
+    python -m benchmarks.bench report
 
-README.md and docs/ring.md get their tables, docs/performance.md its sections, docs/figures its
-plots. Running it twice changes nothing.
+Running it twice changes nothing.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
+import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import schema
-from .environment import RESULTS, ROOT
-from .plots import draw
+from . import plots
+from .cache_tables import caches_sections
+from .readme_tables import Line, cpu_section, readme_section
+from .results import RESULTS, ROOT, Document, Row, read
 from .ring_tables import ring_section
 from .tables import (
-    Document,
     floors_section,
     measured,
     measurements_section,
+    newest,
     planning_section,
-    readme_section,
+    summary_section,
 )
 
 # The columns that say what a row measures, for files of which several may belong together.
@@ -31,24 +32,19 @@ _IDENTITY = {
     "ops": ("workload", "causal", "impl", "pass", "protocol"),
     "ring": ("workload", "causal", "strategy", "transport", "world_size", "pass"),
 }
-
 _STATE = ("clocks", "ceilings")  # of a device, as a run found it
+_SPEED_WORKLOAD = "longnet-128k"
 
 
-def load(folder: Path, prefix: str = "ops") -> list[Document]:
-    """The results files of GPU runs (ops, ring) or of planning (plan), oldest first.
+def load(folder: Path, name: str = "ops", device_type: str = "cuda") -> list[Document]:
+    """The runs of a benchmark on one type of device, oldest first, those that belong together
+    joined.
 
     Raises:
-        ValueError: a file that is not what schema.py describes.
+        ValueError: a file that is not what results.py describes.
     """
-    documents = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{prefix}-*.json"))]
-    if prefix == "ops":
-        for document in documents:
-            schema.check(document)
-    if prefix in _IDENTITY:
-        documents = [d for d in documents if d.get("device_type", "cuda") == "cuda"]
-        return join(sorted(documents, key=_date), _IDENTITY[prefix])
-    return sorted(documents, key=_date)
+    documents = [d for d in read(folder, name) if d.get("device_type", "cuda") == device_type]
+    return join(documents, _IDENTITY[name]) if name in _IDENTITY else documents
 
 
 def join(documents: Sequence[Document], identity: Sequence[str]) -> list[Document]:
@@ -59,17 +55,18 @@ def join(documents: Sequence[Document], identity: Sequence[str]) -> list[Documen
     identity: the columns that say what a row measures.
     """
 
-    def identify(row: dict[str, Any]) -> tuple[Any, ...]:
+    def identify(row: Row) -> tuple[Any, ...]:
         return tuple(row.get(name) for name in identity)
 
-    runs: dict[tuple[str, ...], list[Document]] = {}
+    runs: dict[tuple[Any, ...], list[Document]] = {}
     for document in documents:
-        key = (document["commit"], document["device"], document["driver"], _date(document)[:10])
+        what = [document[name] for name in ("commit", "device", "driver")]
+        key = (*what, document["date"][:10], document.get("threads"))
         runs.setdefault(key, []).append(document)
 
     def merge(run: list[Document]) -> Document:
         largest = max(run, key=lambda document: len(document["rows"]))
-        rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+        rows: dict[tuple[Any, ...], Row] = {}
         first = [largest] if largest.get("ceilings") else []  # a ring's runs have none
         for document in (*first, *run):
             for row in document["rows"]:
@@ -78,10 +75,6 @@ def join(documents: Sequence[Document], identity: Sequence[str]) -> list[Documen
         return {**run[0], **state, "rows": list(rows.values())}
 
     return [merge(run) for run in runs.values()]
-
-
-def _date(document: Document) -> str:
-    return str(document["date"])
 
 
 def replace_section(text: str, name: str, body: str) -> str:
@@ -93,22 +86,21 @@ def replace_section(text: str, name: str, body: str) -> str:
     return f"{before}{begin}\n{body}\n{end}{rest.split(end)[1]}"
 
 
-def section(text: str, name: str) -> str:
-    """What stands between the comments `name` and `/name`."""
-    return text.split(f"<!-- {name} -->\n")[1].split(f"\n<!-- /{name} -->")[0]
-
-
 def sections(results: Path) -> dict[str, dict[str, str]]:
     """What is generated: file, section, text."""
-    operations, plans = load(results), load(results, "plan")
+    operations, on_cpu = load(results), load(results, device_type="cpu")
+    caches = load(results, "caches")
     return {
-        "README.md": {"benchmarks": readme_section(operations)},
+        "README.md": {"benchmarks": readme_section(operations, on_cpu)},
         "docs/performance.md": {
+            "summary": summary_section(operations),
             "floors": floors_section(operations),
             "measurements": measurements_section(operations),
-            "planning": planning_section(plans),
+            "cpu": cpu_section(on_cpu),
+            "planning": planning_section(read(results, "plan")),
         },
         "docs/ring.md": {"measurements": ring_section(load(results, "ring"))},
+        "docs/caches.md": caches_sections(caches[-1] if caches else None),
     }
 
 
@@ -122,15 +114,25 @@ def update(path: Path, bodies: dict[str, str]) -> bool:
     return changed != text
 
 
+def draw(results: Path, docs: Path) -> None:
+    operations, caches = load(results), load(results, "caches")
+    if (document := newest(operations, _SPEED_WORKLOAD)) is not None:
+        plots.draw_speed(Line(document, _SPEED_WORKLOAD, False), docs / "speed.svg")
+    if scaled := measured(operations, ("scale-N",)):
+        plots.draw_lengths(scaled, docs / "figures")
+    if caches:
+        plots.draw_caches(caches[-1], docs / "figures")
+
+
+def write(options: argparse.Namespace) -> None:
+    main()
+
+
 def main(root: Path = ROOT, say: Callable[[str], None] = print) -> None:
     results = root / RESULTS.relative_to(ROOT)
     for name, bodies in sections(results).items():
         say(f"{name}: {'changed' if update(root / name, bodies) else 'unchanged'}")
-    operations = load(results)
-    scaled = measured(operations, ("scale-N",))
-    if scaled:
-        draw(scaled, root / "docs" / "figures")
-
-
-if __name__ == "__main__":
-    main()
+    if importlib.util.find_spec("matplotlib"):
+        draw(results, root / "docs")
+    else:
+        say("matplotlib is not installed: the pictures stay as they are")

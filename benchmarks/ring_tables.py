@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from .ring_peers import NAMES, SINGLE
-from .tables import NOTHING, Document, head, title
+from .peers.ring import NAMES, SINGLE
+from .results import Document, Row
+from .tables import NOTHING, commit_line, table, title
 
 _HEAD = (
     *("workload", "strategy", "ranks", "fwd, ms", "of one GPU", "fwd+bwd, ms", "of one GPU"),
@@ -48,29 +48,26 @@ def _table(documents: Sequence[Document]) -> str:
         if (case, peer) in newest
     ]
     sources = [_source(document) for document in documents if document in newest.values()]
-    return "\n".join([*head(_HEAD), *lines, "", *sources])
+    return "\n".join([table(_HEAD, lines), "", *sources])
 
 
 def _source(document: Document) -> str:
     source = f"* {document['device']}, driver {document['driver']}; torch "
-    source += f"{document['versions']['torch']}. Commit {document['commit'][:12]}, "
-    source += f"{document['date'][:10]}"
+    source += f"{document['versions']['torch']}. {commit_line(document)[:-1]}"
     if protocol := document.get("protocol"):
         source += f"; {protocol['turns']} turns of {protocol['launches_a_turn']} launches, each "
         source += f"after {protocol['settle_seconds']} s"
     return f"{source}."
 
 
-def _peer(row: dict[str, Any]) -> tuple[str, str]:
+def _peer(row: Row) -> tuple[str, str]:
     """The strategy, and how its messages go where that is not what is usual."""
     by_engine = row.get("transport") == "copy engine"
     return row["strategy"], ", copy engine" if by_engine else ""
 
 
-def _line(
-    rows: Sequence[dict[str, Any]], workload: str, causal: bool, peer: tuple[str, str]
-) -> str:
-    def find(who: tuple[str, str], pass_: str) -> dict[str, Any]:
+def _line(rows: Sequence[Row], workload: str, causal: bool, peer: tuple[str, str]) -> list[str]:
+    def find(who: tuple[str, str], pass_: str) -> Row:
         wanted = (workload, causal, who, pass_)
         for row in rows:
             if (row["workload"], row["causal"], _peer(row), row["pass"]) == wanted:
@@ -87,7 +84,7 @@ def _line(
     exposed = [_exposed(row) for row in (forward, both)]
     sent = [f"{row['bytes_per_rank'] / 2**20:.0f}" if row else "-" for row in (forward, both)]
     peak = both.get("peak_mib")
-    cells = [
+    return [
         title(workload, causal),
         "".join(peer),
         str((forward or both)["world_size"]),
@@ -96,10 +93,9 @@ def _line(
         " / ".join(sent),
         "-" if peak is None else f"{peak:.0f}",
     ]
-    return f"| {' | '.join(cells)} |"
 
 
-def _exposed(row: dict[str, Any]) -> str:
+def _exposed(row: Row) -> str:
     """Per cent of the launch: a difference of two times, so noise may make it negative."""
     if row.get("exposed_comm_ms") is None:
         return "-"

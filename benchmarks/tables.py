@@ -1,18 +1,20 @@
-"""The tables that report.py puts into the documents, as Markdown."""
+"""The tables of attention on one device that report.py puts into the documents, as Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
-from . import bench_plan, schema
-from .workloads import DEFAULT_GROUPS, WORKLOADS, Ceilings, Workload, floor, pairs
-
-Document = dict[str, Any]
-Row = dict[str, Any]
+from .results import PASSES, Document, Row
+from .workloads import WORKLOADS, Ceilings, Workload, floor, pairs
 
 NOTHING = "No measurement is committed in [benchmarks/results]({up}benchmarks/results)."
+DEFAULT_GROUPS = ("anchors", "seed")
 _BOUNDS = ("library-bound-cudnn", "library-bound-fa4")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def newest(documents: Sequence[Document], workload: str) -> Document | None:
@@ -24,27 +26,34 @@ def newest(documents: Sequence[Document], workload: str) -> Document | None:
     return None
 
 
-def find(
-    document: Document, workload: str, causal: bool, impl: str, pass_: str, protocol: str
-) -> Row | None:
-    wanted = (workload, causal, impl, pass_, protocol)
-    for row in document["rows"]:
-        if (row["workload"], row["causal"], row["impl"], row["pass"], row["protocol"]) == wanted:
-            return dict(row)
-    return None
+def finder(document: Document, workload: str, causal: bool) -> Callable[[str, str], Row | None]:
+    """The row of an implementation's pass under sustained load, if there is one."""
+    found = {
+        (row["impl"], row["pass"]): row
+        for row in document["rows"]
+        if (row["workload"], row["causal"], row["protocol"]) == (workload, causal, "sustained")
+    }
+    return lambda impl, pass_: found.get((impl, pass_))
 
 
 def title(workload: str, causal: bool) -> str:
     return f"{workload}, causal" if causal else workload
 
 
-def _ms(row: Row | None) -> str:
-    return "-" if row is None else f"{row['ms']:.3g}"
+def shape(workload: Workload) -> str:
+    text = " x ".join(str(size) for size in workload.query_shape)
+    if workload.key_heads != workload.heads:
+        text += f" ({workload.key_heads} KV heads)"
+    return f"{text}, {workload.dtype}"
 
 
-def _mib(row: Row | None) -> str:
-    peak = None if row is None else row["peak_mib"]
-    return "-" if peak is None else f"{peak:.0f}"
+def number(row: Row | None, key: str = "ms", form: str = ".3g") -> str:
+    value = None if row is None else row[key]
+    return "-" if value is None else f"{value:{form}}"
+
+
+def mib(row: Row | None) -> str:
+    return number(row, "peak_mib", ".0f")
 
 
 def _floor(document: Document, row: Row) -> str:
@@ -54,69 +63,9 @@ def _floor(document: Document, row: Row) -> str:
     return f"{ms:.3g}, {100 * ms / row['ms']:.0f} %" if ms else "-"
 
 
-def _summary_cells(
-    document: Document, workload: Workload, causal: bool, pass_: str
-) -> list[str] | None:
-    """What _COLUMNS name."""
-
-    def get(impl: str) -> Row | None:
-        return find(document, workload.name, causal, impl, pass_, "sustained")
-
-    ours = get("ours")
-    if ours is None:
-        return None
-    bounds = [row for impl in _BOUNDS if (row := get(impl)) is not None]
-    bound = min(bounds, key=lambda row: float(row["ms"]), default=None)
-    torchscale = get("torchscale")
-    return [
-        title(workload.name, causal),
-        pass_,
-        f"**{_ms(ours)}**",
-        f"{ours['nominal_tflops']:.0f}",
-        _floor(document, ours),
-        _ms(bound),
-        _ms(get("sdpa-views")),
-        _ms(get("flex")),
-        _ms(torchscale),
-        _ms(get("full-attention")),
-        f"{_mib(ours)} / {_mib(torchscale)}",
-    ]
-
-
-# The README's columns, and what is said of those that need it.
-_COLUMNS = {
-    "workload": "",
-    "pass": "",
-    "**ours**, ms": "*ours*: a plain call, so that what is short waits for the host.",
-    "TFLOP/s": "TFLOP/s counts every branch on its own.",
-    "floor, reached": "*floor*: the distinct products at the rate of a large matrix product, or "
-    "the bytes at the rate of a copy, whichever is longer, and what *ours* reaches of it.",
-    "library bound": "*library bound*: cuDNN or FlashAttention-4, whichever is faster, called for "
-    "every branch, in one CUDA graph, with no merge, in runs of their own.",
-    "sdpa-views": "*sdpa-views*: cuDNN or FlashAttention-2, whichever is faster, called for every "
-    "branch and merged to the exact result, in one CUDA graph.",
-    "flex": "*flex*: FlexAttention on tokens sorted by class, in a run of its own.",
-    "torchscale": "*torchscale*: its own code on PyTorch's flash kernel.",
-    "full attention": "*full attention*: cuDNN, every key.",
-    "peak MiB, ours / torchscale": "Memory is beyond the inputs.",
-}
-_LEGEND = (
-    "Milliseconds of sustained load; a line's figures come from one commit, device and day, the "
-    "peers in turn."
-)
-_REST = (
-    "-: not measured. [docs/performance.md](docs/performance.md) has the workloads, the protocol "
-    "and every measurement."
-)
-
-
-def head(cells: Sequence[str]) -> list[str]:
-    return [f"| {' | '.join(cells)} |", f"|{' --- |' * len(cells)}"]
-
-
-def _source(document: Document) -> str:
-    versions, clocks = document["versions"], document["clocks"]
-    ceilings = document["ceilings"]
+def run_line(document: Document) -> str:
+    """Where and when: device, versions, ceilings, commit."""
+    versions, ceilings = document["versions"], document["ceilings"]
     parts = [
         f"{document['device']}, driver {document['driver']}",
         f"torch {versions.get('torch')}",
@@ -124,13 +73,17 @@ def _source(document: Document) -> str:
         f"matrix product {ceilings['matmul_tflops']:.0f} TFLOP/s",
         f"copy {ceilings['copy_gbps'] / 1000:.2f} TB/s",
     ]
-    if clocks.get("power_limit_watts"):
-        parts.append(f"{clocks['power_limit_watts']:.0f} W")
-    return f"{'; '.join(parts)}. Commit {document['commit'][:12]}, {document['date'][:10]}."
+    if document["clocks"].get("power_limit_watts"):
+        parts.append(f"{document['clocks']['power_limit_watts']:.0f} W")
+    return f"* {'; '.join(parts)}. {commit_line(document)}"
 
 
-def _sources(documents: Iterable[Document]) -> list[str]:
-    return list(dict.fromkeys(f"* {_source(document)}" for document in documents))
+def commit_line(document: Document) -> str:
+    return f"Commit {document['commit'][:12]}, {document['date'][:10]}."
+
+
+def _run_lines(documents: Iterable[Document]) -> list[str]:
+    return list(dict.fromkeys(map(run_line, documents)))
 
 
 def measured(
@@ -142,37 +95,69 @@ def measured(
     return [(w, document) for w, document in found if document is not None]
 
 
-def readme_section(documents: Sequence[Document]) -> str:
-    """The README's table; a sentence where nothing is committed."""
-    table, columns = _summary(documents)
-    if not table:
-        return NOTHING.format(up="")
-    body = [*table, "", " ".join((_LEGEND, *columns, _REST)), "", *_host_sentences(documents)]
-    body += _sources(document for _, document in measured(documents, DEFAULT_GROUPS))
-    if measured(documents, ("scale-N",)):
-        body += ["", "![Time against length](docs/figures/time.svg)"]
-        body += ["![Memory against length](docs/figures/memory.svg)"]
-    return "\n".join(body)
+_COLUMNS = (
+    *("workload", "pass", "**ours**, ms", "in a CUDA graph", "TFLOP/s", "floor, reached"),
+    *("library bound", "sdpa-views", "flex", "torchscale", "full attention"),
+    "peak MiB, ours / torchscale",
+)
+_LEGEND = (
+    "Milliseconds of sustained load; a line's figures come from one commit, device and day, the "
+    "peers in turn. *ours*: a plain call, so that what is short waits for the host. TFLOP/s counts "
+    "every branch on its own. *floor*: the distinct products at the rate of a large matrix "
+    "product, or the bytes at the rate of a copy, whichever is longer, and what *ours* reaches of "
+    "it. *library bound*: by cuDNN or FlashAttention-4, whichever is faster. The others are named "
+    "below. Memory is beyond the inputs. -: not measured."
+)
 
 
-def _summary(documents: Sequence[Document]) -> tuple[list[str], list[str]]:
-    """A line for each pass of the workloads that matter most, of the newest run, and what is to be
-    said of the columns; nothing where nothing was measured.
+def _summary_cells(document: Document, workload: Workload, causal: bool, pass_: str) -> list[str]:
+    """What _COLUMNS name; nothing where ours was not measured."""
+    find = finder(document, workload.name, causal)
+    ours, torchscale = find("ours", pass_), find("torchscale", pass_)
+    if ours is None:
+        return []
+    bounds = [row for impl in _BOUNDS if (row := find(impl, pass_)) is not None]
+    return [
+        title(workload.name, causal),
+        pass_,
+        f"**{number(ours)}**",
+        number(find("ours-graph", pass_)),
+        f"{ours['nominal_tflops']:.0f}",
+        _floor(document, ours),
+        number(min(bounds, key=lambda row: float(row["ms"]), default=None)),
+        *(number(find(impl, pass_)) for impl in ("sdpa-views", "flex")),
+        number(torchscale),
+        number(find("full-attention", pass_)),
+        f"{mib(ours)} / {mib(torchscale)}",
+    ]
+
+
+def _summary(documents: Sequence[Document]) -> str:
+    """A line for each pass of the workloads that matter most, of the newest run; columns without a
+    figure are left out.
     """
-    chosen = measured(documents, DEFAULT_GROUPS)
-    rows = []
-    for workload, document in chosen:
-        for causal in workload.causal:
-            for pass_ in ("fwd", "fwd+bwd"):
-                cells = _summary_cells(document, workload, causal, pass_)
-                rows += [] if cells is None else [cells]
-    if not rows:
-        return [], []
-    columns = zip(_COLUMNS.items(), zip(*rows, strict=True), strict=True)
-    kept = [(name, said, cells) for (name, said), cells in columns if set(cells) != {"-"}]
-    body = head([name for name, _, _ in kept])
-    body += [f"| {' | '.join(row)} |" for row in zip(*(cells for *_, cells in kept), strict=True)]
-    return body, [said for _, said, _ in kept if said]
+    rows = [
+        cells
+        for workload, document in measured(documents, DEFAULT_GROUPS)
+        for causal in workload.causal
+        for pass_ in ("fwd", "fwd+bwd")
+        if (cells := _summary_cells(document, workload, causal, pass_))
+    ]
+    columns = [column for column in zip(_COLUMNS, *rows, strict=True) if set(column[1:]) != {"-"}]
+    head, *lines = zip(*columns, strict=True)
+    return table(head, lines) if rows else ""
+
+
+def summary_section(documents: Sequence[Document]) -> str:
+    text = _summary(documents)
+    if not text:
+        return NOTHING.format(up="../")
+    runs = [document for _, document in measured(documents, DEFAULT_GROUPS)]
+    body = [text, "", _LEGEND, "", *_host_sentences(documents), *_run_lines(runs)]
+    if measured(documents, ("scale-N",)):
+        body += ["", "![Time against length](figures/time.svg)"]
+        body += ["![Memory against length](figures/memory.svg)"]
+    return "\n".join(body)
 
 
 def _host_sentences(documents: Sequence[Document]) -> list[str]:
@@ -189,20 +174,18 @@ def _host_sentences(documents: Sequence[Document]) -> list[str]:
 
 def measurements_section(documents: Sequence[Document]) -> str:
     """Every row of the newest run of each workload; then other devices, in short."""
-    groups = list(dict.fromkeys(workload.group for workload in WORKLOADS.values()))
-    chosen = measured(documents, groups)
+    chosen = measured(documents, list({w.group for w in WORKLOADS.values()}))
     if not chosen:
         return NOTHING.format(up="../")
-    body = head(
-        ("workload", "implementation", "pass", "protocol", "ms (p10, p90)", "TFLOP/s")
-        + ("floor, ms, reached",)
-        + ("peak MiB", "MHz", "W", "error")
-    )
-    for workload, document in chosen:
-        for row in document["rows"]:
-            if row["workload"] == workload.name:
-                body.append(_full_line(document, row))
-    body += ["", *_sources(document for _, document in chosen)]
+    head = ["workload", "implementation", "pass", "protocol", "ms (p10, p90)", "TFLOP/s"]
+    head += ["floor, ms, reached", "peak MiB", "MHz", "W", "error"]
+    rows = [
+        _full_cells(document, row)
+        for workload, document in chosen
+        for row in document["rows"]
+        if row["workload"] == workload.name
+    ]
+    body = [table(head, rows), "", *_run_lines(document for _, document in chosen)]
     for device in dict.fromkeys(document["device"] for document in reversed(documents)):
         if all(document["device"] != device for _, document in chosen):
             body += _device_section([d for d in documents if d["device"] == device])
@@ -211,24 +194,20 @@ def measurements_section(documents: Sequence[Document]) -> str:
 
 def _device_section(documents: Sequence[Document]) -> list[str]:
     """In short, what another device than the newest runs' gave last."""
-    table, _ = _summary(documents)
-    if not table:
+    text = _summary(documents)
+    if not text:
         return []
     chosen = [document for _, document in measured(documents, DEFAULT_GROUPS)]
     rows = [row for document in chosen for row in document["rows"] if row["impl"] == "sdpa-views"]
-    legend = "Sustained load; the columns are those of the README's table"
+    legend = "Sustained load; the columns are those of the summary"
     if not any("note" in row for row in rows):  # the choice of a kernel came later
         legend += ", but sdpa-views is cuDNN's alone"
+    body = ["", f"### {documents[0]['device']}", "", text, "", f"{legend}.", ""]
+    return [*body, *_host_sentences(documents), *_run_lines(chosen)]
+
+
+def _full_cells(document: Document, row: Row) -> list[str]:
     return [
-        *("", f"### {documents[0]['device']}", "", *table, "", f"{legend}.", ""),
-        *_host_sentences(documents),
-        *_sources(chosen),
-    ]
-
-
-def _full_line(document: Document, row: Row) -> str:
-    error = row.get("relative_error")
-    cells = [
         title(row["workload"], row["causal"]),
         row["impl"],
         row["pass"],
@@ -236,63 +215,65 @@ def _full_line(document: Document, row: Row) -> str:
         f"{row['ms']:.4g} ({row['ms_p10']:.4g}, {row['ms_p90']:.4g})",
         f"{row['nominal_tflops']:.0f}",
         _floor(document, row),
-        _mib(row),
-        "-" if row["sm_mhz"] is None else f"{row['sm_mhz']:.0f}",
-        "-" if row["watts"] is None else f"{row['watts']:.0f}",
-        "-" if error is None else f"{error:.1e}",
+        mib(row),
+        number(row, "sm_mhz", ".0f"),
+        number(row, "watts", ".0f"),
+        number({"relative_error": None, **row}, "relative_error", ".1e"),
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def floors_section(documents: Sequence[Document]) -> str:
     """What each workload costs at least, at the newest run's ceilings, else an H200's."""
     ceilings = Ceilings(**documents[-1]["ceilings"]) if documents else Ceilings()
-    origin = (
-        "as measured beside the newest results"
-        if documents
-        else "an H200's, until a run is committed"
-    )
+    origin = "as measured beside the newest results"
+    if not documents:
+        origin = "an H200's, until a run is committed"
     rates = f"{ceilings.matmul_tflops:.0f} TFLOP/s and {ceilings.copy_gbps / 1000:.2f} TB/s"
-    body = [
+    legend = (
         f"At {rates}, {origin}. Arithmetic / bytes, in milliseconds; nominal / distinct is "
-        "what computing shared pairs once saves, computed / distinct what tiles of 64 x 64 add.",
-        "",
-    ]
-    body += head(
-        ("workload", "shape B x N x H x D", "segments; rates", "offsets", "nominal / distinct")
-        + ("computed / distinct", "forward", "backward")
+        "what computing shared pairs once saves, computed / distinct what tiles of 64 x 64 add."
     )
-    for workload in WORKLOADS.values():
-        for causal in workload.causal:
-            body.append(_floor_line(workload, causal, ceilings))
-    return "\n".join(body)
-
-
-def _floor_line(workload: Workload, causal: bool, ceilings: Ceilings) -> str:
-    count = pairs(workload, causal)
-    shape = " x ".join(str(size) for size in workload.query_shape)
-    if workload.key_heads != workload.heads:
-        shape += f" ({workload.key_heads} KV heads)"
-    cells = [
-        title(workload.name, causal),
-        f"{shape}, {workload.dtype}",
-        "; ".join(
-            ", ".join(map(str, x)) for x in (workload.segment_lengths, workload.dilation_rates)
-        ),
-        workload.head_offsets,
-        f"{count['nominal'] / count['distinct']:.2f}",
-        f"{count['computed'] / count['distinct']:.2f}",
+    head = ["workload", "shape B x N x H x D", "segments; rates", "offsets"]
+    head += ["nominal / distinct", "computed / distinct", "forward", "backward"]
+    rows = [
+        _floor_cells(workload, causal, ceilings)
+        for workload in WORKLOADS.values()
+        for causal in workload.causal
+        if workload.group != "cpu"
     ]
-    for pass_ in schema.PASSES[:2]:
-        least = floor(workload, causal, pass_, ceilings)
-        cells.append(f"{least.arithmetic_ms:.3g} / {least.bytes_ms:.3g}")
-    return f"| {' | '.join(cells)} |"
+    return f"{legend}\n\n{table(head, rows)}"
+
+
+def _floor_cells(workload: Workload, causal: bool, ceilings: Ceilings) -> list[str]:
+    count = pairs(workload, causal)
+    branches = (workload.segment_lengths, workload.dilation_rates)
+    floors = [floor(workload, causal, pass_, ceilings) for pass_ in PASSES[:2]]
+    return [
+        title(workload.name, causal),
+        shape(workload),
+        "; ".join(", ".join(map(str, numbers)) for numbers in branches),
+        workload.head_offsets,
+        *(f"{count[name] / count['distinct']:.2f}" for name in ("nominal", "computed")),
+        *(f"{least.arithmetic_ms:.3g} / {least.bytes_ms:.3g}" for least in floors),
+    ]
 
 
 def planning_section(documents: Sequence[Document]) -> str:
-    """The newest run of bench_plan."""
+    """The newest run of `bench plan`."""
     if not documents:
         return NOTHING.format(up="../")
     document = documents[-1]
-    source = f"{document['device']}, one core; commit {document['commit'][:12]}, "
-    return f"{bench_plan.table(document['rows'])}\n\n* {source}{document['date'][:10]}."
+    head = ("pattern", "causal", "time", "size", "tiles", "nominal / distinct")
+    rows = [
+        [
+            row["workload"],
+            "yes" if row["causal"] else "no",
+            f"{row['ms']:.3g} ms",
+            f"{row['bytes'] / 1024:.0f} KiB",
+            str(row["tiles"]),
+            *(f"{row[name] / row['distinct']:.2f}" for name in ("nominal", "computed")),
+        ]
+        for row in document["rows"]
+    ]
+    source = f"* {document['device']}, one core; commit {document['commit'][:12]}, "
+    return f"{table((*head, 'computed / distinct'), rows)}\n\n{source}{document['date'][:10]}."

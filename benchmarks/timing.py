@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 
@@ -42,6 +43,11 @@ class Timing:
     sm_mhz: float | None = None
     watts: float | None = None
 
+    @property
+    def columns(self) -> dict[str, float]:
+        """The times of a row of results."""
+        return {"ms": self.ms, "ms_p10": self.ms_p10, "ms_p90": self.ms_p90}
+
 
 def percentile(values: Sequence[float], percent: float) -> float:
     """Linear interpolation between the two nearest of the sorted values."""
@@ -60,34 +66,24 @@ def summarize(values: Sequence[float], launches: int, samples: Sequence[Sample] 
     return Timing(middle, p10, p90, launches, sm_mhz, watts)
 
 
-class Mark(Protocol):
-    """A point in the device's time."""
+class Mark:
+    """A point in the device's time; on the CPU, in the host's."""
 
-    def wait(self) -> None: ...
-    def ms_since(self, earlier: Any) -> float: ...
-
-
-class CudaMark:
-    def __init__(self) -> None:
-        self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        self._event.record()
-
-    def wait(self) -> None:
-        self._event.synchronize()
-
-    def ms_since(self, earlier: CudaMark) -> float:
-        return float(earlier._event.elapsed_time(self._event))
-
-
-class CpuMark:
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._at = time.perf_counter()
+        self._event: Any = None
+        if device.type == "cuda":
+            self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            self._event.record()
 
     def wait(self) -> None:
-        pass
+        if self._event is not None:
+            self._event.synchronize()
 
-    def ms_since(self, earlier: CpuMark) -> float:
-        return (self._at - earlier._at) * 1e3
+    def ms_since(self, earlier: Mark) -> float:
+        if self._event is None:
+            return (self._at - earlier._at) * 1e3
+        return float(earlier._event.elapsed_time(self._event))
 
 
 class Stopwatch:
@@ -102,7 +98,7 @@ class Stopwatch:
             self._waste = torch.empty(size, dtype=torch.int8, device=device)
 
     def mark(self) -> Mark:
-        return CudaMark() if self.device.type == "cuda" else CpuMark()
+        return Mark(self.device)
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -114,15 +110,35 @@ class Stopwatch:
             for value in range(4):
                 self._waste.fill_(value)
 
+    def ms(self, launch: Launch, count: int = 1) -> float:
+        """The device's time for `count` launches, until they are done."""
+        begin = self.mark()
+        for _ in range(count):
+            launch()
+        end = self.mark()
+        end.wait()
+        return end.ms_since(begin)
+
     def estimate_ms(self, launch: Launch) -> float:
         """Warms up, then one launch's time, roughly."""
         launch()
         self.synchronize()
-        begin = self.mark()
-        launch()
-        end = self.mark()
-        end.wait()
-        return max(end.ms_since(begin), 1e-4)
+        return max(self.ms(launch), 1e-4)
+
+    def wall_ms(self, function: Launch) -> float:
+        """The host's time from the device being idle to its being idle again."""
+        self.synchronize()
+        began = time.perf_counter()
+        function()
+        self.synchronize()
+        return (time.perf_counter() - began) * 1e3
+
+    def host_ms(self, function: Launch) -> float:
+        """The host's time until the function returns, the device being idle when it starts."""
+        self.synchronize()
+        began = time.perf_counter()
+        function()
+        return (time.perf_counter() - began) * 1e3
 
 
 def sustained(
@@ -135,12 +151,8 @@ def sustained(
     turns = [_turn(launch, stopwatch, monitor, seconds) for launch in launches]
     turns_back = [_turn(launch, stopwatch, monitor, seconds) for launch in reversed(launches)]
     return [
-        summarize(
-            [*there.values, *back.values],
-            there.launches + back.launches,
-            [*there.samples, *back.samples],
-        )
-        for there, back in zip(turns, reversed(turns_back), strict=True)
+        summarize(a.values + b.values, a.launches + b.launches, a.samples + b.samples)
+        for a, b in zip(turns, reversed(turns_back), strict=True)
     ]
 
 
@@ -173,7 +185,9 @@ def _turn(launch: Launch, stopwatch: Stopwatch, monitor: Monitor, seconds: float
     halfway = started + (time.perf_counter() - started) / 2
     values = second_half([mark.ms_since(marks[0]) for mark in marks])
     per_launch = [value / batch for value in values]
-    return _Turn(per_launch, batch * len(values), samples.since(halfway))
+    return _Turn(
+        per_launch, batch * len(values), [sample for sample in samples if sample.at >= halfway]
+    )
 
 
 def second_half(at: Sequence[float]) -> list[float]:
@@ -218,10 +232,7 @@ def host_times(
     values: list[list[float]] = [[] for _ in launches]
     for _ in range(HOST_WARM_UP + repeats):
         for launch, mine in zip(launches, values, strict=True):
-            stopwatch.synchronize()
-            begin = time.perf_counter()
-            launch()
-            mine.append((time.perf_counter() - begin) * 1e3)
+            mine.append(stopwatch.host_ms(launch))
     stopwatch.synchronize()
     return [summarize(mine[HOST_WARM_UP:], repeats) for mine in values]
 
@@ -273,8 +284,6 @@ class Rotation:
 @contextlib.contextmanager
 def one_core() -> Iterator[None]:
     """Binds this process to one of its cores while the body runs, where the system can."""
-    import os
-
     if not hasattr(os, "sched_setaffinity"):
         yield
         return

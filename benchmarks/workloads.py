@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
@@ -12,7 +12,7 @@ import torch
 from dilated_attention_pytorch import _C
 from dilated_attention_pytorch.pattern import Padding, PatternSpec, make_branches
 
-from .schema import Pass
+from .results import Pass
 
 _LONGNET = ((2048, 4096, 8192, 16384, 32768), (1, 2, 4, 8, 16))
 _GIGAPATH = ((1024, 5792, 32768, 185363, 1048576), (1, 2, 4, 8, 16))
@@ -26,8 +26,8 @@ BACKWARD_FLOPS = 2.5  # products of the backward over those of the forward: five
 class Ceilings:
     """What one device reaches: a large bf16 matrix product, and a device-to-device copy.
 
-    The defaults are an H200's (8192^3 product; bytes read plus bytes written); a run of bench_ops
-    measures its own.
+    The defaults are an H200's (8192^3 product; bytes read plus bytes written); a run measures its
+    own.
     """
 
     matmul_tflops: float = 790.0
@@ -63,7 +63,7 @@ class Workload:
     dilation_rates: tuple[int, ...]
     batch: int = 1
     kv_heads: int = 0  # 0: as many as heads
-    dtype: Literal["bfloat16", "float16"] = "bfloat16"
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     head_offsets: str = "blocked"
     padding: Padding = "masked"
     causal: tuple[bool, ...] = (False, True)
@@ -74,7 +74,8 @@ class Workload:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.dtype == "bfloat16" else torch.float16
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
 
     @property
     def query_shape(self) -> tuple[int, int, int, int]:
@@ -107,17 +108,13 @@ def _gigapath(name: str, seq_len: int, group: str = "anchors") -> Workload:
 
 
 def _seed(seq_len: int, batch: int) -> Workload:
-    return Workload(
-        f"seed-{seq_len}",
-        "seed",
-        seq_len,
-        8,
-        64,
-        *_SEED,
-        batch=batch,
-        dtype="float16",
-        causal=(False,),
-    )
+    base = Workload(f"seed-{seq_len}", "seed", seq_len, 8, 64, *_SEED, batch=batch)
+    return replace(base, dtype="float16", causal=(False,))
+
+
+def _cpu(kilo: int) -> Workload:
+    base = Workload(f"cpu-{kilo}k", "cpu", kilo * 1024, 4, 64, (1024, 4096), (1, 4))
+    return replace(base, dtype="float32", head_offsets="interleaved")
 
 
 def _edges() -> Iterable[Workload]:
@@ -153,30 +150,19 @@ def _build() -> Iterable[Workload]:
     for kilo in (8, 16, 32, 64, 128, 256, 512, 1024):
         base = _longnet(f"scale-{kilo}k", kilo * 1024)
         yield replace(base, group="scale-N", causal=(False,))
+    whole = (2048, 8192, 32768, 131072, 262144)  # one segment spans all ranks of a ring
+    base = replace(llm, name="llm-256k-whole", seq_len=262144, segment_lengths=whole)
+    yield replace(base, group="ring")
+    yield _cpu(4)
+    yield _cpu(16)
 
 
 WORKLOADS = {workload.name: workload for workload in _build()}  # most important first
-DEFAULT_GROUPS = ("anchors", "seed")
+GROUPS = tuple(dict.fromkeys(workload.group for workload in WORKLOADS.values()))
 
 
-def select(names: Iterable[str]) -> list[Workload]:
-    """Workloads by name or by group, in the table's order; "default" and "all" are groups too.
-
-    Raises:
-        ValueError: a name that is neither.
-    """
-    groups = {workload.group for workload in WORKLOADS.values()}
-    wanted: set[str] = set()
-    for name in names:
-        if name == "default":
-            wanted.update(DEFAULT_GROUPS)
-        elif name == "all":
-            wanted.update(groups)
-        elif name in groups or name in WORKLOADS:
-            wanted.add(name)
-        else:
-            known = ", ".join([*sorted(groups), *WORKLOADS])
-            raise ValueError(f"workloads must be among default, all, {known}, got {name!r}")
+def select(wanted: Collection[str]) -> list[Workload]:
+    """Workloads by name or by group, in the table's order."""
     return [w for w in WORKLOADS.values() if w.name in wanted or w.group in wanted]
 
 

@@ -50,7 +50,10 @@ endif()
 
 if(NOT DILATED_CUDA_REASON)
   set(DILATED_USE_CUDA ON)
-  message(STATUS "dilated: CUDA kernels for ${CMAKE_CUDA_ARCHITECTURES} (nvcc ${CUDAToolkit_VERSION})")
+  cmake_host_system_information(RESULT _cores QUERY NUMBER_OF_LOGICAL_CORES)
+  math(EXPR _minutes "2 + 30 / ${_cores}") # half an hour of one core, and what waits for the longest file
+  message(STATUS "dilated: nvcc ${CUDAToolkit_VERSION} found: CUDA kernels for ${CMAKE_CUDA_ARCHITECTURES}, \
+about ${_minutes} minutes on ${_cores} cores")
 else()
   set(DILATED_USE_CUDA OFF)
   if(_want STREQUAL "ON")

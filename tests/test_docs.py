@@ -61,3 +61,34 @@ def test_a_block_that_fails_names_its_line() -> None:
         for block in blocks(text):
             exec(compile(block, "document.md", "exec"), {})
     assert failed.traceback[-1].lineno + 1 == 5
+
+
+def prose(text: str) -> str:
+    """What remains without code and tables."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    return "\n".join(line for line in text.splitlines() if not line.startswith("|"))
+
+
+def test_the_readme_stays_short() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(prose(text).split()) <= 1300
+    typed = re.sub(r"<!-- benchmarks -->.*<!-- /benchmarks -->", "", text, flags=re.DOTALL)
+    rows = [line for line in typed.splitlines() if line.startswith("|")]
+    headers = 2 * sum(set(line) <= set("| -") for line in rows)
+    assert len(rows) - headers <= 25
+
+
+def test_the_commands_of_the_readme_are_in_the_script() -> None:
+    """What is done by hand and what the script does is the same."""
+    text, script = (ROOT / "README.md").read_text(), (ROOT / "quickstart").read_text()
+    for command in (
+        "pip install torch==2.13.0",
+        "scikit-build-core pybind11 ninja cmake",
+        "pip install --verbose --no-build-isolation",
+        "https://download.pytorch.org/whl/cpu",
+        "python3 -m venv --system-site-packages .venv",
+        "python examples/train_bytes.py",
+        "python -m pytest tests",
+    ):
+        assert command in text and command in script, command
+    assert "./quickstart train\n./quickstart test\n" in text

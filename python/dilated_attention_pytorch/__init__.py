@@ -15,6 +15,7 @@ from .pattern import (
     default_pattern_cache,
     default_tiered_pattern_cache,
     head_group_offsets,
+    suggest_branches,
     using_pattern_cache,
 )
 from .ring_dilated_attention_v2 import RingDilatedAttentionV2
@@ -39,5 +40,6 @@ __all__ = [
     "head_group_offsets",
     "include_path",
     "library_path",
+    "suggest_branches",
     "using_pattern_cache",
 ]

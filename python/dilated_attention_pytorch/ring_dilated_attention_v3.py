@@ -18,9 +18,10 @@ from .ring_dilated_attention_v2 import RingDilatedAttentionV2
 
 
 class RingDilatedAttentionV3(RingDilatedAttentionV2):
-    """Deprecated: `RingDilatedAttentionV2` with a `TieredPatternCache`, with the same results.
+    """Deprecated: it is `RingDilatedAttentionV2` with a `TieredPatternCache`, and nothing else.
 
-    Kept so that the two caches can be compared; docs/reports/v2-v3.md does.
+    Use V2, with that cache where every step has a length that is new and known a step ahead;
+    docs/caches.md has the measurements.
 
     Args:
         cache_on_gpu: False keeps no pattern on the GPU: each call copies its own there.
@@ -51,7 +52,8 @@ class RingDilatedAttentionV3(RingDilatedAttentionV2):
         warnings.warn(
             "RingDilatedAttentionV3 is deprecated: use RingDilatedAttentionV2 (from "
             "dilated_attention_pytorch.ring_dilated_attention_v2) with the same arguments, without "
-            "cache_on_gpu.",
+            "cache_on_gpu, and with pattern_cache=TieredPatternCache() where every step has a "
+            "length that is new and known a step ahead.",
             DeprecationWarning,
             stacklevel=2,
         )

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import peers, sdpa, sdpa_views
-from benchmarks.calls import Calls, Inputs, UnsupportedError
-from benchmarks.combine import make_pieces
-from benchmarks.flex import ClassOrder, block_mask, flex, multiplicities
-from benchmarks.runner import relative_error
-from benchmarks.schema import IMPLS
+from benchmarks import peers
+from benchmarks.ops import relative_error
+from benchmarks.peers import sdpa, views
+from benchmarks.peers.calls import Calls, Inputs, UnsupportedError
+from benchmarks.peers.combine import make_pieces
+from benchmarks.peers.flex import ClassOrder, block_mask, flex, multiplicities
+from benchmarks.results import IMPLS
 from benchmarks.workloads import WORKLOADS, Workload
 from tests.reference import reference_attention
 
@@ -51,7 +52,7 @@ def test_sdpa_views_equals_ours(rule: str, head_dim: int, causal: bool, device: 
         workload = replace(workload, seq_len=1536, segment_lengths=(256, 768))
     inputs, tolerance = make_inputs(workload, device)
     ours = peers.ours(workload, causal, inputs)
-    assert_same(sdpa_views.SdpaViews()(workload, causal, inputs), ours, tolerance)
+    assert_same(views.SdpaViews()(workload, causal, inputs), ours, tolerance)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -94,9 +95,9 @@ def test_flex_computes_no_block_that_holds_nothing() -> None:
 @pytest.mark.parametrize(
     ("change", "make"),
     [
-        ({"seq_len": 97}, sdpa_views.SdpaViews()),
-        ({"dilation_rates": (1, 5)}, sdpa_views.library_bound),
-        ({"kv_heads": 2}, sdpa_views.SdpaViews()),
+        ({"seq_len": 97}, views.SdpaViews()),
+        ({"dilation_rates": (1, 5)}, views.library_bound),
+        ({"kv_heads": 2}, views.SdpaViews()),
         ({"kv_heads": 2}, peers.full_attention),
         ({}, flex),
     ],

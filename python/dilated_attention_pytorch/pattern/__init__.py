@@ -23,6 +23,7 @@ from .planned import (
     planned_pattern_counts,
     resize_planned_patterns,
 )
+from .suggest import suggest_branches
 
 __all__ = [
     "BasePatternCache",
@@ -48,5 +49,6 @@ __all__ = [
     "planned_pattern_counts",
     "resize_planned_patterns",
     "set_max_pattern_bytes",
+    "suggest_branches",
     "using_pattern_cache",
 ]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.calls import Inputs
-from benchmarks.ring_peers import SINGLE, Case, make_launches, without_exchange
+from benchmarks.peers.calls import Inputs
+from benchmarks.peers.ring import SINGLE, Case, make_launches, without_exchange
 from benchmarks.workloads import Workload
 from dilated_attention_pytorch.ring import traffic
 from dilated_attention_pytorch.ring.plans.plan import shards

@@ -13,11 +13,11 @@ from typing import get_args
 
 from torch import Tensor
 
+from ..timing import Stopwatch, captured
+from ..workloads import Workload
 from . import combine, sdpa
 from .calls import Calls, Gradients, Inputs
 from .combine import Piece, make_pieces
-from .timing import Stopwatch, captured
-from .workloads import Workload
 
 
 def _forward(

@@ -1,4 +1,4 @@
-"""bench_caches from its command line, on workloads that take milliseconds."""
+"""`bench caches` from its command line, on workloads that take milliseconds."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import bench_caches, cache_workloads
-from benchmarks.cache_workloads import CacheWorkload, slide_lengths
+from benchmarks import bench, cache_steps, caches
+from benchmarks.cache_steps import CacheWorkload, slide_lengths
 from benchmarks.workloads import WORKLOADS
 
 NAMES = ["seed-1024", "seed-4096", "seed-16384", "longnet-128k", "slides"]
@@ -39,14 +39,15 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         fixed = [CacheWorkload(name, base, 1, (64,)) for name in NAMES[:-1]]
         return [*fixed, CacheWorkload("slides", replace(base, seq_len=100), 2, lengths)]
 
-    monkeypatch.setattr(bench_caches, "cache_workloads", workloads)
-    monkeypatch.setattr(bench_caches, "_HITS", 10)
+    monkeypatch.setattr(caches, "cache_workloads", workloads)
+    monkeypatch.setattr(caches, "_HITS", 10)
 
 
 def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     options = ["--device", "cpu", "--commit", "c0ffee", "--out", str(tmp_path), "--slides", "60"]
     fast = ["--rounds", "4", "--round-ms", "0.1", "--large", "200"]
-    path = bench_caches.main([*options, *fast, *arguments])
+    path = bench.main(["caches", *options, *fast, *arguments])
+    assert path is not None
     document: dict[str, Any] = json.loads(path.read_text())
     return document
 
@@ -56,7 +57,10 @@ def test_writes_a_row_for_every_workload_and_cache(tmp_path: Path) -> None:
     document = run(tmp_path)
     rows = document["rows"]
     assert [(row["workload"], row["cache"]) for row in rows] == [
-        (name, cache) for name in NAMES for cache in ("none", "v2", "v3")
+        (name, cache)
+        for name in NAMES
+        for cache in ("none", "v2", "v2-announced", "v3")
+        if cache != "v2-announced" or name == "slides"
     ]
     for row in rows:
         assert set(ROW) <= row.keys()
@@ -70,6 +74,7 @@ def test_writes_a_row_for_every_workload_and_cache(tmp_path: Path) -> None:
     assert found["slides", "v2"]["hit_rate"] == 0.5
     assert found["slides", "v2"]["statistics"]["misses"] == 60
     assert found["slides", "v3"]["hit_rate"] > 0.5
+    assert found["slides", "v2-announced"]["hit_rate"] > 0.5
     assert [*found["slides", "v2"]["samples_ms"]] == ["0", "1", "2", "3"]
     assert [*found["slides", "none"]["samples_ms"]] == ["0"]
     assert found["slides", "none"]["planning_ms"] > 0 == found["slides", "none"]["management_ms"]
@@ -95,7 +100,7 @@ def test_lengths_of_slides_are_distinct_and_the_same_each_time() -> None:
     assert lengths == slide_lengths(1000) and len(set(lengths)) == 1000
     assert min(lengths) >= 500 and max(lengths) <= 70_000
     assert 4_000 < sorted(lengths)[500] < 9_000
-    workloads = cache_workloads.cache_workloads(1000)
+    workloads = cache_steps.cache_workloads(1000)
     assert [workload.name for workload in workloads] == NAMES
     assert workloads[-1].spec(1).seq_len == lengths[1]
     assert [workload.base.batch for workload in workloads[:3]] == [4, 2, 1]

@@ -1,4 +1,4 @@
-"""bench_ops and bench_plan from their command line, on workloads that take milliseconds."""
+"""`bench ops` and `bench plan` from their command line, on workloads that take milliseconds."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import bench_ops, bench_plan, environment, runner, schema
-from benchmarks.calls import Calls, Inputs
-from benchmarks.peers import Impl, make_impls
+from benchmarks import bench, ops, plan, results
+from benchmarks.peers import Impl, make_impls, ours
+from benchmarks.peers.calls import Calls, Inputs, UnsupportedError
+from benchmarks.tables import planning_section
 from benchmarks.workloads import WORKLOADS, Workload
 
 TINY = Workload("seed-1024", "seed", 64, 4, 16, (16, 32), (1, 2), causal=(False, True))
@@ -33,7 +34,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def no_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"matmul_tflops": 1.0, "copy_gbps": 10.0}
-    monkeypatch.setattr(bench_ops, "measure_ceilings", lambda stopwatch, monitor: found)
+    monkeypatch.setattr(ops, "measure_ceilings", lambda stopwatch, monitor: found)
 
 
 @pytest.fixture
@@ -42,9 +43,10 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
-    path = bench_ops.main([*FAST, "--out", str(tmp_path), *arguments])
+    path = bench.main(["ops", *FAST, "--out", str(tmp_path), *arguments])
+    assert path is not None
     document: dict[str, Any] = json.loads(path.read_text())
-    schema.check(document)
+    results.check(document)
     return document
 
 
@@ -74,7 +76,7 @@ def test_writes_a_row_for_every_pass_and_protocol(tmp_path: Path) -> None:
 def test_file_is_named_after_the_device_the_date_and_the_tag(tmp_path: Path) -> None:
     document = run(tmp_path, "--workloads", "seed-1024", "--impls", "ours", "--tag", "a b")
     (path,) = tmp_path.iterdir()
-    device = environment.slug(document["device"])
+    device = results.slug(document["device"])
     assert path.name == f"ops-{device}-{document['date'][:10]}-a-b.json"
 
 
@@ -88,18 +90,44 @@ def test_a_peer_that_is_wrong_is_named_and_not_timed(
     def broken(workload: Workload, causal: bool, inputs: Inputs) -> Calls:
         raise RuntimeError("no kernel")
 
-    ours = make_impls(None)["ours"]
     impls = {
-        "ours": ours,
+        "ours": make_impls(None)["ours"],
         "torchscale": Impl("torchscale", broken),
         "sdpa-views": Impl("sdpa-views", wrong),
     }
-    monkeypatch.setattr(bench_ops, "make_impls", lambda torchscale: impls)
+    monkeypatch.setattr(ops, "make_impls", lambda torchscale: impls)
     document = run(tmp_path, "--workloads", "seed-1024", "--passes", "fwd")
     assert {row["impl"] for row in document["rows"]} == {"ours"}
     reasons = {entry["impl"]: entry["reason"] for entry in document["skipped"]}
     assert "fwd differs from ours by" in reasons["sdpa-views"]
     assert reasons["torchscale"] == "RuntimeError: no kernel"
+
+
+@pytest.mark.usefixtures("tiny")
+def test_peers_with_graphs_are_captured_once_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured: list[object] = []
+
+    def capture(launch: Callable[[], object], device: torch.device) -> Callable[[], object]:
+        captured.append(launch)
+        return launch
+
+    impls = {"ours": make_impls(None)["ours"], "ours-graph": Impl("ours-graph", ours, True)}
+    monkeypatch.setattr(ops, "captured", capture)
+    monkeypatch.setattr(ops, "make_impls", lambda torchscale: impls)
+    document = run(tmp_path, "--workloads", "seed-1024", "--passes", "fwd,fwd+bwd,host")
+    assert len(captured) == 4  # two passes, causal or not
+    rows = [row for row in document["rows"] if row["impl"] == "ours-graph"]
+    assert {row["pass"] for row in rows} == {"fwd", "fwd+bwd"}
+    assert all(row["relative_error"] == 0 for row in rows)
+
+
+def test_ours_is_captured_on_gpus_only() -> None:
+    impl = make_impls(None)["ours-graph"]
+    inputs = Inputs.make(TINY, torch.device("cpu"), torch.float32, seed=0)
+    with pytest.raises(UnsupportedError, match="short beside the host's time"):
+        impl.prepare(TINY, False, inputs)
 
 
 @pytest.mark.usefixtures("tiny")
@@ -116,12 +144,14 @@ def test_when_the_time_is_up_the_file_says_what_is_missing(tmp_path: Path) -> No
 def test_an_interrupted_run_leaves_its_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(bench: runner.Bench, workload: Workload, causal: bool, impls: object) -> None:
-        if causal:
-            raise SystemExit(143)
-        runner.run_case(bench, workload, causal, impls)  # type: ignore[arg-type]
+    measure = ops.Case.measure
 
-    monkeypatch.setattr(bench_ops, "run_case", interrupted)
+    def interrupted(case: ops.Case, impls: list[Impl]) -> None:
+        if case.causal:
+            raise SystemExit(143)
+        measure(case, impls)
+
+    monkeypatch.setattr(ops.Case, "measure", interrupted)
     with pytest.raises(SystemExit):
         run(tmp_path, "--workloads", "seed-1024", "--impls", "ours", "--passes", "fwd")
     (path,) = tmp_path.iterdir()
@@ -130,37 +160,42 @@ def test_an_interrupted_run_leaves_its_rows(
     assert [entry["causal"] for entry in document["skipped"]] == [True]
 
 
-def test_flex_comes_last() -> None:
-    impls = list(make_impls(None).values())
-    workloads = [WORKLOADS["longnet-32k"], WORKLOADS["seed-1024"]]
-    order = [(w.name, [impl.name for impl in chosen]) for w, _, chosen in
-             bench_ops.tasks(workloads, impls)]  # fmt: skip
-    assert [name for name, _ in order] == ["longnet-32k"] * 2 + ["seed-1024"] + ["longnet-32k"] * 2
-    assert all("flex" not in names for _, names in order[:3])
-    assert all(names == ["ours", "flex"] for _, names in order[3:])
-
-
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--impls", "ours,theirs"], "--impls must be among ours, .* got theirs"),
-        (["--passes", "forward"], "--passes must be among fwd, .* got forward"),
-        (["--protocols", "burst"], "--protocols must be among sustained, isolated, got burst"),
-        (["--workloads", "nothing"], "--workloads must be among .* got 'nothing'"),
+        (["--impls", "ours,theirs"], "--impls: must be among ours, .* got theirs"),
+        (["--passes", "forward"], "--passes: must be among fwd, .* got forward"),
+        (["--protocols", ","], "--protocols: must be among sustained, isolated, got none"),
+        (["--workloads", "nothing"], "--workloads: must be among .* got nothing"),
+        (["--device", "tpu"], "--device: invalid choice: 'tpu'"),
     ],
 )
 def test_command_line_names_what_it_does_not_know(
     arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        bench_ops.parse(arguments)
+        bench.parse(["ops", *arguments])
     assert re.search(complaint, capsys.readouterr().err)
 
 
+def test_a_run_on_a_cpu_takes_its_workloads_and_says_what_it_is_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("cpu-4k", "cpu-16k"):
+        monkeypatch.setitem(WORKLOADS, name, replace(TINY, name=name, group="cpu"))
+    document = run(tmp_path, "--passes", "fwd", "--threads", "1")
+    assert document["threads"] == 1 and document["device_type"] == "cpu"
+    assert {row["workload"] for row in document["rows"]} == {"cpu-4k", "cpu-16k"}
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("On a CPU: times of the CPU kernels")
+    assert len(said) == 1 + 4 + 1  # the sentence, a line for each workload, the file
+    assert re.search(r"4/4  cpu-16k, causal: ours [\d.]+, .* ms \(fwd, sustained", said[-2])
+
+
 def test_relative_error_of_nan_passes_nothing() -> None:
-    error = runner.relative_error(torch.tensor([torch.nan]), torch.tensor([1.0]))
+    error = ops.relative_error(torch.tensor([torch.nan]), torch.tensor([1.0]))
     assert not error <= 1.0
-    assert runner.relative_error(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 0.0])) == 1.0
+    assert ops.relative_error(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 0.0])) == 1.0
 
 
 def test_inputs_are_the_same_for_the_same_seed_and_never_zero() -> None:
@@ -175,33 +210,22 @@ def test_inputs_are_the_same_for_the_same_seed_and_never_zero() -> None:
 
 def test_commit_is_given_or_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")  # no git
-    monkeypatch.setenv(environment.COMMIT_VARIABLE, "feed")
-    assert environment.find_commit(None) == "feed"
-    assert environment.find_commit("beef") == "beef"
+    assert results.find_commit(None) == "unknown"
+    assert results.find_commit("beef") == "beef"
 
 
 def test_slug() -> None:
-    assert environment.slug("NVIDIA H200") == "nvidia-h200"
-    assert environment.slug("Intel(R) Xeon(R) @ 2.60GHz") == "intel-r-xeon-r-2-60ghz"
+    assert results.slug("NVIDIA H200") == "nvidia-h200"
+    assert results.slug("Intel(R) Xeon(R) @ 2.60GHz") == "intel-r-xeon-r-2-60ghz"
 
 
 def test_planning_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_plan, "plan_workloads", lambda: iter([TINY]))
+    monkeypatch.setattr(plan, "plan_workloads", lambda: iter([TINY]))
     arguments = ["--out", str(tmp_path), "--commit", "c0ffee", "--seconds", "0.001"]
-    path = bench_plan.main(arguments)
+    path = bench.main(["plan", *arguments])
+    assert path is not None
     document = json.loads(path.read_text())
     assert [row["causal"] for row in document["rows"]] == [False, True]
     row = document["rows"][0]
     assert row["distinct"] <= row["nominal"] and row["bytes"] > 0 and row["ms"] > 0
-    assert "| seed-1024 | yes |" in bench_plan.table(document["rows"])
-
-
-def test_planning_covers_both_rules_and_both_lengths() -> None:
-    names = [workload.name for workload in bench_plan.plan_workloads()]
-    assert names == [
-        f"{name}-{rule}"
-        for name in ("plan-128k", "plan-1m", "gigapath-10k", "gigapath-65k")
-        for rule in ("blocked", "interleaved")
-    ]
-    lengths = {w.name: (w.seq_len, w.heads) for w in bench_plan.plan_workloads()}
-    assert lengths["plan-1m-blocked"] == (1048576, 16)
+    assert "| seed-1024 | yes |" in planning_section([document])

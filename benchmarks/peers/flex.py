@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from ..workloads import Workload
 from .calls import Calls, Inputs, UnsupportedError, autograd_calls
-from .workloads import Workload
 
 _BLOCK = 128
 

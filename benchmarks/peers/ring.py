@@ -20,16 +20,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from dilated_attention_pytorch import ops
-from dilated_attention_pytorch.pattern import default_pattern_cache
 from dilated_attention_pytorch.ring.group.communicator import Communicator
 from dilated_attention_pytorch.ring.group.transfer import Transfer
-from dilated_attention_pytorch.ring.plans.lattice import Piece, lattices
+from dilated_attention_pytorch.ring.plans.lattice import Lattice, Piece, lattices
 from dilated_attention_pytorch.ring.plans.plan import shards
 from dilated_attention_pytorch.ring.strategies.packing import Packet, count_rows
 
-from .calls import Inputs, UnsupportedError
-from .peers import full_attention_share
-from .workloads import Workload
+from ..workloads import Workload
+from . import full_attention_share, ours
+from .calls import Calls, Inputs, UnsupportedError, autograd_calls
 
 STRATEGIES = ("auto", "ring", "gather", "all_to_all")
 SINGLE, ALL_GATHER, CONTEXT_PARALLEL = "one-rank", "all-gather", "torch-context-parallel"
@@ -51,12 +50,12 @@ class Case:
         cuts = [length * i // size for i in range(size + 1)]
         return tuple(b - a for a, b in zip(cuts, cuts[1:], strict=False))
 
-    def mine(self) -> list[Tensor]:
-        """This rank's query, key, value and gradient of out; the first three want gradients."""
+    @property
+    def mine(self) -> Inputs:
+        """This rank's rows."""
         begin, end = shards(self.shard_lengths)[self.group.rank()]
         whole = (*self.inputs.qkv, self.inputs.grad_out)
-        q, k, v, grad = (x[:, begin:end].contiguous() for x in whole)
-        return [*(x.requires_grad_() for x in (q, k, v)), grad]
+        return Inputs(*(x[:, begin:end].contiguous() for x in whole))
 
     def offsets(self) -> Tensor | None:
         if self.workload.head_offsets == "interleaved":
@@ -68,18 +67,23 @@ class Case:
 class Launches:
     """What is timed. `sent` counts the bytes that this rank has sent since it was made."""
 
-    forward: Callable[[], Any]
-    both: Callable[[], Any]
+    forward: Callable[[], object]
+    both: Callable[[], object]
     sent: Callable[[], int]
+
+    @staticmethod
+    def of(calls: Calls, sent: Callable[[], int]) -> Launches:
+        assert calls.both is not None
+        return Launches(calls.forward, calls.both, sent)
 
 
 def make_launches(name: str, case: Case) -> Launches:
     """Raises UnsupportedError if the peer can't compute this."""
     if name in STRATEGIES:
         return _ours(case, name)
-    return {SINGLE: _single, ALL_GATHER: _all_gather, CONTEXT_PARALLEL: _context_parallel}[name](
-        case
-    )
+    if name == SINGLE:  # every rank computes the whole sequence, by itself
+        return Launches.of(ours(case.workload, case.is_causal, case.inputs), lambda: 0)
+    return _all_gather(case) if name == ALL_GATHER else _context_parallel(case)
 
 
 @contextlib.contextmanager
@@ -91,20 +95,6 @@ def without_exchange() -> Iterator[None]:
 
     with mock.patch.object(Communicator, "exchange", nothing):
         yield
-
-
-def _passes(forward: Callable[..., Tensor], tensors: list[Tensor]) -> dict[str, Callable[[], Any]]:
-    """Forward without gradients, and forward with backward."""
-    *inputs, grad = tensors
-
-    def only_forward() -> Tensor:
-        with torch.no_grad():
-            return forward(*inputs)
-
-    def both() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(forward(*inputs), inputs, grad)
-
-    return {"forward": only_forward, "both": both}
 
 
 def _ours(case: Case, strategy: str) -> Launches:
@@ -126,31 +116,7 @@ def _ours(case: Case, strategy: str) -> Launches:
             strategy=strategy,
         )[0]
 
-    return Launches(**_passes(forward, case.mine()), sent=lambda: peers.traffic.bytes_sent)
-
-
-def _single(case: Case) -> Launches:
-    """Every rank computes the whole sequence, by itself."""
-    workload = case.workload
-    pattern, words = default_pattern_cache().lookup(
-        workload.spec(case.is_causal), case.inputs.query.device
-    )
-
-    def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return ops.attention(
-            q,
-            k,
-            v,
-            workload.segment_lengths,
-            workload.dilation_rates,
-            head_offsets=pattern.head_offsets,
-            is_causal=case.is_causal,
-            padding=workload.padding,
-            pattern=words,
-        )[0]
-
-    inputs = [x.detach().requires_grad_() for x in case.inputs.qkv]
-    return Launches(**_passes(forward, [*inputs, case.inputs.grad_out]), sent=lambda: 0)
+    return Launches.of(autograd_calls(forward, case.mine), lambda: peers.traffic.bytes_sent)
 
 
 class _Gathered(torch.autograd.Function):
@@ -181,20 +147,8 @@ class AllGather:
         if case.workload.key_heads != case.workload.heads:
             raise UnsupportedError("KV heads must be as many as heads")
         self.pieces = [
-            tuple(
-                Piece(
-                    begin,
-                    end,
-                    lattice.rate,
-                    0,
-                    tuple(
-                        (lattice.segment(begin)[0] + offset) % lattice.rate
-                        for offset in lattice.queries
-                    ),
-                )
-                for lattice in crossing
-            )
-            for begin, end in self.spans
+            tuple(Piece(*span, x.rate, 0, _offsets(x, span[0])) for x in crossing)
+            for span in self.spans
         ]
         self.repeated = (True,) * len(crossing)
 
@@ -234,6 +188,12 @@ class AllGather:
         if result is not None:
             result.take(own, self.pieces[rank], (begin, 0), accumulate=True)
         return own
+
+
+def _offsets(lattice: Lattice, begin: int) -> tuple[int, ...]:
+    """Of each head, in the segment that holds `begin`."""
+    first = lattice.segment(begin)[0]
+    return tuple((first + offset) % lattice.rate for offset in lattice.queries)
 
 
 class _Block(torch.autograd.Function):
@@ -280,7 +240,7 @@ def _all_gather(case: Case) -> Launches:
         far_key, far_value = (_gathered(x, exchange) for x in (k, v))
         return _block_attention(q, far_key, far_value, case, begin)
 
-    return Launches(**_passes(forward, case.mine()), sent=lambda: exchange.bytes_sent)
+    return Launches.of(autograd_calls(forward, case.mine), lambda: exchange.bytes_sent)
 
 
 def _context_parallel(case: Case) -> Launches:

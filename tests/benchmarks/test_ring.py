@@ -10,9 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bench_ring, ring_timeline
+from benchmarks import bench, plots
 
 ROOT = Path(__file__).parents[2]
+COLUMNS = (
+    *("workload", "causal", "strategy", "world_size", "pass", "ms", "ms_p10", "ms_p90"),
+    *("exposed_comm_ms", "bytes_per_rank", "peak_mib", "transport"),
+)
 
 
 def test_two_processes_write_rows_of_every_peer(tmp_path: Path) -> None:
@@ -21,7 +25,7 @@ def test_two_processes_write_rows_of_every_peer(tmp_path: Path) -> None:
     options += ["--repeats", "2", "--out", str(tmp_path), "--trace", str(tmp_path / "trace")]
     options += ["--commit", "none", "--tag", "try", "--settle-seconds", "0"]
     done = subprocess.run(
-        [sys.executable, *launcher, "-m", "benchmarks.bench_ring", *options],
+        [sys.executable, *launcher, "-m", "benchmarks.bench", "ring", *options],
         capture_output=True,
         text=True,
         timeout=300,
@@ -35,7 +39,7 @@ def test_two_processes_write_rows_of_every_peer(tmp_path: Path) -> None:
     assert document["protocol"] == {"turns": 3, "launches_a_turn": 1, "settle_seconds": 0}
     rows = document["rows"]
     for row in rows:
-        assert list(row) == list(bench_ring.COLUMNS)
+        assert list(row) == list(COLUMNS)
         assert 0 < row["ms_p10"] <= row["ms"] <= row["ms_p90"]
         assert row["peak_mib"] is None
     measured = {row["strategy"] for row in rows}
@@ -48,8 +52,8 @@ def test_two_processes_write_rows_of_every_peer(tmp_path: Path) -> None:
     assert {row["world_size"] for row in rows} == {1, 2}
     (trace,) = (tmp_path / "trace").glob("longnet-32k-ring-full-rank0.json")
     events = json.loads(trace.read_text())
-    assert any(event.get("name") == ring_timeline.DRAWN for event in events["traceEvents"])
-    intervals = ring_timeline.read(events)
+    assert any(event.get("name") == plots.DRAWN for event in events["traceEvents"])
+    intervals = plots.read_trace(events)
     assert intervals["exchange"] and intervals["compute"]
 
 
@@ -64,17 +68,17 @@ def test_timeline_counts_what_is_hidden(tmp_path: Path) -> None:
         {"ph": "X", "cat": "user_annotation", "name": "drawn", "ts": -5, "dur": 40},
         {"ph": "M", "name": "process_name"},
     ]
-    intervals = ring_timeline.read({"traceEvents": events})
+    intervals = plots.read_trace({"traceEvents": events})
     assert intervals == {"exchange": [(10, 20)], "compute": [(0, 15), (18, 28)]}
-    assert ring_timeline.hidden(intervals["exchange"], intervals["compute"]) == 0.7
+    assert plots.hidden(intervals["exchange"], intervals["compute"]) == 0.7
     trace, picture = tmp_path / "trace.json", tmp_path / "figures" / "ring.svg"
     trace.write_text(json.dumps({"traceEvents": events}))
-    assert ring_timeline.main([str(trace), str(picture)]) == 0
+    assert bench.main(["timeline", str(trace), str(picture)]) == picture
     assert picture.stat().st_size > 1000
 
 
 def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for option in ("--workloads", "--strategies"):
         with pytest.raises(SystemExit):
-            bench_ring.parse([option, "nothing"])
-        assert "['nothing']" in capsys.readouterr().err
+            bench.parse(["ring", option, "nothing"])
+        assert "got nothing" in capsys.readouterr().err

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..workloads import Workload
 from .calls import UnsupportedError
-from .workloads import Workload
 
 
 @dataclass(frozen=True, slots=True)

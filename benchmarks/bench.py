@@ -1,0 +1,93 @@
+"""Measures, and writes benchmarks/results/NAME-<device>-<date>.json; or makes the documents.
+
+    python -m benchmarks.bench ops --torchscale ../torchscale
+    torchrun --nproc-per-node 2 -m benchmarks.bench ring
+    python -m benchmarks.bench report
+
+Run from the repository's root, with the library installed. A run says a line for each workload, and
+its file holds what was measured until then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn, Protocol
+
+import torch
+
+from . import caches, ops, plan, plots, report, ring
+from .results import RESULTS
+
+
+class Benchmark(Protocol):
+    """A module that measures; its docstring is its help."""
+
+    __doc__: str | None
+    ON_CPU: str  # what a run without a GPU is for
+    BUDGET_SECONDS: float  # past them, what is left is skipped
+
+    def add_options(self, parser: argparse.ArgumentParser) -> None: ...
+    def measure(self, options: argparse.Namespace) -> Path: ...
+
+
+BENCHMARKS: dict[str, Benchmark] = {"ops": ops, "ring": ring, "caches": caches, "plan": plan}
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        added: argparse.ArgumentParser = commands.add_parser(
+            name, help=text.split("\n")[0], description=text
+        )
+        added.formatter_class = argparse.RawDescriptionHelpFormatter
+        return added
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for name, module in BENCHMARKS.items():
+        command = add(name, module.__doc__ or "")
+        command.set_defaults(run=module.measure)
+        command.add_argument("--out", type=Path, default=RESULTS, help="the folder to write into")
+        command.add_argument("--tag", default="", help="appended to the file's name")
+        command.add_argument("--commit", help="what is measured, where there is no git")
+        command.add_argument("--budget-seconds", type=float, default=module.BUDGET_SECONDS)
+        command.add_argument("--device", choices=("cuda", "cpu"), default=device)
+        command.add_argument("--threads", type=int, help="of the CPU, if not torch's own choice")
+        module.add_options(command)
+    add("report", report.__doc__ or "").set_defaults(run=report.write)
+    command = add("timeline", plots.draw_timeline.__doc__ or "")
+    command.set_defaults(run=plots.draw_timeline)
+    command.add_argument("trace", type=Path, help="of a rank: `ring --trace FOLDER` writes it")
+    command.add_argument("picture", type=Path)
+    return parser.parse_args(arguments)
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)  # so that `finally` writes the file
+
+
+def main(arguments: Sequence[str] | None = None) -> Path | None:
+    """The file that was written, if it is one."""
+    options = parse(arguments)
+    is_first = os.environ.get("RANK", "0") == "0"
+    if options.name in BENCHMARKS:
+        if "RANK" not in os.environ:  # torchrun ends its ranks itself
+            signal.signal(signal.SIGTERM, _terminate)
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        if options.device == "cpu" and is_first:
+            print(f"On a CPU: {BENCHMARKS[options.name].ON_CPU}")
+    path: Path | None = options.run(options)
+    if path is not None and is_first:
+        print(path)
+    return path
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Attention over a sequence that is sharded over ranks: our strategies, and their peers.
+
+    torchrun --nproc-per-node 2 -m benchmarks.bench ring
+    torchrun --nproc-per-node 2 -m benchmarks.bench ring --workloads llm-256k-whole --trace trace
+
+On GPUs over NCCL, else over gloo. Peers take turns; a launch's time is that of its slowest rank.
+exposed_comm_ms is what a launch takes beyond the same launch with nothing exchanged. bytes_per_rank
+is what the busiest rank sends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from dilated_attention_pytorch.ring.group.communicator import Communicator
+
+from .peers.calls import Inputs, reason
+from .peers.ring import NAMES, SINGLE, STRATEGIES, Case, Launches, make_launches, without_exchange
+from .plots import DRAWN
+from .results import Row, Run, names
+from .tables import title
+from .timing import Stopwatch, Timing, peak_mib, summarize
+from .workloads import WORKLOADS
+
+ON_CPU = "what travels is that of GPUs; the times are those of gloo and of the CPU kernels."
+BUDGET_SECONDS = 600.0
+_DEFAULT = ("llm-128k", "llm-256k-whole", "longnet-128k", "llm-128k-gqa")
+PASSES = {"fwd": "forward", "fwd+bwd": "both"}
+TURNS = 3
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workloads", type=names(WORKLOADS), default=list(_DEFAULT))
+    parser.add_argument("--strategies", type=names(NAMES), default=list(NAMES))
+    parser.add_argument("--seq-len", type=int, help="of every workload, to try things out")
+    parser.add_argument("--repeats", type=int, default=21, help=f"of each, in {TURNS} turns")
+    parser.add_argument("--settle-seconds", type=float, default=0.25, help="of each turn, untimed")
+    parser.add_argument("--trace", type=Path, help="a folder for one profiler trace a rank")
+
+
+def connect(device_type: str) -> tuple[dist.ProcessGroup, torch.device]:
+    """The group that torchrun started this process in."""
+    if device_type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+        # Otherwise an exchange that is posted first may yet begin last: its kernel finds no room
+        # on the multiprocessors until the attention's last blocks leave.
+        nccl = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
+        dist.init_process_group("nccl", device_id=device, pg_options=nccl)
+    else:
+        device = torch.device("cpu")
+        dist.init_process_group("gloo")
+    assert dist.group.WORLD is not None
+    return dist.group.WORLD, device
+
+
+class Bench:
+    """Launches on all ranks at once; times are the slowest rank's."""
+
+    def __init__(
+        self, group: dist.ProcessGroup, stopwatch: Stopwatch, repeats: int, settle_seconds: float
+    ) -> None:
+        self._group, self._stopwatch = group, stopwatch
+        self._launches, self._settle_seconds = -(-repeats // TURNS), settle_seconds
+        self.protocol = {
+            "turns": TURNS,
+            "launches_a_turn": self._launches,
+            "settle_seconds": settle_seconds,
+        }
+
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """Each value's largest over the ranks."""
+        tensor = torch.tensor(values, dtype=torch.float64, device=self._stopwatch.device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group)
+        return [float(value) for value in tensor]
+
+    def rows(self, peers: Mapping[str, Launches], pass_: str) -> Iterator[Row]:
+        """The measured columns of each peer, in their order.
+
+        The peers take turns, so that all meet the same clocks; each of our strategies is timed once
+        more with nothing exchanged.
+        """
+        launches = {name: getattr(each, PASSES[pass_]) for name, each in peers.items()}
+        facts = [self._facts(name, launches[name], peers[name].sent) for name in peers]
+        times: dict[str, list[float]] = {name: [] for name in peers}
+        alone: dict[str, list[float]] = {name: [] for name in peers if name in STRATEGIES}
+        for _ in range(TURNS):
+            for name, launch in launches.items():
+                times[name] += self._turn(launch)
+                if name in alone:
+                    with without_exchange():
+                        alone[name] += self._turn(launch)
+        for name, fact in zip(peers, facts, strict=True):
+            timing = self._summarize(times[name])
+            exposed = timing.ms - self._summarize(alone[name]).ms if name in alone else None
+            yield {**timing.columns, "exposed_comm_ms": exposed, **fact}
+
+    def _facts(self, name: str, launch: Callable[[], object], sent: Callable[[], int]) -> Row:
+        """What does not vary."""
+        launch()
+        before = sent()
+        launch()
+        bytes_sent = sent() - before
+        peak = peak_mib(launch, self._stopwatch)
+        most_sent, most_memory = self.largest([bytes_sent, peak or 0.0])
+        is_sent = name in STRATEGIES and most_sent > 0
+        return {
+            "bytes_per_rank": int(most_sent),
+            "peak_mib": None if peak is None else most_memory,
+            "transport": Communicator(self._group.group_name).transport if is_sent else None,
+        }
+
+    def _turn(self, launch: Callable[[], object]) -> list[float]:
+        """Milliseconds on this rank, once the clock has followed the launch's power."""
+        begin, elapsed = time.monotonic(), 0.0
+        while elapsed <= self._settle_seconds:
+            self._time(launch)
+            (elapsed,) = self.largest([time.monotonic() - begin])
+        return [self._time(launch) for _ in range(self._launches)]
+
+    def _time(self, launch: Callable[[], object]) -> float:
+        self.largest([0.0])  # all ranks begin together
+        self._stopwatch.synchronize()
+        return self._stopwatch.ms(launch)
+
+    def _summarize(self, times: Sequence[float]) -> Timing:
+        return summarize(self.largest(times), len(times))
+
+
+def trace(launches: Launches, path: Path) -> None:
+    """A forward and backward under the profiler, which `bench timeline` draws.
+
+    One before it is in the trace too: ranks begin that one apart, as profilers take their time.
+    """
+
+    def launch() -> None:
+        launches.both()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with torch.profiler.profile() as profiler:
+        launch()
+        with torch.profiler.record_function(DRAWN):
+            launch()
+    profiler.export_chrome_trace(str(path))
+
+
+def start(wanted: Sequence[str], case: Case) -> tuple[dict[str, Launches], dict[str, str]]:
+    """Those that ran once, and why the others did not: a peer that fails, fails on all ranks."""
+    peers, skipped = {}, {}
+    for name in wanted:
+        try:
+            launches = make_launches(name, case)
+            for method in PASSES.values():
+                getattr(launches, method)()
+            peers[name] = launches
+        except Exception as error:  # of a first launch; it must not end the run
+            skipped[name] = reason(error)
+    return peers, skipped
+
+
+def measure(options: argparse.Namespace) -> Path:
+    group, device = connect(options.device)
+    try:
+        return _measure(options, group, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def _measure(options: argparse.Namespace, group: dist.ProcessGroup, device: torch.device) -> Path:
+    run = Run("ring", options, device, writes=group.rank() == 0)
+    bench = Bench(group, run.stopwatch, options.repeats, options.settle_seconds)
+    run.document |= {"world_size": group.size(), "protocol": bench.protocol}
+    for name in options.workloads:
+        workload = WORKLOADS[name]
+        workload = replace(workload, seq_len=options.seq_len or workload.seq_len)
+        dtype = workload.torch_dtype if device.type == "cuda" else torch.float32
+        inputs = Inputs.make(workload, device, dtype, seed=0)
+        for causal in workload.causal:
+            (is_late,) = bench.largest([run.is_late()])  # the ranks agree
+            if is_late:
+                run.skip("no time", workload=name, causal=causal)
+                continue
+            case = Case(workload, causal, inputs, group)
+            measure_case(run, options, bench, case)
+            run.write()
+    run.write()
+    return run.path
+
+
+def measure_case(run: Run, options: argparse.Namespace, bench: Bench, case: Case) -> None:
+    what = {"workload": case.workload.name, "causal": case.is_causal}
+    peers, skipped = start(options.strategies, case)
+    for name, why in skipped.items():
+        run.skip(why, **what, strategy=name)
+    for pass_ in PASSES:
+        times = []
+        for name, row in zip(peers, bench.rows(peers, pass_), strict=True):
+            ranks = 1 if name == SINGLE else case.group.size()
+            run.rows.append({**what, "strategy": name, "world_size": ranks, "pass": pass_, **row})
+            times.append(f"{name} {row['ms']:.4g}")
+        run.say(f"{title(case.workload.name, case.is_causal)}: {', '.join(times)} ms ({pass_})")
+    for name, launches in peers.items() if options.trace else ():
+        file = f"{case.workload.name}-{name}-{'causal' if case.is_causal else 'full'}"
+        trace(launches, options.trace / f"{file}-rank{case.group.rank()}.json")

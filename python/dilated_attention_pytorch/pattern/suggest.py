@@ -1,0 +1,50 @@
+"""Branches for a length, where no paper and no checkpoint gives them."""
+
+from __future__ import annotations
+
+from .scalars import index
+
+_TILE = 64  # rows and keys that a kernel computes at once
+
+
+def suggest_branches(
+    seq_len: int, *, dense: int = 2048, growth: int = 4
+) -> tuple[list[int], list[int]]:
+    """Segment lengths and dilation rates that grow together until one segment holds the sequence.
+
+    Each branch gives a query that takes part in it `dense` keys, so that the mean over heads is
+    below dense * growth / (growth - 1) keys, however long the sequence: LongNet, arXiv 2307.02486,
+    section 3.1. The lengths are nested and divisible by their rates. Where a rate is above the
+    number of heads, as in the paper, some positions are in that branch for no head.
+
+    Args:
+        seq_len: positions of the longest sequence.
+        dense: the length of the first segments, whose rate is 1, in positions: the neighbourhood
+            that is seen whole. At least 64, the kernels' tile.
+        growth: from one branch to the next, of length and rate.
+
+    Returns:
+        (segment_lengths, dilation_rates), as long as each other: 131072 gives [2048, 8192, 32768,
+        131072] and [1, 4, 16, 64].
+
+    Raises:
+        TypeError, ValueError: naming the argument, what must hold and what was given.
+    """
+    seq_len = _at_least(1, seq_len, "seq_len")
+    dense = _at_least(_TILE, dense, "dense")
+    growth = _at_least(2, growth, "growth")
+    lengths, rates = [dense], [1]
+    while lengths[-1] < seq_len:
+        lengths.append(lengths[-1] * growth)
+        rates.append(rates[-1] * growth)
+    return lengths, rates
+
+
+def _at_least(least: int, value: int, name: str) -> int:
+    try:
+        number = index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if not least <= number < 2**31:
+        raise ValueError(f"{name} must be at least {least} and below 2^31, got {number}")
+    return number
