@@ -53,11 +53,8 @@ __device__ void take_item(const BackwardCall& call, const PatternView& pattern,
 template <typename Shape>
 __device__ void list_queries(const BackwardCall& call, BackwardMemory<Shape>& memory,
                              int32_t tile) {
-  ColumnCursor cursor = *reinterpret_cast<const ColumnCursor*>(memory.cursor);
-  read_columns(call, memory.item, tile * Shape::kQueries, memory.keys.count < Shape::kKeys, cursor,
-               memory.columns[tile % 3]);
-  __syncwarp();
-  *reinterpret_cast<ColumnCursor*>(memory.cursor) = cursor;
+  read_columns(call, memory.item, tile * Shape::kQueries, memory.keys.count < Shape::kKeys,
+               *reinterpret_cast<ColumnCursor*>(memory.cursor), memory.columns[tile % 3]);
   __syncwarp();
 }
 

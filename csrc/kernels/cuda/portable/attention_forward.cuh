@@ -30,10 +30,7 @@ __device__ void copy_keys(const ForwardCall& call, ForwardMemory<Shape>& memory,
 /// Warp 0: lists key tile `tile`.
 template <typename Shape>
 __device__ void list_keys(ForwardMemory<Shape>& memory, int32_t tile) {
-  ColumnCursor cursor = memory.cursor;
-  read_keys(cursor, tile * Shape::kKeys, memory.all, memory.keys[tile % Shape::kLists]);
-  __syncwarp();
-  memory.cursor = cursor;  // every lane writes the same
+  read_keys(memory.cursor, tile * Shape::kKeys, memory.all, memory.keys[tile % Shape::kLists]);
   __syncwarp();
 }
 

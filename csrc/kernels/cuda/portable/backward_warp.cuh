@@ -177,11 +177,27 @@ class BackwardWarp {
 
   /// Weights of queries that the key does not see, and of key rows that do not exist, become zero.
   __device__ void mask(Scores& weights, const Columns& columns, int first) const {
+    const bool is_causal = call_.args.is_causal;
+    const auto exists = [&](int r) { return row_index(r) < memory_.keys.count; };
+    if (memory_.keys.windows == nullptr) {
+      mask(weights, columns, first, [&](int r) {
+        const int32_t lowest = is_causal ? memory_.keys.position[row_index(r)] : INT_MIN;
+        return From{exists(r) ? lowest : INT_MAX};
+      });
+    } else {
+      mask(weights, columns, first, [&](int r) {
+        const Window window = window_of(memory_.keys, row_index(r), is_causal, /*over_keys=*/true);
+        return Window{window.first, exists(r) ? window.last : INT_MIN};
+      });
+    }
+  }
+
+  template <typename WindowOfRow>
+  __device__ static void mask(Scores& weights, const Columns& columns, int first,
+                              const WindowOfRow& window_of_row) {
 #pragma unroll
     for (int r = 0; r < 2 * kTiles; ++r) {
-      const int row = row_index(r);
-      Window window = window_of(memory_.keys, row, call_.args.is_causal, /*over_keys=*/true);
-      window.last = row < memory_.keys.count ? window.last : INT_MIN;
+      const auto window = window_of_row(r);
 #pragma unroll
       for (int n = 0; n < kQueryTiles; ++n) {
         const int2 position =

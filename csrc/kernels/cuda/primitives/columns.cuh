@@ -21,7 +21,7 @@ struct Column {
   uint32_t tag;  // the last 32 bits of its Run, but for the multiplicity past the end of the list
 
   __device__ uint32_t multiplicity() const { return tag & 0xffu; }
-  __device__ uint32_t stretch() const { return tag >> 8 & 0xffu; }
+  __device__ static uint32_t stretch(uint32_t tag) { return tag >> 8 & 0xffu; }
   __device__ uint32_t head() const { return tag >> 16; }
   __device__ static uint32_t past_end(uint32_t tag) { return tag & ~0xffu; }
   /// -inf past the end.
@@ -54,18 +54,14 @@ __device__ inline ClippedRun load_clipped(const Run* run, int32_t origin, const 
   return clipped;
 }
 
-/// Reads a list from front to back. All lanes of a warp hold the same cursor and call it together.
+/// Reads a list from front to back. All lanes of a warp call it together, on cursors of their own
+/// that are alike or on one in shared memory.
 class ColumnCursor {
  public:
   /// Positions outside the window are dropped. shifts: of the runs' stretches.
   __device__ ColumnCursor(const Run* runs, int32_t run_count, int32_t origin, const int32_t* shifts,
                           const Window& window)
-      : runs_(runs),
-        shifts_(shifts),
-        run_count_(run_count),
-        origin_(origin),
-        window_(window),
-        first_shift_(__ldg(shifts)) {}
+      : runs_(runs), shifts_(shifts), run_count_(run_count), origin_(origin), window_(window) {}
 
   /// columns[i] becomes column first + 32 * i + lane. `first` must not fall from call to call. True
   /// if all of them lie in one run.
@@ -75,8 +71,9 @@ class ColumnCursor {
     if (first + 32 * kPerLane <= begin_ + current_.count && first >= begin_) {
 #pragma unroll
       for (int i = 0; i < kPerLane; ++i) {
-        set(columns[i], current_.first + current_.stride * (first - begin_ + 32 * i + lane),
-            current_.tag);
+        const int32_t position =
+            current_.first + current_.stride * (first - begin_ + 32 * i + lane);
+        columns[i] = {position, position + current_shift_, current_.tag};
       }
       return true;
     }
@@ -85,10 +82,8 @@ class ColumnCursor {
   }
 
  private:
-  __device__ void set(Column& column, int32_t position, uint32_t tag) const {
-    column = {position, 0, tag};
-    const uint32_t stretch = column.stretch();
-    column.place = position + (stretch == 0 ? first_shift_ : __ldg(shifts_ + stretch));
+  __device__ Column column_at(int32_t position, uint32_t tag) const {
+    return {position, position + __ldg(shifts_ + Column::stretch(tag)), tag};
   }
 
   template <int kPerLane>
@@ -98,10 +93,10 @@ class ColumnCursor {
   const int32_t* shifts_;
   int32_t run_count_, origin_;
   Window window_;
-  int32_t first_shift_;  // shifts_[0], which is most runs'
-  int32_t index_ = 0;    // run that current_ was read from
-  int32_t begin_ = 0;    // columns before it
+  int32_t index_ = 0;  // run that current_ was read from
+  int32_t begin_ = 0;  // columns before it
   ClippedRun current_{0, 1, 0, 0};
+  int32_t current_shift_ = 0;
 };
 
 template <int kPerLane>
@@ -109,8 +104,8 @@ __device__ void ColumnCursor::search(int32_t first, Column (&columns)[kPerLane])
   const int32_t lane = threadIdx.x % 32;
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
-    set(columns[i], current_.first + current_.stride * (current_.count - 1),
-        Column::past_end(current_.tag));
+    columns[i] = column_at(current_.first + current_.stride * (current_.count - 1),
+                           Column::past_end(current_.tag));
   }
   for (int32_t base = index_, before = begin_; base < run_count_; base += 32) {
     ClippedRun run{0, 1, 0, 0};
@@ -144,8 +139,8 @@ __device__ void ColumnCursor::search(int32_t first, Column (&columns)[kPerLane])
       const uint32_t owner_tag = __shfl_sync(kAllLanes, run.tag, owner);
       const int32_t rank = past ? owner_count - 1 : column - owner_begin;
       if (column >= before && occupied != 0) {
-        set(columns[i], owner_first + owner_stride * rank,
-            past ? Column::past_end(owner_tag) : owner_tag);
+        columns[i] = column_at(owner_first + owner_stride * rank,
+                               past ? Column::past_end(owner_tag) : owner_tag);
       }
     }
     // The next tile begins in, or after, the run that holds this tile's last column.
@@ -153,12 +148,16 @@ __device__ void ColumnCursor::search(int32_t first, Column (&columns)[kPerLane])
         __ballot_sync(kAllLanes, end >= first + 32 * kPerLane && run.count > 0);
     if (reaching != 0) {
       const int32_t owner = __ffs(reaching) - 1;
+      const ClippedRun found{
+          __shfl_sync(kAllLanes, run.first, owner), __shfl_sync(kAllLanes, run.stride, owner),
+          __shfl_sync(kAllLanes, run.count, owner), __shfl_sync(kAllLanes, run.tag, owner)};
+      const int32_t found_begin = __shfl_sync(kAllLanes, end, owner) - found.count;
+      __syncwarp();
       index_ = base + owner;
-      current_.first = __shfl_sync(kAllLanes, run.first, owner);
-      current_.stride = __shfl_sync(kAllLanes, run.stride, owner);
-      current_.count = __shfl_sync(kAllLanes, run.count, owner);
-      current_.tag = __shfl_sync(kAllLanes, run.tag, owner);
-      begin_ = __shfl_sync(kAllLanes, end, owner) - current_.count;
+      begin_ = found_begin;
+      current_ = found;
+      current_shift_ = __ldg(shifts_ + Column::stretch(found.tag));
+      __syncwarp();
       return;
     }
     before = batch_end;

@@ -175,18 +175,23 @@ __device__ inline void read_keys(ColumnCursor& cursor, int32_t first, const Wind
   const int lane = threadIdx.x % 32;
   Column columns[kPerLane];
   const bool one_run = cursor.read(first, columns);
-  const uint32_t multiplicity = __shfl_sync(kAllLanes, columns[0].multiplicity(), 0);
   bool is_masked = false, differs = false;
+  if (!one_run) {
+    const uint32_t multiplicity = __shfl_sync(kAllLanes, columns[0].multiplicity(), 0);
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      differs = differs || columns[i].multiplicity() != multiplicity;
+    }
+    differs = __any_sync(kAllLanes, differs);
+  }
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
     keys.position[i * 32 + lane] = columns[i].position;
     keys.place[i * 32 + lane] = columns[i].place;
     keys.bias[i * 32 + lane] = columns[i].log_multiplicity();
     is_masked = is_masked || !sees(all, columns[i].position);
-    differs = differs || columns[i].multiplicity() != multiplicity;
   }
   is_masked = __any_sync(kAllLanes, is_masked);
-  differs = !one_run && __any_sync(kAllLanes, differs);
   if (lane == 0) {
     keys.plain_bias_log2 = columns[0].log2_multiplicity();
     keys.is_plain = !differs && !is_masked;

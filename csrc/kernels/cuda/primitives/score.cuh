@@ -22,14 +22,22 @@ __device__ inline float logit_of(float score, float scale, float bias) {
   return fmaf(score, scale, bias);
 }
 
+/// A window with one end, for which one comparison does.
+struct From {
+  int32_t first;
+};
+
 /// Whether a row sees a column: the one mask, causal or of the pattern's windows.
+__device__ inline bool sees(const From& window, int32_t column) { return column >= window.first; }
 __device__ inline bool sees(const Window& window, int32_t column) {
   return window.first <= column && column <= window.last;
 }
-__device__ inline float masked_logit(float logit, const Window& window, int32_t column) {
+template <typename Seen>
+__device__ inline float masked_logit(float logit, const Seen& window, int32_t column) {
   return sees(window, column) ? logit : negative_infinity();
 }
-__device__ inline float masked_weight(float weight, const Window& window, int32_t column) {
+template <typename Seen>
+__device__ inline float masked_weight(float weight, const Seen& window, int32_t column) {
   return sees(window, column) ? weight : 0;
 }
 

@@ -284,10 +284,7 @@ __device__ void forward_float_tile(const ForwardCall& call, const TableView& tab
   for (int32_t first = 0; first < keys.columns; first += Shape::kKeys) {
     __syncthreads();
     if (threadIdx.x / 32 == 0) {
-      ColumnCursor cursor = memory.cursor;
-      read_keys(cursor, first, keys.windows.all, memory.keys);
-      __syncwarp();
-      memory.cursor = cursor;  // every lane writes the same
+      read_keys(memory.cursor, first, keys.windows.all, memory.keys);
     }
     __syncthreads();
     copy_float_rows<kWidth>(memory.key, memory.keys.place, key, args.key.strides.row, head_dim,
