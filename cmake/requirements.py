@@ -22,15 +22,15 @@ def torch_requirement(folder: Path | None) -> str:
     return f"torch=={major}.{minor}.*"
 
 
-def dynamic_metadata(field: str, *_: object) -> list[str]:
-    assert field == "dependencies", field
+def dynamic_metadata(settings: object, project: object) -> dict[str, list[str]]:
     root = os.environ.get("DILATED_TORCH_ROOT")
-    return [torch_requirement(Path(root) if root else find_torch()), *OTHERS]
+    folder = Path(root) if root else find_torch()
+    return {"dependencies": [torch_requirement(folder), *OTHERS]}
 
 
-def dynamic_wheel(field: str, *_: object) -> bool:
-    """A wheel may differ from the source distribution."""
-    return True
+def dynamic_wheel(settings: object) -> dict[str, bool]:
+    """What a wheel may say otherwise than the source distribution that it was built from."""
+    return {"dependencies": True}
 
 
 _PARTS = ("MAJOR", "MINOR")
