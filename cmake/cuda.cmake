@@ -2,12 +2,14 @@
 #
 # In:  DILATED_WITH_CUDA   AUTO: if torch is a CUDA build and its nvcc is found; ON: yes, or stop and say why not; OFF
 #      DILATED_CUDA_ARCHS  as CMAKE_CUDA_ARCHITECTURES; empty: TORCH_CUDA_ARCH_LIST, else 80;90a-real
+#      DILATED_CUDA_LINEINFO  source lines for profilers, with this machine's paths; OFF, as in wheels
 #      DILATED_CUDA_CHECK  only compile the CUDA sources (target dilated_cuda), against any torch, reporting registers
 # Out: DILATED_USE_CUDA, DILATED_CUDA_REASON (why not), function dilated_add_cuda
 #
 # A visible GPU plays no part: machines that build often have none.
 set(DILATED_WITH_CUDA "AUTO" CACHE STRING "Build the CUDA kernels: AUTO, ON or OFF")
 set(DILATED_CUDA_ARCHS "" CACHE STRING "CUDA architectures; empty: TORCH_CUDA_ARCH_LIST, else 80;90a-real")
+option(DILATED_CUDA_LINEINFO "For profilers and sanitizers: the kernels' source lines, with the paths of this machine" OFF)
 option(DILATED_CUDA_CHECK "Compile the CUDA sources to objects and stop there" OFF)
 include("${CMAKE_CURRENT_LIST_DIR}/cuda_archs.cmake")
 
@@ -30,7 +32,7 @@ set(DILATED_CUDA_REASON "")
 if(_want STREQUAL "OFF")
   set(DILATED_CUDA_REASON "DILATED_WITH_CUDA=OFF")
 elseif(NOT DILATED_TORCH_CUDA)
-  set(DILATED_CUDA_REASON "torch ${DILATED_TORCH_VERSION} at ${DILATED_TORCH_DIR} is a build without CUDA")
+  set(DILATED_CUDA_REASON "torch ${DILATED_TORCH_VERSION} is a build without CUDA")
 elseif(NOT _nvcc)
   set(DILATED_CUDA_REASON "nvcc was not found: put it on PATH, or set CUDA_HOME or CUDACXX")
 endif()
@@ -44,7 +46,7 @@ elseif(DILATED_CUDA_CHECK OR NOT DILATED_CUDA_REASON)
   find_package(CUDAToolkit REQUIRED)
   if(DILATED_TORCH_CUDA MATCHES "^([0-9]+)" AND NOT CMAKE_MATCH_1 STREQUAL CUDAToolkit_VERSION_MAJOR)
     set(DILATED_CUDA_REASON
-      "torch was built with CUDA ${DILATED_TORCH_CUDA}, but ${_nvcc} is of ${CUDAToolkit_VERSION}; the major versions must agree")
+      "torch was built with CUDA ${DILATED_TORCH_CUDA}, but nvcc is of ${CUDAToolkit_VERSION}; the major versions must agree")
   endif()
 endif()
 
@@ -72,7 +74,7 @@ function(dilated_add_cuda target part)
   endif()
   set(_name ${target}_cuda_${part})
   add_library(${_name} OBJECT ${ARGN})
-  target_compile_options(${_name} PRIVATE -std=c++20 $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo>)
+  target_compile_options(${_name} PRIVATE -std=c++20 $<$<AND:$<BOOL:${DILATED_CUDA_LINEINFO}>,$<COMPILE_LANGUAGE:CUDA>>:-lineinfo>)
   target_include_directories(${_name} PRIVATE
     "${PROJECT_SOURCE_DIR}/csrc" $<TARGET_PROPERTY:${target},INTERFACE_INCLUDE_DIRECTORIES>)
   target_link_libraries(${_name} PRIVATE dilated_torch CUDA::cudart)

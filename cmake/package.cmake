@@ -3,15 +3,12 @@
 include(CMakePackageConfigHelpers)
 set(_generated "${PROJECT_BINARY_DIR}/generated")
 
-# torch and NVIDIA's wheels (libcudart) are the package's neighbours in site-packages; where they are not (a virtual
-# environment that sees its base's packages, a prefix of any kind), their paths help. But not into a folder that is gone
-# after the build: pip's own environment, which holds a torch where none was installed.
+# torch and NVIDIA's wheels (libcudart) are the package's neighbours in site-packages. Where they are not (a virtual
+# environment that sees its base's packages, a prefix of any kind), torch is in the process before libdilated: Python has
+# imported it, and C++ programs link it (dilatedConfig.cmake). So nothing says where they were on this machine.
 set(_rpath "$ORIGIN" "$ORIGIN/../../torch/lib")
 if(DILATED_USE_CUDA)
   list(APPEND _rpath "$ORIGIN/../../nvidia/cu${CUDAToolkit_VERSION_MAJOR}/lib")
-endif()
-if(NOT DILATED_TORCH_DIR MATCHES "/pip-build-env-")
-  list(APPEND _rpath "${DILATED_TORCH_DIR}/lib" ${CUDAToolkit_LIBRARY_DIR})
 endif()
 set_target_properties(dilated PROPERTIES INSTALL_RPATH "${_rpath}")
 install(TARGETS dilated EXPORT dilatedTargets LIBRARY DESTINATION lib)

@@ -54,6 +54,7 @@ target_include_directories(dilated_torch SYSTEM INTERFACE
   "${DILATED_TORCH_DIR}/include" "${DILATED_TORCH_DIR}/include/torch/csrc/api/include")
 target_link_libraries(dilated_torch INTERFACE
   "${DILATED_TORCH_DIR}/lib/libtorch.so" "${DILATED_TORCH_DIR}/lib/libtorch_cpu.so" "${DILATED_TORCH_DIR}/lib/libc10.so")
-target_compile_options(dilated_torch INTERFACE $<$<COMPILE_LANGUAGE:CXX>:${OpenMP_CXX_FLAGS}>)
+target_compile_options(dilated_torch INTERFACE
+  "$<$<COMPILE_LANGUAGE:CXX>:${OpenMP_CXX_FLAGS};-ffile-prefix-map=${DILATED_TORCH_DIR}=torch>")
 target_link_options(dilated_torch INTERFACE ${OpenMP_CXX_FLAGS})
 message(STATUS "dilated: torch ${DILATED_TORCH_VERSION} at ${DILATED_TORCH_DIR}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -88,13 +90,18 @@ def bits_per_byte(model: ByteModel, windows: list[Tensor], shards: Shards) -> fl
 
 
 @torch.no_grad()
-def sample(model: ByteModel, prompt: Tensor, length: int, device: torch.device) -> str:
-    """Continues a prompt [n] by `length` bytes; each is a run of the model on a longer window."""
+def sample(model: ByteModel, prompt: Tensor, length: int, device: torch.device) -> Iterator[str]:
+    """A prompt [n], and how the model goes on for `length` bytes, each as it comes.
+
+    Each is a run of the model on a longer window."""
     model.eval()
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     generator, text = torch.Generator().manual_seed(0), prompt
+    yield decoder.decode(bytes(prompt.tolist()))
     for _ in range(length):
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
             logits = model(text[None].to(device))[0, -1].float().cpu()
         chances = (logits / 0.7).softmax(0)  # below 1: rather the likely bytes
         text = torch.cat([text, torch.multinomial(chances, 1, generator=generator)])
-    return bytes(text.tolist()).decode("utf-8", errors="replace")
+        yield decoder.decode(bytes(text[-1:].tolist()))
+    yield decoder.decode(b"", final=True)

@@ -3,19 +3,21 @@
 The text is the source code of Python's standard library (or `--text PATH`), one file in ten held
 out. The model is a small LongNet (byte_model.py). Progress is measured in bits per byte of held-out
 text, beside what counts of bytes (unigram) and of pairs of bytes (bigram) reach there. Without a
-GPU the defaults take about two minutes on two cores. Ctrl-C saves a checkpoint and ends the program
-with status 130.
+GPU the defaults take about two minutes on two cores.
 
     python examples/train_bytes.py
     python examples/train_bytes.py --resume     # as if it had not been stopped; on CPUs, to the bit
     torchrun --nproc-per-node 2 -- examples/train_bytes.py      # each window over two processes
+
+Status 0: the run is finished. 130: Ctrl-C stopped it and saved a checkpoint. 2: an argument is
+wrong, as one line says. torchrun ends with 1 wherever a process of it did not end with 0; the
+checkpoint is saved, or the line said, all the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -28,87 +30,13 @@ from typing import Any
 
 import torch
 from byte_model import BITS, ByteModel, bits_per_byte, loss_of, sample
+from byte_text import Corpus, baselines, held_out_windows, load_corpus
+from run_settings import Config, check_files, choose_device, make_parser, with_options
 from sequence_shards import Shards
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 INTERRUPTED = 130  # exit status, as of any program that Ctrl-C ends
-
-
-def option(cpu: Any, gpu: Any, text: str) -> Any:
-    """A field of Config: its default without and with a GPU, and what --help says."""
-    return dataclasses.field(default=cpu, metadata={"gpu": gpu, "help": text})
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """What a run depends on; stored in its checkpoint."""
-
-    context: int = option(16384, 65536, "bytes that the model sees at once")
-    batch: int = option(1, 1, "windows of `context` bytes in a step")
-    width: int = option(128, 512, "features of a byte")
-    layers: int = option(2, 8, "blocks of attention and feed-forward")
-    heads: int = option(4, 8, "attention heads; divides width")
-    segment_lengths: tuple[int, ...] = option((512, 4096, 16384), (2048, 16384, 65536), "in bytes")
-    dilation_rates: tuple[int, ...] = option((1, 4, 16), (1, 4, 16), "one per segment length")
-    dropout: float = option(0.0, 0.0, "in attention")
-    steps: int = option(140, 500, "optimizer steps of the whole run")
-    learning_rate: float = option(1.6e-2, 1e-3, "peak: linear warm-up, cosine down to a tenth")
-    eval_every: int = option(20, 50, "steps between measurements and saves")
-    eval_windows: int = option(4, 4, "held-out windows that a measurement reads")
-    seed: int = option(0, 0, "of parameters, order of the data, and dropout")
-
-
-# ---- the text
-
-
-@dataclasses.dataclass(frozen=True)
-class Corpus:
-    """Bytes as uint8 tensors; `digest` tells whether a checkpoint was trained on the same text."""
-
-    train: Tensor
-    held_out: Tensor
-    digest: str
-
-
-def load_corpus(path: Path) -> Corpus:
-    """A file, its last tenth held out, or every *.py below a folder, every tenth file held out.
-
-    Test suites and installed packages are left out of a folder: not every Python has them."""
-    if path.is_file():
-        text = path.read_bytes()
-        parts = [text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]]
-    else:
-        skip = {"test", "tests", "site-packages", "dist-packages", "__pycache__"}
-        names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*.py"))
-        texts = [(path / name).read_bytes() for name in names if not skip & set(name.split("/"))]
-        held_out = texts[9::10]
-        del texts[9::10]
-        parts = [b"".join(texts), b"".join(held_out)]
-    digest = hashlib.sha256(parts[0] + parts[1]).hexdigest()
-    train, held_out = (torch.tensor(list(part), dtype=torch.uint8) for part in parts)
-    return Corpus(train, held_out, digest)
-
-
-def held_out_windows(corpus: Corpus, config: Config) -> list[Tensor]:
-    """Evenly spaced stretches of context + 1 bytes, the same at every measurement."""
-    last = len(corpus.held_out) - config.context - 1
-    starts = torch.linspace(0, last, config.eval_windows).long().tolist()
-    return [corpus.held_out[s : s + config.context + 1].long() for s in starts]
-
-
-def baselines(corpus: Corpus, windows: list[Tensor]) -> tuple[float, float]:
-    """Bits per byte of the windows under the training text's counts, each plus one."""
-    train = corpus.train.long()
-    pairs = torch.bincount(train[:-1] * 256 + train[1:], minlength=65536).view(256, 256) + 1.0
-    previous = torch.cat([window[:-1] for window in windows])
-    following = torch.cat([window[1:] for window in windows])
-    unigram = (pairs.sum(0) / pairs.sum()).log2()[following]
-    bigram = (pairs / pairs.sum(1, keepdim=True)).log2()[previous, following]
-    return -unigram.mean().item(), -bigram.mean().item()
-
-
-# ---- the run
 
 
 class Run:
@@ -127,7 +55,7 @@ class Run:
         parameters = self.model.parameters()
         self.optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0.1)
         self.order = torch.Generator().manual_seed(config.seed)
-        self.held_out = held_out_windows(corpus, config)
+        self.held_out = held_out_windows(corpus, config.context, config.eval_windows)
 
     def make_model(self, **options: Any) -> ByteModel:
         """On the run's device; options: further arguments of its attention."""
@@ -160,11 +88,16 @@ class Run:
         self.step += 1
         return self.shards.sum(loss.detach()).item()
 
-    def write(self, length: int) -> str:
-        """How the model goes on after 256 bytes of held-out text; in one process."""
+    def write(self, length: int) -> None:
+        """Prints how the model goes on after 256 bytes of held-out text; in one process."""
         model = self.make_model()
         model.load_state_dict(self.model.state_dict())
-        return sample(model, self.held_out[0][:256], length, self.device)
+        try:
+            for text in sample(model, self.held_out[0][:256], length, self.device):
+                print(text, end="", flush=True)
+        except KeyboardInterrupt:
+            print(" ...", end="")
+        print()
 
     def save(self, path: Path) -> None:
         """Written beside `path` and renamed, so that `path` is a whole checkpoint at any time."""
@@ -200,7 +133,10 @@ class Run:
 
 
 class Interrupt:
-    """Set by a first Ctrl-C, so that no step is cut in two; a second one ends the program."""
+    """Set by a first Ctrl-C, so that no step is cut in two; a second one ends the program.
+
+    Under torchrun, which passes on what the terminal may have sent already, only the first counts:
+    torchrun ends what then takes more than half a minute."""
 
     requested = False
 
@@ -210,10 +146,12 @@ class Interrupt:
 
     def request(self, *_: object) -> None:
         self.requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        alone = "TORCHELASTIC_RUN_ID" not in os.environ
+        signal.signal(signal.SIGINT, signal.default_int_handler if alone else signal.SIG_IGN)
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not self.requested:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def train(run: Run, args: argparse.Namespace) -> tuple[float, float]:
@@ -251,63 +189,57 @@ def train(run: Run, args: argparse.Namespace) -> tuple[float, float]:
 # ---- the command line
 
 
-def make_parser() -> argparse.ArgumentParser:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    add = parser.add_argument
-    add("--text", type=Path, help="a file, or a folder of *.py (default: the standard library)")
-    add("--checkpoint", type=Path, default=Path("train_bytes.pt"), help="default: %(default)s")
-    add("--resume", action="store_true", help="continue the checkpoint's run as it was configured")
-    add("--log", type=Path, help="append a JSON line a step: step, loss in nats, held_out in bits")
-    add("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
-    add("--sample", type=int, default=200, metavar="BYTES", help="to write at the end (200)")
-    for field in dataclasses.fields(Config):
-        several = isinstance(field.default, tuple)
-        parser.add_argument(
-            "--" + field.name.replace("_", "-"),
-            type=type(field.default[0] if several else field.default),
-            nargs="+" if several else None,
-            default=argparse.SUPPRESS,
-            help=f"{field.metadata['help']} ({field.default}; GPU: {field.metadata['gpu']})",
-        )
-    return parser
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Raises ValueError if it is none of this program's."""
+    if not path.is_file():
+        raise ValueError(f"--resume: there is no checkpoint {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        names = {*state["config"]}
+    except Exception:  # whatever the reader of a foreign file stumbles over
+        names = set()
+    if names != {field.name for field in dataclasses.fields(Config)}:
+        raise ValueError(f"--resume: {path} must be a checkpoint that this program wrote")
+    return dict(state)
 
 
-def set_up(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Run:
-    """A new run, or the checkpoint's; ends the program if the arguments allow neither."""
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    fields = dataclasses.fields(Config)
+def set_up(args: argparse.Namespace) -> Run:
+    """A new run, or the checkpoint's; raises ValueError if the arguments allow neither."""
+    check_files(args)
+    device = choose_device(args.device)
+    state = read_checkpoint(args.checkpoint) if args.resume else None
+    values = Config.defaults(device) if state is None else state["config"]
+    config = with_options(values, args, resumed=state is not None)
     corpus = load_corpus(args.text or Path(sysconfig.get_paths()["stdlib"]))
-    values = {f.name: f.metadata["gpu"] if device.type == "cuda" else f.default for f in fields}
-    state = None
-    if args.resume:
-        if not args.checkpoint.is_file():
-            parser.error(f"--resume: there is no checkpoint {args.checkpoint}")
-        state = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
-        values = state["config"]
-        if state["text"] != corpus.digest:
-            parser.error(f"--resume: {args.checkpoint} was trained on another text")
-    for name, value in vars(args).items():
-        value = tuple(value) if isinstance(value, list) else value
-        if state and name in values and value != values[name]:
-            parser.error(f"--resume: {name} was {values[name]} in {args.checkpoint}, not {value}")
-        values = {**values, name: value} if name in values else values
-    config = Config(**values)
+    if state is not None and state.get("text") != corpus.digest:
+        raise ValueError(f"--resume: {args.checkpoint} was trained on another text")
     if min(len(corpus.train), len(corpus.held_out)) <= config.context:
         sizes = f"{len(corpus.train)} bytes to train on and {len(corpus.held_out)} held out"
-        parser.error(f"--context must be below the text's sizes, {sizes}; got {config.context}")
+        raise ValueError(f"--context must be below the text's sizes, {sizes}; got {config.context}")
+    config.check_pattern()
     run = Run(config, corpus, Shards(device))
-    if state:
-        run.restore(state)
+    if state is not None:
+        try:
+            run.restore(state)
+        except (KeyError, TypeError, ValueError, RuntimeError):
+            run.shards.close()
+            raise ValueError(f"--resume: {args.checkpoint} must fit its own settings") from None
     return run
 
 
 def main() -> int:
-    parser = make_parser()
+    parser = make_parser(__doc__)
     args = parser.parse_args()
-    run = set_up(parser, args)
+    try:
+        run = set_up(args)
+    except ValueError as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        return INTERRUPTED
     try:
         return report(run, args)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     finally:
         run.shards.close()
 
@@ -325,13 +257,16 @@ def report(run: Run, args: argparse.Namespace) -> int:
     if run.step < run.config.steps:
         print(f"stopped at step {run.step}; --resume goes on from {args.checkpoint}")
         return INTERRUPTED
+    speed = f"{rate:,.0f} tokens per second"
+    if run.device.type == "cuda":
+        speed += f", {torch.cuda.max_memory_allocated(run.device) / 2**20:,.0f} MiB at most"
     if args.sample:
         print("---- 256 bytes of held-out text, and how the model goes on")
-        print(run.write(args.sample))
+        run.write(args.sample)
         print("----")
     print(
         f"held-out {held_out:.3f} bits per byte, unigram entropy {unigram:.3f}, "
-        f"bigram {bigram:.3f}, {rate:,.0f} tokens per second"
+        f"bigram {bigram:.3f}, {speed}"
     )
     return 0
 

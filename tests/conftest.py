@@ -6,8 +6,11 @@ one is missing, so that a broken GPU machine can't pass by skipping.
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -102,3 +105,18 @@ def make_qkv(
     if requires_grad:
         q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
     return q, k, v
+
+
+@pytest.fixture
+def train_bytes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """examples/train_bytes.py in this process, for what ends soon; a call with its arguments."""
+    folder = Path(__file__).parents[1] / "examples"
+    monkeypatch.syspath_prepend(str(folder))
+    program = importlib.import_module("train_bytes")
+
+    def call(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", [str(folder / "train_bytes.py"), *arguments])
+        status: int = program.main()
+        return status
+
+    return call

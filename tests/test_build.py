@@ -1,13 +1,16 @@
 """How the library was built, when it refuses to load, and when the build refuses to start."""
 
+import importlib
 import importlib.util
+import re
 import shutil
 import site
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -82,11 +85,39 @@ def test_library_has_no_python_in_it() -> None:
     assert b"libpython" not in library
 
 
-def test_main_prints_where_things_are() -> None:
-    command = [sys.executable, "-m", "dilated_attention_pytorch"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert str(_load.library_path) in shown
-    assert f"torch    {_load.build_info.torch_version} at build time" in shown
+def test_nothing_installed_names_a_path_of_the_build() -> None:
+    torch_folder = Path(torch.__file__).parent
+    names = [str(ROOT).encode(), str(torch_folder).encode(), b"pip-build-env"]
+    prefix = _load.library_path.parents[1]
+    found = [path for path in prefix.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert _load.library_path in found
+    for path in found:
+        data = path.read_bytes()
+        assert [name for name in names if name in data] == [], path
+
+
+def test_the_installed_package_asks_for_the_torch_of_the_build() -> None:
+    minor = ".".join(_load.build_info.torch_version.split(".")[:2])
+    required = metadata.requires("ring-dilated-attention")
+    assert required is not None and f"torch=={minor}.*" in required
+
+
+@pytest.fixture
+def requirements(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "cmake"))
+    return importlib.import_module("requirements")
+
+
+def test_a_wheel_asks_for_the_minor_release_of_its_torch(
+    requirements: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = tmp_path / "include/torch/headeronly/version.h"
+    header.parent.mkdir(parents=True)
+    header.write_text("#define TORCH_VERSION_MAJOR 2\n#define TORCH_VERSION_MINOR 17\n")
+    monkeypatch.setenv("DILATED_TORCH_ROOT", str(tmp_path))
+    assert requirements.dynamic_metadata({}, {})["dependencies"][0] == "torch==2.17.*"
+    assert requirements.torch_requirement(None) == "torch>=2.11"
+    assert requirements.dynamic_wheel({}) == {"dependencies": True}
 
 
 @pytest.fixture
@@ -120,6 +151,30 @@ def test_cuda_with_a_torch_without_it_is_refused(configure: Configure) -> None:
 def test_torch_root_without_torch_is_refused(configure: Configure, tmp_path: Path) -> None:
     said = configure(f"-DDILATED_TORCH_ROOT={tmp_path}")
     assert f"{tmp_path} holds no headers of torch >= 2.11" in said
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake")
+def test_the_build_says_how_long_cuda_takes(tmp_path: Path) -> None:
+    """Against a torch whose CUDA libraries are only names, which configuring does not open."""
+    real = Path(torch.__file__).parent
+    fake = tmp_path / "torch"
+    (fake / "lib").mkdir(parents=True)
+    (fake / "include").symlink_to(real / "include")
+    (fake / "lib" / "libtorch_cuda.so").touch()
+    command = [
+        "cmake",
+        "-S",
+        str(ROOT),
+        "-B",
+        str(tmp_path / "build"),
+        f"-DDILATED_TORCH_ROOT={fake}",
+    ]
+    command += ["-DDILATED_BUILD_PYTHON=OFF", "-DDILATED_WITH_CUDA=AUTO"]
+    said = " ".join(subprocess.run(command, capture_output=True, text=True).stdout.split())
+    assert re.search(
+        r"dilated: nvcc [\d.]+ found: CUDA kernels for \S+, about \d+ minutes on", said
+    )
 
 
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake")

@@ -1,5 +1,6 @@
 """A C++ program outside the repository finds, compiles against and runs the installed library."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -20,17 +21,55 @@ def run(
     return subprocess.run(command, capture_output=True, text=True, env=env)
 
 
-def test_example_agrees_with_its_dense_computation(tmp_path: Path) -> None:
+def build(source: Path, folder: Path, *options: str) -> Path:
+    """The program `example` of a CMake project, built as README.md says."""
     shown = run(sys.executable, "-m", "dilated_attention_pytorch", "--cmake-prefix-path")
-    prefix = shown.stdout.strip()
-    configured = run("cmake", "-S", EXAMPLE, "-B", tmp_path, f"-DCMAKE_PREFIX_PATH={prefix}")
+    prefix = f"-DCMAKE_PREFIX_PATH={shown.stdout.strip()}"
+    configured = run("cmake", "-S", source, "-B", folder, prefix, *options)
     assert configured.returncode == 0, configured.stderr
-    built = run("cmake", "--build", tmp_path)
+    built = run("cmake", "--build", folder)
     assert built.returncode == 0, built.stdout + built.stderr
+    return folder / "example"
+
+
+def project(folder: Path, program: str) -> Path:
+    """The example's project with another program in it."""
+    folder.mkdir()
+    shutil.copy(EXAMPLE / "CMakeLists.txt", folder)
+    (folder / "main.cpp").write_text(program)
+    return folder
+
+
+def test_example_agrees_with_its_dense_computation(tmp_path: Path) -> None:
     # Without an environment: the program finds libdilated and torch by itself.
-    result = run(tmp_path / "example", env={})
+    result = run(build(EXAMPLE, tmp_path), env={})
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.endswith("passed\n")
+
+
+def test_one_include_is_enough_for_the_block_of_the_readme(tmp_path: Path) -> None:
+    readme = (EXAMPLE.parents[1] / "README.md").read_text()
+    include, block = re.findall(r"^```cpp\n(#.*?)\n\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)[
+        0
+    ]
+    assert include == "#include <dilated/dilated.h>"
+    tensors = "const auto query = at::randn({1, 5000, 8, 64}), key = query, value = query;\n"
+    check = "return lse.isfinite().all().item<bool>() ? 0 : 1;\n"
+    program = f"{include}\nint main() {{\n{tensors}{block}{check}}}\n"
+    example = build(project(tmp_path / "source", program), tmp_path / "build")
+    assert run(example, env={}).returncode == 0
+
+
+def test_a_program_that_only_loads_a_model_has_the_operators(tmp_path: Path) -> None:
+    """It names nothing of libdilated, which linkers that keep only what is named would drop."""
+    program = """#include <ATen/core/dispatch/Dispatcher.h>
+int main() {
+  return c10::Dispatcher::singleton().findSchema({"dilated::attention", ""}) ? 0 : 1;
+}
+"""
+    source = project(tmp_path / "source", program)
+    example = build(source, tmp_path / "build", "-DCMAKE_EXE_LINKER_FLAGS=-Wl,--as-needed")
+    assert run(example, env={}).returncode == 0
 
 
 def test_config_refuses_another_torch(tmp_path: Path) -> None:

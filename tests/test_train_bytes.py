@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import os
 import signal
@@ -128,66 +127,52 @@ def test_interrupted_run_resumes_to_the_same_curve(
     assert curve(tmp_path) == curve(straight[0])
 
 
-@pytest.fixture
-def main(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """The program in this process, for what ends before training; a call with its arguments."""
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    program = importlib.import_module("train_bytes")
-
-    def call(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
-        status: int = program.main()
-        return status
-
-    return call
-
-
 def test_resume_names_the_option_that_contradicts(
     text: Path,
     straight: tuple[Path, str],
-    main: Callable[..., int],
+    train_bytes: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main(*command(text, straight[0], "--resume", "--device", "cpu", "--width", "64")[2:])
+        train_bytes(*command(text, straight[0], "--resume", "--device", "cpu", "--width", "64")[2:])
     assert "--resume: width was 32" in capsys.readouterr().err
 
 
 def test_resume_on_another_text_is_refused(
     straight: tuple[Path, str],
-    main: Callable[..., int],
+    train_bytes: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main(*command(SCRIPT, straight[0], "--resume", "--device", "cpu")[2:])
+        train_bytes(*command(SCRIPT, straight[0], "--resume", "--device", "cpu")[2:])
     assert "was trained on another text" in capsys.readouterr().err
 
 
 def test_resume_without_a_checkpoint_is_refused(
-    text: Path, tmp_path: Path, main: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    text: Path, tmp_path: Path, train_bytes: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main(*command(text, tmp_path, "--resume")[2:])
+        train_bytes(*command(text, tmp_path, "--resume")[2:])
     assert "there is no checkpoint" in capsys.readouterr().err
 
 
 def test_context_beyond_the_text_is_refused(
-    text: Path, tmp_path: Path, main: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    text: Path, tmp_path: Path, train_bytes: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main(*command(text, tmp_path, "--device", "cpu", "--context", "1000000000")[2:])
+        train_bytes(*command(text, tmp_path, "--device", "cpu", "--context", "1000000000")[2:])
     assert "--context must be below" in capsys.readouterr().err
     assert not (tmp_path / "run.pt").exists()
 
 
 def test_help_explains_every_option(
-    main: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    train_bytes: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="0"):
-        main("--help")
+        train_bytes("--help")
     shown = capsys.readouterr().out
-    program = sys.modules["train_bytes"]
-    for field in dataclasses.fields(program.Config):
+    settings = sys.modules["run_settings"]
+    for field in dataclasses.fields(settings.Config):
         assert "--" + field.name.replace("_", "-") in shown
         assert field.metadata["help"].split()[0] in shown
     for option in ("--resume", "--checkpoint", "--log", "--text", "--device", "--sample"):
@@ -218,3 +203,17 @@ def test_sharded_over_processes_it_learns_the_same(text: Path, tmp_path: Path) -
     for one, two in zip(*curves, strict=True):
         assert one.keys() == two.keys()
         assert all(two[name] == pytest.approx(one[name], abs=2e-4) for name in one)
+
+
+def test_torchrun_passes_ctrl_c_on_and_a_checkpoint_is_saved(text: Path, tmp_path: Path) -> None:
+    program, *arguments = command(text, tmp_path, *as_options({**SETTINGS, "steps": 5000}))
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": ENVIRONMENT}
+    with subprocess.Popen([program, *launch, *arguments], **quiet) as process:
+        log = tmp_path / "log.jsonl"
+        while process.poll() is None and not (log.exists() and log.read_text().count("\n") > 2):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=120) == 1
+    state = torch.load(tmp_path / "run.pt", weights_only=True)
+    assert state["step"] == len(curve(tmp_path))

@@ -152,6 +152,7 @@ PYBIND11_MODULE(_C, module) {
              py::call_guard<py::gil_scoped_release>(), "Drops all but what graphs captured.");
   module.def("built_with_cuda", &built_with_cuda);
   module.def("torch_version_built", &torch_version_built);
+  module.def("cpu_instruction_set", &cpu_instruction_set);
 }
 
 }  // namespace dilated

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "dilated_build_config.h"
+#include "kernels/cpu/attention.h"
 #include "ops/attention_call.h"
 
 namespace dilated {
@@ -18,6 +19,11 @@ bool built_with_cuda() noexcept {
 #else
   return false;
 #endif
+}
+
+const char* cpu_instruction_set() noexcept {
+  using kernels::cpu::Isa;
+  return supports(Isa::kAvx512) ? "avx512" : supports(Isa::kAvx2) ? "avx2" : "baseline";
 }
 
 TORCH_LIBRARY(dilated, m) {

@@ -1,5 +1,6 @@
 #include "ops/planned_patterns.h"
 
+#include <ATen/record_function.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
 
@@ -89,6 +90,7 @@ at::Tensor PlannedPatterns::lend(const AttentionCall& call, Directions reads,
 /// Not locked; the entry stays where it is, as nobody else removes one without words.
 at::Tensor PlannedPatterns::plan(const AttentionCall& call, Directions reads,
                                  const PatternReader& reader, Entries::value_type& item) {
+  RECORD_FUNCTION("dilated::plan", {});
   at::Tensor words;
   try {
     words = reader.plan(spec_of(call, reads), call.query.device());

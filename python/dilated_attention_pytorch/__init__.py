@@ -2,6 +2,7 @@
 
 # First: loads libdilated.so, whose operators the modules below name.
 from ._load import cmake_prefix_path, include_path, library_path  # isort: skip
+from ._load import cuda_kernels_missing, version as __version__  # isort: skip
 from .dilated_attention import DilatedAttention
 from .factory import create_dilated_attention, create_multihead_dilated_attention
 from .functional import dilated_attention
@@ -18,6 +19,7 @@ from .pattern import (
     suggest_branches,
     using_pattern_cache,
 )
+from .plot import plot_pattern
 from .ring_dilated_attention_v2 import RingDilatedAttentionV2
 from .ring_dilated_attention_v3 import RingDilatedAttentionV3
 
@@ -30,9 +32,11 @@ __all__ = [
     "RingDilatedAttentionV3",
     "TieredCacheStatistics",
     "TieredPatternCache",
+    "__version__",
     "cmake_prefix_path",
     "create_dilated_attention",
     "create_multihead_dilated_attention",
+    "cuda_kernels_missing",
     "current_pattern_cache",
     "default_pattern_cache",
     "default_tiered_pattern_cache",
@@ -40,6 +44,7 @@ __all__ = [
     "head_group_offsets",
     "include_path",
     "library_path",
+    "plot_pattern",
     "suggest_branches",
     "using_pattern_cache",
 ]

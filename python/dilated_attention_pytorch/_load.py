@@ -12,7 +12,16 @@ from types import ModuleType
 
 import torch
 
-__all__ = ["build_info", "cmake_prefix_path", "include_path", "library_path", "mismatch", "vouch"]
+__all__ = [
+    "build_info",
+    "cmake_prefix_path",
+    "cuda_kernels_missing",
+    "include_path",
+    "library_path",
+    "mismatch",
+    "version",
+    "vouch",
+]
 
 _REBUILD = (
     "Install it again, with the torch that you use, from the repository's root: "
@@ -38,6 +47,18 @@ def mismatch(build: ModuleType, torch_version: str, torch_cuda: str | None) -> s
     return None
 
 
+def cuda_kernels_missing(device: int = 0) -> str | None:
+    """Why this build's kernels can't run on a GPU of torch's, as the end of a sentence; None if
+    they can.
+    """
+    if not build_info.with_cuda:
+        return f"this build has no CUDA kernels ({build_info.cuda_reason})"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"the kernels need sm_80 or later, and it is of sm_{major}{minor}"
+    return None
+
+
 def _find_prefix() -> Path:
     """The folder that holds what CMake installed; not this file's in an editable install."""
     spec = importlib.util.find_spec(f"{__package__}._C")
@@ -53,6 +74,7 @@ cmake_prefix_path = prefix / "share" / "cmake"
 
 from . import _build_info as build_info  # noqa: E402  (exists where _C does)
 
+version = build_info.version
 _reason = mismatch(build_info, torch.__version__, torch.version.cuda)
 if _reason is not None:
     raise ImportError(f"{__package__} {_reason}. {_REBUILD}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from .dilated_attention import DilatedAttention
 from .multihead_dilated_attention import MultiheadDilatedAttention
 from .ring_dilated_attention_v2 import RingDilatedAttentionV2
 
+AttentionType = Literal["auto", "standard", "ring"]
 _TYPES: Mapping[str, type[DilatedAttention]] = {
     "auto": RingDilatedAttentionV2,
     "standard": DilatedAttention,
@@ -20,7 +21,7 @@ _DILATION_RATES = (1, 2, 4)
 
 
 def create_dilated_attention(
-    attention_type: str = "auto",
+    attention_type: AttentionType = "auto",
     *,
     segment_lengths: Sequence[int] | None = None,
     dilation_rates: Sequence[int] | None = None,
@@ -46,7 +47,7 @@ def create_dilated_attention(
 
 
 def create_multihead_dilated_attention(
-    attention_type: str = "auto",
+    attention_type: AttentionType = "auto",
     embed_dim: int = 768,
     num_heads: int = 12,
     segment_lengths: Sequence[int] | None = None,
@@ -84,7 +85,7 @@ def create_multihead_dilated_attention(
     return module
 
 
-def _class_of(attention_type: str) -> type[DilatedAttention]:
+def _class_of(attention_type: AttentionType) -> type[DilatedAttention]:
     if not isinstance(attention_type, str) or attention_type not in _TYPES:
         raise ValueError(f"attention_type must be one of {list(_TYPES)}, got {attention_type!r}")
     return _TYPES[attention_type]

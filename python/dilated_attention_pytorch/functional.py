@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, is_grad_enabled
@@ -29,6 +29,63 @@ _MAX_SEED = 2**63 - 1
 _DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 
+@overload
+def dilated_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segment_lengths: Sequence[int],
+    dilation_rates: Sequence[int],
+    *,
+    head_offsets: HeadOffsets = ...,
+    is_causal: bool = ...,
+    scale: float | None = ...,
+    padding: Padding = ...,
+    dropout_p: float = ...,
+    return_lse: Literal[False] = ...,
+    pattern_cache: CacheArgument = ...,
+    group: Group | None = ...,
+    shard_lengths: Sequence[int] | None = ...,
+    strategy: Strategy = ...,
+) -> Tensor: ...
+@overload
+def dilated_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segment_lengths: Sequence[int],
+    dilation_rates: Sequence[int],
+    *,
+    head_offsets: HeadOffsets = ...,
+    is_causal: bool = ...,
+    scale: float | None = ...,
+    padding: Padding = ...,
+    dropout_p: float = ...,
+    return_lse: Literal[True],
+    pattern_cache: CacheArgument = ...,
+    group: Group | None = ...,
+    shard_lengths: Sequence[int] | None = ...,
+    strategy: Strategy = ...,
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def dilated_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segment_lengths: Sequence[int],
+    dilation_rates: Sequence[int],
+    *,
+    head_offsets: HeadOffsets = ...,
+    is_causal: bool = ...,
+    scale: float | None = ...,
+    padding: Padding = ...,
+    dropout_p: float = ...,
+    return_lse: bool,
+    pattern_cache: CacheArgument = ...,
+    group: Group | None = ...,
+    shard_lengths: Sequence[int] | None = ...,
+    strategy: Strategy = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def dilated_attention(
     query: Tensor,
     key: Tensor,

@@ -9,4 +9,7 @@ namespace dilated {
 DILATED_API const char* torch_version_built() noexcept;
 DILATED_API bool built_with_cuda() noexcept;
 
+/// What the CPU kernels are run as on this machine: "avx512", "avx2" or "baseline".
+DILATED_API const char* cpu_instruction_set() noexcept;
+
 }  // namespace dilated

@@ -5,6 +5,7 @@ ValueErrors that the library raises.
 """
 
 from . import fake as _fake  # noqa: F401  (registers)
+from . import flops as _flops  # noqa: F401  (registers)
 from .attention import attention, attention_backward
 from .attention_block import (
     attention_block,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 from typing_extensions import TypedDict
 
@@ -17,7 +19,7 @@ class Options(TypedDict, total=False):
     head_offsets: Tensor | None
     is_causal: bool
     scale: float | None
-    padding: str
+    padding: Literal["masked", "zeros"]
     dropout_p: float
     dropout_seed: Tensor | None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def ring_attention(
     group_name: str,
     *,
     shard_lengths: Sequence[int] | None = None,
-    strategy: str = "auto",
+    strategy: Literal["auto", "ring", "gather", "all_to_all"] = "auto",
     **options: Unpack[Options],
 ) -> tuple[Tensor, Tensor]:
     """(out [B, n, H, D], lse [B, H, n]) of this rank's rows, both differentiable.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import TypeVar, get_args
 
 import torch
-from typing_extensions import get_type_hints
+from typing_extensions import get_original_bases, get_type_hints, is_typeddict
 
 Operator = TypeVar("Operator", bound=Callable[..., object])
 _EMPTY = inspect.Parameter.empty
@@ -33,8 +34,28 @@ def operator(declaration: Operator) -> Operator:
             f"{declaration.__name__} must be declared with the (positional, keyword-only) "
             f"parameters of its schema, {taken}, got {declared}"
         )
+    for shown in (op, getattr(torch.ops.dilated, declaration.__name__)):
+        shown.__doc__ = _help(declaration)
     found: Operator = op
     return found
+
+
+def _help(declaration: Callable[..., object]) -> str:
+    """The declaration as help() shows it: its parameters, its text, and its options' texts."""
+    signature = f"{declaration.__name__}{inspect.signature(declaration)}"
+    # Annotations are text here, which repr() quotes.
+    texts = [re.sub(r"(: |-> )'([^']*)'", r"\1\2", signature), declaration.__doc__]
+    options = get_type_hints(declaration).get("options")
+    if options is not None:
+        (typed_dict,) = get_args(options)
+        texts += _texts(typed_dict)
+    return "\n\n".join(inspect.cleandoc(text) for text in texts if text)
+
+
+def _texts(options: type) -> list[str | None]:
+    """Of a TypedDict, after those of what it extends."""
+    bases = [base for base in get_original_bases(options) if is_typeddict(base)]
+    return [text for base in bases for text in _texts(base)] + [options.__doc__]
 
 
 def _parameters(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from .offsets import HeadOffsets, OffsetTable, normalize_head_offsets, offset_table
+from .offsets import HeadOffsets, Offsets, OffsetTable, normalize_head_offsets, offset_table
 from .scalars import index, is_symbolic
 
 Padding = Literal["masked", "zeros"]
@@ -69,7 +69,7 @@ class Scheme:
     """
 
     branches: tuple[Branch, ...]
-    head_offsets: str | OffsetTable
+    head_offsets: Offsets | OffsetTable
     padding: Padding
     segment_lengths: tuple[int, ...]
     dilation_rates: tuple[int, ...]

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 
-HeadOffsets = str | Sequence[Sequence[int]] | torch.Tensor
+Offsets = Literal["interleaved", "blocked"]
+HeadOffsets = Offsets | Sequence[Sequence[int]] | torch.Tensor
 OffsetTable = tuple[tuple[int, ...], ...]
 MAX_HEADS = 2**16 - 1
 
 
 def normalize_head_offsets(
     head_offsets: HeadOffsets, dilation_rates: Sequence[int]
-) -> str | OffsetTable:
+) -> Offsets | OffsetTable:
     """A name as it is, a table as tuples.
 
     Raises:
@@ -65,7 +67,7 @@ def _tuples(table: Sequence[Sequence[int]] | torch.Tensor) -> OffsetTable:
 
 
 def offset_table(
-    head_offsets: str | OffsetTable, dilation_rates: Sequence[int], heads: int
+    head_offsets: Offsets | OffsetTable, dilation_rates: Sequence[int], heads: int
 ) -> OffsetTable:
     """[branches, heads] for a normalized `head_offsets`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from .. import _C
 from .advice import advise
 from .branch import Branch, Padding, make_branches
-from .offsets import OffsetTable, normalize_head_offsets, offset_table
+from .offsets import Offsets, OffsetTable, normalize_head_offsets, offset_table
 
 Directions = Literal["forward", "transposed", "both"]
 
@@ -29,7 +30,7 @@ class PatternSpec(NamedTuple):
 
     seq_len: int
     branches: tuple[Branch, ...]
-    head_offsets: str | OffsetTable
+    head_offsets: Offsets | OffsetTable
     heads: int
     kv_heads: int
     is_causal: bool = False
@@ -159,8 +160,11 @@ class Pattern:
                 `max_pattern_bytes()`.
         """
         check_spec(spec)
+        # A profile shows planning by name; a call costs nothing while there is none.
+        profiled = torch._C._autograd._profiler_enabled()
+        named = torch.profiler.record_function("dilated::plan") if profiled else nullcontext()
         # An inference tensor could not be saved for a later call's backward.
-        with torch.inference_mode(False):
+        with named, torch.inference_mode(False):
             words = torch.frombuffer(_C.plan(spec.native()), dtype=torch.int32)
             offsets = None
             if spec.head_offsets != "interleaved":
