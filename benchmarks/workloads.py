@@ -64,7 +64,7 @@ class Workload:
     batch: int = 1
     kv_heads: int = 0  # 0: as many as heads
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    head_offsets: str = "blocked"
+    head_offsets: Literal["interleaved", "blocked"] = "blocked"
     padding: Padding = "masked"
     causal: tuple[bool, ...] = (False, True)
 

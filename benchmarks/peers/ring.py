@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dilated_attention_pytorch import ops
+from dilated_attention_pytorch.ring import Strategy
 from dilated_attention_pytorch.ring.group.communicator import Communicator
 from dilated_attention_pytorch.ring.group.transfer import Transfer
 from dilated_attention_pytorch.ring.plans.lattice import Lattice, Piece, lattices
@@ -80,7 +81,7 @@ class Launches:
 def make_launches(name: str, case: Case) -> Launches:
     """Raises UnsupportedError if the peer can't compute this."""
     if name in STRATEGIES:
-        return _ours(case, name)
+        return _ours(case, cast(Strategy, name))
     if name == SINGLE:  # every rank computes the whole sequence, by itself
         return Launches.of(ours(case.workload, case.is_causal, case.inputs), lambda: 0)
     return _all_gather(case) if name == ALL_GATHER else _context_parallel(case)
@@ -97,7 +98,7 @@ def without_exchange() -> Iterator[None]:
         yield
 
 
-def _ours(case: Case, strategy: str) -> Launches:
+def _ours(case: Case, strategy: Strategy) -> Launches:
     workload, offsets = case.workload, case.offsets()
     peers = Communicator(case.group.group_name)
 
