@@ -65,7 +65,7 @@ at::Tensor place_pattern(const AttentionCall& call, Directions reads,
 }
 
 /// [B, H, N]: rowsum(grad_out * out) - grad_lse.
-void fill_delta(BackwardCall& backward) {
+void fill_delta(BackwardTensors& backward) {
   const auto dtype = backward.delta.scalar_type();
   backward.delta.copy_(
       at::sum(at::mul(backward.grad_out.to(dtype), backward.out.to(dtype)), -1).transpose(1, 2));
@@ -76,8 +76,8 @@ void fill_delta(BackwardCall& backward) {
 
 }  // namespace
 
-ForwardCall prepare_forward(const AttentionCall& call) {
-  ForwardCall forward;
+ForwardTensors prepare_forward(const AttentionCall& call) {
+  ForwardTensors forward;
   forward.query = readable(call.query);
   forward.key = readable(call.key);
   forward.value = readable(call.value);
@@ -111,10 +111,10 @@ void check_backward(const AttentionCall& call, const BackwardInputs& inputs) {
   }
 }
 
-BackwardCall prepare_backward(const AttentionCall& call, const BackwardInputs& inputs,
-                              bool with_grad_query) {
+BackwardTensors prepare_backward(const AttentionCall& call, const BackwardInputs& inputs,
+                                 bool with_grad_query) {
   const at::Tensor& query = call.query;
-  BackwardCall backward;
+  BackwardTensors backward;
   backward.query = readable(query);
   backward.key = readable(call.key);
   backward.value = readable(call.value);
@@ -146,7 +146,7 @@ BackwardCall prepare_backward(const AttentionCall& call, const BackwardInputs& i
 
 Gradients backward_cpu(const AttentionCall& call, const BackwardInputs& inputs) {
   check_backward(call, inputs);
-  BackwardCall backward = prepare_backward(call, inputs);
+  BackwardTensors backward = prepare_backward(call, inputs);
   fill_delta(backward);
   const at::Tensor words = place_pattern(call, Directions::kBoth, backward.args);
   kernels::cpu::attention_backward(backward.args, at::globalContext().deterministicAlgorithms());
@@ -157,7 +157,7 @@ namespace {
 
 Results forward_cpu(const AttentionCall& call) {
   check_call(call);
-  ForwardCall forward = prepare_forward(call);
+  ForwardTensors forward = prepare_forward(call);
   const at::Tensor words = place_pattern(call, Directions::kForward, forward.args);
   kernels::cpu::attention_forward(forward.args);
   return {forward.out, forward.lse};

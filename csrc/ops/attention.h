@@ -11,24 +11,24 @@ namespace dilated::ops {
 /// The outputs of a forward call, allocated but not written, and what the kernel is given. The
 /// other tensors keep alive what the arguments point into; args.pattern and args.dropout.seed are
 /// the device's business.
-struct ForwardCall {
+struct ForwardTensors {
   at::Tensor out, lse;
   at::Tensor query, key, value, running_out, running_lse;  // the last two may be undefined
   kernels::ForwardArgs args{};
 };
-ForwardCall prepare_forward(const AttentionCall& call);
+ForwardTensors prepare_forward(const AttentionCall& call);
 
 /// Throws c10::ValueError where the forward's arguments or these are wrong. Works on fake tensors.
 void check_backward(const AttentionCall& call, const BackwardInputs& inputs);
 
 /// Likewise for a backward call; delta is allocated for the device to fill.
-struct BackwardCall {
+struct BackwardTensors {
   at::Tensor grad_query, grad_key, grad_value;
   at::Tensor query, key, value, grad_out, out, lse, grad_lse, delta;  // grad_lse may be undefined
   kernels::BackwardArgs args{};
 };
-BackwardCall prepare_backward(const AttentionCall& call, const BackwardInputs& inputs,
-                              bool with_grad_query = true);
+BackwardTensors prepare_backward(const AttentionCall& call, const BackwardInputs& inputs,
+                                 bool with_grad_query = true);
 
 /// Checks and runs a call whose tensors are on the CPU.
 Gradients backward_cpu(const AttentionCall& call, const BackwardInputs& inputs);

@@ -134,7 +134,7 @@ kernels::cuda::BackwardChoice choose_backward(const at::Tensor& query, bool is_c
 Results forward_cuda(const AttentionCall& call) {
   check_call(call);
   const c10::cuda::CUDAGuard guard(call.query.device());
-  ForwardCall forward = prepare_forward(call);
+  ForwardTensors forward = prepare_forward(call);
   const at::Tensor words = place_pattern(call, Directions::kForward, forward.args);
   if (call.query.numel() > 0) {
     const kernels::cuda::ForwardChoice choice =
@@ -161,7 +161,7 @@ at::Tensor make_workspace(const at::Tensor& query, const kernels::cuda::Backward
 }
 
 /// Fills the gradients, or adds grad_query up in `sums`; workspace holds the counter.
-void run_backward(const AttentionCall& call, BackwardCall& backward,
+void run_backward(const AttentionCall& call, BackwardTensors& backward,
                   const kernels::cuda::BackwardChoice& choice, float* sums,
                   const at::Tensor& workspace) {
   const at::Tensor words = place_pattern(call, Directions::kBoth, backward.args);
@@ -191,7 +191,7 @@ Gradients backward_cuda(const AttentionCall& call, const BackwardInputs& inputs)
   check_backward(call, inputs);
   const at::Tensor& query = call.query;
   const c10::cuda::CUDAGuard guard(query.device());
-  BackwardCall backward = prepare_backward(call, inputs);
+  BackwardTensors backward = prepare_backward(call, inputs);
   const kernels::cuda::BackwardChoice choice = choose_backward(query, call.is_causal);
   const bool has_sums = choice.sums_width > 0;
   const at::Tensor workspace =
@@ -224,7 +224,7 @@ KeyGradients backward_into_cuda(const AttentionCall& call, const BackwardInputs&
     return {grad_key, grad_value};
   }
   check_backward(call, inputs);
-  BackwardCall backward = prepare_backward(call, inputs, /*with_grad_query=*/false);
+  BackwardTensors backward = prepare_backward(call, inputs, /*with_grad_query=*/false);
   run_backward(call, backward, choice, sums_data(sums), make_workspace(call.query, choice, 0));
   return {backward.grad_key, backward.grad_value};
 }

@@ -1,6 +1,6 @@
 """Dilated attention (LongNet, arXiv 2307.02486) with exact gradients, on CPU and GPU."""
 
-# First: loads libdilated.so, whose operators the modules below name.
+# First, since it loads libdilated.so, which registers the operators that the modules below use.
 from ._load import cmake_prefix_path, include_path, library_path  # isort: skip
 from ._load import cuda_kernels_missing, version as __version__  # isort: skip
 from .dilated_attention import DilatedAttention

@@ -1,7 +1,7 @@
 """Loads libdilated.so, which registers `torch.ops.dilated`.
 
-PyTorch keeps its C++ interface within a minor release only. So the torch that runs is compared with
-the one of the build first: the loader by itself would say "undefined symbol", or nothing.
+PyTorch's C++ interface is stable only within a minor release, so the running torch is compared with
+the build's before loading: the dynamic loader would report an undefined symbol, or nothing.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def cuda_kernels_missing(device: int = 0) -> str | None:
 
 
 def _find_prefix() -> Path:
-    """The folder that holds what CMake installed; not this file's in an editable install."""
+    """The folder that CMake installed into; in an editable install it isn't this file's."""
     spec = importlib.util.find_spec(f"{__package__}._C")
     if spec is None or spec.origin is None:
         raise ImportError(f"{__package__} is not compiled for this Python. {_REBUILD}")
@@ -79,5 +79,5 @@ _reason = mismatch(build_info, torch.__version__, torch.version.cuda)
 if _reason is not None:
     raise ImportError(f"{__package__} {_reason}. {_REBUILD}")
 torch.ops.load_library(library_path)  # type: ignore[no-untyped-call]
-# For the caches, which stand below the operators.
+# Here for the caches, which must not import `ops`.
 vouch = torch.ops.dilated.vouch.default

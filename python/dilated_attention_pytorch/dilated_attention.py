@@ -21,17 +21,17 @@ from .ring import Group, Sharding, Strategy, telling
 
 
 class DilatedAttention(nn.Module):
-    """`dilated_attention` with its settings; LongNet, arXiv 2307.02486, eqs. 3-10.
+    """`dilated_attention` as a module that holds its settings; LongNet, arXiv 2307.02486.
 
     Args:
         segment_lengths, dilation_rates, head_offsets, scale, padding, pattern_cache: as in
             `dilated_attention`; checked here, once.
         dropout: probability of dropping an attention weight, in training mode only.
-        device, dtype: accepted as by every module. There are no parameters to place: input on any
-            device and of any supported dtype is taken.
+        device, dtype: accepted like other modules' and ignored: there are no parameters, and inputs
+            may be on any device and of any supported dtype.
         group, shard_lengths, strategy: as in `dilated_attention`; the input is then this rank's
-            rows. The module keeps the group's name, not the group: a copy works over the same
-            group, and where it is unpickled a group of that name must exist.
+            rows. The module keeps the group's name, not the group: copies use the same group, and a
+            process that unpickles one must have a group of that name.
 
     Raises:
         TypeError, ValueError: naming the argument, what must hold and what was given.
@@ -92,13 +92,13 @@ class DilatedAttention(nn.Module):
         kv_heads: int | None = None,
         is_causal: bool = False,
     ) -> None:
-        """Announces calls with these lengths: their patterns are planned and copied to `device`.
+        """Plans the patterns of these lengths and copies them to `device`, in the background.
 
-        That happens in the background; a call that comes before waits for its own pattern alone.
-        heads, kv_heads: of query, and of key and value, as many by default.
+        A call that comes earlier waits only for its own pattern. heads, kv_heads: of query, and of
+        key and value; kv_heads is heads by default.
 
         Raises:
-            ValueError: there is a group or no cache, or no pattern has these numbers.
+            ValueError: the module has a group or no cache, or the numbers fit no pattern.
             RuntimeError: a CUDA graph is being captured.
         """
         cache = current_pattern_cache() if self.pattern_cache is None else self.pattern_cache

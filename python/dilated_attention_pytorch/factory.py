@@ -1,4 +1,4 @@
-"""Modules by name, with the defaults that users of earlier packages know."""
+"""Creates modules by name, with the defaults of earlier packages."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def create_dilated_attention(
     dilation_rates: Sequence[int] | None = None,
     **options: Any,
 ) -> DilatedAttention:
-    """A module that attends, [batch, seq_len, heads, head_dim] -> the same.
+    """An attention module, [batch, seq_len, heads, head_dim] -> the same.
 
     Args:
         attention_type: "standard" for `DilatedAttention`; "ring" and "auto" for
             `RingDilatedAttentionV2`.
-        segment_lengths, dilation_rates: [2048, 4096, 8192] and [1, 2, 4] by default; given both or
+        segment_lengths, dilation_rates: [2048, 4096, 8192] and [1, 2, 4] by default; give both or
             neither.
         options: any other argument of the class.
 
@@ -105,7 +105,7 @@ def _branches(
 
 
 def _keywords(module_class: type) -> set[str]:
-    """What may be given as an option: all arguments but those that the factories name."""
+    """The arguments that may be given as options: all but those that the factories name."""
     named = {"self", "embed_dim", "num_heads", "segment_lengths", "dilation_rates"}
     return set(inspect.signature(module_class).parameters) - named
 

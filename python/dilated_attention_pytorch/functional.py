@@ -108,39 +108,38 @@ def dilated_attention(
 
     In branch (w, r), position p takes part for head h iff (p mod w) mod r is the head's offset, and
     attends to the participants of its own segment p // w. Branches are weighted by their softmax
-    denominators (eq. 10), that is one softmax over the keys of all branches, a key that several
-    branches hold counted once for each. A query that no branch holds gets zeros. Any seq_len,
-    segment length and rate will do; nothing has to divide anything.
+    denominators (eq. 10), which makes them one softmax over all their keys; a key counts once for
+    each branch that holds it. A query that no branch holds gets zeros. Any seq_len, segment length
+    and rate will do; nothing has to divide anything.
 
     Args:
-        query: [batch, seq_len, heads, head_dim]; float16, bfloat16, float32, on the CPU float64.
+        query: [batch, seq_len, heads, head_dim]; float16, bfloat16, float32, or float64 on the CPU.
         key, value: [batch, seq_len, kv_heads, head_dim], kv_heads dividing heads; query head h
             reads KV head h // (heads / kv_heads).
-        segment_lengths: w of each branch, in positions; longer ones than seq_len mean seq_len.
+        segment_lengths: w of each branch, in positions; clipped to seq_len.
         dilation_rates: r of each branch.
         head_offsets: "interleaved", h mod r (the paper); "blocked", h // ceil(heads / r)
             (torchscale); or an integer table [branches, heads], -1 where a head is not in the
             branch (see `head_group_offsets`).
         is_causal: also require key position <= query position.
-        scale: of query . key; 1 / sqrt(head_dim) by default. A number, also a NumPy scalar or a
-            tensor of no dimensions, whose value is read at once; while torch.compile traces also
-            a symbolic one, as segment_lengths may be.
+        scale: factor of query . key; 1 / sqrt(head_dim) by default. A number, a NumPy scalar or a
+            0-dim tensor, whose value is read at once. Under torch.compile it may be symbolic, as
+            may segment_lengths.
         padding: "masked": positions from seq_len on do not exist. "zeros", torchscale's and
             GigaPath's: a non-causal segment that is cut short counts the missing keys as keys of
             score 0 and value 0.
-        dropout_p: probability of dropping an attention weight, whenever it is called, as in
+        dropout_p: probability of dropping an attention weight, at every call, as in
             torch.nn.functional.scaled_dot_product_attention; draws from torch's generator.
-        return_lse: also return the logarithm of the softmax's denominator.
-        pattern_cache: where planned patterns are kept, a `PatternCache` or a `TieredPatternCache`:
-            None for `current_pattern_cache()`. False, or torch.compile, for none of them: the
-            operator then keeps patterns by itself (`pattern.resize_planned_patterns`). With a
-            group, None.
-        group: a ProcessGroup or one-dimensional DeviceMesh, or a group's name. The sequence is then
-            that of its ranks, one after the other, and query, key and value are this rank's rows.
-            All ranks call, with the same arguments, and all run the backward or none.
+        return_lse: also return the log-sum-exp, the logarithm of the softmax's denominator.
+        pattern_cache: the `PatternCache` or `TieredPatternCache` that keeps planned patterns; None
+            means `current_pattern_cache()`. With False, and under torch.compile, the operators keep
+            what they plan (`pattern.resize_planned_patterns`). Must be None with a group.
+        group: a ProcessGroup or one-dimensional DeviceMesh, or a group's name. Its ranks then hold
+            the sequence one after another, and query, key and value are this rank's rows. All ranks
+            must call with the same arguments, and all or none run the backward.
         shard_lengths: rows of each rank, which may be 0; the same on all ranks by default.
-        strategy: how rows travel: "ring", "gather", "all_to_all", or "auto", by the number of
-            bytes; docs/ring.md.
+        strategy: how rows travel: "ring", "gather", "all_to_all", or "auto", which compares the
+            bytes that each would move; docs/ring.md.
 
     Returns:
         out, like query; with return_lse (out, lse), lse being [batch, heads, seq_len], float32
@@ -148,7 +147,7 @@ def dilated_attention(
 
     Raises:
         TypeError, ValueError: naming the argument, what must hold and what was given; with a group
-            on every rank, if ranks differ.
+            also where ranks differ, and then on every rank.
         RuntimeError: no group has the name; a rank is dead, or did not come within the group's
             timeout; a CUDA graph is being captured and the pattern is not on the GPU yet.
     """
@@ -184,7 +183,7 @@ def attend(
     pattern_cache: CacheArgument,
     sharding: Sharding | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`dilated_attention` for a scheme that was checked before; returns (out, lse)."""
+    """`dilated_attention` for a checked scheme; returns (out, lse)."""
     shape = _shape_of(query, "query")
     key_shape = _shape_of(key, "key")
     value_shape = _shape_of(value, "value")
@@ -195,7 +194,7 @@ def attend(
         # On the device, so that drawing it needs no synchronisation; activation checkpointing
         # restores the generator and so repeats it.
         seed = torch.randint(_MAX_SEED, (1,), dtype=torch.int64, device=query.device)
-    # Parsing an option takes time on the host, so those that have their default are left out.
+    # Parsing an option takes time on the host, so defaults are left out.
     options: dict[str, Any] = {}
     if is_causal:
         options["is_causal"] = True
@@ -238,7 +237,7 @@ def attend(
 def make_spec(
     scheme: Scheme, seq_len: int, heads: int, kv_heads: int, is_causal: bool
 ) -> PatternSpec:
-    """Of a call as it would be made now: where gradients are off, for the forward pass alone."""
+    """The pattern that a call needs now: for the forward pass alone where gradients are off."""
     return PatternSpec(
         seq_len,
         scheme.branches,
@@ -259,7 +258,7 @@ def _offset_tensor(scheme: Scheme, heads: int) -> Tensor | None:
 
 
 def check_dropout(dropout: float, name: str = "dropout") -> float:
-    """A dropout probability; raises TypeError if it is no number, ValueError outside [0, 1)."""
+    """The probability; raises TypeError if it isn't a number, ValueError outside [0, 1)."""
     number = real(dropout, name)
     if not 0.0 <= number < 1.0:
         raise ValueError(f"{name} must be at least 0 and below 1, got {dropout}")
@@ -267,7 +266,7 @@ def check_dropout(dropout: float, name: str = "dropout") -> float:
 
 
 def check_scale(scale: float | None) -> float | None:
-    """As a plain number; raises TypeError if it is none, ValueError if it is not finite."""
+    """The scale as a plain number; raises TypeError if it isn't one, ValueError if not finite."""
     if scale is None:
         return None
     number = real(scale, "scale")
@@ -279,7 +278,7 @@ def check_scale(scale: float | None) -> float | None:
 
 
 def check_cache(pattern_cache: CacheArgument) -> CacheArgument:
-    """Raises TypeError if it is not what `pattern_cache` takes."""
+    """The argument itself; raises TypeError if it is neither a cache nor None nor False."""
     if (
         pattern_cache is None
         or pattern_cache is False
@@ -293,7 +292,7 @@ def check_cache(pattern_cache: CacheArgument) -> CacheArgument:
 
 
 def check_ring_cache(pattern_cache: CacheArgument) -> None:
-    """Raises ValueError if a cache is given, which a ring does not use."""
+    """Raises ValueError if a cache is given: a ring uses `current_pattern_cache()`."""
     if pattern_cache is not None:
         raise ValueError(
             "pattern_cache must be None where a group is given, whose patterns are kept in "
@@ -313,7 +312,7 @@ def _shape_of(tensor: Tensor, name: str) -> torch.Size:
 
 
 def _fit(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether a pattern is worth planning: the operator refuses what does not fit, by name."""
+    """Whether a pattern is worth planning: if not, the operator says which argument is wrong."""
     batch, seq_len, heads, head_dim = query.shape
     if not (0 < heads <= MAX_HEADS and 0 < head_dim <= 256):
         return False

@@ -22,19 +22,19 @@ class MultiheadDilatedAttention(nn.Module):
     2210.06423), as LongNet (arXiv 2307.02486) uses them.
 
     Args:
-        embed_dim: of query, key, value and output; num_heads must divide it.
+        embed_dim: size of query, key, value and output; num_heads must divide it.
         num_heads: query heads.
         segment_lengths, dilation_rates, head_offsets, scale, padding, pattern_cache: as in
             `dilated_attention`.
         num_kv_heads: key and value heads, dividing num_heads; num_heads by default.
         dropout: probability of dropping an attention weight, in training mode only.
-        bias: of the four projections.
-        layer_norm, layer_norm_eps: a LayerNorm of the concatenated heads before the output
-            projection.
+        bias: whether the four projections have one.
+        layer_norm, layer_norm_eps: whether the concatenated heads pass a LayerNorm before the
+            output projection, and its eps.
         gamma_init: MAGNETO's gain of the value and output projections' initialization.
         device, dtype: of the parameters.
-        group, shard_lengths, strategy: as in `DilatedAttention`. Parameters are each rank's own:
-            their gradients are those of its rows, to be summed over the group.
+        group, shard_lengths, strategy: as in `DilatedAttention`. Each rank has parameters of its
+            own, whose gradients come from its rows alone: sum them over the group.
 
     Attributes:
         attention: the module between the projections. Any module with `DilatedAttention`'s call
@@ -124,7 +124,7 @@ class MultiheadDilatedAttention(nn.Module):
         *,
         is_causal: bool = False,
     ) -> tuple[Tensor, None]:
-        """[batch, seq_len, embed_dim] -> the same, and None for the weights, which never exist.
+        """[batch, seq_len, embed_dim] -> the same, and None for the weights, which are not kept.
 
         key is query by default, value is key. All have the same seq_len. Raises TypeError and
         ValueError.
@@ -156,7 +156,7 @@ class MultiheadDilatedAttention(nn.Module):
     def prefetch(
         self, seq_lens: Iterable[int], device: torch.device | str, *, is_causal: bool = False
     ) -> None:
-        """As `DilatedAttention.prefetch`. Raises TypeError where another module is in its place."""
+        """As `DilatedAttention.prefetch`. Raises TypeError if `attention` is another module."""
         if not isinstance(self.attention, DilatedAttention):
             raise TypeError(f"attention must be a DilatedAttention, got {self.attention!r}")
         self.attention.prefetch(

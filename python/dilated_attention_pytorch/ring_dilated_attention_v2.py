@@ -25,8 +25,8 @@ class RingDilatedAttentionV2(DilatedAttention):
             `DilatedAttention`.
         ring_size: processes that share the sequence: None, or as many as the group has, 1 without
             a group.
-        use_pattern_cache: False for `pattern_cache=False` of `dilated_attention`.
-        pattern_cache: the cache to use, None for `current_pattern_cache()`.
+        use_pattern_cache: False means `pattern_cache=False`.
+        pattern_cache: the cache to use; None means `current_pattern_cache()`.
         group, shard_lengths, strategy: as in `DilatedAttention`.
 
     Raises:

@@ -12,11 +12,11 @@ struct BackwardKeysTile : BackwardTile<Element> {
   using T = typename Base::T;
   using Base::args, Base::head_dim, Base::padded, Base::s, Base::scale, Base::shared_by, Base::task;
 
-  const QuerySums& sums;
+  const SumRows& sums;
   int summed = 0;       // columns whose dQ is not yet added to the sums
   T* sum_rows[kChunk];  // where it goes
 
-  BackwardKeysTile(const BackwardArgs& args, const TileTask& task, const QuerySums& sums,
+  BackwardKeysTile(const BackwardArgs& args, const TileTask& task, const SumRows& sums,
                    BackwardScratch<T>& scratch)
       : Base{args, task, PatternView{args.pattern}.transposed(), true, scratch}, sums(sums) {}
 

@@ -17,7 +17,7 @@ struct TileTask {
 };
 
 /// Where grad_query is summed up, in the type of the arithmetic; data == nullptr: not in this pass.
-struct QuerySums {
+struct SumRows {
   void* data;
   Strides strides;
 };
@@ -30,7 +30,7 @@ struct TileKernels {
   void (*forward)(const ForwardArgs&, const TileTask&, void* scratch);
   /// Transposed table: writes grad_key and grad_value of the tile's rows and adds their part to the
   /// sums.
-  void (*backward_keys)(const BackwardArgs&, const TileTask&, const QuerySums&, void* scratch);
+  void (*backward_keys)(const BackwardArgs&, const TileTask&, const SumRows&, void* scratch);
   /// Forward table: writes grad_query of the tile's rows.
   void (*backward_queries)(const BackwardArgs&, const TileTask&, void* scratch);
   /// Rounds one row of sums, [head_dim], to the dtype.

@@ -40,5 +40,5 @@ def attention_backward(
     dilation_rates: Sequence[int],
     **options: Unpack[PatternOptions],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value, given what `attention` was given and returned."""
+    """Gradients of query, key and value, from what `attention` took and returned."""
     raise NotImplementedError

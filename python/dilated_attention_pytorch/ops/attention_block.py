@@ -32,14 +32,14 @@ def attention_block(
     Row n of query [B, Nq, H, D] is position query_begin + n of a sequence of seq_len; row n of key
     and value [B, Nk, Hkv, D] is position key_begin + n. out and lse, both or neither, are the
     running result of other blocks of keys, as returned with partial=True; the softmax is then over
-    their keys and these. All blocks, in any order, give `attention`.
+    their keys and these. After all blocks, in any order, it is `attention`'s.
 
     partial: out is returned in float32 (float64 for float64), to be continued; otherwise in query's
     dtype. A row that has attended to nothing so far has out 0 and lse -inf, and its running out is
     not read. padding="zeros" counts a row's zero keys in the block that holds the row's own
     position. Rows of key and value that no query would meet even without is_causal may hold
     anything. The remaining options are those of `attention`, with a pattern planned for these
-    ranges of queries and keys. Not differentiable: `attention_block_backward` is called by hand.
+    ranges of queries and keys. Not differentiable: call `attention_block_backward` yourself.
 
     Raises ValueError, naming the argument, where ranges leave the sequence, one of out and lse is
     missing or has another shape, dtype or device, or where `attention` would raise.
@@ -92,12 +92,12 @@ def attention_block_backward_into(
     dilation_rates: Sequence[int],
     **options: Unpack[PatternOptions],
 ) -> tuple[Tensor, Tensor]:
-    """The same, in float32 (float64 for float64), with the share of grad_query added up in place.
+    """As `attention_block_backward`, partial, but adds the share of grad_query to sums in place.
 
     grad_query_sums: [B, H, Nq, D rounded up to 16], contiguous, float32 (float64 for float64),
-    zeros before the first block of these queries. What lies where is the library's business, and
-    depends on whether algorithms are deterministic; `round_query_sums` reads it after the last.
-    Returns grad_key and grad_value. Not differentiable.
+    zeros before the first block of these queries. Its layout is private and depends on whether
+    algorithms are deterministic; after the last block `round_query_sums` reads it. Returns grad_key
+    and grad_value in float32 (float64 for float64). Not differentiable.
     """
     raise NotImplementedError
 
@@ -108,6 +108,6 @@ def round_query_sums(
 ) -> Tensor:
     """grad_query [B, Nq, H, D] in query's dtype, once all blocks are in the sums.
 
-    scale: as the blocks were given it.
+    scale: the one that the blocks were given.
     """
     raise NotImplementedError

@@ -3,7 +3,7 @@
 FakeTensorMode refuses operators whose tensors lie on two devices before it asks their Meta kernel,
 and `torch.library.register_fake` refuses operators that have one. The table of head offsets is a
 few numbers on the CPU beside tensors that may be on a GPU. So a fake call with such a table is
-repeated with the table where the others are, which for tensors without data is a matter of a label.
+repeated with the table on their device: a fake tensor's device is only a label.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""torch.ops.dilated.gather and its transpose, scatter_add: a branch's rows, packed. And both into
-memory that the caller has."""
+"""torch.ops.dilated.gather, which packs a branch's rows, and its transpose, scatter_add.
+
+gather_into and scatter_into write into the caller's memory.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,8 @@ def gather_into(
 ) -> None:
     """packed [B, M, H, D] <- gather(input, ...); not differentiable.
 
-    Raises ValueError if packed is seen to share memory with input, or two of its elements a place.
+    Raises ValueError if torch can tell that packed shares memory with input, or two of its elements
+    a place.
     """
     raise NotImplementedError
 
@@ -70,8 +73,8 @@ def scatter_into(
 ) -> None:
     """Puts the rows of packed [B, M, H, D] where gather takes them from rows [B, N, H, D].
 
-    They replace what is there, or are added to it; slots without a position are ignored. Not
-    differentiable. Raises ValueError if rows is seen to share memory with packed, or two of its
-    elements a place.
+    They replace the rows there or, with accumulate, are added to them; slots without a position are
+    ignored. Not differentiable. Raises ValueError if torch can tell that rows shares memory with
+    packed, or two of its elements a place.
     """
     raise NotImplementedError

@@ -1,4 +1,4 @@
-"""What the attention operators take by keyword. Schemas hold the defaults."""
+"""The keyword options of the attention operators. Schemas hold the defaults."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 
 class Options(TypedDict, total=False):
-    """What all of them take, in the order of the schemas.
+    """The options of all of them, in the schemas' order.
 
     head_offsets: int64 [branches, H] on the CPU, None for h mod r. scale: finite in float32
     (float64 for float64). padding: "masked" or "zeros". dropout_seed: int64 [1] on query's device,
@@ -25,7 +25,7 @@ class Options(TypedDict, total=False):
 
 
 class PatternOptions(Options, total=False):
-    """And what those on one device take.
+    """The options of operators that run on one device.
 
     pattern: int32 on query's device, from the planner; without one the operator plans by itself.
     """

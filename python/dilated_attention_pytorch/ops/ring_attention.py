@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 from .options import Options
 from .typed import operator
 
-# A rank that drops a call, because its results are not used, makes the others wait for it.
+# If a compiler dropped a call whose results are unused, the other ranks would wait for this one.
 has_side_effect(torch.ops.dilated.ring_attention.default)
 has_side_effect(torch.ops.dilated.ring_attention_backward.default)
 
@@ -46,7 +46,7 @@ def register_ring_attention(
     forward: Callable[..., tuple[Tensor, Tensor]],
     backward: Callable[..., tuple[Tensor, Tensor, Tensor]],
 ) -> Library:
-    """Makes these the kernels of both operators, on CPU and CUDA, while the result is kept."""
+    """Registers the kernels of both operators, on CPU and CUDA, while the result is kept."""
     library = Library("dilated", "IMPL")  # type: ignore[no-untyped-call]
     for key in ("CPU", "CUDA"):
         library.impl("ring_attention", forward, key)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Operators with types: a function that says what an operator takes becomes the operator itself."""
+"""Typed operators: a function that declares what an operator takes becomes the operator."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _EMPTY = inspect.Parameter.empty
 def operator(declaration: Operator) -> Operator:
     """torch.ops.dilated's operator of the declaration's name.
 
-    Called without a Python function in between. Raises TypeError if the declaration's parameters
-    are not those of the schema: by name and order, keyword-only ones by name, and by default.
+    It is the operator itself, so a call passes through no Python function. Raises TypeError if the
+    declared parameters differ from the schema's in name, default or, for positional ones, order.
     Defaults of `**options: Unpack[...]` are the schema's.
     """
     op = getattr(torch.ops.dilated, declaration.__name__).default

@@ -1,6 +1,6 @@
 """Who attends to whom: branches, specifications, planned patterns and their caches.
 
-The floor of the package: it stands on the planner in `_C` and on nothing else of the package.
+The floor of the package: it uses `_C`, the planner, and `_load`, and nothing else of the package.
 """
 
 from .branch import Branch, Padding, Scheme, make_branches

@@ -1,6 +1,6 @@
 """Warnings about patterns that are right, but seldom what was meant.
 
-Each kind is said once a process, by `warnings.warn`, where a pattern is planned: calls whose
+Each kind is given once a process, by `warnings.warn`, when a pattern is planned: calls whose
 pattern is cached pay nothing, and compilers trace none of it.
 """
 
@@ -17,15 +17,15 @@ from .branch import clip
 if TYPE_CHECKING:
     from .pattern import PatternSpec
 
-_TILE = _C.ROW_TILE  # and as many columns
+_TILE = _C.ROW_TILE  # rows, and as many columns
 _FEW_PAIRS = 2**24  # computed in well under a millisecond, whatever the waste
-_WINDOW = 256  # positions that are looked at one by one; patterns repeat
+_WINDOW = 256  # positions that are checked one by one; patterns repeat
 _PACKAGE = str(Path(__file__).parents[1])
 _given: set[str] = set()
 
 
 def advise(spec: PatternSpec) -> None:
-    """Warns of what is odd about the pattern and was not said before."""
+    """Warns of what is odd about the pattern, unless that kind was given before."""
     for kind in (swapped_lists, uncovered_positions, small_segments, drifting_segments):
         if kind.__name__ not in _given and (text := kind(spec)) is not None:
             _given.add(kind.__name__)
@@ -33,13 +33,13 @@ def advise(spec: PatternSpec) -> None:
 
 
 def swapped_lists(spec: PatternSpec) -> str | None:
-    """A rate that leaves one position of a segment."""
+    """A rate that leaves at most one position of a segment."""
     for length, rate in spec.branches:
         if rate >= length and rate > 1:
             return (
                 "dilation_rates should be below their segment lengths, got a rate of "
-                f"{rate} for segments of {length}, of which a head then has one position at most, "
-                "that attends to itself alone: are segment_lengths and dilation_rates swapped?"
+                f"{rate} for segments of {length}, in which a head then has at most one position, "
+                "which attends only to itself: are segment_lengths and dilation_rates swapped?"
             )
     return None
 
@@ -66,7 +66,7 @@ def small_segments(spec: PatternSpec) -> str | None:
     if spec.seq_len == 0:
         return None
     lengths = [clip(length, spec.seq_len) for length, _ in spec.branches]
-    cell = min(lengths)  # rows of one tile are between two segments' ends
+    cell = min(lengths)  # a tile's rows lie between two neighbouring segment ends
     held, computed = 0.0, 0.0
     for length, (_, rate) in zip(lengths, spec.branches, strict=True):
         rows, keys = -(-cell // rate), -(-length // rate)
@@ -91,8 +91,8 @@ def drifting_segments(spec: PatternSpec) -> str | None:
         if length < spec.seq_len and length % rate != 0:
             return (
                 "segment_lengths should be multiples of their dilation rates with padding='zeros', "
-                f"got segments of {length} with a rate of {rate}: there torchscale's own segments "
-                "drift out of place, which is not reproduced, so that weights trained with it meet "
+                f"got segments of {length} with a rate of {rate}: torchscale's own segments drift "
+                "out of place there, which is not reproduced, so weights trained with it meet "
                 "another pattern"
             )
     return None
@@ -103,7 +103,7 @@ def _tiled(count: int) -> int:
 
 
 def level_of_caller() -> int:
-    """The stacklevel for a warn() by the caller that names the first line outside this package."""
+    """The stacklevel with which the caller's warn() names the first line outside this package."""
     frame, level = sys._getframe(1).f_back, 2
     while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame, level = frame.f_back, level + 1

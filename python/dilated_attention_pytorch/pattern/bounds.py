@@ -1,4 +1,4 @@
-"""Checks of the caches' numbers."""
+"""A check of integers against a lower bound."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import operator
 
 
 def at_least(least: int, value: int, name: str) -> int:
-    """The value; raises TypeError if it is no integer, ValueError if it is too small."""
+    """The value as an int; raises TypeError if it isn't an integer, ValueError if too small."""
     try:
         if isinstance(value, bool):
             raise TypeError

@@ -24,7 +24,7 @@ class Branch(NamedTuple):
 
 
 def clip(segment_length: int, seq_len: int) -> int:
-    """What a segment's length comes to in a sequence; an empty one counts as one position."""
+    """A segment's length within a sequence; an empty sequence counts as one position."""
     return min(segment_length, max(1, seq_len))
 
 
@@ -33,7 +33,7 @@ def make_branches(
 ) -> tuple[Branch, ...]:
     """Pairs the two lists.
 
-    Symbolic lengths, which a compiler traces, stay so; the operator looks at their values.
+    Symbolic lengths, which a compiler traces, stay symbolic; the operator checks their values.
 
     Raises:
         TypeError: one of them is not a sequence of integers.
@@ -57,13 +57,13 @@ def make_branches(
 def _integers(values: Sequence[int], name: str) -> list[int]:
     try:
         return [index(value) for value in values]
-    except (TypeError, RuntimeError):  # torch's, of a tensor without data
+    except (TypeError, RuntimeError):  # RuntimeError: torch's, for a tensor without data
         raise TypeError(f"{name} must be a sequence of integers, got {values!r}") from None
 
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """All that a pattern depends on and that does not come with the tensors; checked once, here.
+    """A call's branches, head offsets and padding, checked once.
 
     `segment_lengths` and `dilation_rates` repeat `branches` in the form that the operators take.
     """
@@ -103,8 +103,8 @@ class Scheme:
     ) -> Scheme:
         """As `make`, but remembers recent schemes; not for torch.compile to trace.
 
-        Only of plain integers and names: anything else may change under its old identity, or equal
-        what it is not, as 2.0 does.
+        Only those of plain integers and names: other values may be mutable, or equal one that is
+        valid, as 2.0 equals 2.
         """
         lists = {type(segment_lengths), type(dilation_rates)} <= _SEQUENCES
         if lists and type(head_offsets) is str and type(padding) is str:

@@ -14,9 +14,10 @@ def max_pattern_bytes() -> int:
 def set_max_pattern_bytes(nbytes: int) -> None:
     """Sets `max_pattern_bytes` for the whole process, the operators included.
 
-    Planning a larger pattern raises a ValueError that names dilation_rates; until then it takes a
-    few times as much memory at most. So does planning in more than nbytes + 2^24 steps, which
-    bounds its time. The ranks of a group must all set the same, or only some of them refuse.
+    Planning a larger pattern raises a ValueError that names dilation_rates, and so does planning
+    that takes more than nbytes + 2^24 steps, which bounds its time. Until then planning takes at
+    most a few times nbytes of memory. All ranks of a group must set the same limit, or only some of
+    them refuse.
 
     Raises:
         TypeError, ValueError: not an integer, or below 1.

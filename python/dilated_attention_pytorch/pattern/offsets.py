@@ -72,7 +72,7 @@ def offset_table(
     """[branches, heads] for a normalized `head_offsets`.
 
     "interleaved" is h mod r, the paper's (arXiv 2307.02486, section 2.2, s_j = j mod r); "blocked"
-    is h // ceil(heads / r), torchscale's. In Python, not in `_C`, so that torch.compile can see it.
+    is h // ceil(heads / r), torchscale's. In Python, not in `_C`, for torch.compile to trace.
     Raises ValueError for a number of heads that the table, or any pattern, does not have.
     """
     if heads > MAX_HEADS:

@@ -21,11 +21,10 @@ Directions = Literal["forward", "transposed", "both"]
 class PatternSpec(NamedTuple):
     """Everything that a pattern depends on; hashable, so it is the key of the caches.
 
-    `queries` and `keys` are the positions (begin, end) that the rows of the query and of the
-    key/value tensors have, end = -1 standing for seq_len: a shard of the sequence in a ring. With
-    `directions` "forward" the pattern serves the forward pass alone, which takes less to plan and
-    less room where kv_heads < heads or queries != keys. What is wrong is said when the pattern is
-    planned, by a ValueError or TypeError that names the field.
+    `queries` and `keys` are the positions (begin, end) of the rows of query, and of key and value:
+    in a ring, a shard of the sequence. end = -1 stands for seq_len. `directions` "forward" is for
+    the forward pass alone: quicker to plan and smaller where kv_heads < heads or queries != keys.
+    A wrong field raises a ValueError or TypeError that names it, when the pattern is planned.
     """
 
     seq_len: int
@@ -46,7 +45,7 @@ class PatternSpec(NamedTuple):
         return offset_table(self.head_offsets, rates, self.heads)
 
     def native(self) -> _C.PatternSpec:
-        """As the planner takes it, which checks the values further."""
+        """The specification as the planner takes it, which checks the values further."""
         self.check()
         branches = zip(self.branches, self.offset_table(), strict=True)
         fields = self._asdict() | {
@@ -60,7 +59,7 @@ class PatternSpec(NamedTuple):
         return _C.PatternSpec(**fields)
 
     def check(self) -> None:
-        """Raises TypeError or ValueError for types, names, and what sizes the table of offsets."""
+        """Raises TypeError or ValueError for wrong types, names, heads, rates and offsets."""
         for name in ("seq_len", "heads", "kv_heads", "row_tile"):
             _check_integer(getattr(self, name), name)
         if not 1 <= self.heads < 2**16:
@@ -104,7 +103,7 @@ class PatternSpec(NamedTuple):
 
 
 def check_spec(spec: PatternSpec) -> None:
-    """Raises TypeError if it is no specification, and what its check() raises."""
+    """Raises TypeError if it isn't a specification, else what its check() raises."""
     if not isinstance(spec, PatternSpec):
         raise TypeError(f"spec must be a PatternSpec, got {spec!r}")
     spec.check()
@@ -125,7 +124,7 @@ class Pattern:
 
     words: int32 [words], on the CPU; csrc/include/dilated/pattern_layout.h says what they mean.
     head_offsets: int64 [branches, heads] on the CPU, None for the interleaved ones.
-    page_locked: whether the words lie in memory that GPUs read by themselves.
+    page_locked: whether the words lie in memory from which GPUs copy asynchronously.
     """
 
     spec: PatternSpec
@@ -140,12 +139,12 @@ class Pattern:
 
     @staticmethod
     def check(spec: PatternSpec) -> None:
-        """Raises what `plan` does, but for the pattern's size: at once, as no rows are planned."""
+        """Raises what `plan` does, except for the pattern's size; fast, as it plans no rows."""
         Pattern.plan(spec._replace(queries=(0, 0), keys=(0, 0)))
 
     @property
     def is_intact(self) -> bool:
-        """Whether nobody wrote into the words or the offsets since, by torch's count."""
+        """Whether nobody wrote into the words or the offsets, by torch's count."""
         offsets = self.head_offsets
         if offsets is None:
             return self.words._version == self._version
@@ -153,7 +152,7 @@ class Pattern:
 
     @staticmethod
     def plan(spec: PatternSpec) -> Pattern:
-        """Plans on the host; warns of specifications that seldom mean what they say, see advice.py.
+        """Plans on the host; warns of specifications that are seldom meant (advice.py).
 
         Raises:
             TypeError, ValueError: the specification is wrong, or the pattern would be larger than

@@ -1,8 +1,8 @@
-"""What the operators keep of the patterns that they plan by themselves.
+"""The patterns that the operators plan and keep themselves.
 
-A call that brings no pattern, under torch.compile, from C++ or with `pattern_cache=False`, finds
-the one that an equal call planned before. There is one such memory in a process, by device and
-whole specification; the least recently used goes first. A forked process begins with none.
+A call without a pattern (under torch.compile, from C++, with `pattern_cache=False`) finds the one
+that an equal call planned before. They are kept once a process, by device and whole specification;
+the least recently used goes first. A forked process begins with none.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from .bounds import at_least
 class PlannedPatternCounts:
     """A snapshot. Entries and bytes are those held; hits, misses and evictions since `clear`.
 
-    Pinned ones are those that a CUDA graph captured: they stay, as a replay reads them, and do not
-    count towards the bounds. A call that waits for another thread's plan is a hit.
+    Pinned ones were captured by a CUDA graph: they stay, as replays read them, and do not count
+    towards the bounds. A call that waits for another thread's plan is a hit.
     """
 
     entries: int
@@ -31,7 +31,7 @@ class PlannedPatternCounts:
 
 
 def planned_pattern_counts() -> PlannedPatternCounts:
-    """What the operators hold, and have counted, in this process."""
+    """What the operators of this process hold and have counted."""
     return PlannedPatternCounts(**_C.planned_pattern_counts())
 
 

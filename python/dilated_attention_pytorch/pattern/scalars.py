@@ -12,9 +12,9 @@ _SYMBOLIC = (torch.SymInt, torch.SymFloat)
 
 
 def is_symbolic(value: Any) -> bool:
-    """Whether to look at the value would bind what is being traced to it.
+    """Whether reading the value would specialize what is being traced to it.
 
-    The operator looks at it when it runs.
+    The operator reads it when it runs.
     """
     return is_compiling() or isinstance(value, _SYMBOLIC)
 

@@ -21,10 +21,10 @@ def suggest_branches(
         seq_len: positions of the longest sequence.
         dense: the length of the first segments, whose rate is 1, in positions: the neighbourhood
             that is seen whole. At least 64, the kernels' tile.
-        growth: from one branch to the next, of length and rate.
+        growth: factor of length and rate from one branch to the next.
 
     Returns:
-        (segment_lengths, dilation_rates), as long as each other: 131072 gives [2048, 8192, 32768,
+        (segment_lengths, dilation_rates), lists of equal length: 131072 gives [2048, 8192, 32768,
         131072] and [1, 4, 16, 64].
 
     Raises:

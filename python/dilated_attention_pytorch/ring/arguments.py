@@ -1,4 +1,4 @@
-"""A ring call's arguments: checked, compared between ranks, made the call that strategies run."""
+"""A ring call's arguments: their checks, what ranks compare, and the call that strategies run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ class Arguments:
 def make_call(
     query: Tensor, key: Tensor, arguments: Arguments, reads: Directions, size: int
 ) -> Call:
-    """reads: the tables that the call, and those that come of it, read of its patterns."""
+    """The call that strategies run.
+
+    reads: the tables of its patterns that it and its backward read. Raises ValueError if
+    the planner refuses the specification.
+    """
     batch, rows, heads, head_dim = query.shape
     lengths = arguments.shard_lengths
     shard_lengths = (rows,) * size if lengths is None else tuple(lengths)
@@ -68,7 +72,7 @@ def make_call(
 def identity_of(
     query: Tensor, key: Tensor, value: Tensor, arguments: Arguments
 ) -> tuple[Hashable, ...]:
-    """Equal for calls that need no more checks once one was agreed on: this rank's side of it."""
+    """This rank's key of a kind of call: once agreed on, equal calls need no checks."""
     offsets, seed = arguments.head_offsets, arguments.dropout_seed
     lengths = arguments.shard_lengths
     return (
@@ -87,7 +91,7 @@ def identity_of(
 
 
 def fields_of(query: Tensor, key: Tensor, value: Tensor, arguments: Arguments) -> dict[str, str]:
-    """What has to be equal on all ranks, by name."""
+    """What must be equal on all ranks, by name."""
     offsets = arguments.head_offsets
     fields: dict[str, object] = {
         f"{name} without its rows": (*x.shape[:1], *x.shape[2:])
@@ -156,7 +160,7 @@ def check_offsets(offsets: Tensor | None) -> None:
 
 
 def check_results(query: Tensor, results: Results) -> None:
-    """Raises ValueError unless they are as the forward gives them. At every call: it costs 2 us."""
+    """Raises ValueError unless shapes, dtypes and devices are the forward's. Takes 2 us a call."""
     batch, rows, heads, _ = query.shape
     rows_like = (query.shape, query.dtype, query.device)
     lse_like = (torch.Size((batch, heads, rows)), wide_dtype(query.dtype), query.device)

@@ -1,7 +1,7 @@
 """The kernels of torch.ops.dilated.ring_attention and its backward, on CPU and CUDA.
 
-At the first call of each kind the arguments are checked here and all blocks are planned. The ranks
-compare each call; then a strategy runs.
+The first call of each kind checks the arguments and plans all blocks. The ranks compare every call;
+then a strategy runs.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _begin(
     arguments: Arguments,
     results: Results | None = None,
 ) -> tuple[Communicator, Call]:
-    """The call as all ranks make it; nothing is posted before it is checked and planned."""
+    """The call, agreed on by the ranks. It is checked and planned before any message is posted."""
     comm = Communicator(arguments.group_name)
     with comm.refusing():
         check_offsets(arguments.head_offsets)

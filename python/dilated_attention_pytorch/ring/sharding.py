@@ -28,7 +28,7 @@ class Sharding:
         """None without a group.
 
         Raises:
-            TypeError: a group that is none, lengths that are no integers.
+            TypeError: a group that is not one, lengths that are not integers.
             ValueError: lengths that are not one for each rank, an unknown strategy, or either
                 without a group.
             RuntimeError: a name that no group of this process has.

@@ -1,4 +1,4 @@
-"""What a rank refuses before it reaches the ring's operator is told to the other ranks."""
+"""Tells the other ranks if this one raises before it reaches the ring's operator."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _NOBODY = nullcontext()  # made once: every call on one device enters it
 
 
 def telling(group: Group | Sharding | None) -> AbstractContextManager[None]:
-    """Around a call over the group: if it raises, the other ranks' call raises too.
+    """A context around a call over the group: if it raises, the other ranks' call raises too.
 
-    An error of the operator itself is left alone, as the other ranks know of it, and so is one
-    while a compiler traces.
+    Not for errors of the operator itself, which the other ranks know of, nor while a compiler
+    traces.
     """
     if group is None or torch.compiler.is_compiling():
         return _NOBODY

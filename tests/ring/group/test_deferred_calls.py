@@ -84,7 +84,7 @@ def test_the_next_call_on_gpus_raises(workers: Processes, is_refused: bool) -> N
     for text, begin in zip(told[0], ("", "an earlier call over the group failed: "), strict=True):
         named = "rank 1 refused its arguments" if is_refused else "all ranks of the group"
         assert text.startswith(f"RuntimeError: {begin}{named}")
-        assert "ranks had begun the call, so that its results are wrong" in text
+        assert "ranks had begun the call, so its results are wrong" in text
     if not is_refused:
         assert "layer: 4 on ranks 0, 2, 3, another on rank 1" in told[0][0]
 

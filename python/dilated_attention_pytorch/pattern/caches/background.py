@@ -1,4 +1,4 @@
-"""One thread for work that nobody waits for."""
+"""A thread for work in the background."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 class Background:
     """Runs jobs one after the other on a thread of its own, which starts with the first job.
 
-    When the interpreter exits, it waits for the job that runs and drops the others.
-    `abandon()` is for a forked process, in which the thread does not live on.
+    The interpreter's exit waits for the running job and drops the others. `abandon()` is for a
+    forked process, in which the thread does not exist.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Background:
             self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _finish(self, future: Future[None]) -> None:
-        """Both `drain` and the future itself call this; the first one counts."""
+        """Called by `drain` and by the future itself; only the first call counts."""
         with self._lock:
             if future in self._jobs:
                 self._jobs.remove(future)
@@ -57,8 +57,8 @@ class Background:
         """Waits until all that was submitted is done.
 
         Raises:
-            Exception: the first that a job raised, or that kept one from running, since the last
-                time.
+            Exception: the first since the last drain that a job raised or that kept one from
+                running.
         """
         with self._lock:
             jobs = tuple(self._jobs)
@@ -79,5 +79,5 @@ def _stop_all() -> None:
         background.stop()
 
 
-# Threads are joined before what atexit registers runs, so that would be too late.
+# Worker threads are joined before atexit's functions run, so atexit would be too late.
 getattr(threading, "_register_atexit", atexit.register)(_stop_all)

@@ -1,4 +1,4 @@
-"""What every cache of patterns is: patterns on the host by specification, bounded, locked, counted.
+"""The base of the pattern caches: patterns on the host by specification, bounded, locked, counted.
 
 Subclasses say when a pattern is copied to a device and how long it stays there.
 """
@@ -32,9 +32,9 @@ from .transfers import CudaTransfers, Transfers
 
 
 class _Turn:
-    """Threads that miss a pattern at once take turns; the first leaves what it made to the others.
+    """Threads that miss the same pattern take turns; the first leaves its entry to the others.
 
-    Nobody has to be woken: a thread's turn ends with it, whatever exception ends it.
+    A turn holds the lock, which is released however it ends: no thread has to wake the others.
     """
 
     __slots__ = ("lock", "made")
@@ -50,11 +50,11 @@ class BasePatternCache(ABC):
     Methods may be called from any thread and on any CUDA stream; a pattern that two threads miss
     at once is planned once. A pattern that a CUDA graph captured stays in memory until `clear()`,
     even when it is evicted, since the graph holds only its address. Pickling and copying give an
-    empty cache with the same settings. A forked process keeps the patterns of the host's ordinary
-    memory; page-locked ones and copies on devices stay the parent's.
+    empty cache with the same settings. A forked process keeps the patterns in ordinary host memory;
+    page-locked ones and copies on devices stay with the parent.
 
-    Methods with one leading underscore are for subclasses. "Locked." says that the caller holds the
-    lock.
+    Methods with one leading underscore are for subclasses. "Locked." means that the caller holds
+    the lock.
     """
 
     def __init__(self, max_entries: int, max_bytes: int) -> None:
@@ -73,7 +73,7 @@ class BasePatternCache(ABC):
         _caches.add(self)
 
     def _reset(self) -> None:
-        """Forgets all counts, and what else an empty cache should not know."""
+        """Resets the counters and what subclasses have learnt."""
         self._hits = self._misses = self._evictions = 0
         self._transfers_made = self._bytes_transferred = 0
         self._planning_seconds = self._transfer_seconds = self._waiting_seconds = 0.0
@@ -87,7 +87,7 @@ class BasePatternCache(ABC):
         return self._max_bytes
 
     def lookup(self, spec: PatternSpec, device: torch.device = CPU) -> tuple[Pattern, Tensor]:
-        """The pattern, planned if need be, and its words on `device` for the current stream.
+        """The pattern, planned if necessary, and its words on `device` for the current stream.
 
         Raises:
             ValueError: the specification is wrong.
@@ -110,7 +110,7 @@ class BasePatternCache(ABC):
         return entry.pattern, words
 
     def find(self, spec: PatternSpec, device: torch.device = CPU) -> tuple[Pattern, Tensor] | None:
-        """What `lookup` gives if the pattern is planned; None, which counts as no look-up, if not.
+        """As `lookup` if the pattern is planned; else None, which does not count as a look-up.
 
         Raises:
             RuntimeError: as `lookup` does.
@@ -118,19 +118,19 @@ class BasePatternCache(ABC):
         try:
             with self._lock:
                 entry = self._entries.get(spec)
-                if entry is None or not entry.pattern.is_intact:  # _planned() mends it
+                if entry is None or not entry.pattern.is_intact:  # lookup() plans it again
                     return None
                 self._hits += 1
                 if entry is not self._newest:
                     self._turn_to(entry, device)
                 return entry.pattern, self._words(entry, device, True)
         except TypeError:
-            check_spec(spec)  # says it of what can't be hashed
+            check_spec(spec)  # names the field that can't be hashed
             raise
 
     @abstractmethod
     def prefetch(self, specs: Iterable[PatternSpec], device: torch.device) -> None:
-        """Announces patterns that `device` will need soon; counts as no look-up.
+        """Announces patterns that `device` will need soon; does not count as a look-up.
 
         Raises:
             ValueError: a specification is wrong.
@@ -138,10 +138,10 @@ class BasePatternCache(ABC):
         """
 
     def announce(self, specs: Iterable[PatternSpec], device: torch.device) -> None:
-        """Has the patterns planned, and copied to `device`, in the background.
+        """Plans the patterns and copies them to `device`, in the background.
 
-        A look-up that comes before waits for its own pattern alone. A wrong specification is raised
-        by `drain`.
+        A look-up that comes earlier waits only for its own pattern. `drain` raises what a wrong
+        specification leads to.
 
         Raises:
             RuntimeError: a CUDA graph is being captured.
@@ -154,13 +154,13 @@ class BasePatternCache(ABC):
         """Waits until what was announced is planned and its copies are enqueued.
 
         Raises:
-            Exception: the first that was raised in the background since the last time.
+            Exception: the first that was raised in the background since the last drain.
         """
         self._background.drain()
 
     @abstractmethod
     def _fetch(self, specs: Sequence[PatternSpec], device: torch.device) -> None:
-        """On the background's thread: what `announce` promises. Ends early if that is stopping."""
+        """Does what `announce` promises, on the background's thread, until that is stopping."""
 
     @abstractmethod
     def statistics(self) -> CacheStatistics: ...
@@ -187,22 +187,22 @@ class BasePatternCache(ABC):
 
     @abstractmethod
     def _words(self, entry: Entry, device: torch.device, hit: bool) -> Tensor:
-        """Locked. The words for the current stream, copied if need be; `hit` is for counting."""
+        """Locked. The words for the current stream, copied if necessary; `hit` is for counting."""
 
     @abstractmethod
     def _drop(self, entry: Entry) -> None:
-        """Locked. The entry is about to go: releases its copies on devices."""
+        """Locked. Releases the copies on devices of an entry that is about to go."""
 
     @property
     def _bytes(self) -> int:
         return self._tally.read()
 
     def _count_bytes(self) -> int:
-        """Of all that is held, entry by entry."""
+        """Counts the bytes of all that is held, entry by entry."""
         return sum(entry.nbytes for entry in self._entries.values())
 
     def _find(self, spec: PatternSpec) -> Entry | None:
-        """Locked. The entry if it is held; one that a borrower wrote into is held no longer."""
+        """Locked. The entry if it is held. Drops one that a borrower wrote into."""
         entry = self._entries.get(spec)
         if entry is None or entry.pattern.is_intact:
             return entry
@@ -210,11 +210,11 @@ class BasePatternCache(ABC):
         return None
 
     def _holds(self, entry: Entry) -> bool:
-        """Locked. What was evicted may still be in a caller's hands."""
+        """Locked. False for an entry that was evicted while a caller works with it."""
         return self._entries.get(entry.pattern.spec) is entry
 
     def _turn_to(self, entry: Entry, device: torch.device) -> None:
-        """Locked. The look-up is of another pattern than the one before."""
+        """Locked. Notes a look-up of another pattern than the last: it is now the newest."""
         if self._holds(entry):
             self._entries.move_to_end(entry.pattern.spec)
             self._newest = entry
@@ -224,7 +224,7 @@ class BasePatternCache(ABC):
         return Pattern.plan(spec)
 
     def _planned(self, spec: PatternSpec, device: torch.device) -> Entry:
-        """The entry, planned by this thread unless another one is at it."""
+        """The entry, planned by this thread unless another one is already planning it."""
         turn = _Turn()
         began = time.perf_counter()
         try:
@@ -233,7 +233,7 @@ class BasePatternCache(ABC):
                     return held
                 turn = self._planning.setdefault(spec, turn)
             with turn.lock:
-                if turn.made is None:  # or another thread failed, and this one finds out why
+                if turn.made is None:  # this thread is the first, or those before it failed
                     return self._plan(spec, device, turn)
             with self._lock:
                 self._waiting_seconds += time.perf_counter() - began
@@ -261,7 +261,7 @@ class BasePatternCache(ABC):
         self._evict()
 
     def _forget(self, spec: PatternSpec) -> None:
-        """Locked. The entry is held no longer, nor are its copies on devices."""
+        """Locked. Drops the entry and its copies on devices."""
         self._newest = None
         entry = self._entries[spec]
         self._drop(entry)
@@ -272,7 +272,7 @@ class BasePatternCache(ABC):
     def _send(
         self, entries: Sequence[Entry], device: torch.device, blocking: bool = False
     ) -> list[Copy]:
-        """Locked. Copies of the entries by one transfer."""
+        """Locked. Copies the entries to the device by one transfer."""
         self._refuse_capture(device)
         began = time.perf_counter()
         sources = [entry.pattern.words for entry in entries]
@@ -283,7 +283,7 @@ class BasePatternCache(ABC):
         return copies
 
     def _side_stream(self, device: torch.device) -> AbstractContextManager[object]:
-        """Within it, copies to a GPU wait for nobody's work."""
+        """A context in which copies to a GPU wait for no other work on it."""
         is_cuda = device.type == "cuda"
         return self._transfers.side_stream(device.index) if is_cuda else nullcontext()
 
@@ -299,7 +299,7 @@ class BasePatternCache(ABC):
             )
 
     def _evict(self) -> None:
-        """Locked. Until what is held is within the bounds."""
+        """Locked. Evicts until what is held is within the bounds."""
         while len(self._entries) > self._max_entries or self._bytes > self._max_bytes:
             self._forget(self._victim())
             self._evictions += 1
@@ -345,7 +345,7 @@ class BasePatternCache(ABC):
         return f"{type(self).__name__}({settings}): {self.statistics()}"
 
     def _after_fork(self) -> None:
-        """In the child, where no other thread lives on and no device memory may be touched."""
+        """In the child, where no other thread exists and no device memory may be touched."""
         self._lock = threading.Lock()
         self._planning = {}
         self._background.abandon()
@@ -361,7 +361,7 @@ class BasePatternCache(ABC):
 
 
 def distinct_specs(specs: Iterable[PatternSpec], name: str = "specs") -> tuple[PatternSpec, ...]:
-    """Each once. Raises TypeError if one is something else, or has a list where a tuple must be."""
+    """The specs, each once. Raises TypeError for anything else, or a list where a tuple must be."""
     given = tuple(specs)
     for spec in given:
         if not isinstance(spec, PatternSpec):
@@ -384,8 +384,8 @@ def _warn_of_size(nbytes: int, max_bytes: int) -> None:
         _has_warned = True
         warnings.warn(
             f"a pattern of {nbytes} bytes, with its copies, is above its cache's max_bytes of "
-            f"{max_bytes} and so planned at every call: call the cache's resize(max_bytes=...), "
-            "that is default_pattern_cache().resize(max_bytes=...) where no cache is given",
+            f"{max_bytes}, so every call plans it again: call the cache's resize(max_bytes=...), "
+            "which is default_pattern_cache().resize(max_bytes=...) where no cache is given",
             RuntimeWarning,
             stacklevel=level_of_caller(),
         )

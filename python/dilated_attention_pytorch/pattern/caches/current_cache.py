@@ -34,8 +34,8 @@ def current_pattern_cache() -> BasePatternCache:
 def using_pattern_cache(cache: BasePatternCache) -> Iterator[BasePatternCache]:
     """Within it, calls and modules that were given no cache use this one.
 
-    In the calling context only (contextvars): other threads keep theirs, and tasks of asyncio that
-    begin within it inherit it.
+    In the calling context only (contextvars): other threads keep theirs; asyncio tasks that begin
+    within it inherit it.
 
     Raises:
         TypeError: not a cache.

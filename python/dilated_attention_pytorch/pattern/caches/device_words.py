@@ -21,13 +21,13 @@ class Allocation:
         self.users: set[Copy] = set()
 
     def admit(self, user: Copy) -> int:
-        """Counts a copy that a cache keeps. Returns by how many bytes memory in use grows."""
+        """Adds a copy that a cache keeps; returns the bytes that this adds to the memory in use."""
         nbytes = 0 if self.users else self.nbytes
         self.users.add(user)
         return nbytes
 
     def release(self, user: Copy) -> int:
-        """Forgets a copy that a cache drops. Returns by how many bytes memory in use shrinks."""
+        """Drops a copy; returns the bytes that this frees."""
         if user not in self.users:
             return 0
         self.users.remove(user)
@@ -35,13 +35,13 @@ class Allocation:
 
 
 def held_bytes(copies: Iterable[Copy]) -> int:
-    """Bytes of the memory that holds the copies which are kept, each allocation once."""
+    """Bytes of memory behind the copies that caches keep, each allocation counted once."""
     allocations = {copy.allocation for copy in copies if copy in copy.allocation.users}
     return sum(allocation.nbytes for allocation in allocations)
 
 
 class Words:
-    """int32 words that are lent, and whether a borrower wrote into them (by torch's count)."""
+    """int32 words that are lent. is_intact: no borrower wrote into them, by torch's count."""
 
     def __init__(self, words: Tensor, allocation: Allocation) -> None:
         self.words = words
@@ -54,11 +54,10 @@ class Words:
 
 
 class DeviceWords(Words):
-    """`read()` orders the reader after the copy.
+    """Words on a GPU. `read()` orders the reader after the copy.
 
-    The copy is ordered by the stream that made it, and by an event on all others. The memory is
-    released only after the last stream that read it has finished. Not locked: the cache's lock
-    covers it.
+    On the stream that made the copy this needs nothing, on others an event. The memory is reused
+    only after the last stream that read it has finished. Not locked: the cache's lock covers it.
     """
 
     def __init__(
@@ -73,13 +72,13 @@ class DeviceWords(Words):
         self._copied = copied
         self._index = device
         self._transfers = transfers
-        # Streams whose work follows the copy, and after which the memory is released.
+        # Streams that are ordered after the copy, and that the memory's reuse waits for.
         self._readers = {transfers.stream(device)}
 
     def read(self) -> tuple[Tensor, bool]:
         """The words for work on the current stream, and whether a CUDA graph captures that work.
 
-        A graph keeps the address, not the tensor: whoever holds this object must then keep it.
+        A graph keeps the address, not the tensor: the caller must then keep this object.
         """
         stream = self._transfers.stream(self._index)
         # The default stream can't be captured, and needs no call to find that out.
@@ -92,13 +91,13 @@ class DeviceWords(Words):
         self._transfers.record(self.words, self._index)
         if not capturing:  # a capture begins by waiting for the device, so the copy is done
             self._transfers.wait(self._copied, self._index)
-            # Until then a stream made later, under the handle of one that is gone, would not wait.
+            # Before that, a later stream may get the handle of this one, and has to wait as well.
             if self._copied.query():
                 self._readers.add(stream)
 
 
 class PlainWords(Words):
-    """The same for a device whose copies the host waits for: the host itself, among others."""
+    """Words on a device whose copies the host waits for, such as the host itself."""
 
     def __init__(self, words: Tensor) -> None:
         super().__init__(words, Allocation(0 if words.is_cpu else words.nbytes))
@@ -113,7 +112,7 @@ Copy = DeviceWords | PlainWords
 def send(
     sources: Sequence[Tensor], device: torch.device, transfers: Transfers, blocking: bool
 ) -> list[Copy]:
-    """A copy of each source, all made at once. Operators take CUDA's without reading them.
+    """Copies all sources at once. Those on CUDA are vouched for: operators needn't read them.
 
     Raises:
         ValueError: a source is not as it was planned.

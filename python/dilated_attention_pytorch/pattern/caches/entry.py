@@ -23,7 +23,7 @@ class Entry:
         self.uses = 0
 
     def copy_on(self, device: torch.device) -> Copy | None:
-        """The copy there, unless nobody made one or a borrower wrote into it."""
+        """The copy on a device; None if there is none or a borrower wrote into it."""
         copy = self.copies.get(device)
         return copy if copy is not None and copy.is_intact else None
 

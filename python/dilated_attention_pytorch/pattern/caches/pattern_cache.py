@@ -1,4 +1,4 @@
-"""V2's cache of planned patterns: one tier, simple, and the one that is used by default."""
+"""V2's cache of planned patterns, the default: one tier."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class PatternCache(BasePatternCache):
     entry. Methods may be called from any thread and on any CUDA stream. A pattern that a CUDA graph
     captured stays in memory until `clear()`, even when it is evicted, since the graph holds only
     its address. Pickling and copying give an empty cache with the same settings; a forked process
-    keeps the patterns of the host's ordinary memory.
+    keeps the patterns in ordinary host memory.
 
     Args:
         max_entries: most patterns held, 0 for none.
         max_bytes: most bytes of words held, copies on devices included.
         batch_transfers: `prefetch` copies patterns of similar size (within a factor of 2) at once.
-        async_transfers: patterns go to a GPU through page-locked memory while the host goes on;
-            else it waits until they are there.
+        async_transfers: copies to a GPU go through page-locked memory and the host does not wait
+            for them.
 
     Raises:
         ValueError: a number below 0.
@@ -51,7 +51,7 @@ class PatternCache(BasePatternCache):
     def prefetch(self, specs: Iterable[PatternSpec], device: torch.device) -> None:
         """Plans the patterns and copies them to `device`, in the current stream's order, now.
 
-        Counts as no look-up.
+        Does not count as a look-up.
 
         Raises:
             ValueError: a specification is wrong.
@@ -70,7 +70,7 @@ class PatternCache(BasePatternCache):
                 self._keep([entry for entry in group if self._holds(entry)], device)
 
     def _fetch(self, specs: Sequence[PatternSpec], device: torch.device) -> None:
-        """One by one, as the first is needed first."""
+        """One by one: the first is needed first."""
         with self._side_stream(device):
             for spec in specs:
                 if self._background.is_stopping:
@@ -102,7 +102,7 @@ class PatternCache(BasePatternCache):
         return entry.copy_on(device) or self._keep([entry], device)[0]
 
     def _keep(self, entries: list[Entry], device: torch.device) -> list[Copy]:
-        """Locked. Copies by one transfer, kept with those entries that are held."""
+        """Locked. Copies by one transfer and keeps the copies of entries that are held."""
         if not entries:
             return []
         copies = self._send(entries, device, blocking=not self._async_transfers)

@@ -12,8 +12,8 @@ class CacheStatistics:
     `device_bytes` are those on devices. A look-up is a hit if the pattern was planned already, else
     a miss. `transfers` counts copies to devices, a batch being one, and `bytes_transferred` their
     bytes. The seconds are the host's: spent planning, spent enqueuing copies (or waiting for them),
-    and spent waiting for a plan that another thread was making. That of hits is not measured, as
-    two readings of a clock would cost about as much as a hit.
+    and spent waiting for a plan that another thread was making. Hits are not timed: reading a clock
+    twice costs about as much as a hit.
     """
 
     size: int

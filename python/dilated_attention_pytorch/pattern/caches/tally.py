@@ -1,4 +1,4 @@
-"""A sum that exceptions can't falsify."""
+"""A sum that stays right whatever exception ends an update."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class Tally:
     """A number kept up to date by differences, between `begin` and `end`.
 
     An exception, such as a signal handler's, may end an update halfway. So the number is unknown
-    from `begin` on, and one that is still unknown when it is read is counted anew.
+    from `begin` to `end`; a read that finds it unknown counts anew.
     """
 
     def __init__(self, count: Callable[[], int]) -> None:
@@ -31,5 +31,5 @@ class Tally:
         self._value = value
 
     def forget(self) -> None:
-        """It is counted anew when it is read next."""
+        """Makes the next read count anew."""
         self._value = None

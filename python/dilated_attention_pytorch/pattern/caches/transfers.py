@@ -1,6 +1,6 @@
-"""What the caches ask of a device that runs behind the host: its streams, events and copies.
+"""What the caches use of an asynchronous device: its streams, events and copies.
 
-The one place that names them. Streams are known by their handles; 0 is the default one.
+No other file of theirs names these. Streams are known by their handles; 0 is the default stream.
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ class Transfers(Protocol):
         """Whether a graph captures what is enqueued on the current stream."""
 
     def side_stream(self, device: int) -> contextlib.AbstractContextManager[object]:
-        """Within it, a stream of this object's own is current: what it does waits for nobody."""
+        """A context in which a stream of this object's own is current: no other work delays it."""
 
     def pin(self, words: Tensor, device: int) -> Tensor:
-        """The same words in page-locked memory; as they are if they lie there."""
+        """The words in page-locked memory; the same tensor if they lie there already."""
 
     def copy(
         self, sources: Sequence[Tensor], device: int, blocking: bool
     ) -> tuple[Tensor, list[Tensor], Event]:
-        """One block of memory, views of it that get the sources' words, and the event after that.
+        """A block of device memory, a view of it for each source, and the event after the copy.
 
         One copy, enqueued on the current stream, which owns the memory. The host waits for it if
         `blocking`, else it goes through page-locked memory; the sources may be released at once.
         """
 
     def wait(self, event: Event, device: int) -> None:
-        """The current stream's further work begins after the event."""
+        """Makes the current stream's further work wait for the event."""
 
     def record(self, words: Tensor, device: int) -> None:
-        """Their memory, once released, is not used again before the current stream's work ends."""
+        """Once released, the words' memory is not reused before the current stream's work ends."""
 
 
 def pack(sources: Sequence[Tensor], block: Tensor | None = None) -> tuple[int, list[slice]]:
-    """The words that the sources take one after the other, aligned, and where each then lies.
+    """Lays the sources out one after another, aligned: words in all, and the slice of each.
 
-    With a block they are copied into it.
+    With a block, copies them there.
     """
     places, end = [], 0
     for source in sources:
@@ -74,10 +74,10 @@ def _current_stream(device: int, /) -> int:
 
 
 class CudaTransfers:
-    """CUDA's, by PyTorch's allocators, which don't reuse memory before the streams that use it end.
+    """CUDA's, with PyTorch's allocators, which reuse memory only after the streams that use it.
 
-    `stream` is in every look-up. What it names where it can is the function that torch.compile's
-    generated code calls for the same purpose; the public way makes an object each time.
+    Every look-up calls `stream`. Where torch has it, that is the function that torch.compile's
+    generated code calls; the public one makes an object each time.
     """
 
     stream = staticmethod(getattr(torch._C, "_cuda_getCurrentRawStream", _current_stream))

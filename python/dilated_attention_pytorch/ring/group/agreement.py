@@ -1,8 +1,8 @@
 """Ranks compare what they are about to do, before or while their messages travel.
 
 Ranks that exchange different numbers of bytes hang, abort or compute nonsense. So each casts a
-ballot for its call: a digest of the call's number and fields. Where they differ, or a rank refuses
-its call, all publish their fields in the group's key-value store, or why they refuse, read the
+ballot for its call: a digest of the call's number and fields. If these differ, or a rank refuses
+its call, all publish their fields, or why they refuse, in the group's key-value store, read the
 others' and raise the same error. Knows no torch.distributed.
 """
 
@@ -18,7 +18,7 @@ from .store import Patience, Store, name_ranks, reaching_the_store
 
 
 class Fields(Mapping[str, str]):
-    """What has to be equal on all ranks, by name, with a digest of it all."""
+    """What must be equal on all ranks, by name, with a digest of it all."""
 
     def __init__(self, fields: Mapping[str, str]) -> None:
         self._fields = dict(fields)
@@ -45,12 +45,11 @@ class Disagreement(ValueError):
 class Agreement:
     """One rank's side. Rounds are numbered: all ranks come to them in the same order.
 
-    What a rank has published is deleted once all have read it: when it has come through a later
-    round, to which the others came after they had read.
+    A rank deletes what it published once all have come to a later round, and so have read it.
 
     Args:
         store: shared by the ranks.
-        ballot: by which they see whether they are of one mind.
+        ballot: shows whether all ranks agree.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class Agreement:
     def compare(self, fields: Fields, *, has_posted: bool = False) -> None:
         """Returns once all ranks have come with equal fields.
 
-        has_posted: this rank does not wait for the outcome before it posts the call's messages.
+        has_posted: this rank posts the call's messages without waiting for the outcome.
 
         Raises:
             Disagreement: naming fields and ranks, the same on all; or the rank that refused.
@@ -89,8 +88,8 @@ class Agreement:
     def refuse(self, error: str, *, may_have_posted: bool = False) -> None:
         """Tells the others that this rank raises, without waiting for them.
 
-        may_have_posted: the others need not wait for the outcome before they post. Then this waits
-        for them, and raises RuntimeError as `compare` does.
+        may_have_posted: the others post without waiting for the outcome. Then this waits for them,
+        and raises RuntimeError as `compare` does.
         """
         number = self._next()
         self._publish(number, {"error": error})
@@ -124,7 +123,7 @@ class Agreement:
         self._published.append(number)
 
     def _forget(self, number: int) -> None:
-        """All have come to this round, so they have read what was published in those before."""
+        """Deletes what was published before this round: all have come to it, so have read that."""
         while self._published and self._published[0] < number:
             self._store.delete_key(self._key(self._published.pop(0), self._rank))
 
@@ -137,11 +136,11 @@ def _difference(entries: Sequence[Mapping[str, Any]]) -> Exception:
     """What all ranks raise where their calls differ."""
     text = _describe(entries)
     if not text:
-        return RuntimeError("ranks of the group are at different calls: it can't be used again")
+        return RuntimeError("the group's ranks are at different calls: it can't be used again")
     if any(entry.get("has_posted") for entry in entries):
         return RuntimeError(
-            f"{text}; ranks had begun the call, so that its results are wrong and the group can't "
-            "be used again"
+            f"{text}; ranks had begun the call, so its results are wrong and the group can't be "
+            "used again"
         )
     return Disagreement(text)
 

@@ -1,4 +1,4 @@
-"""How the ranks see, at little cost, whether all of them are about to make the same call.
+"""A cheap way to see whether all ranks are about to make the same call.
 
 Each adds a digest of its call to a counter in the group's store, and reads the sum: two requests,
 however many ranks there are, and more only while it waits. Knows no torch.distributed.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .store import Patience, Store, reaching_the_store
 
-REFUSED = bytes(16)  # what a rank casts that will not make its call; no call has this digest
+REFUSED = bytes(16)  # cast by a rank that refuses its call; no call has this digest
 _RANK = 1 << 48  # counts ranks; the bits below add up what they cast
 _SILENT_SECONDS = 0.1  # after which a rank that waits says so
 
@@ -16,8 +16,8 @@ _SILENT_SECONDS = 0.1  # after which a rank that waits says so
 class Ballot:
     """One rank's side. Rounds are numbered, and come in this order on all ranks.
 
-    All digests are equal if the sum is size times one's own. That is of the first 32 bits of each:
-    one disagreement in 2^32 may have that sum, too.
+    Ranks agree if the sum is size times one's own digest. Only the first 32 bits of each are
+    added: about one disagreement in 2^32 goes unseen.
     """
 
     def __init__(self, store: Store, rank: int, size: int, patience: Patience) -> None:
@@ -33,7 +33,7 @@ class Ballot:
 
     @reaching_the_store()
     def is_unanimous(self, number: int, digest: bytes) -> bool:
-        """Whether all ranks have cast the same as this one, once they have come.
+        """Waits until all ranks have cast; whether they cast the same as this one.
 
         Raises RuntimeError if one does not come within the timeout.
         """
@@ -52,14 +52,14 @@ class Ballot:
             raise self._patience.absent([rank for rank in ranks if not self._has_come(rank)])
         if has_said:
             self._store.delete_key(waiting[self._rank])
-        while len(self._counters) > 1:  # all have come to this round, so they are done with those
+        while len(self._counters) > 1:  # all have come to this round, so they are done with earlier
             former = self._counters.pop(0)
             if self._rank == 0:
                 self._store.delete_key(former)
         return self._total % _RANK == self._size * _short(digest)
 
     def _has_come(self, rank: int) -> bool:
-        """Whether it waits, or has published why it does not: where `Agreement` does."""
+        """Whether the rank says that it waits, or has published, under `Agreement`'s key."""
         counter = self._counters[-1]
         keys = (f"{counter}/waits/{rank}", f"{counter}/{rank}")
         return any(self._store.check([key]) for key in keys)

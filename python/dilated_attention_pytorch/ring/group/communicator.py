@@ -25,7 +25,7 @@ from .transport import connect
 _states: WeakKeyDictionary[Any, GroupState] = WeakKeyDictionary()
 _states_lock = threading.Lock()
 _PROBE_TAG = (1 << 24) - 1  # below those of messages
-# Not what else passes through: torch's checkpoints stop a recomputation by an exception.
+# No other exception is a refusal: torch's checkpointing stops a recomputation by one.
 _REFUSALS = (TypeError, ValueError, RuntimeError, MemoryError)
 _MAX_AGREED = 4096
 
@@ -49,16 +49,16 @@ class Communicator:
 
     @property
     def transport(self) -> Transport | None:
-        """How GPUs' tensors travel; None before the first call with some."""
+        """How tensors on GPUs travel; None before the first call with some."""
         return self._state.transport
 
     @property
     def calls(self) -> int:
-        """How many calls this rank has come to so far, those that it refused among them."""
+        """How many calls this rank has come to so far, including those it refused."""
         return self._state.calls
 
     def agreed(self, kind: Hashable) -> Any:
-        """What `agree` was given to keep with this kind; None if the ranks did not agree on it."""
+        """What `agree` keeps for this kind; None if the ranks have not agreed on it."""
         return self._state.agreed.get(kind)
 
     def agree(
@@ -107,7 +107,7 @@ class Communicator:
                 state.outcomes.append(outcome)
 
     def refusing(self) -> _Refusing:
-        """Within: what raises before this rank has come to its call is told to the others."""
+        """A context: if it raises before this rank has come to its call, the others are told."""
         return _Refusing(self)
 
     def refuse(self, error: str) -> None:
@@ -121,7 +121,7 @@ class Communicator:
             if state.deferred is not None:
                 state.outcomes.append(state.deferred.submit(refuse, error, may_have_posted=True))
                 return
-            # The caller raises the error that it is about, whatever happens here.
+            # The caller raises what `error` describes, whatever happens here.
             with contextlib.suppress(RuntimeError), state.failing():
                 refuse(error)
 
@@ -134,7 +134,7 @@ class Communicator:
 
 
 class _Refusing:
-    """A class, as each call enters one: a generator takes three times as long."""
+    """A class, since every call enters one and a generator takes three times as long."""
 
     __slots__ = ("_calls", "_comm")
 
@@ -150,13 +150,13 @@ class _Refusing:
 
 
 def _make_state(group: dist.ProcessGroup) -> GroupState:
-    """Over gloo, which aborts the process for a message that is too long, ranks compare first."""
+    """Over gloo, which aborts the process on a message that is too long, ranks compare first."""
     rank, size = group.rank(), group.size()
     store = store_of(group, rank)
     backends = {group._get_backend(device).name() for device in group._device_types}
     deferred = None
     if size == 1 or backends == {"gloo"}:
-        # The state is kept as long as the group, which it must not keep.
+        # A proxy: the state lives as long as the group and must not keep it alive.
         patience = Patience(timeout_of(group), probe=partial(_probe, proxy(group), rank, size))
     else:
         deferred = Deferred()

@@ -1,4 +1,4 @@
-"""Messages between GPUs of one host by their copy engines, which leave all multiprocessors alone.
+"""Messages between GPUs of one host by their copy engines, which leave the multiprocessors free.
 
 Each rank has a buffer that the others can read, with a region for every peer. A sender copies a
 message into the receiver's region and signals; the receiver copies it out over NVLink and signals
@@ -61,7 +61,7 @@ class Copies:
         self._done = None if stream is None else stream.record_event()
 
     def wait(self) -> None:
-        """The current stream waits."""
+        """Makes the current stream wait for it."""
         if self._done is not None:
             torch.cuda.current_stream().wait_event(self._done)
 

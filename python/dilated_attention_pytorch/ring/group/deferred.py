@@ -1,4 +1,4 @@
-"""A thread of its own for what the ranks compare while their messages travel already."""
+"""A thread on which ranks compare their calls while messages already travel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 class Outcome(Generic[Result]):
-    """A call and what comes of it: a Future in a third of the time, as each call of a ring has one.
+    """A call and its result, for every call of a ring: a Future takes three times as long.
 
     Run once, by one thread; its result may be asked for by any.
     """
@@ -36,7 +36,7 @@ class Outcome(Generic[Result]):
         self._pending.release()
 
     def result(self, timeout: float = -1) -> Result:
-        """What the call returned or raised, once it has; TimeoutError after so many seconds."""
+        """Waits for what the call returns or raises; TimeoutError after `timeout` seconds."""
         if not self._pending.acquire(timeout=timeout):
             raise TimeoutError
         self._pending.release()
@@ -65,7 +65,7 @@ class Deferred:
         return outcome
 
     def pause(self, seconds: float) -> None:
-        """For a function that waits, which must not keep the interpreter from the other threads.
+        """Sleeps, for a function that waits: at least 0.1 ms, so that other threads can run.
 
         Raises RuntimeError once `stop` was called.
         """
@@ -73,7 +73,7 @@ class Deferred:
             raise RuntimeError("the process group was destroyed, or the process ends")
 
     def stop(self) -> None:
-        """Ends the thread, soon if what it is at waits by `pause`."""
+        """Ends the thread; soon, if the function that it runs waits by `pause`."""
         self._is_stopping.set()
         self._jobs.put(None)
         if self._thread is not threading.current_thread():

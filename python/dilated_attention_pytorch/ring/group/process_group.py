@@ -1,4 +1,4 @@
-"""What is asked of a process group: who it is, how many, how patient, and where its store is."""
+"""A process group's name, size, timeout and store."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import torch.distributed as dist
 
 if dist.is_available():
-    # A profiler or a compiler imports this at some time. Defaults of its functions hold the group
-    # of that time for good, and then gloo's threads, which outlive it, may abort at exit.
+    # Before any group exists: defaults of its functions keep alive the group that exists at import,
+    # and gloo's threads may then abort at exit. A profiler or a compiler would import it later.
     import torch.distributed.nn  # noqa: F401
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -22,7 +22,7 @@ _c10d: Any = getattr(dist, "distributed_c10d", None)
 
 
 def resolve(group_name: str) -> dist.ProcessGroup:
-    """The process group that has this name in this process.
+    """This process's group of the name.
 
     Raises RuntimeError if there is none, or no torch.distributed.
     """
@@ -63,10 +63,10 @@ def group_name(group: Group) -> str:
 
 
 def store_of(group: dist.ProcessGroup, rank: int) -> Store:
-    """The group's store, without what an earlier group of the same name has left in it.
+    """The group's store, with a prefix that earlier groups of the same name did not have.
 
-    torchrun's store outlives the groups, and one that is made again has the name and so the keys of
-    the one that was destroyed. Each rank counts the groups of this name that it has called over.
+    torchrun's store outlives groups, and a group that is made again finds the keys of the destroyed
+    one. The prefix is the number of groups of this name that the rank has used.
     """
     store = _c10d._get_process_group_store(group)
     with reaching_the_store():

@@ -26,7 +26,7 @@ class Traffic:
 
 
 class _Failing:
-    """A class, as each call enters some: a generator takes three times as long."""
+    """A class, since every call enters some and a generator takes three times as long."""
 
     __slots__ = ("_state", "_what")
 
@@ -46,8 +46,8 @@ class _Failing:
 class GroupState:
     """What is remembered of a process group.
 
-    deferred: where ranks compare their calls; None where messages can't be posted before they have.
-    outcomes: of what this rank has left to it. failure: why the group can't be used any more.
+    deferred: where ranks compare calls; None if they must have done so before they post messages.
+    outcomes: of comparisons there that nobody waited for. failure: why the group is unusable.
     """
 
     agreement: Agreement
@@ -65,11 +65,14 @@ class GroupState:
     memory: Tensor | None = None  # the engine's buffer
 
     def failing(self, what: str = "") -> _Failing:
-        """Within: an error, unless it is a disagreement, leaves the group unusable."""
+        """A context: a RuntimeError in it makes the group unusable."""
         return _Failing(self, what)
 
     def settle(self) -> None:
-        """Waits until the other ranks have come to the calls that this one has made."""
+        """Waits until the other ranks have come to all calls that this one has made.
+
+        Raises RuntimeError if an earlier call failed, or differed between ranks.
+        """
         if self.failure is not None:
             raise RuntimeError(f"an earlier call over the group failed: {self.failure}")
         while self.outcomes:

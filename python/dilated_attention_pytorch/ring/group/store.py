@@ -1,4 +1,4 @@
-"""The key-value store that the ranks of a group share: what is used of it, and waiting in it."""
+"""The key-value store that the ranks of a group share: its interface, and waiting for ranks."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Absent(RuntimeError):
 class Patience:
     """How long to wait for other ranks.
 
-    pause: waits so many seconds. probe: given the seconds waited so far, raises Absent if it finds
-    a rank dead; for the first time after a tenth of a second, then at least every 5 s.
+    pause: waits the given seconds. probe: takes the seconds waited so far, raises Absent if it
+    finds a rank dead; called after a tenth of a second, then at least every 5 s.
     """
 
     timeout: timedelta
@@ -37,7 +37,7 @@ class Patience:
     probe: Callable[[float], object] = float
 
     def polls(self) -> Iterator[float]:
-        """Seconds waited so far, each time that the store is to be asked; ends at the timeout."""
+        """Yields the seconds waited so far whenever to ask the store; ends at the timeout."""
         begin, waited, next_probe = time.monotonic(), 0.0, 0.1
         while waited <= self.timeout.total_seconds():
             yield waited
@@ -64,7 +64,7 @@ def name_ranks(ranks: Sequence[int]) -> str:
 
 @contextlib.contextmanager
 def reaching_the_store() -> Iterator[None]:
-    """Says of an error that is the store's own what it is."""
+    """Makes errors of the store itself say that they are."""
     try:
         yield
     except Absent:

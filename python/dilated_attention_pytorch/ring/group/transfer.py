@@ -1,10 +1,10 @@
 """Messages between the ranks of a process group, posted and awaited.
 
 A message is a flat tensor for one peer; both sides know its size from the plan. On NCCL all
-messages of an exchange are one group call, on NCCL's own stream: it starts when the current stream
-has come to where it was posted, and the current stream waits for it in `Transfer.wait`, the host
-never. gloo sends from the host's memory; tensors on a GPU pass through it. On one host copy engines
-can take NCCL's place, where DILATED_RING_COPY_ENGINE=1 is set for every rank.
+messages of an exchange are one group call on NCCL's own stream, after the work that the current
+stream held when it was posted. `Transfer.wait` makes the current stream wait for it, never the
+host. gloo sends from the host's memory, through which tensors on a GPU pass. On one host, copy
+engines take NCCL's place if DILATED_RING_COPY_ENGINE=1 is set for every rank.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .copy_engine import Copies, Message
 from .state import GroupState, Traffic
 
 _CALL_TAG = 1 << 24  # on gloo, messages have tags from here on, by the number of their call
-_POSTED = "an exchange failed, a rank is dead, or failed within the same call: "
+_POSTED = "an exchange failed: a rank is dead, or failed within the same call: "
 
 
 class Transfer:
@@ -36,7 +36,7 @@ class Transfer:
         self._state = state
 
     def wait(self) -> None:
-        """Work that is launched on the current stream from now on sees what was received.
+        """Work launched on the current stream from now on sees what was received.
 
         Raises RuntimeError if a peer is dead or does not send within the group's timeout.
         """
@@ -90,7 +90,7 @@ def _operation(
     peer: int,
     data: Tensor,
 ) -> dist.P2POp:
-    # What a call that failed has left behind is not received by a later one.
+    # The tag keeps a call from receiving what a failed one left behind.
     tag = _CALL_TAG + state.calls % _CALL_TAG
     return dist.P2POp(kind, data, group=group, tag=tag, group_peer=peer)
 

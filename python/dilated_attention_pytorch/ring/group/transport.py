@@ -1,4 +1,4 @@
-"""How GPUs' tensors travel over a group: chosen at its first call with some, by all ranks."""
+"""How tensors on GPUs travel over a group: all ranks choose at its first call with some."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def connect(
 def start_engine(
     group: dist.ProcessGroup, state: GroupState, device: torch.device, capacity: int
 ) -> None:
-    """Makes the buffers and lets all ranks map them; without them NCCL goes on."""
+    """Makes the buffers and lets all ranks map them; if that fails, NCCL is used."""
     torch.cuda.synchronize(device)
     state.gather(None)  # nobody reads the old buffer any more
     state.engine = state.memory = None
@@ -63,7 +63,7 @@ def start_engine(
 
 
 def _in_step(state: GroupState, step: Callable[[], Any]) -> tuple[Any, list[str]]:
-    """The step's result, and why it failed, on whichever ranks; known once all have tried."""
+    """The step's result here, and why it failed, rank by rank, once all have tried."""
     result, failure = None, None
     try:
         result = step()

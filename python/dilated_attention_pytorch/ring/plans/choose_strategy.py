@@ -16,19 +16,20 @@ from .plan import shards
 Strategy = Literal["auto", "ring", "gather", "all_to_all"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 
-# "gather" may hold so many times a rank's own keys and values, or this many bytes if more.
+# "gather" may hold this many times a rank's own keys and values, or this many bytes if more.
 GATHER_SHARDS = 2
 GATHER_BYTES = 256 * 2**20
-# "all_to_all" must move at most this fraction of what the others move: it rounds what a branch
-# gives once more, and can't hide the return of its results.
+# "all_to_all" must move at most this fraction of what the others move: it rounds each branch's
+# result once more, and can't hide the return of results.
 ALL_TO_ALL_FRACTION = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What turns rows into bytes: numbers of a row over the batch, and bytes of one number.
+    """What turns rows into bytes.
 
-    wide: bytes of a number of the accumulators, in which the gradients of keys and values return.
+    row: numbers in a row of one head, over the batch. element: bytes of one. wide: bytes of an
+    accumulator's number, in which the gradients of keys and values return.
     """
 
     row: int
@@ -105,14 +106,14 @@ def heads_moved(spec: PatternSpec, spans: Sequence[Span], sizes: Sizes) -> list[
 
 
 def _stretches(spec: PatternSpec, lattice: Lattice, span: Span) -> tuple[int, int]:
-    """Positions before and after a shard, of others, that its segments reach."""
+    """How many positions before and after a shard its segments reach."""
     before = span[0] - lattice.segment(span[0])[0]
     after = lattice.segment(span[1] - 1)[1] - span[1]
     return before, 0 if spec.is_causal else after
 
 
 def _reach(spec: PatternSpec, span: Span) -> tuple[int, int]:
-    """The rows that "gather" has room for, before and after the own ones."""
+    """The rows that "gather" makes room for, before and after the rank's own."""
     if span[0] >= span[1]:
         return 0, 0
     sides = [_stretches(spec, lattice, span) for lattice in lattices(spec)]
@@ -120,5 +121,5 @@ def _reach(spec: PatternSpec, span: Span) -> tuple[int, int]:
 
 
 def _bytes_of_keys(spec: PatternSpec, sizes: Sizes) -> int:
-    """Of one position's key and value."""
+    """Bytes of one position's keys and values."""
     return 2 * spec.kv_heads * sizes.row * sizes.element

@@ -74,12 +74,12 @@ class HeadPlan:
 
     @property
     def inner(self) -> tuple[Share, ...]:
-        """Of that, what has only this rank's rows."""
+        """The shares of `own` that have only this rank's rows."""
         return tuple(share for share in self.own if len(share.parts) == 1)
 
     @property
     def divided(self) -> tuple[Share, ...]:
-        """And what has rows of other ranks too."""
+        """The shares of `own` that have rows of other ranks too."""
         return tuple(share for share in self.own if len(share.parts) > 1)
 
     @property
@@ -89,14 +89,14 @@ class HeadPlan:
         return tuple((share, part) for share, part in divided if part is not None)
 
     def outgoing(self, peer: int) -> list[tuple[Share, Part]]:
-        """Of this rank's rows, what the peer computes."""
+        """The shares that the peer computes, with this rank's rows of them."""
         if peer == self.rank:
             return []
         parts = ((s, s.part_of(self.rank)) for s in self.shares if s.owner == peer)
         return [(share, part) for share, part in parts if part is not None]
 
     def incoming(self, peer: int) -> list[tuple[Share, Part]]:
-        """Of the peer's rows, what this rank computes."""
+        """The shares that this rank computes, with the peer's rows of them."""
         if peer == self.rank:
             return []
         parts = ((s, s.part_of(peer)) for s in self.own)
@@ -158,7 +158,8 @@ def _divide(
     spans: Sequence[Span],
     rank: int,
 ) -> Iterator[Share]:
-    """The shares of a segment that a rank has rows of or computes, as a member: all of them."""
+    """All shares of a segment that has rows of the rank; pieces only where the rank sends or
+    receives them."""
     members = [(i, intersection(span, segment)) for i, span in enumerate(spans)]
     members = [(i, rows) for i, rows in members if rows[0] < rows[1]]
     group = spec.heads // spec.kv_heads

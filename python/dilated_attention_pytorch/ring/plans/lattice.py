@@ -30,7 +30,7 @@ def intersection(a: Span, b: Span) -> Span:
 class Piece:
     """For each head first_head + i: the positions p of [begin, end) with p mod rate == residues[i].
 
-    Packed as [batch, slots, heads, head_dim]: a head with a row less than another has an unused
+    Packed as [batch, slots, heads, head_dim]: a head with one row fewer than another has an unused
     last slot.
     """
 
@@ -54,7 +54,7 @@ class Piece:
         return self.slots * self.heads
 
     def meets(self, other: Piece) -> bool:
-        """Whether a head may have a row in both: exact but for short stretches."""
+        """Whether a head may have a row in both; may be wrongly true for short stretches."""
         if self.begin >= other.end or other.begin >= self.end:
             return False
         first = max(self.first_head, other.first_head)
@@ -89,7 +89,7 @@ class Lattice:
 
 @lru_cache(maxsize=128)
 def lattices(spec: PatternSpec) -> tuple[Lattice, ...]:
-    """One of each branch, in the branches' order; segments are clipped to the sequence."""
+    """One for each branch, in order; segments are clipped to the sequence."""
     group = spec.heads // spec.kv_heads
     result = []
     for branch, offsets in zip(spec.branches, spec.offset_table(), strict=True):

@@ -1,17 +1,17 @@
-"""Who needs which rows of whom: the exchange of keys and values, as data.
+"""Which ranks need which rows of which others: the exchange of keys and values, as data.
 
 Pure functions of the pattern and of the shards' lengths, the same on all ranks, without processes.
-Shards are contiguous; they may differ in length and be empty. A rank needs the keys of another that
-lie in a segment which reaches into its own shard and that one of its queries there attends to.
-As shards do not overlap, that is one stretch for each pair of ranks and branch, at the end of the
-other's shard that faces the own one:
+Shards are contiguous; they may differ in length and be empty. If a segment reaches from another
+rank's shard into this one's, this rank needs the keys there that its queries in the segment attend
+to. Shards do not overlap, so that is one stretch for each pair of ranks and branch, at the end of
+the other shard that faces this one:
 
     rank 0          rank 1          rank 2
     |---------------|---------------|---------------|
           [ segment of branch 0 : ]     <- the stretch of rank 0 that rank 1 needs is [...:)
     [         segment of branch 1         ]
 
-A lattice that lies in another's, where rates divide, travels once.
+A lattice that lies within another, their rates dividing, travels once.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class Round:
 class Plan:
     """A rank's share of the exchange. `queries`: its shard.
 
-    rounds: the same number on all ranks, some of which have no part in some of them. As all come
-    to them, and to what they do between two of them, in this order, none wait in a circle.
+    rounds: as many on every rank; a rank may have no part in some. All ranks go through them in
+    this order, so they never wait for each other in a circle.
 
     rows_sent, rows_received: of keys; as many of values, for each batch entry.
     """
@@ -185,7 +185,7 @@ def _stretches(
 ) -> Iterator[tuple[Lattice, Span, Span]]:
     """(branch, segment, its part of the source) where a segment reaches from source into target.
 
-    By rate, so that what a lattice may lie in comes before it.
+    In order of rate, so that a lattice comes after those that it may lie in.
     """
     nearest = target[0] if source[0] < target[0] else target[1] - 1
     for lattice in sorted(lattices(spec), key=lambda lattice: lattice.rate):

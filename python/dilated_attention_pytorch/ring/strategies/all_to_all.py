@@ -1,8 +1,8 @@
 """Heads for sequence: strategy "all_to_all".
 
-Of the branches that cross ranks, each rank computes some heads for whole segments, as
-`head_plan` divides them; rows travel to it and results back. What lies inside shards is computed
-where it is, meanwhile. The parts are merged as branches always are, by their lse, in float32.
+Of the branches that cross ranks, each rank computes some heads for whole segments, as `head_plan`
+divides them: rows travel to it, and results back. Meanwhile each rank computes what lies inside its
+shard. The parts are merged as branches always are, by their lse, in float32.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def all_to_all_backward(
         part = call.of_branches((share.branch,), share.query_heads, share.kv_heads)
         q, k, v, grad_out, *sums = assemble(mail, plan, share, given)
         far_lse, far_grad_lse = (x.squeeze(3).transpose(1, 2).contiguous() for x in sums)
-        # With out = 0 the gradient of lse is all that is subtracted from grad_out . value.
+        # With out = 0, delta is -grad_lse, which carries the sum of grad_out * out as well.
         far = Results(torch.zeros_like(q), far_lse, grad_out, far_grad_lse)
         shares = differentiate(part, q, k, v, far, share.rows, share.rows, partial=True)
         computed[share] = list(zip(shares, (True, False, False), strict=True))
@@ -115,7 +115,7 @@ def _logit_gradient(results: Results) -> Tensor:
 def _merge(
     out: Tensor, lse: Tensor, far_out: Tensor, far_lse: Tensor, piece: Piece, origin: Origin
 ) -> None:
-    """(out, lse) <- the softmax over both's keys, at the rows of the piece."""
+    """(out, lse) <- the softmax over the keys of both, at the rows of the piece."""
     near_out = torch.empty_like(far_out, dtype=out.dtype)
     near_lse = torch.empty_like(far_lse)
     gather_piece(near_out, out, piece, origin)

@@ -18,7 +18,7 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """All of a ring's call but the rows. `spec` is the whole sequence's; the strategy is chosen."""
+    """A ring's call without its rows. `spec` is the whole sequence's; strategy is never "auto"."""
 
     spec: PatternSpec
     shard_lengths: tuple[int, ...]
@@ -54,7 +54,7 @@ class Call:
         return current_pattern_cache().lookup(block, device)
 
     def arguments(self, queries: Span, keys: Span, device: torch.device) -> dict[str, Any]:
-        """Of both operators on a block, but for tensors of rows; the pattern is the cache's."""
+        """Arguments of both block operators besides tensors of rows, with the cache's pattern."""
         spec = self.spec
         pattern, words = self._look_up(queries, keys, device)
         return {
@@ -90,12 +90,12 @@ class Results:
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What is accumulated in."""
+    """The dtype of accumulators."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def query_sums(query: Tensor) -> Tensor:
-    """Zeros, for the blocks of these queries to add up grad_query in."""
+    """Zeros, to which the blocks of these queries add grad_query."""
     batch, rows, heads, head_dim = query.shape
     columns = -(-head_dim // 16) * 16
     return query.new_zeros(batch, heads, rows, columns, dtype=wide_dtype(query.dtype))
@@ -129,7 +129,7 @@ def differentiate(
     *,
     partial: bool,
 ) -> Gradients:
-    """A block's share of the gradients of query, key and value; partial: there are others."""
+    """A block's share of the gradients of query, key and value; partial: there are other blocks."""
     tensors = results.with_inputs(query, key, value)
     arguments = call.arguments(queries, keys, query.device)
     return ops.attention_block_backward(*tensors, partial=partial, **arguments)
@@ -145,7 +145,7 @@ def differentiate_into(
     queries: Span,
     keys: Span,
 ) -> tuple[Tensor, Tensor]:
-    """The same with the share of grad_query added to the sums; those of key and value are wide."""
+    """Adds the share of grad_query to the sums; returns those of key and value, in wide dtype."""
     tensors = results.with_inputs(query, key, value)
     arguments = call.arguments(queries, keys, query.device)
     return ops.attention_block_backward_into(grad_query_sums, *tensors, **arguments)

@@ -1,7 +1,7 @@
-"""What of a call lies inside this rank's shard, under strategy "all_to_all".
+"""The part of a call that lies inside this rank's shard, under strategy "all_to_all".
 
-Branches that cross ranks nowhere, as one pattern; and of each other branch the segments that this
-rank has whole.
+Branches that cross no ranks, as one pattern, and the other branches' segments that lie wholly in
+the shard.
 """
 
 from __future__ import annotations

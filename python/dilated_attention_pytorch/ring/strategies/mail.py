@@ -75,7 +75,7 @@ class Mail:
 
 
 def _packets(contents: Sequence[Expected]) -> dict[torch.dtype, Packet]:
-    """Empty ones with room for all, in an order that sender and receiver agree on."""
+    """Empty packets with room for all, in an order that sender and receiver agree on."""
     sizes: dict[torch.dtype, int] = {}
     for content in contents:
         batch, _, _, head_dim = content.like.shape

@@ -48,7 +48,7 @@ class Packet:
     def put_once(
         self, rows: Tensor, pieces: Sequence[Piece], repeated: Sequence[bool], origin: Origin
     ) -> None:
-        """As `put`, but with a row that is in several pieces in the first only, else zeros.
+        """As `put`, but a row of several pieces goes into the first; the others get zeros.
 
         Clears such rows of `rows`. repeated: whether a piece has rows that are in a later one too.
         """
@@ -102,7 +102,7 @@ def _window(rows: Tensor, piece: Piece, origin: Origin) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def _offsets(residues: tuple[int, ...], rate: int) -> Tensor | None:
-    """As gather takes them: with one segment from position 0 on, offsets are residues."""
+    """As gather takes them: in one segment that begins at position 0, offsets are residues."""
     if all(residue == head % rate for head, residue in enumerate(residues)):
         return None
     return torch.tensor(residues, dtype=torch.int64, device="cpu")

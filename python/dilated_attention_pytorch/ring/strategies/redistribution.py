@@ -1,6 +1,6 @@
-"""Rows of this rank to those who compute with them, and results back: strategy "all_to_all".
+"""Strategy "all_to_all": sends rows to the ranks that compute with them, and results back.
 
-Tensors are [B, N, heads, D] and come with whether their heads are the query's.
+Tensors are [B, N, heads, D], each with a flag: whether its heads are the query's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Rows = Sequence[tuple[Tensor, bool]]
 
 
 def send_rows(comm: Communicator, plan: HeadPlan, given: Rows) -> Mail:
-    """This rank's rows to those who compute with them, and theirs to this rank."""
+    """Sends this rank's rows to the ranks that compute with them, and receives theirs."""
     ranks = range(comm.size)
     outgoing = {
         peer: [
@@ -46,7 +46,10 @@ def send_results(
     computed: Mapping[Share, Rows],
     kinds: Rows,
 ) -> Mail:
-    """What was computed here to those who own the rows. kinds: tensors like those to receive."""
+    """Sends what was computed here to the rows' owners, and receives what they computed.
+
+    kinds: tensors like those to receive.
+    """
     ranks = range(comm.size)
     outgoing = {
         peer: [
@@ -68,7 +71,7 @@ def send_results(
 
 
 def assemble(mail: Mail, plan: HeadPlan, share: Share, given: Rows) -> list[Tensor]:
-    """All rows of a share for each tensor, from every rank; those off the lattice are undefined."""
+    """Each tensor's rows of a share, from all ranks; rows off the lattice are undefined."""
     begin, end = share.rows
     result = []
     for x, is_query in given:

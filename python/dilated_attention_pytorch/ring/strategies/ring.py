@@ -1,9 +1,9 @@
 """The loop: while a rank attends to the keys it has, the next ones travel.
 
-Queries stay; keys and values come from the ranks that have them, straight, in rounds of a plan: one
+Queries stay; keys and values come directly from the ranks that hold them, in the plan's rounds: one
 peer at a time ("ring") or all at once ("gather"). out and lse run through the blocks in float32.
-The backward repeats the exchange, and gradients of keys and values return to the ranks that the
-rows came from, to be added there in the order of the rounds.
+The backward repeats the exchange and returns the gradients of keys and values to the ranks that the
+rows came from, which add them in the order of the rounds.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def ring_backward(
 
 
 def _travel(plan: Plan, comm: Communicator, key: Tensor, value: Tensor) -> Iterator[_Arriving]:
-    """Posts a round each time it is asked for the next: two are under way at most."""
+    """Posts a round each time the next is asked for: at most two are under way."""
     for r in plan.rounds:
         yield _Arriving(comm, r, key, value, plan.queries[0])
 

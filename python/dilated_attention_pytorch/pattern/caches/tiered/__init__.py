@@ -1,1 +1,1 @@
-"""V3's cache. Nothing outside knows it but the names that the package exports."""
+"""V3's cache. Nothing outside depends on it but the names that the package exports."""

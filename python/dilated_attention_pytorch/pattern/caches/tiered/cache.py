@@ -21,7 +21,7 @@ from ..transfers import WORD_BYTES, pack
 from .hot_tier import HotTier
 from .predictor import Predictor
 
-# Packing costs a copy on the host; from this size on that is more than a transfer of its own costs.
+# Packing copies on the host; above this size that costs more than a transfer of its own.
 _BATCHED_BYTES = 256 * 2**10
 
 
@@ -29,13 +29,13 @@ class TieredPatternCache(BasePatternCache):
     """Patterns by specification, in page-locked host memory, and the hot ones on devices as well.
 
     A look-up of a cold pattern copies it for that call. From the `promote_after`th look-up on, the
-    copy stays on the device, if there is room or if the patterns that would have to go were looked
-    up less. Counts age: they are halved every `ageing_period` look-ups. Copies that `prefetch` or
-    the predictor made ahead keep their place for as long, or until they are used.
+    copy stays on the device if there is room, or if the patterns that must make way were looked up
+    less. Counts age: they are halved every `ageing_period` look-ups. Copies made ahead, by
+    `prefetch` or the predictor, keep their place for as long, or until they are used.
 
-    What is announced is planned on a thread of the cache's own and copied on a stream of its own, a
-    batch at once; a reader's stream waits for the event after the copy. Before the capture of a
-    CUDA graph, `drain()`: work on another thread can make a capture fail.
+    Announced patterns are planned on the cache's own thread and copied on its own stream, small
+    ones in one transfer; a reader's stream waits for the event after the copy. Call `drain()`
+    before capturing a CUDA graph: work on another thread can make a capture fail.
 
     Threads, streams, graphs, pickling and forks: as `PatternCache`.
 
@@ -43,10 +43,10 @@ class TieredPatternCache(BasePatternCache):
         max_entries, max_bytes: most patterns, and bytes of words, on the host.
         hot_bytes: most bytes of words on each device.
         promote_after: look-ups from which on a pattern may stay on the device, at least 1.
-        pin_after: patterns looked up more often make way for no prefetched one, and are evicted
-            from the host only when others are too few. None: all are alike.
+        pin_after: patterns looked up more often don't make way for prefetched ones, and leave the
+            host only after all others. None: no pattern is pinned.
         ageing_period: look-ups, at least 1.
-        predict: copies ahead what is expected next, in sequences of lengths that repeat.
+        predict: copies the expected next pattern ahead, where sequences of lengths repeat.
         common: patterns to plan at construction.
 
     Raises:
@@ -90,10 +90,11 @@ class TieredPatternCache(BasePatternCache):
         return self._hot_bytes
 
     def prefetch(self, specs: Iterable[PatternSpec], device: torch.device) -> None:
-        """Plans the patterns and copies them to `device`, in the background; counts as no look-up.
+        """Plans the patterns and copies them to `device`, in the background; not a look-up.
 
-        They keep their place for `ageing_period` look-ups; those for which others would have to
-        give up theirs stay on the host. A wrong specification is raised by `drain`.
+        They keep their place for `ageing_period` look-ups. Those for which pinned or earlier
+        prefetched ones would have to go stay on the host. `drain` raises what a wrong specification
+        leads to.
 
         Raises:
             RuntimeError: a CUDA graph is being captured.
@@ -213,7 +214,7 @@ class TieredPatternCache(BasePatternCache):
                 self._expect(expected, full_device(device))
 
     def _victim(self) -> PatternSpec:
-        """Locked. A pattern that is pinned is passed over, and ages by that."""
+        """Locked. Passes over pinned patterns, which ages them."""
         if self._pin_after is not None:
             for spec, entry in self._entries.items():
                 if entry.uses <= self._pin_after:
@@ -222,7 +223,7 @@ class TieredPatternCache(BasePatternCache):
         return super()._victim()
 
     def _expect(self, spec: PatternSpec, device: torch.device) -> None:
-        """Locked. Copies ahead what is not there, unless that is vain or under way."""
+        """Locked. Has the pattern copied ahead, unless it is hot, too large or under way."""
         entry, tier = self._entries.get(spec), self._tiers.get(device)
         if entry is not None:
             is_hot = tier is not None and tier.has(entry)

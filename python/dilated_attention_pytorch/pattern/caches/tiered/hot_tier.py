@@ -28,7 +28,7 @@ class HotTier:
         return self._bytes.read()
 
     def counts(self) -> dict[str, int]:
-        """Its part in TieredCacheStatistics."""
+        """The tier's part of TieredCacheStatistics."""
         return {
             "hot_size": len(self.copies),
             "device_bytes": self.bytes,

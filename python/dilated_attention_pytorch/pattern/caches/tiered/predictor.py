@@ -1,4 +1,4 @@
-"""Learns sequences that repeat, and says what comes next."""
+"""Learns sequences that repeat, and predicts what comes next."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ T = TypeVar("T")
 
 
 class Predictor(Generic[T]):
-    """What came after the last two items, if it did so twice in a row.
+    """Predicts what followed the last two items, if the same item did so twice in a row.
 
-    Two items tell apart where one is not enough, as in A B A C A B A C. Remembers `capacity` pairs,
-    the latest. Items are hashable; not locked.
+    Two items tell apart what one can't, as in A B A C A B A C. Remembers the latest `capacity`
+    pairs. Items are hashable; not locked.
     """
 
     def __init__(self, capacity: int = 1024) -> None:
