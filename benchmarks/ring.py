@@ -51,8 +51,8 @@ def connect(device_type: str) -> tuple[dist.ProcessGroup, torch.device]:
     if device_type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-        # Otherwise an exchange that is posted first may yet begin last: its kernel finds no room
-        # on the multiprocessors until the attention's last blocks leave.
+        # At usual priority, an exchange that is posted first may begin last: its kernel finds no
+        # room on the multiprocessors until the attention's last blocks leave.
         nccl = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
         dist.init_process_group("nccl", device_id=device, pg_options=nccl)
     else:
@@ -119,7 +119,7 @@ class Bench:
         }
 
     def _turn(self, launch: Callable[[], object]) -> list[float]:
-        """Milliseconds on this rank, once the clock has followed the launch's power."""
+        """Milliseconds on this rank, after launches until the clock has settled under this load."""
         begin, elapsed = time.monotonic(), 0.0
         while elapsed <= self._settle_seconds:
             self._time(launch)

@@ -89,7 +89,10 @@ def make_launches(name: str, case: Case) -> Launches:
 
 @contextlib.contextmanager
 def without_exchange() -> Iterator[None]:
-    """Our strategies compute with whatever is in memory: what is left of the time is exposed."""
+    """Our strategies exchange nothing and compute with whatever memory holds.
+
+    The time that this saves is the exposed communication.
+    """
 
     def nothing(*_: object) -> Transfer:
         return Transfer()

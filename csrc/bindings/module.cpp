@@ -54,7 +54,7 @@ std::map<std::string, int64_t> planned_counts() {
 }
 
 /// Planning a long sequence takes milliseconds, in which other Python threads go on; they may
-/// change the specification, so the function gets its own.
+/// change the specification, so the function gets a copy.
 template <auto function>
 auto without_gil(const PatternSpec& spec) {
   const auto run = [own = spec] { return function(own); };
@@ -147,7 +147,7 @@ PYBIND11_MODULE(_C, module) {
              "What the operators keep for calls without a pattern (PlannedPatternCounts).");
   module.def("resize_planned_patterns", &resize_planned_patterns, py::arg("max_entries"),
              py::arg("max_bytes"), py::call_guard<py::gil_scoped_release>(),
-             "Bounds it. ValueError for a number below 0.");
+             "Bounds what they keep. ValueError for a number below 0.");
   module.def("clear_planned_patterns", &clear_planned_patterns,
              py::call_guard<py::gil_scoped_release>(), "Drops all but what graphs captured.");
   module.def("built_with_cuda", &built_with_cuda);

@@ -14,7 +14,7 @@ struct Strides {
   int64_t batch, row, head;
 };
 
-/// A [batch, seq_len, heads, head_dim] tensor of the call's dtype, where nothing else is said.
+/// A [batch, seq_len, heads, head_dim] tensor, of the call's dtype unless said otherwise.
 struct Rows {
   const void* data;
   Strides strides;
@@ -24,15 +24,15 @@ struct MutableRows {
   Strides strides;
 };
 
-/// Pairs are dropped by a hash of (seed, batch, head, query position, key position): no tiling or
-/// sharding changes it.
+/// A hash of (seed, batch, head, query position, key position) decides whether a pair is dropped,
+/// whatever the tiling or sharding.
 struct Dropout {
-  float probability;    // 0: none; less than 1, so that one can divide by 1 - probability
-  double kept;          // 1 - probability before that was rounded: what the CPU divides by
-  const int64_t* seed;  // one number, where the tensors are
+  float probability;    // 0: no dropout; below 1, as GPU kernels divide by 1 - probability
+  double kept;          // 1 - the unrounded probability, by which the CPU divides
+  const int64_t* seed;  // one number, on the tensors' device
 };
 
-/// grad_query is summed up in [batch, heads, queries, this many columns].
+/// Columns of the sums of grad_query, [batch, heads, queries, columns].
 constexpr int64_t query_sums_width(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
 
 struct AttentionArgs {
@@ -40,18 +40,18 @@ struct AttentionArgs {
   int64_t batch, heads, kv_heads, head_dim;
   int64_t queries, keys;  // rows of the query and of the key tensors
   bool is_causal;
-  bool is_partial;  // results are in lse's dtype instead of dtype: other blocks of keys follow
+  bool is_partial;  // results are in lse's dtype instead of dtype, as other blocks of keys follow
   float scale;
   double scale64;  // the same, for float64
   Dropout dropout;
-  const int32_t* pattern;  // pattern_layout.h, where the tensors are
+  const int32_t* pattern;  // pattern_layout.h, on the tensors' device
   Rows query, key, value;
 };
 
 /// out has query's shape, and its dtype unless is_partial; lse is [batch, heads, queries], a
 /// natural logarithm, float32 (float64 for float64). Every row is written: one that attends to
-/// nothing gets out = 0 and lse = -inf. A running result is that of the same queries and other
-/// keys; out and lse are then those of all these keys together.
+/// nothing gets out = 0 and lse = -inf. A running result is that of the same queries over other
+/// keys; out and lse are then over both sets of keys.
 struct ForwardArgs : AttentionArgs {
   MutableRows out;
   void* lse;
@@ -62,8 +62,8 @@ struct ForwardArgs : AttentionArgs {
 /// delta[b, h, n] = sum_d grad_out * out - grad_lse, in lse's dtype; with P = multiplicity *
 /// exp(score - lse): dS = P * (grad_out . value * dropout - delta), grad_query = scale * dS key,
 /// grad_key = scale * dS^T query, grad_value = (P * dropout)^T grad_out. Every row of the three is
-/// written, except that a kernel may be told to add grad_query up elsewhere. lse and delta are
-/// those of all keys, of which some may be elsewhere.
+/// written, unless the kernel is told to add grad_query to sums instead. lse and delta are those of
+/// all keys, also of those in other blocks.
 struct BackwardArgs : AttentionArgs {
   Rows grad_out;
   const void* lse;

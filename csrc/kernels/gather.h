@@ -22,7 +22,7 @@ struct GatherArgs {
   const int64_t* offsets;  // [heads] where the tensors are, -1: none; nullptr: h mod dilation_rate
 };
 
-/// Offsets that travel to a GPU with a launch's arguments, which saves a copy of their own.
+/// Offsets that travel to a GPU among a launch's arguments, which saves a copy.
 inline constexpr int kInlineHeads = 256;
 struct InlineOffsets {
   bool given;  // instead of GatherArgs::offsets
@@ -42,14 +42,13 @@ struct ScatterArgs : GatherArgs {
   bool accumulate;
 };
 
-/// The slots of a stretch: where piece `piece` begins in the sequence, ends, and in the packed
-/// rows.
+/// A piece of a stretch: where it begins and ends in the sequence, and its first slot.
 struct Piece {
   int64_t begin, end, slot;
 };
 
-/// Piece 0 reaches from `start` to the end of its segment; every further one is a segment, the last
-/// may be cut.
+/// Piece 0 reaches from `start` to the end of its segment; every later one is a segment, the last
+/// of which may be cut.
 DILATED_HOST_DEVICE inline Piece piece_at(const GatherArgs& args, int64_t piece) {
   const int64_t w = args.segment_length, r = args.dilation_rate;
   const int64_t stop = args.start + args.length;

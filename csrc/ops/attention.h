@@ -8,9 +8,8 @@
 
 namespace dilated::ops {
 
-/// The outputs of a forward call, allocated but not written, and what the kernel is given. The
-/// other tensors keep alive what the arguments point into; args.pattern and args.dropout.seed are
-/// the device's business.
+/// The tensors of a forward call, and the kernel's arguments, which point into them. Outputs are
+/// allocated but not written; the device's code fills in args.pattern and args.dropout.seed.
 struct ForwardTensors {
   at::Tensor out, lse;
   at::Tensor query, key, value, running_out, running_lse;  // the last two may be undefined
@@ -18,7 +17,7 @@ struct ForwardTensors {
 };
 ForwardTensors prepare_forward(const AttentionCall& call);
 
-/// Throws c10::ValueError where the forward's arguments or these are wrong. Works on fake tensors.
+/// Throws c10::ValueError if the call or the inputs are wrong. Works on fake tensors.
 void check_backward(const AttentionCall& call, const BackwardInputs& inputs);
 
 /// Likewise for a backward call; delta is allocated for the device to fill.

@@ -1,5 +1,5 @@
-// Gradients and autocast of the attention operators, over one device or a ring, whatever their
-// options: these pass through as they are.
+// Autograd and autocast of attention and ring_attention. Arguments after query, key and value pass
+// through unread. A ring's steps, the block operators, have no gradients of their own.
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -15,8 +15,8 @@ namespace {
 
 constexpr size_t kRows = 3;  // query, key, value: an operator's first arguments
 
-/// Of an operator whose backward takes (grad_out, grad_lse, query, key, value, out, lse) and then
-/// what the forward takes after value.
+/// The gradients of an operator whose backward takes (grad_out, grad_lse, query, key, value, out,
+/// lse) and then what the forward takes after value.
 template <Form kForm>
 class AttentionFunction : public torch::autograd::Function<AttentionFunction<kForm>> {
  public:
@@ -72,8 +72,7 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction<kFo
   }
 };
 
-/// Whether anything is to be derived, backward or forward: the latter is refused by
-/// AttentionFunction.
+/// Whether gradients or forward derivatives are wanted; AttentionFunction refuses the latter.
 bool is_differentiated(const at::Tensor& tensor) {
   return (tensor.requires_grad() && at::GradMode::is_enabled()) ||
          tensor._fw_grad(/*level=*/0).defined();
@@ -123,8 +122,8 @@ TORCH_LIBRARY_IMPL(dilated, Autograd, m) {
   using torch::CppFunction;
   m.impl("attention", CppFunction::makeFromBoxedFunction<&autograd_kernel<Form::kSequence>>());
   m.impl("ring_attention", CppFunction::makeFromBoxedFunction<&autograd_kernel<Form::kRing>>());
-  // A second derivative raises instead of being silently zero. And a ring differentiates its steps
-  // together: one of them has no gradient of its own.
+  // Second derivatives, and gradients of a ring's single step, raise instead of being silently
+  // zero.
   for (const char* name : {"attention_backward", "ring_attention_backward", "attention_block",
                            "attention_block_backward", "round_query_sums"}) {
     m.impl(name, torch::autograd::autogradNotImplementedFallback());

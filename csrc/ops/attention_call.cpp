@@ -45,7 +45,7 @@ AttentionCall take_call(Arguments& arguments, Form form, BackwardInputs* inputs)
   call.segment_lengths = arguments.take<c10::IValue>().toSymIntVector();
   call.dilation_rates = arguments.take<c10::IValue>().toIntVector();
   if (form == Form::kRing) {
-    arguments.take<c10::IValue>();  // the group, like what comes last, is the ring's own business
+    arguments.take<c10::IValue>();  // the group's name, which the ring's kernels read
   }
   if (form == Form::kBlock && inputs == nullptr) {
     call.block->out = arguments.take<OptionalTensor>();
@@ -56,7 +56,7 @@ AttentionCall take_call(Arguments& arguments, Form form, BackwardInputs* inputs)
     call.pattern = arguments.take<OptionalTensor>();
   }
   if (form == Form::kBlock) {
-    // attention_block_backward_into adds up, and so is always partial.
+    // attention_block_backward_into has no such argument: it is always partial.
     call.block->partial = arguments.empty() || arguments.take<bool>();
   }
   return call;

@@ -1,5 +1,5 @@
-// What an attention operator is called with: as text of the schemas, as a struct, and on the
-// dispatcher's stack. An option is named here, in the .cpp beside and in dilated/ops.h.
+// An attention operator's arguments: as text of the schemas, as a struct, and on the dispatcher's
+// stack. Options are named here, in attention_call.cpp and in dilated/ops.h.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -31,17 +31,17 @@ struct AttentionCall : AttentionOptions {
   at::Tensor query, key, value;
   std::vector<c10::SymInt> segment_lengths;
   std::vector<int64_t> dilation_rates;
-  std::optional<AttentionBlock> block;  // otherwise all of a sequence
+  std::optional<AttentionBlock> block;  // nullopt: the whole sequence
 };
 
-/// What a backward is given beside.
+/// What a backward takes besides the call.
 struct BackwardInputs {
   at::Tensor grad_out;
   OptionalTensor grad_lse;
   at::Tensor out, lse;
 };
 
-/// What an operator's rows are of, on which depends what else it takes.
+/// What an operator's rows are, which decides what else it takes.
 enum class Form { kSequence, kBlock, kRing };
 
 /// An operator's arguments on the dispatcher's stack, taken one by one, and its results.
@@ -73,7 +73,7 @@ class Arguments {
 /// a scale that is no number.
 AttentionCall take_call(Arguments& arguments, Form form, BackwardInputs* inputs = nullptr);
 
-/// The options behind what lies on the stack, for a call that begins in C++.
+/// Pushes the options, for a call that begins in C++.
 void push_options(torch::jit::Stack& stack, const AttentionOptions& options);
 
 /// A scale as a number, nullopt where none is given or a compiler's symbol stands for it. Throws

@@ -18,13 +18,13 @@ struct PlannedFor {
   int32_t directions;  // directions_of() its header
 };
 
-/// Remembers what was checked, so that a pattern that serves many calls on a device, or is copied
-/// to one many times, is read once. A pattern is its storage, the words of it, and the number of
-/// times it was written to: the weak reference keeps the storage's address from being given to
-/// another, but not its memory. Any thread may call.
+/// Remembers checked patterns, so that one that serves many calls on a device, or is copied to one
+/// many times, is read once. A pattern is known by its storage, its words' address and number, and
+/// the count of writes to it. The weak reference keeps the storage object's address, but not its
+/// memory, from being reused. Any thread may call.
 class CheckedPatterns {
  public:
-  /// Of a pattern that was checked as it is now.
+  /// What the pattern was planned for, if it was checked and not written to since.
   std::optional<PlannedFor> find(const at::Tensor& pattern);
 
   /// The pattern was checked. Not remembered where torch doesn't count the writes to it.
@@ -40,23 +40,23 @@ class CheckedPatterns {
 
   std::mutex mutex_;
   std::unordered_map<const void*, Entry> entries_;  // by the address of the words
-  size_t purge_at_ = 64;  // entries, at which those are dropped whose storage is gone
+  size_t purge_at_ = 64;  // entries at which those whose storage is gone are dropped
 };
 
 /// The process's.
 CheckedPatterns& checked_patterns();
 
-/// That the words lie one after the other, and are enough for a header.
+/// That the words are contiguous and enough for a header.
 void check_layout(const at::Tensor& pattern, const char* name);
 
-/// A pattern that the caller passed against the call, as far as the host can read it: all of it on
-/// the CPU.
+/// Compares a pattern that the caller passed with the call: on the CPU all of it, elsewhere only
+/// its layout.
 void check_contents(const at::Tensor& pattern, const PatternSpec& spec);
 
-/// Of a pattern on the CPU that is copied to a device, once it is known to be as planned.
+/// Checks a pattern on the CPU that is copied to a device; what it was planned for.
 PlannedFor checked_header(const at::Tensor& pattern);
 
-/// What check_contents and a device's check say of a wrong pattern.
+/// The errors of check_contents and of a device's check.
 void check_planned(bool is_planned);
 void check_planned_for(const PlannedFor& planned, const PatternSpec& spec);
 

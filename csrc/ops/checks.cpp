@@ -66,7 +66,7 @@ Padding padding_of(std::string_view padding) {
   return padding == "zeros" ? Padding::kZeros : Padding::kMasked;
 }
 
-/// What check_call has to say of the two lists; spec_of() checks the rest.
+/// Checks what needs no values of symbolic lengths; spec_of() checks the rest.
 void check_branches(const AttentionCall& call) {
   const auto& lengths = call.segment_lengths;
   const auto& rates = call.dilation_rates;

@@ -18,7 +18,7 @@ namespace dilated::ops {
 /// As Python spells it: float32, not Float.
 std::string dtype_name(at::ScalarType dtype);
 
-/// That a tensor is given: for those who look at one before the checks below.
+/// That a tensor is given: for code that reads one before the checks below.
 void check_given(const at::Tensor& tensor, const char* name);
 
 /// That a tensor is given and, where it has data, that its memory was not freed.
@@ -27,7 +27,7 @@ void check_tensor(const at::Tensor& tensor, const char* name);
 /// That the tensor is [batch, seq_len, heads, head_dim], of a dtype that kernels take.
 void check_input(const at::Tensor& tensor, const char* name);
 
-/// That head_offsets is a table that the host can read, of this shape in words.
+/// That head_offsets is an int64 table on the CPU; `shape` describes it in the error.
 void check_table(const at::Tensor& table, const at::Tensor& query, const char* shape);
 
 /// Ranks, sizes, dtypes, devices, lists, scale, dropout: all that needs no data. Works on fake
@@ -41,34 +41,37 @@ void check_scale(const at::Tensor& query, const std::optional<double>& scale);
 void check_rows(const at::Tensor& query, const at::Tensor& tensor, at::ScalarType dtype,
                 const char* name);
 
-/// A tensor of lse's dtype that is [batch, heads, rows of query], lse itself or its gradient.
+/// That lse, or its gradient, is [batch, heads, rows of query] in lse's dtype.
 void check_lse(const at::Tensor& query, const at::Tensor& tensor, const char* name);
 
-/// That writing to the one tensor changes none of the others, as far as torch can tell. Tensors by
-/// name, nullptr for one that is not given.
+/// That writing to `written` changes none of the others, as far as torch can tell. nullptr: a
+/// tensor that is not given.
 void check_apart(const char* written_name, const at::Tensor& written,
                  std::initializer_list<std::pair<const char*, const at::Tensor*>> tensors);
 
-/// The dtype of lse and delta, and of what is to be continued.
+/// The dtype of lse and delta, and of partial results.
 at::ScalarType lse_dtype(const at::Tensor& query);
 
 /// The dtype of out and of the gradients.
 at::ScalarType result_dtype(const AttentionCall& call);
 
-/// The pattern's specification, with the tables that the call's pass reads or, where none is given
-/// and gradients are to come, both. Throws c10::ValueError where the planner finds it wrong.
+/// The tables to plan: those that the pass reads or, if no pattern is given and an input requires
+/// gradients, both.
 Directions wanted_directions(const AttentionCall& call, Directions reads);
 
+/// The pattern's specification, with wanted_directions(). Throws c10::ValueError where validate()
+/// throws.
 PatternSpec spec_of(const AttentionCall& call, Directions reads);
 
 /// That the data begin where kernels can read 16 bytes at once.
 void check_aligned(const at::Tensor& tensor, const char* name);
 
 kernels::Dtype dtype_of(const at::Tensor& tensor);
-/// Its default, 1 / sqrt(head_dim), where none is given.
+/// The scale, by default 1 / sqrt(head_dim).
 double scale_of(const at::Tensor& query, const std::optional<double>& scale);
 
-/// A tensor that a kernel can read: last dimension contiguous, rows less than 2^31 elements apart.
+/// The tensor, or a contiguous copy if its last dimension is not contiguous or its rows are 2^31
+/// elements or more apart.
 at::Tensor readable(const at::Tensor& tensor);
 
 kernels::Rows rows_of(const at::Tensor& tensor);

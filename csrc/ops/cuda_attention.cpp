@@ -1,4 +1,4 @@
-// The CUDA kernels of attention: brings the pattern to the device, allocates and launches.
+// CUDA entry points of the attention operators: copy the pattern to the device, allocate, launch.
 #include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -28,7 +28,7 @@
 namespace dilated::ops {
 namespace {
 
-/// A stream for copies, which no one else waits in or captures.
+/// A stream for copies alone, which nobody captures.
 c10::cuda::CUDAStream copying_stream(c10::DeviceIndex device) {
   static std::mutex mutex;
   static auto& streams = *new std::map<c10::DeviceIndex, cudaStream_t>;
@@ -40,15 +40,15 @@ c10::cuda::CUDAStream copying_stream(c10::DeviceIndex device) {
   return c10::cuda::getStreamFromExternal(stream, device);
 }
 
-/// Plans, and copies the words on a stream of its own. The host waits for that, which earlier work
-/// does not delay: the words are then ready for all streams.
+/// Plans, copies the words on a stream of their own and waits for the copy, which no queued work
+/// delays. The words are then ready for all streams.
 at::Tensor plan_on_device(const PatternSpec& spec, const at::Device& device) {
   TORCH_CHECK(
       !is_capturing(),
       "pattern: must be given, on query's device, while a CUDA graph is captured: one that is "
       "planned on the spot comes from host memory that a replay would not find");
   const std::vector<int32_t> words = plan(spec);
-  // Another thread's capture would forbid to wait.
+  // Otherwise another thread's capture would forbid waiting.
   const c10::cuda::CUDAStreamCaptureModeGuard relaxed(cudaStreamCaptureModeRelaxed);
   const c10::cuda::CUDAStream stream = copying_stream(device.index());
   const c10::cuda::CUDAStreamGuard guard(stream);
@@ -60,9 +60,9 @@ at::Tensor plan_on_device(const PatternSpec& spec, const at::Device& device) {
   return copy;
 }
 
-/// Compares a pattern on the device with the call. Where neither a cache vouches for it nor an
-/// earlier call has read it, the host waits for the device. A graph compares in every replay, and
-/// stops the device: the words may change until then.
+/// Compares a pattern on the device with the call. Unless a cache vouches for it or an earlier call
+/// has read it, the host waits for the device. A graph compares in every replay, as the words may
+/// have changed, and stops the device if they are wrong.
 void check_on_device(const at::Tensor& pattern, const PatternSpec& spec) {
   const auto* words = pattern.const_data_ptr<int32_t>();
   const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream();
@@ -105,8 +105,8 @@ at::Tensor place_pattern(const AttentionCall& call, Directions reads,
   return pattern;
 }
 
-/// Of the call's device; a block may have less of its shared memory where
-/// DILATED_SHARED_MEMORY_BYTES says so, by which a large GPU runs what a smaller one does.
+/// The call's device. DILATED_SHARED_MEMORY_BYTES lowers a block's shared memory, to run what
+/// smaller GPUs run.
 kernels::cuda::Device gpu_of(const at::Tensor& query) {
   static const size_t allowed = [] {
     const char* text = std::getenv("DILATED_SHARED_MEMORY_BYTES");
@@ -160,7 +160,7 @@ at::Tensor make_workspace(const at::Tensor& query, const kernels::cuda::Backward
   return workspace;
 }
 
-/// Fills the gradients, or adds grad_query up in `sums`; workspace holds the counter.
+/// Writes the gradients, or adds grad_query to `sums`; workspace holds the counter.
 void run_backward(const AttentionCall& call, BackwardTensors& backward,
                   const kernels::cuda::BackwardChoice& choice, float* sums,
                   const at::Tensor& workspace) {

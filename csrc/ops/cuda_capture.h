@@ -6,8 +6,8 @@
 
 namespace dilated::ops {
 
-/// Whether a graph captures the current stream; never the default one, for which no driver is
-/// asked.
+/// Whether a graph captures the current stream. The default stream can't be captured, so the driver
+/// isn't asked.
 inline bool is_capturing() {
   return c10::cuda::getCurrentCUDAStream().stream() != nullptr &&
          c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;

@@ -1,5 +1,4 @@
-// gather, scatter_add and their in-place forms on CUDA devices: hands over the offsets
-// and launches.
+// CUDA entry points of gather, scatter_add and their in-place forms: pass the offsets, launch.
 #include <ATen/core/Tensor.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>

@@ -77,7 +77,7 @@ void fill(const at::Tensor& input, const BranchCall& branch, kernels::GatherArgs
   args.heads = input.size(2);
   args.head_dim = input.size(3);
   args.start = branch.start;
-  // A longer segment than the stretch reaches cuts nothing, whatever its length.
+  // A segment that ends after the stretch cuts nothing, whatever its length.
   args.segment_length = std::min(branch.segment_length.expect_int(),
                                  std::max<int64_t>(1, branch.start + args.length));
   args.dilation_rate = branch.dilation_rate;
@@ -142,7 +142,7 @@ bool has_own_places(const at::Tensor& tensor) {
   return true;
 }
 
-/// A tensor that is written to has to be one that kernels can address.
+/// That kernels can write to the tensor in place.
 void check_writable(const at::Tensor& tensor, const char* name) {
   TORCH_CHECK_VALUE(readable(tensor).is_same(tensor), name,
                     ": must be contiguous in its last dimension, with rows less than 2^31 elements "

@@ -9,7 +9,7 @@
 
 namespace dilated::ops {
 
-/// The branch that these operators are about, as the dispatcher hands it over.
+/// The arguments that name the branch, as the dispatcher passes them.
 struct BranchCall {
   c10::SymInt segment_length;
   int64_t dilation_rate;
@@ -17,14 +17,14 @@ struct BranchCall {
   int64_t start;
 };
 
-/// All that can be said of rows called `name` and the branch; works on fake tensors.
+/// Checks the rows, called `name`, and the branch; works on fake tensors.
 void check_branch(const at::Tensor& rows, const BranchCall& branch, const char* name);
 
-/// Of scatter_add's arguments, before anything is allocated.
+/// Checks scatter_add's arguments, before anything is allocated.
 void check_scatter(const at::Tensor& input, const at::Tensor& packed, const BranchCall& branch);
 
-/// Checks the arguments of gather and allocates its result, or takes the one that gather_into was
-/// given; args.offsets is the device's business.
+/// Checks the arguments of gather and allocates its result, or takes gather_into's; the device's
+/// code fills in args.offsets.
 struct GatherCall {
   at::Tensor rows, packed;
   kernels::GatherForwardArgs args{};
@@ -32,7 +32,7 @@ struct GatherCall {
 GatherCall prepare_gather(const at::Tensor& input, const BranchCall& branch,
                           const std::optional<at::Tensor>& packed = std::nullopt);
 
-/// Likewise for scatter_into, which changes `rows`; scatter_add hands over a copy of its input.
+/// Likewise for scatter_into, which changes `rows`; scatter_add passes a copy of its input.
 struct ScatterCall {
   at::Tensor rows, packed;
   kernels::ScatterArgs args{};

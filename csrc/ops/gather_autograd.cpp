@@ -1,5 +1,4 @@
-// Gradients of gather and scatter_add, of which each is the other's transpose, and their C++
-// functions.
+// Gradients of gather and scatter_add, each other's transposes, and their C++ functions.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/zeros.h>
 #include <dilated/ops.h>
@@ -52,7 +51,7 @@ class GatherFunction : public torch::autograd::Function<GatherFunction> {
     const at::Tensor packed =
         gather_op().call(input, segment_length, dilation_rate, head_offsets, start);
     save_branch(ctx, {segment_length, dilation_rate, head_offsets, start});
-    ctx->saved_data["length"] = input.sym_size(1);  // which a checked one has
+    ctx->saved_data["length"] = input.sym_size(1);  // the call above checked the rank
     return packed;
   }
 

@@ -5,9 +5,9 @@
 
 namespace dilated::ops {
 
-/// Calls the operator below autograd, and counts the write, which the fallback does not do for what
-/// is not returned. Where a gradient is wanted, that is an error, not silently zero; `instead` says
-/// what to do.
+/// Calls the operator below autograd and counts the write, which torch's fallback does only for
+/// tensors that are returned. Raises where a gradient is wanted, rather than giving none; `instead`
+/// says what to do.
 class InPlaceKernel : public c10::OperatorKernel {
  public:
   explicit InPlaceKernel(const char* instead) : instead_(instead) {}

@@ -1,4 +1,4 @@
-// What there is one of in a process.
+// Objects of which a process has one.
 #pragma once
 
 #include <pthread.h>
@@ -9,7 +9,7 @@
 namespace dilated::ops {
 
 /// The process's T. Never destroyed, as threads may call while the process ends. A forked process
-/// begins with a new one: its parent's may be locked, or hold what is of use to the parent alone.
+/// begins with a new one: its parent's may be locked, or hold what only the parent can use.
 template <typename T>
 T& of_process() {
   alignas(T) static std::byte memory[sizeof(T)];

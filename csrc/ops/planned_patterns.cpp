@@ -33,8 +33,7 @@ size_t PlannedPatterns::Hash::operator()(const Key& key) const {
   return hash;
 }
 
-/// All that spec_of() reads; the offsets only where they are given, so that one pattern may have
-/// two keys.
+/// All that spec_of() reads. Offsets count only if given, so one pattern may have two keys.
 PlannedPatterns::Key PlannedPatterns::key_of(const AttentionCall& call, Directions reads) {
   const at::Device device = call.query.device();
   const int64_t rows = call.query.size(1);
@@ -46,7 +45,7 @@ PlannedPatterns::Key PlannedPatterns::key_of(const AttentionCall& call, Directio
           call.key.size(1), call.key.size(2), is_block ? call.block->seq_len : rows,
           is_block ? call.block->query_begin : 0, is_block ? call.block->key_begin : 0,
           call.is_causal, call.padding == "zeros",
-          // Of what is symmetric one table serves both passes.
+          // A symmetric pattern's one table serves both passes.
           static_cast<int64_t>(is_symmetric ? Directions::kBoth : wanted_directions(call, reads)),
           static_cast<int64_t>(call.segment_lengths.size())};
   for (const c10::SymInt& length : call.segment_lengths) {
@@ -87,7 +86,7 @@ at::Tensor PlannedPatterns::lend(const AttentionCall& call, Directions reads,
   }
 }
 
-/// Not locked; the entry stays where it is, as nobody else removes one without words.
+/// Not locked. The entry stays where it is: nobody else removes one without words.
 at::Tensor PlannedPatterns::plan(const AttentionCall& call, Directions reads,
                                  const PatternReader& reader, Entries::value_type& item) {
   RECORD_FUNCTION("dilated::plan", {});
@@ -110,7 +109,7 @@ at::Tensor PlannedPatterns::plan(const AttentionCall& call, Directions reads,
   return words;
 }
 
-/// Locked. Memory that was read on a stream is given to others only after that.
+/// Locked. Keeps the words' memory from reuse before the reader's stream is done.
 at::Tensor PlannedPatterns::hand_out(Entry& entry, const PatternReader& reader) {
   if (!entry.is_pinned) {
     recent_.splice(recent_.begin(), recent_, entry.place);

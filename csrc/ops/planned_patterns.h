@@ -1,4 +1,4 @@
-// The memory of dilated/planned_patterns.h, as the operators use it.
+// The operators' side of dilated/planned_patterns.h.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -28,10 +28,9 @@ struct PatternReader {
 
 class PlannedPatterns {
  public:
-  /// The words for a call without a pattern that was checked (check_call), found or planned:
-  /// threads that miss a pattern at once plan it once. They are as they were planned, for nobody
-  /// outside the operators gets them. `reads`: what the pass reads. Throws as spec_of() and
-  /// reader.plan do.
+  /// The words for a checked call (check_call) without a pattern, found or planned; threads that
+  /// miss a pattern at once plan it once. Nobody outside the operators gets them, so they need no
+  /// checks. `reads`: the tables that the pass reads. Throws as spec_of() and reader.plan do.
   at::Tensor lend(const AttentionCall& call, Directions reads, const PatternReader& reader);
 
   PlannedPatternCounts counts();

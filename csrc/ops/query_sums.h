@@ -1,5 +1,4 @@
-// The gradient of the queries, summed up in place by blocks of keys and rounded once: what a ring's
-// backward does instead of adding gradients.
+// grad_query as sums to which a ring's blocks of keys add in place, rounded once at the end.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -21,7 +20,7 @@ void check_sums_apart(const AttentionCall& call, const BackwardInputs& inputs,
 KeyGradients backward_into_cpu(const AttentionCall& call, const BackwardInputs& inputs,
                                at::Tensor& sums);
 
-/// Where kernels do not add to the sums by themselves: their columns are then head_dim's, in order.
+/// For kernels that do not add to sums: the first head_dim columns then hold grad_query, in order.
 void add_to_sums(const at::Tensor& sums, const at::Tensor& grad_query);
 at::Tensor round_sums(const at::Tensor& sums, const at::Tensor& query);
 

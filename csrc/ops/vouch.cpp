@@ -1,5 +1,5 @@
-// How the caches say that the words which they copied to a device are good, so that no call has to
-// read them there, for which it would have to wait.
+// Lets the caches vouch for words that they copied to a device, so that no call has to read them
+// there and wait for the answer.
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 #include <dilated/pattern.h>

@@ -26,7 +26,7 @@ namespace pattern {
 namespace {
 
 constexpr int64_t kPollSteps = 1 << 20;
-/// One step for each byte of the limit, and these whatever the limit.
+/// Allowed beyond one step for each byte of the limit.
 constexpr int64_t kFreeSteps = 1 << 24;
 
 }  // namespace

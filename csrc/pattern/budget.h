@@ -9,14 +9,14 @@
 
 namespace dilated::pattern {
 
-/// Counts, throws std::invalid_argument that names dilation_rates once the count is too large, and
-/// lets the caller of plan() interrupt.
+/// Counts bytes and steps, throws std::invalid_argument, which names dilation_rates, once there are
+/// too many, and lets the caller of plan() interrupt.
 class Budget {
  public:
   /// Both are kept by reference.
   Budget(const PatternSpec& spec, const std::function<void()>& poll);
 
-  /// The pattern has so many bytes more.
+  /// The pattern grows by so many bytes.
   void add_bytes(int64_t bytes) {
     bytes_ += bytes;
     if (bytes_ > limit_) {

@@ -70,7 +70,7 @@ class Cutter {
     return end;
   }
 
-  /// No segment of the cell meets one of an earlier cell.
+  /// Whether no segment at `begin` meets a segment of an earlier cell.
   bool starts_span(int64_t begin) const {
     return std::all_of(spec_.branches.begin(), spec_.branches.end(), [&](const Branch& branch) {
       return spec_.segment(branch, begin).begin >= reach_;

@@ -1,4 +1,4 @@
-// The checksum of a pattern's words, by which a call knows that they are as plan() made them.
+// The checksum of a pattern's words, which shows that they are as plan() made them.
 #include <dilated/pattern.h>
 
 #include <cstring>

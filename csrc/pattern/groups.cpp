@@ -8,7 +8,7 @@
 namespace dilated::pattern {
 namespace {
 
-/// a mod b, at least 0; both are below 2^32 in size, and short divisions are fast ones.
+/// a mod b, at least 0. Both are below 2^32 in size: 32-bit divisions are faster.
 int32_t modulo(int64_t a, int32_t b) {
   const auto divisor = static_cast<uint32_t>(b);
   const uint32_t rest = static_cast<uint32_t>(a < 0 ? -a : a) % divisor;
@@ -54,7 +54,7 @@ void GroupPlanner::look_around(const CellKind& kind, const HeadClass& heads) {
     const BranchAt& at = kind.branches[branch];
     const auto rate = static_cast<int32_t>(spec_.branches[branch].dilation_rate);
     lattices_.push_back({modulo(offset - at.phase, rate), rate});
-    // torchscale fills a segment's lattice up to ceil(w / r) keys, whatever part of it lies within
+    // torchscale fills a segment's lattice up to ceil(w / r) keys, however much of it lies beyond
     // the sequence.
     zeros_.push_back(counts_zeros_ && kind.in_columns
                          ? divide_up(spec_.branches[branch].segment_length, rate) -
@@ -122,7 +122,7 @@ void GroupPlanner::repeat_runs(size_t begin, size_t end) {
   std::copy_n(lists_.runs.data() + begin, end - begin, lists_.runs.data() + end);
 }
 
-/// Says whose the runs from `first` on are, and adds their columns up.
+/// Marks the runs from `first` on as the head's; returns `columns` plus theirs.
 int32_t GroupPlanner::count_columns(int64_t columns, size_t first, size_t head) {
   for (size_t j = first; j < lists_.runs.size(); ++j) {
     lists_.runs[j].head = static_cast<uint16_t>(head);
@@ -150,7 +150,8 @@ void GroupPlanner::add_columns(uint64_t lattices) {
   }
 }
 
-/// Up to there a column's multiplicity is the number of lattices that it lies on.
+/// The columns of an interval, in which a column's multiplicity is the number of lattices that it
+/// lies on.
 void GroupPlanner::add_interval(uint64_t lattices, const Edge& from, int64_t to) {
   const int64_t lo = from.at, hi = to;
   active_.clear();

@@ -15,7 +15,7 @@
 
 namespace dilated::pattern {
 
-/// What a table's cells have in common; Group's run indices count through `runs`.
+/// The groups of a table's cells; Group's run indices count through `runs`.
 struct Lists {
   std::vector<Group> groups;
   std::vector<Run> runs;
@@ -39,8 +39,8 @@ class GroupPlanner {
   void plan(const CellKind& kind, const HeadClass& heads, int32_t head_class);
 
  private:
-  /// Where the columns that a lattice's segment holds of a stretch begin or end; sets of lattices
-  /// are bits.
+  /// Where a lattice's segment begins or ends within a stretch of columns; sets of lattices are
+  /// bits.
   struct Edge {
     int64_t at;
     uint64_t cuts;    // the lattice

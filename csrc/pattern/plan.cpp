@@ -55,8 +55,8 @@ bool asks_for(const PatternSpec& spec, Directions direction) {
   return (static_cast<int32_t>(spec.directions) & static_cast<int32_t>(direction)) != 0;
 }
 
-/// "In the same segment, on the same lattice" is symmetric: only grouped heads and rows of other
-/// positions need other lists for the transpose.
+/// Whether one table serves both directions. "In the same segment, on the same lattice" is
+/// symmetric, so only grouped heads, or queries and keys at different positions, need two.
 bool is_symmetric(const ResolvedSpec& spec) {
   return spec.heads == spec.kv_heads && spec.queries == spec.keys;
 }

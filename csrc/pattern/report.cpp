@@ -54,7 +54,7 @@ int64_t count_below(int64_t x, int64_t first, int64_t rate) {
   return x <= first ? 0 : (x - first + rate - 1) / rate;
 }
 
-/// Of positions of a lattice, numbered along it.
+/// Pairs of positions on a lattice, numbered along it.
 int64_t count_pairs(const Range& queries, const Range& keys, bool is_causal) {
   if (!is_causal) {
     return (queries.end - queries.begin) * (keys.end - keys.begin);
@@ -66,7 +66,7 @@ int64_t count_pairs(const Range& queries, const Range& keys, bool is_causal) {
   return pairs;
 }
 
-/// Of one branch and head, in a segment.
+/// Pairs of one branch and head in a segment.
 int64_t segment_pairs(const ResolvedSpec& spec, const Range& segment, int64_t offset,
                       int64_t rate) {
   const auto below = [&](int64_t x) {

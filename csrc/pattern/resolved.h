@@ -10,7 +10,7 @@
 
 namespace dilated::pattern {
 
-/// What a segment's length comes to in a sequence; an empty one counts as one position.
+/// A segment's length within a sequence; an empty sequence counts as one position.
 inline int64_t clip(int64_t segment_length, int64_t seq_len) {
   return std::min(segment_length, std::max<int64_t>(seq_len, 1));
 }

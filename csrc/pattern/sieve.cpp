@@ -9,7 +9,7 @@ namespace dilated::pattern {
 namespace {
 
 constexpr int64_t kSmallPeriod = 64;
-constexpr int64_t kListedBytes = 16;  // that a listed position takes, about
+constexpr int64_t kListedBytes = 16;  // what a listed position takes, about
 constexpr int64_t kMaxPeriod = std::numeric_limits<int32_t>::max();  // no stretch is longer
 constexpr size_t kMostKeptRuns = 1 << 16;
 
@@ -132,8 +132,8 @@ void Sieve::split_listed(int64_t length) {
   }
 }
 
-// Greedy: from the first position left, the longest progression among those that one of the next
-// few positions begins.
+// Greedy: from the first position left, the longest progression whose second position is one of the
+// next few.
 void Sieve::list_progressions(uint64_t code, const std::vector<int32_t>& positions) {
   constexpr int kCandidates = 4;
   const int32_t base = positions.front();

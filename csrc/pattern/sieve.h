@@ -49,7 +49,7 @@ class Sieve {
     uint64_t code;
     Run run;
   };
-  /// What repeats is the same for every length, but for the counts of the runs.
+  /// The split of one period: for every length it has the same runs, but for their counts.
   struct Period {
     int64_t period;
     Split split;

@@ -53,7 +53,7 @@ TablePlanner::TablePlanner(const ResolvedSpec& spec, bool transposed, Budget& bu
   span_tiles_.push_back(static_cast<int32_t>(tiles_));
 }
 
-// Room that is not used costs nothing, and room that grows is touched anew each time.
+// Reserved memory that is not used costs nothing; growing copies.
 void TablePlanner::reserve(size_t calls) {
   constexpr size_t kMostCalls = 1 << 12;
   lists_.groups.reserve(std::min(calls, kMostCalls) * 8);
@@ -65,7 +65,7 @@ const TablePlanner::GroupRange& TablePlanner::groups_of(size_t cell, size_t head
   return group_ranges_[kind * classes_.size() + head_class];
 }
 
-/// Plans the groups of the span's cells that look like no cell before, and counts the tiles.
+/// Plans the groups of the span's cells, unless their kind was planned before; counts the tiles.
 void TablePlanner::plan_span(size_t first_cell, size_t last_cell) {
   for (size_t c = 0; c < classes_.size(); ++c) {
     budget_.add_steps(static_cast<int64_t>(last_cell - first_cell));
@@ -88,8 +88,8 @@ void TablePlanner::plan_span(size_t first_cell, size_t last_cell) {
   }
 }
 
-/// Of every cell and class the group with the longest lists, then of all of them the next one, so
-/// that the short lists come last and fill the gaps.
+/// First the longest lists of every cell and class, then the second longest of each, and so on: the
+/// short ones come last and fill the gaps.
 Tile* TablePlanner::write_span(size_t first_cell, size_t last_cell, Tile* tile) const {
   bool found = true;
   for (int32_t rank = 0; found; ++rank) {

@@ -21,7 +21,7 @@ class TablePlanner {
   /// Specification, budget and lists, which are emptied and filled, are kept by reference.
   TablePlanner(const ResolvedSpec& spec, bool transposed, Budget& budget, Lists& lists);
 
-  /// Appends the table, with room for so many more.
+  /// Appends the table and reserves memory for so many more.
   Table write(std::vector<int32_t>& words, size_t tables_to_come) const;
 
  private:

@@ -20,7 +20,7 @@ struct AttentionOptions {
   std::optional<at::Tensor>
       head_offsets;  // int64 [branches, heads] on the CPU; -1: head not in the branch
   bool is_causal = false;
-  std::optional<double> scale;     // finite in float32 (float64's); default: 1 / sqrt(head_dim)
+  std::optional<double> scale;     // finite in the type of lse; default: 1 / sqrt(head_dim)
   std::string padding = "masked";  // or "zeros", torchscale's
   double dropout_p = 0.0;
   std::optional<at::Tensor> dropout_seed;  // int64 [1] on query's device; needed when dropout_p > 0
@@ -30,8 +30,8 @@ struct AttentionOptions {
 
 /// Dilated attention (LongNet, arXiv 2307.02486, eqs. 3-10): one softmax over the union of the
 /// branches' keys. query [B, N, H, D], key and value [B, N, Hkv, D] with Hkv dividing H. Returns
-/// out like query and the logarithm of the softmax's denominator, [B, H, N]; a row that attends to
-/// nothing has out = 0 and lse = -inf.
+/// out, like query, and lse, the logarithm of the softmax's denominator, [B, H, N]; a row that
+/// attends to nothing has out = 0 and lse = -inf.
 DILATED_API std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& query,
                                                          const at::Tensor& key,
                                                          const at::Tensor& value,
@@ -39,7 +39,7 @@ DILATED_API std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& query
                                                          at::IntArrayRef dilation_rates,
                                                          const AttentionOptions& options = {});
 
-/// What a block is of: row n of query is position query_begin + n of a sequence of seq_len, row n
+/// Where a block lies: row n of query is position query_begin + n of a sequence of seq_len, row n
 /// of key and value is position key_begin + n.
 struct AttentionBlock {
   int64_t seq_len = 0, query_begin = 0, key_begin = 0;
@@ -52,16 +52,16 @@ struct AttentionBlock {
 /// a running result (out and lse as this function returns them with partial = true) the softmax is
 /// over its keys and these, so that all blocks together, in any order, are attention(). padding =
 /// "zeros" counts a row's zero keys in the block that holds the row's own position. Rows of key and
-/// value that no query would meet even without is_causal may hold anything. Not differentiable by
-/// itself.
+/// value that no query would meet even without is_causal may hold anything. Not differentiable:
+/// call attention_block_backward() yourself.
 DILATED_API std::tuple<at::Tensor, at::Tensor> attention_block(
     const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
     const AttentionBlock& block, at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
     const AttentionOptions& options = {});
 
-/// One block's share of the gradients of query, key and value: summed over all blocks they are the
-/// gradients. out (in query's dtype) and lse are the final ones, of all blocks, and so are their
-/// gradients. block.out and block.lse must not be given.
+/// One block's share of the gradients of query, key and value; the gradients are the sums over all
+/// blocks. out (in query's dtype), lse and their gradients are the final ones, of all blocks.
+/// block.out and block.lse must not be given.
 DILATED_API std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_block_backward(
     const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_lse, const at::Tensor& query,
     const at::Tensor& key, const at::Tensor& value, const at::Tensor& out, const at::Tensor& lse,
@@ -75,7 +75,7 @@ DILATED_API std::tuple<at::Tensor, at::Tensor> segment_attention(
 
 /// A branch's rows, packed: [B, N, H, D] -> [B, M, H, D], where row n of the input has sequence
 /// position start + n. The stretch is cut at the segments' ends; a piece of length len gives
-/// ceil(len / r) slots, in which head h finds its positions of the lattice, then zeros.
+/// ceil(len / r) slots, which hold head h's positions on its lattice, then zeros.
 /// head_offsets is int64 [H] on the CPU; by default h mod r. start + N < 2^31.
 DILATED_API at::Tensor gather(const at::Tensor& input, int64_t segment_length,
                               int64_t dilation_rate,

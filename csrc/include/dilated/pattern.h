@@ -12,8 +12,8 @@ namespace dilated {
 
 enum class Padding : int32_t {
   kMasked,  // keys beyond the sequence do not exist
-  kZeros,   // torchscale: a segment that is cut short counts as full, the missing keys having score
-            // 0 and value 0
+  kZeros,   // torchscale's: a segment that is cut short counts its missing keys as keys of score 0
+            // and value 0
 };
 
 /// Positions begin <= p < end; end = -1 stands for the sequence's end.
@@ -31,11 +31,11 @@ struct Branch {
   std::vector<int64_t> head_offsets{};  // [heads]; -1: not in this branch; empty: the paper's
 };
 
-/// Which tables a pattern has (pattern_layout.h); the forward pass reads the first alone, the
-/// backward both. One serves for both where heads = kv_heads and queries = keys.
+/// Which tables a pattern has (pattern_layout.h): the forward pass reads the forward table, the
+/// backward both. Where heads = kv_heads and queries = keys, one table serves as both.
 enum class Directions : int32_t { kForward = 1, kTransposed = 2, kBoth = 3 };
 
-/// Rows of the kernels' tiles, unless a family names others.
+/// Rows of the pattern's tiles, as all kernels take them.
 inline constexpr int64_t kRowTile = 64;
 
 /// Everything that a pattern depends on.
@@ -60,22 +60,22 @@ DILATED_API std::vector<int64_t> interleaved_offsets(int64_t dilation_rate, int6
 /// torchscale's offsets: head h takes h // ceil(heads / r). [heads].
 DILATED_API std::vector<int64_t> blocked_offsets(int64_t dilation_rate, int64_t heads);
 
-/// Throws std::invalid_argument that names the field, what must hold and what was given.
+/// Throws std::invalid_argument, which names the field, what must hold and what was given.
 DILATED_API void validate(const PatternSpec& spec);
 
 /// Equal for equal specifications; stored in the pattern's header. Branches count as clipped to the
 /// sequence.
 DILATED_API uint64_t fingerprint(const PatternSpec& spec);
 
-/// Plans: see pattern_layout.h for what the words mean. Throws std::invalid_argument as validate()
-/// does, and where the pattern would be larger than max_pattern_bytes(). `poll`, if given, is
-/// called every few milliseconds; what it throws ends the planning.
+/// The pattern's words (pattern_layout.h). Throws std::invalid_argument as validate() does, and if
+/// the pattern would be larger than max_pattern_bytes(). `poll`, if given, is called every few
+/// milliseconds; what it throws ends the planning.
 DILATED_API std::vector<int32_t> plan(const PatternSpec& spec,
                                       const std::function<void()>& poll = {});
 
-/// The most bytes that a pattern may take, 2^29 unless set; for the whole process. Planning one
-/// takes a few times as many at most, and its steps are bounded in proportion, so that whether a
-/// specification can be planned depends on it and on this number alone.
+/// The most bytes that a pattern may take, 2^29 unless set; for the whole process. Planning takes
+/// at most a few times as many, and its steps are bounded in proportion: whether a specification
+/// can be planned depends on it and on this number alone.
 DILATED_API int64_t max_pattern_bytes();
 
 /// Throws std::invalid_argument for a number below 1.
@@ -84,7 +84,7 @@ DILATED_API void set_max_pattern_bytes(int64_t bytes);
 /// The sum that plan() stores in the header. `size` counts words, a multiple of 4.
 DILATED_API uint64_t checksum(const int32_t* words, int64_t size);
 
-/// Whether so many words are what plan() made, for any specification: by length and checksum.
+/// Whether the words are what plan() made, for any specification: by length and checksum.
 DILATED_API bool is_planned(const int32_t* words, int64_t size);
 
 /// (query, key) pairs over all heads; the kernels' work is proportional to `computed`.
@@ -95,7 +95,7 @@ struct PatternReport {
   int64_t bytes;     // of the pattern
   int64_t tiles, groups, runs;
 };
-/// Of words that have the forward table.
+/// Counts the pairs of `words`, which must have the forward table.
 DILATED_API PatternReport report(const PatternSpec& spec, const std::vector<int32_t>& words,
                                  int64_t column_tile = 64);
 

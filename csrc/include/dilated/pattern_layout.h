@@ -4,7 +4,7 @@
 //   words: [ Header | class heads | span tiles | shifts | windows | tiles | groups | runs | (the
 //   same again, transposed) ]
 //
-// Either table may be missing, which is then all zeros in the header, or they may be one.
+// A missing table is all zeros in the header; the two tables may also be the same one.
 //
 // A *run* is an arithmetic progression of sequence positions. A *group* is a set of rows whose
 // columns are the same: its rows and its columns are both lists of runs, relative to an origin. A
@@ -19,8 +19,8 @@
 // In the forward table rows are queries and columns are keys; in the transposed one (the
 // backward's) rows are keys and columns are queries. Lists hold no causal mask: a causal kernel
 // drops the columns after the last row of its tile (forward) or before the first (transposed), and
-// compares positions in what straddles. Where rows of a tile see different columns of its list for
-// another reason, each has a *window*.
+// compares positions where columns straddle the rows. Where a row sees fewer columns of its list
+// for another reason, all rows of the tile have *windows*.
 #pragma once
 
 #include <cstddef>
@@ -45,7 +45,7 @@ struct Run {
                   // grouped heads
 };
 
-/// Rows that have the same columns, shared by all tiles and origins where this happens.
+/// Rows that have the same columns; shared by all tiles and origins that look alike.
 struct Group {
   int32_t head_class;
   int32_t rows;     // sum of the row runs' counts
@@ -119,12 +119,12 @@ DILATED_HOST_DEVICE inline uint64_t join(const uint32_t (&halves)[2]) {
   return halves[0] | static_cast<uint64_t>(halves[1]) << 32;
 }
 
-/// The unit of 16 bytes whose second half is Header::checksum.
+/// The index of the 16-byte unit whose second half is Header::checksum.
 inline constexpr int64_t kChecksumUnit = offsetof(Header, checksum) / 16;
 static_assert(offsetof(Header, checksum) % 16 == 8);
 
-/// What a unit of 16 bytes, two little-endian numbers, adds to the checksum, which is the sum
-/// modulo 2^64 over all units in any order: the halves of a 128-bit product, one upon the other.
+/// What a unit of 16 bytes, two little-endian numbers, adds to the checksum: the xor of the halves
+/// of a 128-bit product. The checksum is the sum modulo 2^64 over all units, in any order.
 DILATED_HOST_DEVICE inline uint64_t checksum_term(uint64_t first, uint64_t second, uint64_t unit) {
   first ^= (unit + 1) * 0x9e3779b97f4a7c15ull;
   second ^= 0xe7037ed1a0b428dbull;
@@ -172,7 +172,7 @@ struct PatternView {
   DILATED_HOST_DEVICE TableView transposed() const { return {words, &header().transposed}; }
 };
 
-/// How many of the run's positions are <= last. Positions ascend, so they are its first ones.
+/// How many of the run's positions are <= last: its first ones, as positions ascend.
 DILATED_HOST_DEVICE inline int32_t count_through(const Run& run, int32_t origin, int32_t last) {
   const int32_t first = origin + run.start;
   if (last < first) {

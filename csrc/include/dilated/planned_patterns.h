@@ -1,8 +1,9 @@
-// The patterns that the operators planned by themselves, for calls that came without one: kept for
-// equal calls to come, by whole specification and device. No torch and no CUDA here.
+// The patterns that the operators planned for calls without one, kept for equal calls by whole
+// specification and device. No torch and no CUDA here.
 //
-// The least recently used goes first. What a CUDA graph captured stays for ever, and does not count
-// towards the bounds: a replay reads it. A forked process begins with none. Any thread may call.
+// The least recently used goes first. What a CUDA graph captured stays for ever, since replays read
+// it, and does not count towards the bounds. A forked process begins with none. Any thread may
+// call.
 #pragma once
 
 #include <dilated/export.h>
@@ -11,8 +12,8 @@
 
 namespace dilated {
 
-/// What is held, pinned for graphs among it, and what was counted since the last clearing. A call
-/// that waits for another thread's plan of its pattern is a hit.
+/// What is held, including what is pinned for graphs, and the counts since the last clearing. A
+/// call that waits for another thread's plan is a hit.
 struct PlannedPatternCounts {
   int64_t entries, bytes, pinned_entries, pinned_bytes;
   int64_t hits, misses, evictions;

@@ -1,4 +1,4 @@
-// Which instruction set, and which thread does which tile.
+// Chooses the instruction set and hands tiles to threads.
 #include "kernels/cpu/attention.h"
 
 #include <ATen/Parallel.h>
@@ -50,8 +50,8 @@ std::atomic<const TileKernels*>& chosen_kernels() {
   return chosen;
 }
 
-/// Calls work(task, scratch) for every task. Threads take the next one as they finish, so tasks may
-/// differ in length; which thread does which never changes a result.
+/// Calls work(task, scratch) for every task. A thread that finishes takes the next, so tasks may
+/// differ in length; which thread runs a task never changes a result.
 template <typename Work>
 void for_each_task(int64_t tasks, size_t scratch_bytes, const Work& work) {
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), tasks);
@@ -100,9 +100,8 @@ void for_joined_tiles(const TableView& table, int32_t begin, int32_t end, int64_
   }
 }
 
-/// Tiles of one head that a task takes: as many as gain from sharing columns, while there are
-/// plenty of tasks. Not a function of the number of threads, for what is joined decides how sums
-/// round.
+/// Tiles of one head that a task takes: up to kMost, which share columns, while plenty of tasks are
+/// left. Independent of the number of threads, since what is joined decides how sums round.
 int64_t tiles_per_task(int64_t tiles) {
   constexpr int64_t kPlenty = 128, kMost = 4;
   return std::clamp<int64_t>(tiles / kPlenty, 1, kMost);
@@ -124,7 +123,8 @@ void for_each_tile(const TableView& table, int64_t batch, size_t scratch_bytes, 
   });
 }
 
-/// As above, but the tiles of one span and head are one task, in order: only they share query rows.
+/// As above, but a task is all tiles of one span, class and head, in order: only these add to the
+/// same query rows.
 template <typename Work>
 void for_each_span(const TableView& table, int64_t batch, size_t scratch_bytes, const Work& work) {
   const int64_t slots = table.table->max_class_heads;
@@ -178,7 +178,7 @@ void backward_by_span(const BackwardArgs& args, const TileKernels& kernels) {
   const size_t element = size_of(args.dtype);
   const size_t sum_element = std::max<size_t>(element, sizeof(float));
   const size_t row_bytes = static_cast<size_t>(args.head_dim) * sum_element;
-  // Half precisions are summed up beside grad_query and rounded once, at the end.
+  // 16-bit gradients are summed in a buffer and rounded once, at the end.
   const bool in_place = args.is_partial || element == sum_element;
   Buffer buffer;
   MutableRows sums = args.grad_query;
@@ -233,8 +233,8 @@ void attention_backward(const BackwardArgs& args, bool deterministic) {
 }
 
 bool splits_by_span(int64_t span_tasks, int64_t threads) {
-  // Tasks of equal length are done in `rounds` turns of all threads; five products a pair against
-  // seven.
+  // If tasks are equal, all threads are busy for `rounds` turns. By span a pair takes five
+  // products, by tile seven.
   const int64_t rounds = (span_tasks + threads - 1) / threads;
   return 5 * rounds * threads <= 7 * span_tasks;
 }

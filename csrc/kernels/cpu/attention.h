@@ -12,14 +12,14 @@ void attention_forward(const ForwardArgs& args);
 /// every run with the same number of threads; if deterministic, with any number.
 void attention_backward(const BackwardArgs& args, bool deterministic);
 
-/// How the backward is cut to tasks, which decides the order of sums. true: (batch, KV head, span)
-/// each, five products a pair. false: key tiles and then query tiles, seven products a pair, for
-/// when the first would leave too many threads idle.
+/// How the backward is cut into tasks, which decides the order of sums. true: a task is a (batch,
+/// KV head, span), with five products a pair. false: tasks are key tiles, then query tiles, with
+/// seven products a pair, for when the first would leave too many threads idle.
 bool splits_by_span(int64_t span_tasks, int64_t threads);
 
 enum class Isa { kBaseline, kAvx2, kAvx512 };
 
-/// Whether this machine runs it. Unless told otherwise, the kernels use the last one that it does.
+/// Whether this machine runs it. Unless told otherwise, the kernels use the last supported one.
 bool supports(Isa isa);
 
 /// For tests: use this one, which must be supported, from the next call on.

@@ -1,8 +1,8 @@
 // The tile kernels of one instruction set. Compiled once for each, with DILATED_ISA naming the
 // inner namespace.
 //
-// No header of the standard library but <cstdint>/<cstddef>: an inline function compiled here for a
-// newer machine could be the copy that the linker keeps for everyone.
+// No header of the standard library but <cstdint> and <cstddef>: the linker might keep an inline
+// function compiled here for a newer machine as everyone's copy.
 #include "kernels/cpu/backward_keys.h"
 #include "kernels/cpu/backward_queries.h"
 #include "kernels/cpu/forward_tile.h"

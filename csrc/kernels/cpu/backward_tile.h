@@ -2,8 +2,8 @@
 //
 // Over keys (backward_keys.h, the transposed table), lanes are key rows and columns are queries.
 // Over queries (backward_queries.h, the forward table), lanes are query rows and columns are keys.
-// The first alone is five products a pair; both, the first without dQ, are seven, but no two tiles
-// write the same row.
+// The first alone takes five products a pair, and tiles share rows of dQ; both, the first without
+// dQ, take seven, and no two tiles write the same row.
 #pragma once
 
 #include "kernels/cpu/columns.h"
@@ -112,7 +112,7 @@ inline void differentiate(BackwardScratch<T>& s, int panel, const Sight& sight,
   }
 }
 
-/// What both directions share.
+/// A tile in either direction.
 template <typename Element>
 struct BackwardTile {
   using T = Compute<Element>;
@@ -152,7 +152,7 @@ struct BackwardTile {
                 from.strides.row * part.stride, part.count, head_dim, factor);
   }
 
-  /// Zeros in the panel's matrices: what rows do not fill must be finite.
+  /// Zeroes the panel's matrices: lanes without rows must be finite.
   void clear_panel(int panel) const {
     __builtin_memset(s.packed[panel].left, 0,
                      sizeof(T) * static_cast<size_t>(kPanelRows * (4 * head_dim + padded)));

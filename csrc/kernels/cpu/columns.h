@@ -9,7 +9,7 @@
 namespace dilated::kernels::cpu::DILATED_ISA {
 
 inline constexpr int kChunk = 192;         // columns at a time; a multiple of kBlockRows
-inline constexpr int kStraddleChunk = 32;  // likewise where masks cut through: fewer pairs in vain
+inline constexpr int kStraddleChunk = 32;  // where masks cut through: fewer pairs are wasted
 
 // dropout_keeps() mixes row key ^ key position * this.
 inline constexpr uint32_t kKeyHash = 0x9e3779b9u;
@@ -22,7 +22,7 @@ struct Columns {
   int32_t lowest, highest;  // position
   alignas(64) Int position[kChunk];
   alignas(64) uint32_t hash[kChunk];
-  alignas(64) T bias[kChunk];   // log of the multiplicity: logit = score + bias
+  alignas(64) T bias[kChunk];   // log of the multiplicity
   alignas(64) T lse[kChunk];    // of queries: subtracted from logits
   alignas(64) T delta[kChunk];  // of queries: subtracted from dP
 
@@ -38,8 +38,7 @@ struct Columns {
   }
 };
 
-/// Part of one run: positions first + stride * j, 0 <= j < count, and as many places, which begin
-/// at `place`.
+/// Part of one run: positions first + stride * j, 0 <= j < count, at places place + stride * j.
 struct RunPart {
   int32_t first, stride, count;
   int32_t place;
@@ -119,8 +118,8 @@ inline Sight sight_of(const Lanes<T>& lanes, const Columns<T>& columns) {
   return sight;
 }
 
-/// Cuts the columns that the panels may see to chunks. fill(part, column) loads a part of a run at
-/// that place of the chunk; process(panel, sight) computes.
+/// Cuts the columns that the panels may see into chunks. fill(part, column) loads a part of a run
+/// from column `column` of the chunk on; process(panel, sight) computes.
 template <typename T, typename Fill, typename Process>
 inline void for_each_chunk(const RowList& list, const Panels<T>& panels, Columns<T>& columns,
                            Fill fill, Process process) {

@@ -46,8 +46,8 @@ struct ForwardScratch {
   }
 };
 
-/// Scores -> probabilities relative to the running maximum, of one vector of rows; what was summed
-/// before is rescaled.
+/// Scores -> weights relative to the running maximum, of one vector of rows; earlier sums are
+/// rescaled.
 template <typename T, bool kMasked>
 inline void softmax_vector(ForwardScratch<T>& s, int panel, int lane, int64_t head_dim) {
   const Columns<T>& columns = s.columns;
@@ -103,7 +103,7 @@ struct ForwardTile {
   const int64_t kv_head = task.head / (args.heads / args.kv_heads);
   const uint32_t threshold = dropout_threshold(args.dropout.probability);
 
-  /// Packs the panel's queries; nothing attended yet, but zero keys.
+  /// Packs the panel's queries and starts its sums, with the zero keys alone.
   void start_panel(int panel) {
     const Lanes<T>& lanes = s.panels.lanes[panel];
     ForwardPanel<T>& sums = s.sums[panel];

@@ -1,4 +1,4 @@
-// gather and scatter: slots are the parallel dimension, in both directions.
+// gather and scatter, in parallel over slots.
 #include "kernels/cpu/gather.h"
 
 #include <ATen/Parallel.h>
@@ -17,8 +17,8 @@ using baseline::BFloat16, baseline::Half, baseline::narrow, baseline::widen;
 
 constexpr int64_t kElementsPerTask = 32768;
 
-/// Calls work(batch, slot, head, row) for every slot of every head, on torch's threads; row = -1:
-/// none.
+/// Calls work(batch, slot, head, row) for every slot of every head, on torch's threads; row is -1
+/// where the slot has no position.
 template <typename Work>
 void for_each_slot(const GatherArgs& args, const Work& work) {
   const int64_t grain =

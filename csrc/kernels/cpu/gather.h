@@ -5,11 +5,11 @@
 
 namespace dilated::kernels::cpu {
 
-/// Every row of `packed` is written: copies of rows, bit by bit, or zeros.
+/// Writes every row of `packed`: a bitwise copy of a row, or zeros.
 void gather(const GatherForwardArgs& args);
 
-/// Copies bit by bit, or adds in float32 (float64 for float64), rounded once per row. No two slots
-/// of a head share a row.
+/// Copies bits, or adds in float32 (float64 for float64) and rounds once. No two slots of a head
+/// share a row.
 void scatter(const ScatterArgs& args);
 
 }  // namespace dilated::kernels::cpu

@@ -1,8 +1,7 @@
 // Stored types and their conversion to and from the type of the arithmetic.
 //
-// Integer arithmetic that compilers vectorise; rounding is to nearest even. Lives in the includer's
-// inner namespace (see simd.h), so that what is compiled for one instruction set stays there;
-// `baseline` where nothing is said.
+// Integer arithmetic that compilers vectorise; rounding is to nearest even. In the includer's inner
+// namespace (see simd.h), `baseline` by default, so that code for one instruction set stays there.
 #pragma once
 
 #include <cstdint>

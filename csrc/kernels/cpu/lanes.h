@@ -1,10 +1,10 @@
 // The rows of a tile, as vector lanes: in panels of 64, up to four of which share each chunk of
 // columns.
 //
-// Forward and in the backward over queries, lanes are queries and columns are keys; in the backward
-// over keys it is the other way round. Which columns a row sees is one rule in all three: those at
-// first <= position <= last. Causality makes a query's position its last, a key's its first, and a
-// row's window may bring both nearer.
+// In the forward and in the backward over queries, lanes are queries and columns are keys; in the
+// backward over keys it is the other way round. In all three a row sees the columns at first <=
+// position <= last. Causality makes a query's position its last, a key's its first; a row's window
+// may narrow this further.
 #pragma once
 
 #include <dilated/pattern_layout.h>
@@ -20,7 +20,7 @@ inline constexpr int32_t kLastPosition = 0x7ffffffe;  // count_through() may add
 struct RowList {
   TableView table;
   const Group& group;
-  const Tile& tile;  // of a task: more rows than the pattern's row_tile
+  const Tile& tile;  // the task's, which may have more rows than row_tile
   bool is_causal, over_keys;
 
   /// What the row at a position sees. `row` counts from the tile's first.
@@ -64,7 +64,7 @@ struct Lanes {
   int32_t position[kPanelRows];
   alignas(64) Int first[kPanelRows];      // of each lane's window
   alignas(64) Int last[kPanelRows];       // likewise
-  alignas(64) uint32_t hash[kPanelRows];  // dropout: xor with a column's gives what mix32 mixes
+  alignas(64) uint32_t hash[kPanelRows];  // dropout: mix32 mixes it xor the column's
   alignas(64) T lse[kPanelRows];          // of queries, as Columns::lse
   alignas(64) T delta[kPanelRows];        // of queries, as Columns::delta
 

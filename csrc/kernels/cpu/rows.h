@@ -1,5 +1,4 @@
-// Tensor rows in, tensor rows out: between a [batch, seq_len, heads, head_dim] tensor and the
-// tiles' panels.
+// Copies rows between a [batch, seq_len, heads, head_dim] tensor and the tiles' panels.
 #pragma once
 
 #include "kernels/attention.h"

@@ -1,4 +1,4 @@
-// A running result, continued: the softmax over its keys and this block's.
+// Merges a running result with a block's: the softmax over the keys of both.
 #pragma once
 
 #include "kernels/cpu/simd.h"
@@ -11,7 +11,7 @@ struct Merged {
   T lse, running_weight, block_weight;
 };
 
-/// -inf stands for no keys; the other side then comes out as it went in.
+/// -inf stands for no keys and leaves the other side as it is.
 template <typename T>
 inline Merged<T> merge(T running_lse, T block_lse) {
   if (running_lse == -static_cast<T>(__builtin_inf())) {

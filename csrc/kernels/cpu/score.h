@@ -1,6 +1,6 @@
 // From a pair's score, scale * query . key, to its weight in the row's softmax, and from the
-// gradient of the weight back to the score's: the one place that a mask, a bias or a soft cap
-// changes. One vector of rows with one column.
+// gradient of the weight back to the score's. A mask, a bias or a soft cap changes only this file.
+// For one vector of rows and one column.
 //
 //   logit = score + log(multiplicity), -inf where the row may not look
 //   weight = exp(logit - reference)      forward: of any reference, divided by the sum in the end

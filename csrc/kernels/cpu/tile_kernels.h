@@ -16,24 +16,24 @@ struct TileTask {
   Tile tile;
 };
 
-/// Where grad_query is summed up, in the type of the arithmetic; data == nullptr: not in this pass.
+/// Rows that grad_query is summed in, in the type of the arithmetic; nullptr: not in this pass.
 struct SumRows {
   void* data;
   Strides strides;
 };
 
-/// Functions of one instruction set. `scratch` is 64-byte aligned, scratch_bytes() long, of one
-/// thread, uninitialised.
+/// The functions of one instruction set. `scratch` belongs to one thread, is 64-byte aligned, of
+/// scratch_bytes() and uninitialised.
 struct TileKernels {
   size_t (*scratch_bytes)(const AttentionArgs&);
   /// out and lse of the tile's rows.
   void (*forward)(const ForwardArgs&, const TileTask&, void* scratch);
-  /// Transposed table: writes grad_key and grad_value of the tile's rows and adds their part to the
-  /// sums.
+  /// Transposed table: writes grad_key and grad_value of the tile's rows and, where there are sums,
+  /// adds these keys' share of grad_query.
   void (*backward_keys)(const BackwardArgs&, const TileTask&, const SumRows&, void* scratch);
   /// Forward table: writes grad_query of the tile's rows.
   void (*backward_queries)(const BackwardArgs&, const TileTask&, void* scratch);
-  /// Rounds one row of sums, [head_dim], to the dtype.
+  /// Rounds one row, [head_dim], from the type of the arithmetic to the dtype.
   void (*round_row)(Dtype, const void* from, void* to, int64_t head_dim);
 };
 

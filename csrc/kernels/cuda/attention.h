@@ -11,14 +11,14 @@
 
 namespace dilated::kernels::cuda {
 
-/// Makes the stream fail, with a message, unless so many words are as plan() made them for the
+/// Makes the stream fail, with a message, unless the words are as plan() made them for the
 /// specification of this fingerprint, with these tables (directions_of). The pattern begins at a
 /// multiple of 16 bytes.
 cudaError_t require_pattern(const int32_t* pattern, int64_t words, uint64_t fingerprint,
                             int32_t directions, cudaStream_t stream);
 
-/// found[0]: 1 if so many words are as plan() made them, else 0; found[1]: the fingerprint in
-/// their header; found[2]: directions_of() it.
+/// found[0]: 1 if the words are as plan() made them, else 0; found[1]: the fingerprint in their
+/// header; found[2]: its directions_of().
 cudaError_t read_pattern(const int32_t* pattern, int64_t words, int64_t* found,
                          cudaStream_t stream);
 
@@ -29,14 +29,14 @@ cudaError_t attention_forward(const ForwardChoice& choice, const ForwardArgs& ar
 cudaError_t attention_delta(const BackwardArgs& args, const Rows& out, const float* grad_lse,
                             float* delta, cudaStream_t stream);
 
-/// What a backward works with; what its choice has no use for may be null.
+/// A backward's workspace; a pointer that its choice does not use may be null.
 struct BackwardWorkspace {
   float* query_sums;            // [batch, heads, queries, sums_width], aligned to 16 bytes
   unsigned long long* counter;  // zero
 };
 
-/// Writes grad_key and grad_value. Where the choice sums grad_query up, adds grad_query / scale to
-/// the sums, whose columns are in an order of the family's own; else writes grad_query.
+/// Writes grad_key and grad_value. If the choice has sums, adds grad_query / scale to them, their
+/// columns in the family's own order; else writes grad_query.
 cudaError_t attention_backward(const BackwardChoice& choice, const BackwardArgs& args,
                                const BackwardWorkspace& workspace, cudaStream_t stream);
 

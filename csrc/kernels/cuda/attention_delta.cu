@@ -1,5 +1,5 @@
-// delta[b, h, n] = sum_d grad_out * out - grad_lse: what a row's softmax takes from each of its
-// gradients.
+// delta[b, h, n] = sum_d grad_out * out - grad_lse: what the softmax's backward subtracts from each
+// gradient of a row's weights.
 #include <algorithm>
 #include <cstdint>
 #include <limits>
@@ -65,8 +65,7 @@ __global__ void __launch_bounds__(kThreads) delta_kernel(const __grid_constant__
       sum = fmaf(to_float(grad_out[d]), to_float(out[d]), sum);
     }
   }
-  // The lanes of this row alone: those of rows past the end have left, other rows' may be
-  // elsewhere.
+  // The lanes of this row alone: lanes of rows past the end have returned.
   const uint32_t lanes = ((1u << kLanes) - 1) << (threadIdx.x % 32 / kLanes * kLanes);
 #pragma unroll
   for (int distance = kLanes / 2; distance > 0; distance /= 2) {

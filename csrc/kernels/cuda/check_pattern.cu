@@ -1,9 +1,9 @@
-// Whether a pattern on the device is as it was planned: any other would lead out of the tensors.
+// Checks that a pattern on the device is as planned: any other could make kernels leave the
+// tensors.
 //
-// The host asks once for a pattern that it doesn't know, and waits for the answer. In a CUDA graph
-// nobody can ask, so a replay stops instead, as PyTorch's kernels do at an index out of bounds.
-// That is a kernel of its own, ahead of the call's, since the call to __assert_fail would cost
-// those registers.
+// For a pattern that it doesn't know, the host asks once and waits for the answer. In a CUDA graph
+// it can't, so a replay stops the device, as PyTorch's kernels do at an index out of bounds. This
+// is a kernel ahead of the call's own, which a call to __assert_fail would cost registers.
 #include <dilated/pattern_layout.h>
 
 #include "kernels/cuda/attention.h"

@@ -13,7 +13,7 @@ namespace {
 
 constexpr int32_t kRowTile = 64;
 
-/// The narrowest tiles that hold head_dim, of a list in order of width.
+/// The first tile of a list, in order of width, that holds head_dim.
 template <typename Tiles>
 const auto& narrowest(const Tiles& tiles, int64_t head_dim) {
   return *std::ranges::find_if(tiles, [&](const auto& tile) { return head_dim <= tile.width; });
@@ -56,8 +56,9 @@ BackwardChoice scalar_backward(int64_t head_dim) {
           .sums_width = 0};
 }
 
-/// Two where they fit. So many blocks as are to share a multiprocessor share its memory, if they
-/// can with one stage; it has 1 KiB more than its largest block, and each block takes so much.
+/// Two stages where they fit. If tile.blocks() blocks fit a multiprocessor with one stage, they
+/// must fit with two. A multiprocessor has 1 KiB more than its largest block, and reserves 1 KiB a
+/// block.
 int32_t count_stages(const portable::BackwardTile& tile, size_t shared_bytes) {
   constexpr size_t kReserved = 1024;
   const auto have_room = [&](int32_t stages, int32_t blocks) {

@@ -35,8 +35,8 @@ struct Problem {
 
 /// Query rows by keys in the forward, keys by query rows in the backward.
 struct BlockTile {
-  int32_t rows;     // that a block keeps
-  int32_t columns;  // that it walks along, so many at a time
+  int32_t rows;     // which a block keeps
+  int32_t columns;  // which it walks along, so many at a time
 };
 
 struct ForwardChoice {
@@ -54,9 +54,9 @@ struct BackwardChoice {
   BlockTile tile;
   int32_t stages;
   size_t shared_bytes;
-  int32_t max_blocks;  // that take tiles from a counter; 0: no counter, one block a tile
-  int32_t sums_width;  // columns of float32 sums, one row a query, that blocks add grad_query up
-                       // in, in any order; 0: every row of grad_query is written once
+  int32_t max_blocks;  // which take tiles from a counter; 0: no counter, one block a tile
+  int32_t sums_width;  // columns of float32 sums, a row for each query, to which blocks add
+                       // grad_query in any order; 0: every row of grad_query is written once
 };
 
 ForwardChoice choose_forward(const Problem& problem, const Device& device);

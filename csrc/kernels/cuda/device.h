@@ -7,7 +7,7 @@
 
 namespace dilated::kernels::cuda {
 
-/// The driver is asked once for each device. For any thread.
+/// Asks the driver once for each device. Any thread may call.
 cudaError_t find_device(int index, Device& device);
 
 }  // namespace dilated::kernels::cuda

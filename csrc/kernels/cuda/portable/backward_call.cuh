@@ -16,7 +16,7 @@ namespace dilated::kernels::cuda::portable {
 struct BackwardCall {
   BackwardArgs args;
   unsigned long long* next;  // the first item that no block has taken; zero at launch
-  QuerySums grad_query;      // data is null where somebody else computes grad_query
+  QuerySums grad_query;      // data is nullptr where another kernel computes grad_query
   int32_t stages;  // 2: the next tile is copied while the block computes; 1: where shared memory is
                    // short
   bool query_aligned, key_aligned, value_aligned, grad_out_aligned;  // see RowSource::is_aligned

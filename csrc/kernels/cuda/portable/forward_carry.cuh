@@ -87,7 +87,7 @@ __device__ void carry_rows(const ForwardCall& call, const WorkItem& work,
                                             column[i], columns, call.running_aligned)
                              : float4{0, 0, 0, 0};
     }
-    // Past the last piece it is written again, with the same numbers.
+    // Past the last piece, threads write that one again, with the same numbers.
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       store_columns(to + position[i] * args.out.strides.row, column[i], columns, values[i],

@@ -1,11 +1,11 @@
 // What one warp does in the 16-bit forward pass: scores, running softmax and output of its rows.
 //
 // A warp owns kWarpTiles * 16 rows. Scores and the output stay in registers as mma accumulators;
-// the running softmax is in base 2 and float32. Any reference that exponents are taken against
-// gives the same result as long as nothing overflows, so most key tiles are computed against the
-// old one without looking for their maximum. Where weights turn out to be too large for 16 bits, or
-// references for scores that are scaled to base 2 in one step, the tile's scores are computed
-// again, rounded as logits, and the reference follows.
+// the running softmax is in base 2 and float32. Exponents may be taken against any reference, as
+// long as nothing overflows, so most key tiles keep the old one and skip the search for a maximum.
+// If weights turn out too large for 16 bits, or the reference too large for scores that are scaled
+// to base 2 in one step, the tile's scores are computed again, rounded as logits, and the reference
+// follows their maximum.
 //
 // One class, since its steps share the accumulators.
 #pragma once

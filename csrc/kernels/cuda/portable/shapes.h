@@ -9,7 +9,7 @@
 
 namespace dilated::kernels::cuda::portable {
 
-/// Of query rows.
+/// A tile of query rows.
 struct ForwardTile {
   int32_t width, rows;
 
@@ -30,13 +30,13 @@ struct ForwardTile {
 inline constexpr ForwardTile kForwardTiles[] = {{32, 64},  {48, 64},   {64, 64},  {64, 128},
                                                 {96, 128}, {128, 128}, {192, 64}, {256, 64}};
 
-/// Of keys.
+/// A tile of keys.
 struct BackwardTile {
   int32_t width, keys;
 
   /// Warps that share the columns of a row.
   constexpr int32_t parts() const { return width <= 64 ? 1 : width <= 128 ? 2 : 4; }
-  /// That are to share a multiprocessor.
+  /// Blocks that are to share a multiprocessor.
   constexpr int32_t blocks() const { return width <= 64 && keys == 128 ? 2 : 1; }
   constexpr size_t stage_bytes() const { return 2 * 2 * size_t(width) * kQueries; }
   constexpr size_t bytes(int32_t stages) const {
@@ -52,7 +52,7 @@ struct BackwardTile {
   static constexpr size_t kQueryLists = 3 * (44 * kQueries + 16), kWork = 164;
 };
 
-/// Of a width, the largest first.
+/// In order of width; of one width, the largest first.
 inline constexpr BackwardTile kBackwardTiles[] = {{32, 128}, {48, 128},  {64, 128}, {96, 128},
                                                   {96, 64},  {128, 128}, {128, 64}, {256, 64}};
 

@@ -1,8 +1,8 @@
-// Between a row of float32 in memory and one of mma accumulators. The four lanes that share the row
-// move 32 neighbouring bytes at a time, a whole sector.
+// Moves a row between float32 memory and mma accumulators. The four lanes that share a row move 32
+// neighbouring bytes at a time, a whole sector.
 //
-// `row` points to the element of the accumulators' first column; columns from `columns` on do not
-// exist. is_aligned: `row` is a multiple of 8 bytes, and `columns` is even.
+// `row` points to column 0 of the accumulators; memory has `columns` columns from there on.
+// is_aligned: `row` is a multiple of 8 bytes and `columns` is even.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,7 @@ __device__ inline void add_row(float (&tiles)[kTiles][4], int half, const float*
   }
 }
 
-/// Row = factor * row lane / 4 + 8 * half of the accumulators.
+/// row = factor * accumulators' row lane / 4 + 8 * half.
 template <int kTiles>
 __device__ inline void store_row(const float (&tiles)[kTiles][4], int half, float* row,
                                  int32_t columns, bool is_aligned, float factor) {

@@ -118,7 +118,7 @@ __device__ inline uint32_t row_dropout_key(const AttentionArgs& args, const Work
   return dropout_row_key(__ldg(args.dropout.seed), work.batch, work.head, position);
 }
 
-/// Rows first_row.. of the group, 32 a warp of so many.
+/// Lists the group's rows from the tile's first_row on: `warps` warps, 32 rows at a time each.
 template <int kRows>
 __device__ inline void read_rows(const TableView& table, const WorkItem& work, int warps,
                                  RowTileList<kRows>& rows) {
@@ -167,7 +167,7 @@ __device__ inline KeyList begin_rows(const TableView& table, const WorkItem& wor
   return keys;
 }
 
-/// One warp: the next key tile of the list. Keys outside `all`, some row does not see.
+/// One warp: lists the next key tile. Keys outside `all` are those that some row does not see.
 template <int kKeys>
 __device__ inline void read_keys(ColumnCursor& cursor, int32_t first, const Window& all,
                                  KeyTile<kKeys>& keys) {

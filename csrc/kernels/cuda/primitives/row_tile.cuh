@@ -1,5 +1,5 @@
 // Copies listed rows of a [.., seq_len, .., head_dim] tensor of 16-bit elements into a swizzled
-// tile in shared memory. They are listed by row number or, as rows of several heads can share a
+// tile in shared memory. They are listed by row number or, where rows of several heads share a
 // tile, by byte offset.
 //
 // kCopyLanes neighbouring threads share a row, 16 bytes each at a time. Elements from head_dim to
@@ -15,9 +15,10 @@
 
 namespace dilated::kernels::cuda {
 
-/// One head of one batch entry of a tensor, addressed by row.
+/// Where rows lie: of one head of one batch entry, by row number, or anywhere in a tensor, by byte
+/// offset.
 struct RowSource {
-  const char* origin;  // where row 0 is, or would be
+  const char* origin;  // where row 0 is, or would be; by byte offset: the tensor's start
   uint32_t row_bytes;  // from one row to the next; ops::readable() sees that it fits
   int32_t head_dim;
   bool is_aligned;  // origin and row_bytes are multiples of 16, head_dim of 8

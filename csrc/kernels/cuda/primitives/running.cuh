@@ -1,4 +1,4 @@
-// A running result, continued: the softmax over its keys and this block's.
+// Merges a running result with a block's: the softmax over the keys of both.
 #pragma once
 
 #include "kernels/cuda/primitives/numerics.cuh"
@@ -10,7 +10,7 @@ struct Merged {
   float lse, running_weight, block_weight;
 };
 
-/// -inf stands for no keys; the other side then comes out as it went in.
+/// -inf stands for no keys and leaves the other side as it is.
 __device__ inline Merged merge(float running_lse, float block_lse) {
   if (running_lse == negative_infinity()) {
     return {block_lse, 0, 1};

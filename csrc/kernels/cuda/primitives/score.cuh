@@ -1,5 +1,5 @@
 // From a pair's score, query . key, to its weight in the row's softmax, and from the gradient of
-// the weight back to the score's: the one place that a mask, a bias or a soft cap changes.
+// the weight back to the score's. A mask, a bias or a soft cap changes only this file.
 //
 //   logit = scale * score + log(multiplicity), -inf where the row may not look
 //   weight = exp(logit - reference)      forward: of any reference, divided by the sum in the end
@@ -16,8 +16,8 @@
 
 namespace dilated::kernels::cuda {
 
-/// Every kernel rounds it like this, so that forward and backward agree on a lone key's weight, 1,
-/// at any score. bias: log of the multiplicity.
+/// Every kernel rounds a logit like this, so that forward and backward agree that a lone key weighs
+/// 1, at any score. bias: log of the multiplicity.
 __device__ inline float logit_of(float score, float scale, float bias) {
   return fmaf(score, scale, bias);
 }
@@ -41,7 +41,7 @@ __device__ inline float masked_weight(float weight, const Seen& window, int32_t 
   return sees(window, column) ? weight : 0;
 }
 
-/// A row's reference as weights are taken against: -inf, before its first key, would make them NaN.
+/// A row's reference for weights: -inf, which it is before the first key, would make them NaN.
 __device__ inline float finite(float reference) { return fmaxf(reference, -FLT_MAX); }
 
 /// exp(logit - reference); exactly 1 for the reference itself.
