@@ -1,5 +1,7 @@
 #include "kernels/cuda/choose.h"
 
+#include <dilated/pattern.h>
+
 #include <algorithm>
 #include <charconv>
 #include <ranges>
@@ -11,8 +13,6 @@
 namespace dilated::kernels::cuda {
 namespace {
 
-constexpr int32_t kRowTile = 64;
-
 /// The first tile of a list, in order of width, that holds head_dim.
 template <typename Tiles>
 const auto& narrowest(const Tiles& tiles, int64_t head_dim) {
@@ -23,7 +23,7 @@ ForwardChoice scalar_forward(int64_t head_dim) {
   const auto& tile = narrowest(scalar::kForwardTiles, head_dim);
   return {.family = Family::kScalar,
           .width = tile.width,
-          .row_tile = kRowTile,
+          .row_tile = int32_t{kRowTile},
           .tile = {tile.rows(), tile.keys()},
           .stages = 1,
           .shared_bytes = tile.bytes()};
@@ -38,7 +38,7 @@ ForwardChoice portable_forward(const Problem& problem) {
   }
   return {.family = Family::kPortable,
           .width = tile.width,
-          .row_tile = kRowTile,
+          .row_tile = int32_t{kRowTile},
           .tile = {tile.rows, tile.keys()},
           .stages = portable::ForwardTile::kStages,
           .shared_bytes = tile.bytes()};
@@ -48,7 +48,7 @@ BackwardChoice scalar_backward(int64_t head_dim) {
   const auto& tile = narrowest(scalar::kBackwardTiles, head_dim);
   return {.family = Family::kScalar,
           .width = tile.width,
-          .row_tile = kRowTile,
+          .row_tile = int32_t{kRowTile},
           .tile = {tile.rows(), scalar::BackwardTile::kColumns},
           .stages = 1,
           .shared_bytes = tile.bytes(),
@@ -88,7 +88,7 @@ BackwardChoice choose_backward(const Problem& problem, const Device& device) {
     const auto sums_width = static_cast<int32_t>(query_sums_width(problem.head_dim));
     return {.family = Family::kPortable,
             .width = width,
-            .row_tile = kRowTile,
+            .row_tile = int32_t{kRowTile},
             .tile = {tile.keys, portable::BackwardTile::kQueries},
             .stages = stages,
             .shared_bytes = tile.bytes(stages),

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .agreement import Agreement, Disagreement
+from .agreement import Agreement
 from .copy_engine import CopyEngine, Transport
 from .deferred import Deferred, Outcome
 
@@ -37,7 +37,7 @@ class _Failing:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, RuntimeError) and not isinstance(error, Disagreement):
+        if isinstance(error, RuntimeError):
             self._state.failure = f"{self._what}{error}"
             raise RuntimeError(self._state.failure) from error
 
