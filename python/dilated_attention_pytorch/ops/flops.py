@@ -7,7 +7,7 @@ plays no part. segment_attention is counted as what it is composed of.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +21,8 @@ from ..pattern.offsets import normalize_head_offsets
 
 _dilated = torch.ops.dilated
 _FORWARD, _BACKWARD = 2, 5  # products of head_dim a pair
+Span = tuple[int, int]
+Block = tuple[int, Span, Span]  # seq_len, positions (begin, end) of the queries and of their keys
 
 
 @lru_cache(maxsize=256)
@@ -35,11 +37,11 @@ def _flops(
     lengths: Sequence[int],
     rates: Sequence[int],
     options: dict[str, Any],
-    block: tuple[int, int, int] | None = None,
+    block: Block | None = None,
 ) -> int:
-    """block: seq_len, and where the rows of query and of key begin."""
+    """block: by default the whole sequence."""
     batch, rows, heads, head_dim = map(int, query.shape)
-    seq_len, query_begin, key_begin = (rows, 0, 0) if block is None else map(int, block)
+    seq_len, queries, keys = (rows, (0, rows), (0, rows)) if block is None else block
     lengths = [int(length) for length in lengths]
     table: HeadOffsets | None = options.get("head_offsets")
     if table is None or isinstance(table, FakeTensor):  # one without data counts as the default
@@ -51,11 +53,17 @@ def _flops(
         heads,
         int(key.shape[2]),
         options.get("is_causal", False),
-        queries=(query_begin, query_begin + rows),
-        keys=(key_begin, key_begin + int(key.shape[1])),
+        queries=queries,
+        keys=keys,
         directions="forward",
     )
     return batch * 2 * head_dim * products * _distinct(spec)
+
+
+def _block(query: Tensor, key: Tensor, seq_len: int, query_begin: int, key_begin: int) -> Block:
+    queries = (int(query_begin), int(query_begin) + int(query.shape[1]))
+    keys = (int(key_begin), int(key_begin) + int(key.shape[1]))
+    return int(seq_len), queries, keys
 
 
 @register_flop_formula(_dilated.attention, get_raw=True)
@@ -104,7 +112,7 @@ def attention_block(
     out_val: Any = None,
     **options: Any,
 ) -> int:
-    block = (seq_len, query_begin, key_begin)
+    block = _block(query, key, seq_len, query_begin, key_begin)
     return _flops(_FORWARD, query, key, segment_lengths, dilation_rates, options, block)
 
 
@@ -126,10 +134,48 @@ def attention_block_backward(
     out_val: Any = None,
     **options: Any,
 ) -> int:
-    block = (seq_len, query_begin, key_begin)
+    block = _block(query, key, seq_len, query_begin, key_begin)
     return _flops(_BACKWARD, query, key, segment_lengths, dilation_rates, options, block)
 
 
 @register_flop_formula(_dilated.attention_block_backward_into, get_raw=True)
 def attention_block_backward_into(grad_query_sums: Tensor, *arguments: Any, **options: Any) -> int:
     return int(attention_block_backward(*arguments, **options))
+
+
+def register_ring_flops(block_of: Callable[[Tensor, str, dict[str, Any]], Block]) -> None:
+    """block_of: what a rank computes, from its query, the group's name and the call's options."""
+
+    @register_flop_formula(_dilated.ring_attention, get_raw=True)
+    def ring_attention(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        lengths: Sequence[int],
+        rates: Sequence[int],
+        group_name: str,
+        *,
+        out_val: Any = None,
+        **options: Any,
+    ) -> int:
+        block = block_of(query, group_name, options)
+        return _flops(_FORWARD, query, key, lengths, rates, options, block)
+
+    @register_flop_formula(_dilated.ring_attention_backward, get_raw=True)
+    def ring_attention_backward(
+        grad_out: Tensor,
+        grad_lse: Tensor | None,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        lengths: Sequence[int],
+        rates: Sequence[int],
+        group_name: str,
+        *,
+        out_val: Any = None,
+        **options: Any,
+    ) -> int:
+        block = block_of(query, group_name, options)
+        return _flops(_BACKWARD, query, key, lengths, rates, options, block)

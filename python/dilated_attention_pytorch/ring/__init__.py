@@ -3,6 +3,7 @@
 Importing it registers the kernels of torch.ops.dilated.ring_attention.
 """
 
+from . import flops as _flops  # noqa: F401  (registers)
 from . import kernels
 from .group.communicator import traffic
 from .group.process_group import Group, group_size
