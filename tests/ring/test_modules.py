@@ -6,6 +6,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from dilated_attention_pytorch import (
     create_multihead_dilated_attention,
     dilated_attention,
 )
+from dilated_attention_pytorch.pattern import advice
 from tests.conftest import make_qkv
 from tests.ring.processes import Processes, group_of
 
@@ -200,3 +202,22 @@ def test_a_group_ends_where_it_is_destroyed(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROFILED, str(tmp_path / "store")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "0"]
+
+
+def warned(size: int) -> list[str]:
+    group = group_of(size)
+    said = advice._given.copy()
+    advice._given.clear()
+    rows = make_qkv(32, 4, 8)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for strategy in ("all_to_all", "gather"):
+            # The pattern covers every position; its second branch, by itself, doesn't.
+            sharding: dict[str, Any] = {"group": group, "strategy": strategy}
+            dilated_attention(*rows, [16, 64], [1, 2], head_offsets="blocked", **sharding)
+    advice._given.update(said)
+    return [str(warning.message) for warning in caught if "should" in str(warning.message)]
+
+
+def test_parts_of_a_pattern_are_not_advised_on(workers: Processes) -> None:
+    assert workers.run(2, warned) == [[], []]

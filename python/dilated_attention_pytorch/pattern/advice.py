@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +25,27 @@ _PACKAGE = str(Path(__file__).parents[1])
 _given: set[str] = set()
 
 
+_is_part: ContextVar[bool] = ContextVar("_is_part", default=False)
+
+
+class PartOfPattern:
+    """A context in which nothing is advised: what is planned is part of a pattern, some branches
+    and heads of it, that was looked at as a whole.
+    """
+
+    __slots__ = ("_token",)
+
+    def __enter__(self) -> None:
+        self._token = _is_part.set(True)
+
+    def __exit__(self, *error: object) -> None:
+        _is_part.reset(self._token)
+
+
 def advise(spec: PatternSpec) -> None:
     """Warns of what is odd about the pattern, unless that kind was given before."""
+    if _is_part.get():
+        return
     for kind in (swapped_lists, uncovered_positions, small_segments, drifting_segments):
         if kind.__name__ not in _given and (text := kind(spec)) is not None:
             _given.add(kind.__name__)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ... import ops
 from ...pattern import Pattern, PatternSpec, current_pattern_cache
+from ...pattern.advice import PartOfPattern
 from ..plans.lattice import Span
 
 Running = tuple[Tensor, Tensor]  # out [B, N, H, D] and lse [B, H, N] of the blocks so far
@@ -51,7 +52,8 @@ class Call:
 
     def _look_up(self, queries: Span, keys: Span, device: torch.device) -> tuple[Pattern, Tensor]:
         block = self.spec._replace(queries=queries, keys=keys)
-        return current_pattern_cache().lookup(block, device)
+        with PartOfPattern():
+            return current_pattern_cache().lookup(block, device)
 
     def arguments(self, queries: Span, keys: Span, device: torch.device) -> dict[str, Any]:
         """Arguments of both block operators besides tensors of rows, with the cache's pattern."""
