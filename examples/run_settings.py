@@ -114,12 +114,33 @@ def make_parser(text: str | None) -> Parser:
 
 
 def check_files(args: argparse.Namespace) -> None:
-    """Raises ValueError unless what the run writes can be written; writes nothing."""
-    for name, path in (("--checkpoint", args.checkpoint), ("--log", args.log)):
-        if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+    """Raises ValueError unless what the run writes can be written, over nothing but its own files;
+    writes nothing.
+    """
+    used: dict[Path, str] = {}
+    for name in ("--text", "--checkpoint", "--log"):
+        path = getattr(args, name[2:])
+        if path is None:
+            continue
+        if "\0" in str(path):
+            raise ValueError(f"{name} must be a path without null bytes, got {str(path)!r}")
+        if name != "--text" and not _can_be_written(path):
             raise ValueError(f"{name} must be a file in a folder that can be written, got {path}")
+        other = used.setdefault(Path(path).resolve(), name)
+        if other != name:
+            raise ValueError(f"{name} must be another file than {other}, got {path}")
     if args.sample < 0:
         raise ValueError(f"--sample must be at least 0, got {args.sample}")
+
+
+def _can_be_written(path: Path) -> bool:
+    """Whether it is a regular file, or nothing yet, in a folder that takes new files."""
+    folder = path.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        return False
+    if len(os.fsencode(path.name + ".partial")) > os.pathconf(folder, "PC_NAME_MAX"):
+        return False
+    return path.is_file() and not path.is_symlink() if os.path.lexists(path) else True
 
 
 def choose_device(name: str | None) -> torch.device:

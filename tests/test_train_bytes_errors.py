@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,13 @@ WRONG = {
     "--text .": "--context must be below the text's sizes, 0 bytes to train on and 0 held out",
     "--checkpoint no/where.pt": "--checkpoint must be a file in a folder that can be written, got",
     "--checkpoint .": "--checkpoint must be a file in a folder that can be written, got .",
+    "--checkpoint junk/x": "--checkpoint must be a file in a folder that can be written, got junk",
+    "--checkpoint pipe": "--checkpoint must be a file in a folder that can be written, got pipe",
+    "--checkpoint link": "--checkpoint must be a file in a folder that can be written, got link",
+    f"--checkpoint {'n' * 250}": "--checkpoint must be a file in a folder that can be written, got",
+    "--text junk --checkpoint junk": "--checkpoint must be another file than --text, got junk",
+    "--text junk --log ./junk": "--log must be another file than --text, got junk",
+    "--log junk --checkpoint junk": "--log must be another file than --checkpoint, got junk",
     "--log no/where.jsonl": "--log must be a file in a folder that can be written, got no/where",
     "--resume": "--resume: there is no checkpoint train_bytes.pt",
     "--resume --checkpoint junk": "--resume: junk must be a checkpoint that this program wrote",
@@ -56,6 +64,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").touch()
     (tmp_path / "junk").write_text("no checkpoint")
+    (tmp_path / "link").symlink_to("junk")
+    os.mkfifo(tmp_path / "pipe")
     torch.save({"config": {"width": 3}}, tmp_path / "other")
     return tmp_path
 
@@ -79,7 +89,13 @@ def refuse(train_bytes: Program, capsys: pytest.CaptureFixture[str]) -> Refuse:
 @pytest.mark.parametrize("arguments", WRONG)
 def test_a_wrong_argument_is_one_line(arguments: str, folder: Path, refuse: Refuse) -> None:
     assert refuse("--device", "cpu", *arguments.split()).startswith(WRONG[arguments])
-    assert {path.name for path in folder.iterdir()} == {"empty.txt", "junk", "other"}
+    assert {path.name for path in folder.iterdir()} == {
+        "empty.txt",
+        "junk",
+        "link",
+        "other",
+        "pipe",
+    }
 
 
 def test_every_setting_has_a_wrong_value_above(train_bytes: Program) -> None:

@@ -2,6 +2,10 @@
 #include <dilated/pattern.h>
 
 #include <algorithm>
+#include <functional>
+#include <map>
+#include <span>
+#include <vector>
 
 #include "pattern/resolved.h"
 
@@ -17,9 +21,6 @@ struct Counter {
 
   /// Columns of the group that the row at `last` may see.
   int64_t columns_through(const Group& group, int32_t origin, int32_t last) const {
-    if (!spec.is_causal) {
-      return group.columns;
-    }
     int64_t columns = 0;
     for (int32_t j = 0; j < group.column_run_count; ++j) {
       columns += count_through(table.runs()[group.column_runs + j], origin, last);
@@ -27,10 +28,19 @@ struct Counter {
     return columns;
   }
 
+  int64_t round_up(int64_t columns) const {
+    return (columns + column_tile - 1) / column_tile * column_tile;
+  }
+
   void add_tile(const Tile& tile, PatternReport& report) const {
     const Group& group = table.groups()[tile.group];
     const int32_t* begin = table.class_begin() + group.head_class;
     const int64_t heads = begin[1] - begin[0];
+    if (!spec.is_causal) {
+      report.distinct += heads * tile.rows * group.columns;
+      report.computed += heads * spec.row_tile * round_up(group.columns);
+      return;
+    }
     int32_t last = tile.origin;
     int64_t skip = tile.first_row;
     int64_t left = tile.rows;
@@ -43,9 +53,7 @@ struct Counter {
       }
       skip = std::max<int64_t>(0, skip - run.count);
     }
-    const int64_t columns = columns_through(group, tile.origin, last);
-    report.computed +=
-        heads * spec.row_tile * ((columns + column_tile - 1) / column_tile * column_tile);
+    report.computed += heads * spec.row_tile * round_up(columns_through(group, tile.origin, last));
   }
 };
 
@@ -54,19 +62,30 @@ int64_t count_below(int64_t x, int64_t first, int64_t rate) {
   return x <= first ? 0 : (x - first + rate - 1) / rate;
 }
 
-/// Pairs of positions on a lattice, numbered along it.
+/// Of positions of a lattice, numbered along it.
 int64_t count_pairs(const Range& queries, const Range& keys, bool is_causal) {
+  const int64_t all_keys = keys.end - keys.begin;
   if (!is_causal) {
-    return (queries.end - queries.begin) * (keys.end - keys.begin);
+    return (queries.end - queries.begin) * all_keys;
   }
-  int64_t pairs = 0;
-  for (int64_t q = std::max(queries.begin, keys.begin); q < queries.end; ++q) {
-    pairs += std::min(q + 1, keys.end) - keys.begin;
-  }
-  return pairs;
+  // Queries among the keys see 1, 2, ... of them more; those after the keys, all.
+  const int64_t begin = std::max(queries.begin, keys.begin);
+  const int64_t end = std::clamp(keys.end, begin, std::max(begin, queries.end));
+  const int64_t first = begin - keys.begin, last = end - keys.begin;
+  return (last * (last + 1) - first * (first + 1)) / 2 +
+         std::max<int64_t>(queries.end - std::max(end, queries.begin), 0) * all_keys;
 }
 
-/// Pairs of one branch and head in a segment.
+/// The stretches that meet a segment; they are in the sequence's order.
+std::span<const Range> meeting(const std::vector<Range>& stretches, const Range& segment) {
+  const auto first = std::ranges::partition_point(
+      stretches, [&](const Range& stretch) { return stretch.end <= segment.begin; });
+  const auto last = std::partition_point(
+      first, stretches.end(), [&](const Range& stretch) { return stretch.begin < segment.end; });
+  return {first, last};
+}
+
+/// Of one branch and head, in a segment.
 int64_t segment_pairs(const ResolvedSpec& spec, const Range& segment, int64_t offset,
                       int64_t rate) {
   const auto below = [&](int64_t x) {
@@ -76,37 +95,59 @@ int64_t segment_pairs(const ResolvedSpec& spec, const Range& segment, int64_t of
     return Range{below(stretch.begin), below(stretch.end)};
   };
   int64_t pairs = 0;
-  for (const Range& queries : spec.queries) {
-    for (const Range& keys : spec.keys) {
+  for (const Range& queries : meeting(spec.queries, segment)) {
+    for (const Range& keys : meeting(spec.keys, segment)) {
       pairs += count_pairs(on_lattice(queries), on_lattice(keys), spec.is_causal);
     }
   }
   return pairs;
 }
 
-int64_t nominal_pairs(const ResolvedSpec& spec) {
+int64_t nominal_pairs(const ResolvedSpec& spec, const std::function<void()>& poll) {
   int64_t pairs = 0;
   for (const Branch& branch : spec.branches) {
+    std::map<int64_t, int64_t> heads;  // by offset
     for (const int64_t offset : branch.head_offsets) {
-      for (int64_t begin = 0; offset >= 0 && begin < spec.seq_len;) {
-        const Range segment = spec.segment(branch, begin);
-        pairs += segment_pairs(spec, segment, offset, branch.dilation_rate);
-        begin = segment.end;
+      ++heads[offset];
+    }
+    heads.erase(-1);
+    for (int64_t begin = 0; begin < spec.seq_len && !heads.empty();) {
+      const Range segment = spec.segment(branch, begin);
+      for (const auto& [offset, count] : heads) {
+        pairs += count * segment_pairs(spec, segment, offset, branch.dilation_rate);
       }
+      begin = segment.end;
+      poll();
     }
   }
   return pairs;
 }
 
+/// Polls at every 1024th step.
+class Seldom {
+ public:
+  explicit Seldom(const std::function<void()>& poll) : poll_(poll) {}
+  void operator()() {
+    if (poll_ && ++calls_ % 1024 == 0) {
+      poll_();
+    }
+  }
+
+ private:
+  const std::function<void()>& poll_;
+  int64_t calls_ = 0;
+};
+
 }  // namespace
 
 PatternReport report(const PatternSpec& spec, const std::vector<int32_t>& words,
-                     int64_t column_tile) {
+                     int64_t column_tile, const std::function<void()>& poll) {
   const PatternView view{words.data()};
   const TableView table = view.forward();
   PatternReport result{};
   const ResolvedSpec resolved(spec);
-  result.nominal = nominal_pairs(resolved);
+  Seldom step(poll);
+  result.nominal = nominal_pairs(resolved, [&] { step(); });
   result.bytes = static_cast<int64_t>(words.size() * sizeof(int32_t));
   result.tiles = table.table->tiles;
   result.groups = table.table->groups;
@@ -114,6 +155,7 @@ PatternReport report(const PatternSpec& spec, const std::vector<int32_t>& words,
   const Counter counter{resolved, table, column_tile};
   for (int32_t t = 0; t < table.table->tiles; ++t) {
     counter.add_tile(table.tiles()[t], result);
+    step();
   }
   return result;
 }

@@ -19,11 +19,18 @@ inline Range resolve(const Range& range, int64_t seq_len) {
   return {range.begin, range.end == -1 ? seq_len : range.end};
 }
 
-inline std::vector<Range> resolve(std::vector<Range> stretches, int64_t seq_len) {
-  for (Range& stretch : stretches) {
-    stretch = resolve(stretch, seq_len);
+/// Without empty stretches, and those that follow each other as one: places are the same.
+inline std::vector<Range> resolve(const std::vector<Range>& stretches, int64_t seq_len) {
+  std::vector<Range> result;
+  for (const Range& stretch : stretches) {
+    const auto [begin, end] = resolve(stretch, seq_len);
+    if (!result.empty() && result.back().end == begin) {
+      result.back().end = end;
+    } else if (begin < end) {
+      result.push_back({begin, end});
+    }
   }
-  return stretches;
+  return result;
 }
 
 inline int64_t head_offset(const Branch& branch, int64_t head) {

@@ -313,7 +313,7 @@ def test_given_pattern_equals_own_planning(device: str, exact: Exact) -> None:
     "change",
     [
         {"queries": ((31, 91),)},
-        {"queries": ((30, 60), (60, 90))},
+        {"queries": ((30, 60), (61, 91))},
         {"keys": ((0, 60),)},
         {"keys": ((10, 71),)},
         {"seq_len": 121},

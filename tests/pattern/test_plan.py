@@ -306,6 +306,23 @@ def test_fingerprint_depends_on_every_field() -> None:
     assert len(prints) == len(specs)
 
 
+def test_empty_and_adjacent_stretches_are_what_they_hold() -> None:
+    parts = ((0, 0), (5, 9), *((9, 9),) * 300, *((p, p + 1) for p in range(9, 300)), (320, 320))
+    for name in ("queries", "keys"):
+        one, many = (
+            Spec(320, [40, 320], [1, 4], 4, 2, **{name: stretches})  # type: ignore[arg-type]
+            for stretches in (((5, 300),), parts)
+        )
+        assert bytes(_C.plan(one.native())) == bytes(_C.plan(many.native()))
+
+
+def test_a_segment_meets_at_most_256_stretches() -> None:
+    parts = tuple((2 * p, 2 * p + 1) for p in range(257))
+    check_against_brute_force(Spec(600, [600], [1], keys=parts[:-1], is_causal=True))
+    with pytest.raises(ValueError, match="at most 256 stretches, got 257"):
+        plan_words(Spec(600, [600], [1], keys=parts))
+
+
 @pytest.mark.parametrize("heads", [1, 6, 12, 16])
 def test_named_offsets(heads: int) -> None:
     for rate in (1, 2, 4, 6, 12, 16):

@@ -95,8 +95,9 @@ struct PatternReport {
   int64_t bytes;     // of the pattern
   int64_t tiles, groups, runs;
 };
-/// Counts the pairs of `words`, which must have the forward table.
+/// Counts the pairs of `words`, which must have the forward table. `poll` is called now and then,
+/// as by plan().
 DILATED_API PatternReport report(const PatternSpec& spec, const std::vector<int32_t>& words,
-                                 int64_t column_tile = 64);
+                                 int64_t column_tile = 64, const std::function<void()>& poll = {});
 
 }  // namespace dilated

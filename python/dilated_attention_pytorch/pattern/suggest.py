@@ -37,13 +37,15 @@ def suggest_branches(
     while lengths[-1] < seq_len:
         lengths.append(lengths[-1] * growth)
         rates.append(rates[-1] * growth)
+    if rates[-1] >= 2**31:
+        raise ValueError(f"growth must keep dilation rates below 2^31, got {growth}")
     return lengths, rates
 
 
 def _at_least(least: int, value: int, name: str) -> int:
     try:
         number = index(value)
-    except TypeError:
+    except (TypeError, RuntimeError):  # a tensor without a value
         raise TypeError(f"{name} must be an integer, got {value!r}") from None
     if not least <= number < 2**31:
         raise ValueError(f"{name} must be at least {least} and below 2^31, got {number}")
