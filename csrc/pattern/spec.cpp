@@ -132,8 +132,9 @@ uint64_t fingerprint(const PatternSpec& spec) {
     hash.add(field);
   }
   for (const std::vector<Range>& rows : {spec.queries, spec.keys}) {
-    hash.add(static_cast<int64_t>(rows.size()));
-    for (const Range& stretch : pattern::resolve(rows, spec.seq_len)) {
+    const std::vector<Range> stretches = pattern::resolve(rows, spec.seq_len);
+    hash.add(static_cast<int64_t>(stretches.size()));
+    for (const Range& stretch : stretches) {
       hash.add(stretch.begin);
       hash.add(stretch.end);
     }

@@ -314,6 +314,8 @@ def test_empty_and_adjacent_stretches_are_what_they_hold() -> None:
             for stretches in (((5, 300),), parts)
         )
         assert bytes(_C.plan(one.native())) == bytes(_C.plan(many.native()))
+    none, nowhere = (Spec(320, [40], [1], keys=keys) for keys in ((), ((28, 28),)))
+    assert bytes(_C.plan(none.native())) == bytes(_C.plan(nowhere.native()))
 
 
 def test_a_segment_meets_at_most_256_stretches() -> None:
