@@ -60,122 +60,36 @@ def _flops(
     return batch * 2 * head_dim * products * _distinct(spec)
 
 
-def _block(query: Tensor, key: Tensor, seq_len: int, query_begin: int, key_begin: int) -> Block:
-    queries = (int(query_begin), int(query_begin) + int(query.shape[1]))
-    keys = (int(key_begin), int(key_begin) + int(key.shape[1]))
-    return int(seq_len), queries, keys
+# What a call computes a part of; None: all of the sequence that its query holds.
+BlockOf = Callable[[dict[str, Any]], Block | None]
 
 
-@register_flop_formula(_dilated.attention, get_raw=True)
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    segment_lengths: Sequence[int],
-    dilation_rates: Sequence[int],
-    *,
-    out_val: Any = None,
-    **options: Any,
-) -> int:
-    return _flops(_FORWARD, query, key, segment_lengths, dilation_rates, options)
+def _block_of(call: dict[str, Any]) -> Block:
+    begins = (int(call["query_begin"]), int(call["key_begin"]))
+    rows = (int(call["query"].shape[1]), int(call["key"].shape[1]))
+    queries, keys = ((begin, begin + n) for begin, n in zip(begins, rows, strict=True))
+    return int(call["seq_len"]), queries, keys
 
 
-@register_flop_formula(_dilated.attention_backward, get_raw=True)
-def attention_backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    segment_lengths: Sequence[int],
-    dilation_rates: Sequence[int],
-    *,
-    out_val: Any = None,
-    **options: Any,
-) -> int:
-    return _flops(_BACKWARD, query, key, segment_lengths, dilation_rates, options)
+def _register(operator: Any, products: int, block_of: BlockOf) -> None:
+    """The formula of an operator, whose arguments are named by its schema."""
+    names = [argument.name for argument in operator.default._schema.arguments]
+
+    @register_flop_formula(operator, get_raw=True)
+    def formula(*given: Any, out_val: Any = None, **options: Any) -> int:
+        call = dict(zip(names, given, strict=False)) | options
+        lengths, rates = call["segment_lengths"], call["dilation_rates"]
+        return _flops(products, call["query"], call["key"], lengths, rates, call, block_of(call))
 
 
-@register_flop_formula(_dilated.attention_block, get_raw=True)
-def attention_block(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    seq_len: int,
-    query_begin: int,
-    key_begin: int,
-    segment_lengths: Sequence[int],
-    dilation_rates: Sequence[int],
-    *,
-    out_val: Any = None,
-    **options: Any,
-) -> int:
-    block = _block(query, key, seq_len, query_begin, key_begin)
-    return _flops(_FORWARD, query, key, segment_lengths, dilation_rates, options, block)
+_register(_dilated.attention, _FORWARD, lambda call: None)
+_register(_dilated.attention_backward, _BACKWARD, lambda call: None)
+_register(_dilated.attention_block, _FORWARD, _block_of)
+_register(_dilated.attention_block_backward, _BACKWARD, _block_of)
+_register(_dilated.attention_block_backward_into, _BACKWARD, _block_of)
 
 
-@register_flop_formula(_dilated.attention_block_backward, get_raw=True)
-def attention_block_backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    seq_len: int,
-    query_begin: int,
-    key_begin: int,
-    segment_lengths: Sequence[int],
-    dilation_rates: Sequence[int],
-    *,
-    out_val: Any = None,
-    **options: Any,
-) -> int:
-    block = _block(query, key, seq_len, query_begin, key_begin)
-    return _flops(_BACKWARD, query, key, segment_lengths, dilation_rates, options, block)
-
-
-@register_flop_formula(_dilated.attention_block_backward_into, get_raw=True)
-def attention_block_backward_into(grad_query_sums: Tensor, *arguments: Any, **options: Any) -> int:
-    return int(attention_block_backward(*arguments, **options))
-
-
-def register_ring_flops(block_of: Callable[[Tensor, str, dict[str, Any]], Block]) -> None:
-    """block_of: what a rank computes, from its query, the group's name and the call's options."""
-
-    @register_flop_formula(_dilated.ring_attention, get_raw=True)
-    def ring_attention(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        lengths: Sequence[int],
-        rates: Sequence[int],
-        group_name: str,
-        *,
-        out_val: Any = None,
-        **options: Any,
-    ) -> int:
-        block = block_of(query, group_name, options)
-        return _flops(_FORWARD, query, key, lengths, rates, options, block)
-
-    @register_flop_formula(_dilated.ring_attention_backward, get_raw=True)
-    def ring_attention_backward(
-        grad_out: Tensor,
-        grad_lse: Tensor | None,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        lengths: Sequence[int],
-        rates: Sequence[int],
-        group_name: str,
-        *,
-        out_val: Any = None,
-        **options: Any,
-    ) -> int:
-        block = block_of(query, group_name, options)
-        return _flops(_BACKWARD, query, key, lengths, rates, options, block)
+def register_ring_flops(block_of: BlockOf) -> None:
+    """block_of: what a rank computes, from its call's arguments by name."""
+    _register(_dilated.ring_attention, _FORWARD, block_of)
+    _register(_dilated.ring_attention_backward, _BACKWARD, block_of)

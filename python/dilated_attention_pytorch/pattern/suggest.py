@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from .. import _C
 from .scalars import index
-
-_TILE = 64  # rows and keys that a kernel computes at once
 
 
 def suggest_branches(
@@ -31,7 +30,7 @@ def suggest_branches(
         TypeError, ValueError: naming the argument, what must hold and what was given.
     """
     seq_len = _at_least(1, seq_len, "seq_len")
-    dense = _at_least(_TILE, dense, "dense")
+    dense = _at_least(_C.ROW_TILE, dense, "dense")
     growth = _at_least(2, growth, "growth")
     lengths, rates = [dense], [1]
     while lengths[-1] < seq_len:
