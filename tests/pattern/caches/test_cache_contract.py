@@ -20,7 +20,7 @@ import torch
 
 from dilated_attention_pytorch import dilated_attention
 from dilated_attention_pytorch.pattern import BasePatternCache, Pattern, PatternSpec, make_branches
-from dilated_attention_pytorch.pattern.caches.base_cache import _Turn
+from dilated_attention_pytorch.pattern.caches.turn import Turn
 from tests.conftest import make_qkv, missing_cuda
 
 from .machines import MAKERS, CudaMachine, FakeMachine, Machine
@@ -535,7 +535,7 @@ def test_a_forked_process_goes_on_with_the_patterns_of_the_host(make):
     cache.lookup(spec(41))
     planned = cache._entries[spec(40)].pattern
     # As if another thread were in the middle of something, and one of planning.
-    turn = cache._planning[spec(42)] = _Turn()
+    turn = cache._planning[spec(42)] = Turn()
     turn.lock.acquire()
     with cache._lock:
         child = os.fork()

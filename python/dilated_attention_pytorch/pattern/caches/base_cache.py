@@ -29,19 +29,7 @@ from .entry import CPU, Entry, full_device
 from .statistics import CacheStatistics
 from .tally import Tally
 from .transfers import CudaTransfers, Transfers
-
-
-class _Turn:
-    """Threads that miss the same pattern take turns; the first leaves its entry to the others.
-
-    A turn holds the lock, which is released however it ends: no thread has to wake the others.
-    """
-
-    __slots__ = ("lock", "made")
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.made: Entry | None = None
+from .turn import Turn
 
 
 class BasePatternCache(ABC):
@@ -63,7 +51,7 @@ class BasePatternCache(ABC):
         self._entries: OrderedDict[PatternSpec, Entry] = OrderedDict()
         self._newest: Entry | None = None
         self._tally = Tally(self._count_bytes)
-        self._planning: dict[PatternSpec, _Turn] = {}
+        self._planning: dict[PatternSpec, Turn] = {}
         self._captured: set[Copy] = set()
         self._abandoned: list[Copy | Entry] = []
         self._background = Background()
@@ -225,7 +213,7 @@ class BasePatternCache(ABC):
 
     def _planned(self, spec: PatternSpec, device: torch.device) -> Entry:
         """The entry, planned by this thread unless another one is already planning it."""
-        turn = _Turn()
+        turn = Turn()
         began = time.perf_counter()
         try:
             with self._lock:
@@ -241,7 +229,7 @@ class BasePatternCache(ABC):
         finally:  # a single call, before which no signal handler runs
             self._planning.pop(spec, None)
 
-    def _plan(self, spec: PatternSpec, device: torch.device, turn: _Turn) -> Entry:
+    def _plan(self, spec: PatternSpec, device: torch.device, turn: Turn) -> Entry:
         began = time.perf_counter()
         entry = Entry(self._make(spec, device))
         with self._lock:
