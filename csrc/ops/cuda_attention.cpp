@@ -127,6 +127,19 @@ kernels::cuda::Problem problem_of(const at::Tensor& query, bool is_causal) {
   return {dtype_of(query), query.size(3), is_causal, at::globalContext().deterministicAlgorithms()};
 }
 
+kernels::cuda::ForwardProblem forward_problem_of(const AttentionCall& call,
+                                                 const kernels::ForwardArgs& args) {
+  const auto aligned = [&](const auto& rows) {
+    const auto& [batch, row, head] = rows.strides;
+    return reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 &&
+           (batch | row | head | args.head_dim) % 8 == 0;
+  };
+  return {problem_of(call.query, call.is_causal),
+          args.is_partial || args.running_lse != nullptr,
+          aligned(args.query) && aligned(args.key) && aligned(args.value) && aligned(args.out),
+          call.dilation_rates};
+}
+
 kernels::cuda::BackwardChoice choose_backward(const at::Tensor& query, bool is_causal) {
   return kernels::cuda::choose_backward(problem_of(query, is_causal), gpu_of(query));
 }
@@ -137,8 +150,8 @@ Results forward_cuda(const AttentionCall& call) {
   ForwardTensors forward = prepare_forward(call);
   const at::Tensor words = place_pattern(call, Directions::kForward, forward.args);
   if (call.query.numel() > 0) {
-    const kernels::cuda::ForwardChoice choice =
-        kernels::cuda::choose_forward(problem_of(call.query, call.is_causal), gpu_of(call.query));
+    const kernels::cuda::ForwardChoice choice = kernels::cuda::choose_forward(
+        forward_problem_of(call, forward.args), gpu_of(call.query));
     C10_CUDA_CHECK(
         kernels::cuda::attention_forward(choice, forward.args, c10::cuda::getCurrentCUDAStream()));
   }

@@ -1,6 +1,7 @@
 // From a choice to the family that it names. A new family is a case more in each.
 #include "kernels/cuda/attention.h"
 
+#include "kernels/cuda/hopper/attention.h"
 #include "kernels/cuda/portable/attention.h"
 #include "kernels/cuda/scalar/attention.h"
 
@@ -14,6 +15,8 @@ cudaError_t attention_forward(const ForwardChoice& choice, const ForwardArgs& ar
   switch (choice.family) {
     case Family::kPortable:
       return portable::attention_forward(choice, args, stream);
+    case Family::kHopper:
+      return hopper::attention_forward(choice, args, stream);
     case Family::kScalar:
       return scalar::attention_forward(choice, args, stream);
   }
@@ -30,6 +33,8 @@ cudaError_t attention_backward(const BackwardChoice& choice, const BackwardArgs&
       return portable::attention_backward(choice, args, workspace, stream);
     case Family::kScalar:
       return scalar::attention_backward(choice, args, stream);
+    case Family::kHopper:  // has no backward
+      break;
   }
   return cudaErrorInvalidValue;
 }
@@ -39,6 +44,7 @@ cudaError_t round_query_sums(const BackwardChoice& choice, const RoundedSums& ro
   switch (choice.family) {
     case Family::kPortable:
       return portable::round_query_sums(rounded, sums, stream);
+    case Family::kHopper:
     case Family::kScalar:  // which sums nothing up
       break;
   }

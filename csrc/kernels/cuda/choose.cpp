@@ -4,9 +4,12 @@
 
 #include <algorithm>
 #include <charconv>
+#include <limits>
+#include <numeric>
 #include <ranges>
 #include <system_error>
 
+#include "kernels/cuda/hopper/shapes.h"
 #include "kernels/cuda/portable/shapes.h"
 #include "kernels/cuda/scalar/shapes.h"
 
@@ -26,7 +29,9 @@ ForwardChoice scalar_forward(int64_t head_dim) {
           .row_tile = int32_t{kRowTile},
           .tile = {tile.rows(), tile.keys()},
           .stages = 1,
-          .shared_bytes = tile.bytes()};
+          .shared_bytes = tile.bytes(),
+          .max_blocks = 0,
+          .key_strides = {}};
 }
 
 /// The tile that measured best: 128 rows halve what is read from L2; a causal tile of 64 wastes
@@ -41,7 +46,52 @@ ForwardChoice portable_forward(const Problem& problem) {
           .row_tile = int32_t{kRowTile},
           .tile = {tile.rows, tile.keys()},
           .stages = portable::ForwardTile::kStages,
-          .shared_bytes = tile.bytes()};
+          .shared_bytes = tile.bytes(),
+          .max_blocks = 0,
+          .key_strides = {}};
+}
+
+/// Strides of runs are divisors of the rates' least common multiple. None if they are too many.
+KeyStrides list_strides(std::span<const int64_t> dilation_rates) {
+  constexpr int64_t kMostPeriod = 1 << 20;
+  int64_t period = 1;
+  for (const int64_t rate : dilation_rates) {
+    period = rate > kMostPeriod ? kMostPeriod + 1 : std::lcm(period, rate);
+    if (period > kMostPeriod) {
+      return {};
+    }
+  }
+  KeyStrides strides{};
+  for (int64_t stride = 1; stride <= period; ++stride) {
+    if (period % stride == 0) {
+      if (strides.count == KeyStrides::kMost) {
+        return {};
+      }
+      strides.stride[strides.count++] = static_cast<int32_t>(stride);
+    }
+  }
+  return strides;
+}
+
+/// Nothing where these kernels can't run the call.
+std::optional<ForwardChoice> hopper_forward(const ForwardProblem& problem, const Device& device) {
+  const hopper::ForwardTile& tile = narrowest(hopper::kForwardTiles, problem.head_dim);
+  if (!device.has_hopper || !problem.is_aligned || problem.is_block ||
+      tile.bytes() > device.shared_bytes) {
+    return std::nullopt;
+  }
+  const KeyStrides strides = list_strides(problem.dilation_rates);
+  if (strides.count == 0) {
+    return std::nullopt;
+  }
+  return ForwardChoice{.family = Family::kHopper,
+                       .width = tile.width,
+                       .row_tile = int32_t{kRowTile},
+                       .tile = {hopper::ForwardTile::kRows, tile.keys()},
+                       .stages = tile.key_stages(),
+                       .shared_bytes = tile.bytes(),
+                       .max_blocks = device.multiprocessors,
+                       .key_strides = strides};
 }
 
 BackwardChoice scalar_backward(int64_t head_dim) {
@@ -70,9 +120,11 @@ int32_t count_stages(const portable::BackwardTile& tile, size_t shared_bytes) {
 
 }  // namespace
 
-ForwardChoice choose_forward(const Problem& problem, const Device& /*device*/) {
-  return problem.dtype == Dtype::kFloat32 ? scalar_forward(problem.head_dim)
-                                          : portable_forward(problem);
+ForwardChoice choose_forward(const ForwardProblem& problem, const Device& device) {
+  if (problem.dtype == Dtype::kFloat32) {
+    return scalar_forward(problem.head_dim);
+  }
+  return hopper_forward(problem, device).value_or(portable_forward(problem));
 }
 
 BackwardChoice choose_backward(const Problem& problem, const Device& device) {

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string_view>
 
 #include "kernels/attention.h"
@@ -14,6 +15,7 @@ namespace dilated::kernels::cuda {
 /// A folder of kernels.
 enum class Family {
   kPortable,  // float16 and bfloat16 on tensor cores, from sm_80 on
+  kHopper,    // the same, in instructions of sm_90a
   kScalar,    // float32 arithmetic without tensor cores, from sm_80 on
 };
 
@@ -23,6 +25,7 @@ struct Device {
   int32_t compute_capability;  // 10 * major + minor
   int32_t multiprocessors;
   size_t shared_bytes;  // that a block may have
+  bool has_hopper;      // it runs sm_90a's instructions, and this library has such kernels
 };
 
 /// What a choice depends on of a call.
@@ -31,6 +34,19 @@ struct Problem {
   int64_t head_dim;  // at most 256
   bool is_causal;
   bool is_deterministic;
+};
+
+struct ForwardProblem : Problem {
+  bool is_block;    // continues a running result, or will be continued
+  bool is_aligned;  // every row of every tensor begins and ends at a multiple of 16 bytes
+  std::span<const int64_t> dilation_rates;
+};
+
+/// Strides, within which a pattern's keys lie.
+struct KeyStrides {
+  static constexpr int32_t kMost = 12;
+  int32_t count;
+  int32_t stride[kMost];
 };
 
 /// Query rows by keys in the forward, keys by query rows in the backward.
@@ -46,6 +62,8 @@ struct ForwardChoice {
   BlockTile tile;
   int32_t stages;       // tiles of columns in shared memory
   size_t shared_bytes;  // of a block
+  int32_t max_blocks;   // which take one tile after another; 0: no bound
+  KeyStrides key_strides;  // which the kernel copies at once; none: it copies rows one by one
 };
 
 struct BackwardChoice {
@@ -59,7 +77,7 @@ struct BackwardChoice {
                        // grad_query in any order; 0: every row of grad_query is written once
 };
 
-ForwardChoice choose_forward(const Problem& problem, const Device& device);
+ForwardChoice choose_forward(const ForwardProblem& problem, const Device& device);
 
 /// sums_width does not depend on is_causal: the blocks of a ring add to the same sums.
 BackwardChoice choose_backward(const Problem& problem, const Device& device);

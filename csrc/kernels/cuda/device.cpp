@@ -3,6 +3,8 @@
 #include <map>
 #include <mutex>
 
+#include "kernels/cuda/hopper/attention.h"
+
 namespace dilated::kernels::cuda {
 namespace {
 
@@ -15,7 +17,9 @@ cudaError_t read_device(int index, Device& device) {
   error = read(minor, cudaDevAttrComputeCapabilityMinor, error);
   error = read(multiprocessors, cudaDevAttrMultiProcessorCount, error);
   error = read(shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, error);
-  device = {10 * major + minor, multiprocessors, static_cast<size_t>(shared_bytes)};
+  const int32_t capability = 10 * major + minor;
+  device = {capability, multiprocessors, static_cast<size_t>(shared_bytes),
+            hopper::is_built() && capability == 90};
   return error;
 }
 

@@ -30,6 +30,13 @@ __device__ inline float log2_approx(float x) {
   return y;
 }
 
+/// 1 / x, 1 unit in the last place, without the subroutine of a division.
+__device__ inline float reciprocal_approx(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 /// e^x; x may be infinite.
 __device__ inline float exp_approx(float x) { return exp2_approx(x * kLog2E); }
 

@@ -1,0 +1,13 @@
+// In place of this family where the library is not built for sm_90a.
+#include "kernels/cuda/hopper/attention.h"
+
+namespace dilated::kernels::cuda::hopper {
+
+bool is_built() { return false; }
+
+cudaError_t attention_forward(const ForwardChoice& /*choice*/, const ForwardArgs& /*args*/,
+                              cudaStream_t /*stream*/) {
+  return cudaErrorNotSupported;
+}
+
+}  // namespace dilated::kernels::cuda::hopper

@@ -1,0 +1,16 @@
+// float16 and bfloat16 in instructions of sm_90a: wgmma, TMA. Built where that architecture is.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "kernels/cuda/attention.h"
+
+namespace dilated::kernels::cuda::hopper {
+
+/// Whether the library has these kernels.
+bool is_built();
+
+cudaError_t attention_forward(const ForwardChoice& choice, const ForwardArgs& args,
+                              cudaStream_t stream);
+
+}  // namespace dilated::kernels::cuda::hopper

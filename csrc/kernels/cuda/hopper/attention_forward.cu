@@ -1,0 +1,84 @@
+// Launches the forward pass on Hopper.
+#include "kernels/cuda/hopper/attention.h"
+#include "kernels/cuda/hopper/attention_forward.cuh"
+#include "kernels/cuda/hopper/tensor_maps.h"
+#include "kernels/cuda/primitives/launch.cuh"
+
+namespace dilated::kernels::cuda::hopper {
+namespace {
+
+cudaError_t encode_maps(const KeyStrides& strides, const ForwardArgs& args, const Rows& rows,
+                        int32_t keys, KeyMaps& maps) {
+  for (int32_t i = 0; i < strides.count; ++i) {
+    for (const bool whole : {true, false}) {
+      const cudaError_t error =
+          encode({args, rows, strides.stride[i], whole ? keys : int32_t{kSlotRows}},
+                 whole ? maps.whole[i] : maps.slot[i]);
+      if (error != cudaSuccess) {
+        return error;
+      }
+    }
+  }
+  return cudaSuccess;
+}
+
+template <typename Element, int kWidth>
+cudaError_t launch(const ForwardChoice& choice, const ForwardArgs& args, cudaStream_t stream) {
+  using Shape = ForwardShape<kWidth>;
+  static_assert(sizeof(ForwardMemory<Shape>) + 1024 == Shape::kTile.bytes());
+  HopperCall call;
+  call.call = prepare_forward(args);
+  call.strides = choice.key_strides;
+  cudaError_t error = encode_maps(call.strides, args, args.key, Shape::kKeys, call.key);
+  if (error == cudaSuccess) {
+    error = encode_maps(call.strides, args, args.value, Shape::kKeys, call.value);
+  }
+  if (error != cudaSuccess) {
+    return error;
+  }
+  const int64_t tiles = count_blocks(args.queries, args.heads, args.batch, choice.row_tile);
+  return launch_kernel<attention_forward_kernel<Element, Shape>>(
+      call, std::min<int64_t>(tiles, choice.max_blocks), Shape::kThreads, choice.shared_bytes,
+      stream);
+}
+
+template <typename Element>
+cudaError_t launch_width(const ForwardChoice& choice, const ForwardArgs& args,
+                         cudaStream_t stream) {
+  switch (choice.width) {
+    case 32:
+      return launch<Element, 32>(choice, args, stream);
+    case 48:
+      return launch<Element, 48>(choice, args, stream);
+    case 64:
+      return launch<Element, 64>(choice, args, stream);
+    case 96:
+      return launch<Element, 96>(choice, args, stream);
+    case 128:
+      return launch<Element, 128>(choice, args, stream);
+    case 192:
+      return launch<Element, 192>(choice, args, stream);
+    case 256:
+      return launch<Element, 256>(choice, args, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace
+
+bool is_built() { return true; }
+
+cudaError_t attention_forward(const ForwardChoice& choice, const ForwardArgs& args,
+                              cudaStream_t stream) {
+  switch (args.dtype) {
+    case Dtype::kFloat16:
+      return launch_width<__half>(choice, args, stream);
+    case Dtype::kBFloat16:
+      return launch_width<__nv_bfloat16>(choice, args, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace dilated::kernels::cuda::hopper

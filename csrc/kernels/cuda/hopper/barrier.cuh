@@ -1,0 +1,93 @@
+// Barriers in shared memory (mbarrier) and the copies that complete them: tiles from tensor maps
+// (TMA). And what else is Hopper's alone: registers that move between warps, proxies.
+//
+// A barrier runs through phases; a phase ends when all its arrivals have come and the bytes that
+// were announced have been written. A waiter names the parity of the phase: of a buffer's n-th use,
+// n % 2 where the buffer is filled and the opposite where it is emptied, which first returns at
+// once.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+namespace dilated::kernels::cuda::hopper {
+
+__device__ inline uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+#ifdef DILATED_MOST_SPINS  // for builds that look for hangs
+inline constexpr int64_t kMostSpins = DILATED_MOST_SPINS;
+#else
+inline constexpr int64_t kMostSpins = 0;
+#endif
+
+struct alignas(8) Barrier {
+  uint64_t state;
+
+  __device__ void init(int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(this)),
+                 "r"(arrivals)
+                 : "memory");
+  }
+  /// After what this thread wrote or read.
+  __device__ void arrive() {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
+  }
+  /// And announces what copies will write.
+  __device__ void arrive_expecting(int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
+                     shared_address(this)),
+                 "r"(bytes)
+                 : "memory");
+  }
+  __device__ void wait(uint32_t parity) {
+    uint32_t done = 0;
+    for (int64_t spins = 0; done == 0; ++spins) {
+      if (kMostSpins > 0 && spins > kMostSpins) {
+        __trap();
+      }
+      asm volatile(
+          "{\n.reg .pred p;\n"
+          "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+          "selp.u32 %0, 1, 0, p;\n}"
+          : "=r"(done)
+          : "r"(shared_address(this)), "r"(parity)
+          : "memory");
+    }
+  }
+};
+
+/// After init(), so that copies find the barriers; before the block's __syncthreads.
+__device__ inline void publish_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+/// What this thread wrote to shared memory becomes visible to tensor cores and copy engines.
+__device__ inline void publish_to_async_proxy() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/// Copies a box of the map, from these coordinates on, the innermost first.
+__device__ inline void copy_box(uint32_t to, const CUtensorMap* map, Barrier& done, int32_t column,
+                                int32_t step, int32_t place, int32_t head, int32_t batch) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(to),
+      "l"(map), "r"(shared_address(&done)), "r"(column), "r"(step), "r"(place), "r"(head),
+      "r"(batch)
+      : "memory");
+}
+
+/// By all warps of a warpgroup: registers of each thread from here on.
+template <int kRegisters>
+__device__ inline void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ inline void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+}  // namespace dilated::kernels::cuda::hopper

@@ -1,0 +1,90 @@
+// What the warps of a block share, and when each may touch it.
+#pragma once
+
+#include <cuda.h>
+
+#include "kernels/cuda/hopper/barrier.cuh"
+#include "kernels/cuda/hopper/key_slots.cuh"
+#include "kernels/cuda/hopper/shapes.h"
+#include "kernels/cuda/hopper/wgmma.cuh"
+#include "kernels/cuda/primitives/forward_call.cuh"
+
+namespace dilated::kernels::cuda::hopper {
+
+/// Tensor maps of the keys or of the values, one for each stride: of a whole tile of keys and of a
+/// slot. Coordinates are column, step, place, head and batch entry: place + step * stride is the row.
+/// Steps below 0 give zeros, from which copies learn where runs begin: a box of n rows at step
+/// count - n holds n - count zeros, then `count` rows from `place` on. (Zeros after them would come
+/// from rows past the last step; for those the hardware reads at step 0 what it throws away, and the
+/// map's start would have to be a row of the tensor.)
+struct KeyMaps {
+  CUtensorMap whole[KeyStrides::kMost], slot[KeyStrides::kMost];
+};
+
+struct HopperCall {
+  ForwardCall call;
+  KeyStrides strides;
+  KeyMaps key, value;
+};
+
+template <int kWidth_>
+struct ForwardShape {
+  static constexpr int kWidth = kWidth_;
+  static constexpr ForwardTile kTile{kWidth};
+  static constexpr int kKeys = kTile.keys(), kQueries = kTile.queries();
+  static constexpr int kKeyStages = kTile.key_stages(), kValueStages = kTile.value_stages();
+  static constexpr int kItems = ForwardTile::kItems;
+  static constexpr int kSlots = kKeys / kSlotRows;
+  static constexpr int kPanels = kTile.panels();
+  static constexpr int kGroupRows = 64, kGroups = 2, kRows = kGroups * kGroupRows;
+  static constexpr int kThreads = 128 * (1 + kGroups);
+  static constexpr int kQueryPanelBytes = kGroupRows * kPanelRowBytes;
+  static constexpr int kKeyPanelBytes = kKeys * kPanelRowBytes;
+};
+
+/// A tile of queries to compute.
+template <int kRows>
+struct alignas(16) Item {
+  RowTileList<kRows> rows;
+  WorkItem work;
+  Windows windows;   // of the rows
+  int32_t key_tiles;
+  int32_t is_last;   // and no tile at all
+};
+
+/// Full: whoever fills it is done; empty: all who read it are.
+struct Handover {
+  Barrier full, empty;
+};
+
+/// Shared memory of a block.
+template <typename Shape>
+struct ForwardMemory {
+  // Each warpgroup's rows apart, panel by panel. Later its output.
+  alignas(1024) unsigned char query[Shape::kQueries][Shape::kGroups]
+                                   [Shape::kPanels * Shape::kQueryPanelBytes];
+  alignas(1024) unsigned char key[Shape::kKeyStages][Shape::kPanels * Shape::kKeyPanelBytes];
+  alignas(1024) unsigned char value[Shape::kValueStages][Shape::kPanels * Shape::kKeyPanelBytes];
+  KeySlots<Shape::kSlots> lists[Shape::kKeyStages];
+  Item<Shape::kRows> items[Shape::kItems];
+  SlotCursor cursor;  // of the warp that copies keys
+  Handover item_turns[Shape::kItems], query_turns[Shape::kQueries], key_turns[Shape::kKeyStages], value_turns[Shape::kValueStages];
+};
+
+/// Which buffer of kCount is next, and in which round.
+template <int kCount>
+struct Turn {
+  int index = 0;
+  uint32_t round = 0;  // modulo 2
+
+  __device__ void advance() {
+    if (++index == kCount) {
+      index = 0;
+      round ^= 1;
+    }
+  }
+  __device__ uint32_t full_parity() const { return round; }
+  __device__ uint32_t empty_parity() const { return round ^ 1; }
+};
+
+}  // namespace dilated::kernels::cuda::hopper

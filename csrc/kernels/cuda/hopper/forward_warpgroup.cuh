@@ -1,0 +1,470 @@
+// What a warpgroup does with its 64 rows: scores, running softmax and output. A warp has 16 of them.
+//
+// While the tensor cores multiply tile i's weights with its values, the warps weigh tile i + 1. As
+// in the portable kernel, most tiles keep the reference that weights are taken against. Where
+// weights turn out too large, or the reference too large for one rounding, the warp computes its
+// scores again (mma.sync, as the other warps go on), rounded as logits, and its reference follows
+// their maximum.
+//
+// One class, since its steps share the accumulators.
+#pragma once
+
+#include "kernels/cuda/hopper/forward_memory.cuh"
+#include "kernels/cuda/primitives/numerics.cuh"
+#include "kernels/cuda/primitives/running.cuh"
+#include "kernels/cuda/primitives/score.cuh"
+#include "kernels/cuda/primitives/warp_tile.cuh"
+
+namespace dilated::kernels::cuda::hopper {
+
+template <typename Element, typename Shape>
+class ForwardWarpgroup {
+ public:
+  static constexpr int kKeyTiles = Shape::kKeys / 8, kSteps = Shape::kKeys / 16;
+  static constexpr int kPanelSteps = kPanelColumns / 16;
+
+  __device__ ForwardWarpgroup(const ForwardCall& call, ForwardMemory<Shape>& memory)
+      : call_(call), memory_(memory), group_(threadIdx.x / 128 - 1) {}
+
+  /// All tiles of the block.
+  __device__ void run() {
+    Turn<Shape::kItems> items;
+    Turn<Shape::kQueries> queries;
+#pragma unroll 1
+    for (;;) {
+      Handover& item = memory_.item_turns[items.index];
+      item.full.wait(items.full_parity());
+      item_ = &memory_.items[items.index];
+      if (item_->is_last) {
+        return;
+      }
+      const int32_t rows = item_->rows.count - group_ * Shape::kGroupRows;
+      Handover& query = memory_.query_turns[queries.index];
+      query_ = memory_.query[queries.index][group_];
+      query.full.wait(queries.full_parity());
+      if (rows > 0) {
+        attend();
+        finish(rows);
+      } else {
+        skip();
+      }
+      __syncwarp();
+      release(query);
+      release(item);
+      items.advance();
+      queries.advance();
+    }
+  }
+
+ private:
+  /// The warp is done with a buffer.
+  __device__ static void release(Handover& handover) {
+    if (threadIdx.x % 32 == 0) {
+      handover.empty.arrive();
+    }
+  }
+  __device__ Handover& key_turn() { return memory_.key_turns[keys_.index]; }
+  __device__ Handover& value_turn() { return memory_.value_turns[values_.index]; }
+  __device__ void release_keys() {
+    __syncwarp();  // all lanes have read the list
+    release(key_turn());
+    keys_.advance();
+  }
+  __device__ void release_values() {
+    release(value_turn());
+    values_.advance();
+  }
+
+  __device__ void skip() {
+    for (int32_t tile = 0; tile < item_->key_tiles; ++tile) {
+      key_turn().full.wait(keys_.full_parity());
+      release_keys();
+      value_turn().full.wait(values_.full_parity());
+      release_values();
+    }
+  }
+
+  __device__ void attend() {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      reference_[r] = negative_infinity();
+      sum_[r] = 0;
+    }
+    const int32_t tiles = item_->key_tiles;
+    if (tiles == 0) {
+      set_zero(out_);
+      return;
+    }
+    key_turn().full.wait(keys_.full_parity());
+    multiply_keys();
+    wait_for_products<0>();
+    weigh_first();
+    release_keys();
+    pack_weights();
+    int adds = 0;
+#pragma unroll 1
+    for (int32_t tile = 1; tile < tiles; ++tile) {
+      key_turn().full.wait(keys_.full_parity());
+      multiply_keys();
+      value_turn().full.wait(values_.full_parity());
+      multiply_values(adds);
+      adds = 1;
+      wait_for_products<1>();
+      float factor[2]{1, 1};
+      const bool is_moved = weigh(factor);
+      release_keys();
+      wait_for_products<0>();
+      release_values();
+      if (is_moved) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          scale_row(out_, r, factor[r]);
+        }
+      }
+      pack_weights();
+    }
+    value_turn().full.wait(values_.full_parity());
+    multiply_values(adds);
+    wait_for_products<0>();
+    release_values();
+  }
+
+  /// Begins scores = Q K^T.
+  __device__ void multiply_keys() {
+    const uint64_t query = describe(shared_address(query_));
+    const uint64_t key = describe(shared_address(memory_.key[keys_.index]));
+    begin_products();
+#pragma unroll
+    for (int step = 0; step < Shape::kWidth / 16; ++step) {
+      const int panel = step / kPanelSteps, bytes = step % kPanelSteps * 32;
+      Product<Element, Shape::kKeys>::rows(
+          scores_[0], query + (panel * Shape::kQueryPanelBytes + bytes) / 16,
+          key + (panel * Shape::kKeyPanelBytes + bytes) / 16, step > 0);
+    }
+    commit_products();
+  }
+
+  /// Begins out = (adds ? out : 0) + P V.
+  __device__ void multiply_values(int adds) {
+    const uint64_t value =
+        describe(shared_address(memory_.value[values_.index]), Shape::kKeyPanelBytes);
+    begin_products();
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      Product<Element, Shape::kWidth>::weights(out_[0], weights_[step],
+                                               value + step * 16 * kPanelRowBytes / 16,
+                                               step > 0 ? 1 : adds);
+    }
+    commit_products();
+  }
+
+  __device__ void pack_weights() {
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      uint32_t a[1][4];
+      pack_left<Element>(a, scores_, step);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        weights_[step][i] = a[0][i];
+      }
+    }
+  }
+
+  /// Scores to weights, where there is no reference yet.
+  __device__ void weigh_first() {
+    const KeySlots<Shape::kSlots>& list = memory_.lists[keys_.index];
+    float sums[2];
+    if (!(list.is_plain && find_references(list.slots[0].bias_log2))) {
+      float factor[2];
+      apply_biases(list);
+      move_references(factor);
+      weigh_logits(sums);
+    } else {
+      weigh_plain(list.slots[0].bias_log2, sums);
+    }
+    add_sums(sums, list);
+  }
+
+  /// The references of scores that are all seen, with the same bias; false, and no references, if
+  /// they are no logits that weigh_plain() could take.
+  __device__ bool find_references(float bias_log2) {
+    float largest[2]{negative_infinity(), negative_infinity()};
+    for_each_score([&](int r, float& score) { largest[r] = fmaxf(largest[r], score); });
+    bool fits = call_.args.scale >= 0;  // else the largest score is the least logit
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      reference_[r] = logit_of(quad_max(largest[r]), call_.args.scale, bias_log2 * kLn2);
+      fits = fits && fabsf(reference_[r]) <= kLargestReference;
+    }
+    fits = __all_sync(kAllLanes, fits);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      reference_[r] = fits ? reference_[r] : negative_infinity();
+    }
+    return fits;
+  }
+
+  /// Scores to weights. True if references moved: out is to be multiplied by `factor`.
+  __device__ bool weigh(float (&factor)[2]) {
+    const KeySlots<Shape::kSlots>& list = memory_.lists[keys_.index];
+    float sums[2];
+    if (list.is_plain) {
+      weigh_plain(list.slots[0].bias_log2, sums);
+    } else {
+      weigh_slots(list, sums);
+    }
+    const bool is_moved = !fit(sums);
+    if (is_moved) {
+      multiply_keys_again();
+      apply_biases(list);
+      move_references(factor);
+      weigh_logits(sums);
+    }
+    add_sums(sums, list);
+    return is_moved;
+  }
+
+  __device__ void add_sums(const float (&sums)[2], const KeySlots<Shape::kSlots>& list) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      sum_[r] += sums[r];
+    }
+    if (call_.args.dropout.probability > 0) {
+      drop(list);
+    }
+  }
+
+  /// Calls function(row, score) for a lane's scores.
+  template <typename Function>
+  __device__ void for_each_score(const Function& function) {
+#pragma unroll
+    for (int n = 0; n < kKeyTiles; ++n) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          function(r, pair_of(scores_, r, n)[e]);
+        }
+      }
+    }
+  }
+
+  __device__ void weigh_plain(float bias_log2, float (&sums)[2]) {
+    float offset[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      offset[r] = quick_offset(finite(reference_[r]), bias_log2);
+      sums[r] = 0;
+    }
+    for_each_score([&](int r, float& score) {
+      score = quick_weight(score, call_.scale_log2, offset[r]);
+      sums[r] += score;
+    });
+  }
+
+  __device__ void weigh_slots(const KeySlots<Shape::kSlots>& list, float (&sums)[2]) {
+    float base[2];
+    Window window[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      base[r] = quick_offset(finite(reference_[r]), 0);
+      window[r] = seen_window(r);
+      sums[r] = 0;
+    }
+#pragma unroll
+    for (int s = 0; s < Shape::kSlots; ++s) {
+      const Slot slot = list.slots[s];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int32_t position = slot.position(column_in_slot(i / 2, i % 2));
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          float& score = pair_of(scores_, r, 2 * s + i / 2)[i % 2];
+          const float weight = quick_weight(score, call_.scale_log2, base[r] + slot.bias_log2);
+          score = masked_weight(weight, window[r], position);
+          sums[r] += score;
+        }
+      }
+    }
+  }
+
+  /// Scores to logits with their multiplicities, -inf where a row may not look.
+  __device__ void apply_biases(const KeySlots<Shape::kSlots>& list) {
+    const Window window[2]{seen_window(0), seen_window(1)};
+#pragma unroll
+    for (int s = 0; s < Shape::kSlots; ++s) {
+      const Slot slot = list.slots[s];
+      const float bias = slot.bias_log2 * kLn2;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int32_t position = slot.position(column_in_slot(i / 2, i % 2));
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          float& score = pair_of(scores_, r, 2 * s + i / 2)[i % 2];
+          score = masked_logit(logit_of(score, call_.args.scale, bias), window[r], position);
+        }
+      }
+    }
+  }
+
+  /// Logits become weights; that of a row's reference is exactly 1.
+  __device__ void weigh_logits(float (&sums)[2]) {
+    const float base[2]{finite(reference_[0]), finite(reference_[1])};
+    sums[0] = sums[1] = 0;
+    for_each_score([&](int r, float& score) {
+      score = weight_of(score, base[r]);
+      sums[r] += score;
+    });
+  }
+
+  /// Whether the weights are within what 16 bits hold, and were taken against a reference that the
+  /// row has seen, small enough for its rounding not to show.
+  __device__ bool fit(const float (&sums)[2]) const {
+    bool fits = true;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      fits = fits && !(sums[r] > kLargestSum) && fabsf(reference_[r]) <= kLargestReference;
+    }
+    return __all_sync(kAllLanes, fits);
+  }
+
+  /// The scores are logits.
+  __device__ void move_references(float (&factor)[2]) {
+    float largest[2]{negative_infinity(), negative_infinity()};
+    for_each_score([&](int r, float& score) { largest[r] = fmaxf(largest[r], score); });
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float reference = fmaxf(reference_[r], quad_max(largest[r]));
+      factor[r] = rescaling(reference_[r], reference);
+      reference_[r] = reference;
+      sum_[r] *= factor[r];
+    }
+  }
+
+  /// Scores of this warp's rows, while other warps go on.
+  __device__ void multiply_keys_again() {
+    const int lane = threadIdx.x % 32;
+    const uint32_t query =
+        shared_address(query_) + left_offset<Swizzle<8>>(threadIdx.x / 32 % 4 * 16, lane);
+    const uint32_t key = shared_address(memory_.key[keys_.index]) + right_offset<Swizzle<8>>(lane);
+    set_zero(scores_);
+#pragma unroll 1
+    for (int step = 0; step < Shape::kWidth / 16; ++step) {
+      const int panel = step / kPanelSteps;
+      uint32_t a[1][4];
+      load_left<Swizzle<8>>(a, query + panel * Shape::kQueryPanelBytes, step % kPanelSteps);
+#pragma unroll
+      for (int n = 0; n < kKeyTiles; n += 2) {
+        multiply_rows_step<Element, Swizzle<8>>(
+            scores_, n, a, key + panel * Shape::kKeyPanelBytes, step % kPanelSteps);
+      }
+    }
+  }
+
+  /// Weights that dropout removes become zero; the sums keep them.
+  __device__ void drop(const KeySlots<Shape::kSlots>& list) {
+    const uint32_t threshold = dropout_threshold(call_.args.dropout.probability);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const uint32_t key = row_dropout_key(call_.args, item_->work, row_position(r));
+#pragma unroll
+      for (int n = 0; n < kKeyTiles; ++n) {
+        const Slot slot = list.slots[n / 2];
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int32_t position = slot.first + slot.stride * column_in_slot(n % 2, e);
+          float& score = pair_of(scores_, r, n)[e];
+          score = dropout_keeps(key, position, threshold) ? score : 0;
+        }
+      }
+    }
+  }
+
+  __device__ void finish(int32_t rows);
+
+  __device__ static int column_in_slot(int half, int e) {
+    return half * 8 + threadIdx.x % 4 * 2 + e;
+  }
+  /// Row of the tile, of the warpgroup's 64.
+  __device__ int group_row(int r) const {
+    return threadIdx.x / 32 % 4 * 16 + r * 8 + threadIdx.x % 32 / 4;
+  }
+  __device__ int item_row(int r) const { return group_ * Shape::kGroupRows + group_row(r); }
+  __device__ int32_t row_position(int r) const { return item_->rows.position[item_row(r)]; }
+  /// Ends before the position of keys that don't exist.
+  __device__ Window seen_window(int r) const {
+    Window window =
+        window_of(item_->rows, item_row(r), call_.args.is_causal, /*over_keys=*/false);
+    window.last = min(window.last, INT_MAX - 1);
+    return window;
+  }
+
+  static constexpr float kLargestSum = 32768, kLargestReference = 256;
+
+  const ForwardCall& call_;
+  ForwardMemory<Shape>& memory_;
+  const int group_;
+  Turn<Shape::kKeyStages> keys_;
+  Turn<Shape::kValueStages> values_;
+  const Item<Shape::kRows>* item_;
+  unsigned char* query_;
+  Accumulators<1, kKeyTiles> scores_;
+  Accumulators<1, Shape::kWidth / 8> out_;
+  uint32_t weights_[kSteps][4];
+  float reference_[2], sum_[2];
+};
+
+/// Normalises, and writes the rows that exist, rounded once, through the queries' memory, of which
+/// each warp uses its own rows; lse as natural logarithm.
+template <typename Element, typename Shape>
+__device__ void ForwardWarpgroup<Element, Shape>::finish(int32_t rows) {
+  const ForwardArgs& args = call_.args;
+  const WorkItem& work = item_->work;
+  const float zero_keys = static_cast<float>(work.group.zero_keys);
+  const int64_t head_row =
+      (work.batch * args.heads + work.head) * args.queries + work.tile.row_shift;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float sum = quad_sum(sum_[r]);
+    float reference = reference_[r];
+    float factor = 1;
+    if (zero_keys > 0) {
+      reference = fmaxf(reference, 0.0f);
+      factor = exp_approx(reference_[r] - reference);
+      sum = sum * factor + zero_keys * exp_approx(-reference);
+    }
+    scale_row(out_, r, sum == 0 ? 0 : factor * reciprocal_approx(sum * (1 - args.dropout.probability)));
+    if (threadIdx.x % 4 == 0 && group_row(r) < rows) {
+      static_cast<float*>(args.lse)[head_row + row_position(r)] =
+          sum == 0 ? negative_infinity() : reference + logf(sum);
+    }
+  }
+  const int lane = threadIdx.x % 32, first_row = threadIdx.x / 32 % 4 * 16;
+  __syncwarp();
+#pragma unroll
+  for (int n = 0; n < Shape::kWidth / 8; ++n) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float* pair = pair_of(out_, r, n);
+      *reinterpret_cast<uint32_t*>(query_ + n / 8 * Shape::kQueryPanelBytes +
+                                   Swizzle<8>::offset(group_row(r), n % 8) + lane % 4 * 4) =
+          pack<Element>(pair[0], pair[1]);
+    }
+  }
+  __syncwarp();
+  char* origin =
+      const_cast<char*>(row_origin(args.out, work.batch, work.head, work.tile.row_shift, 2));
+  constexpr int kChunks = Shape::kWidth / 8;
+  for (int i = lane; i < 16 * kChunks; i += 32) {
+    const int row = first_row + i / kChunks, chunk = i % kChunks;
+    if (row < rows && chunk * 8 < args.head_dim) {
+      const int32_t position = item_->rows.position[group_ * Shape::kGroupRows + row];
+      char* to = origin + position * args.out.strides.row * 2 + chunk * 16;
+      const unsigned char* from = query_ + chunk / 8 * Shape::kQueryPanelBytes +
+                                  Swizzle<8>::offset(row, chunk % 8);
+      *reinterpret_cast<int4*>(to) = *reinterpret_cast<const int4*>(from);
+    }
+  }
+}
+
+}  // namespace dilated::kernels::cuda::hopper

@@ -1,0 +1,45 @@
+// The tiles that this family's kernels are compiled for, and their shared memory. The kernels
+// assert that it is what their structs take.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cuda/shapes.h"
+
+namespace dilated::kernels::cuda::hopper {
+
+inline constexpr int32_t kSlotRows = 16;  // of keys; see key_slots.cuh
+
+/// Two warpgroups of query rows.
+struct ForwardTile {
+  int32_t width;
+
+  constexpr int32_t panels() const { return (width + 63) / 64; }
+  constexpr int32_t keys() const { return width > 128 ? 64 : 128; }
+  /// Tiles in shared memory, of queries, keys and values. Keys are given back later than values,
+  /// and three tiles of them are better than two.
+  constexpr int32_t queries() const { return width > 192 ? 1 : 2; }
+  constexpr int32_t key_stages() const { return width <= 64 ? 5 : 3; }
+  constexpr int32_t value_stages() const { return width <= 64 ? 5 : 2; }
+  constexpr size_t bytes() const {
+    const int32_t stages = key_stages() + value_stages();
+    const size_t rows = size_t(kRows) * queries() + size_t(keys()) * stages;
+    const size_t lists = (kSlotBytes * (keys() / kSlotRows) + 16) * key_stages();
+    const size_t barriers = kBarrierBytes * 2 * (kItems + queries() + stages);
+    return round_up(2 * 64 * panels() * rows + lists + kItemBytes * kItems + kCursorBytes + barriers,
+                    kAlignment) +
+           kAlignment;
+  }
+
+  static constexpr int32_t kRows = 128, kItems = 2;
+
+ private:
+  static constexpr size_t kAlignment = 1024;  // which the start of a block's memory doesn't have
+  static constexpr size_t kSlotBytes = 16, kBarrierBytes = 8;
+  static constexpr size_t kItemBytes = row_list_bytes(kRows) + 96;
+};
+
+inline constexpr ForwardTile kForwardTiles[] = {{32}, {48}, {64}, {96}, {128}, {192}, {256}};
+
+}  // namespace dilated::kernels::cuda::hopper
