@@ -254,8 +254,8 @@ class BackwardWarp {
     }
   }
 
-  __device__ void write_partial(const MutableRows& out, const Gradient& gradient, float factor,
-                                bool is_aligned) const;
+  __device__ void write_partial(const MutableRows& out, const Gradient& gradient,
+                                float factor) const;
 
   __device__ static int row_index(int r) { return first_key() + r * 8 + lane() / 4; }
 
@@ -303,18 +303,16 @@ __device__ void BackwardWarp<Shape>::add_grad_query(const Columns& columns) {
 /// The warp's part of the rows in float32, as they are.
 template <typename Shape>
 __device__ void BackwardWarp<Shape>::write_partial(const MutableRows& out, const Gradient& gradient,
-                                                   float factor, bool is_aligned) const {
+                                                   float factor) const {
   const BackwardItem& item = memory_.item;
   const int32_t first_column = part() * Shape::kPartWidth;
-  const int64_t start =
-      item.work.batch * out.strides.batch + item.work.head * out.strides.head + first_column;
+  auto* origin = row_at<float>(out, item.work.batch, 0, item.work.head) + first_column;
 #pragma unroll
   for (int r = 0; r < 2 * kTiles; ++r) {
     if (row_index(r) < memory_.keys.count) {
       const int64_t row = memory_.keys.position[row_index(r)] + item.work.tile.row_shift;
-      store_row(gradient[r / 2], r % 2,
-                static_cast<float*>(out.data) + start + row * out.strides.row,
-                static_cast<int32_t>(call_.args.head_dim) - first_column, is_aligned, factor);
+      store_row(gradient[r / 2], r % 2, origin + row * out.strides.row,
+                static_cast<int32_t>(call_.args.head_dim) - first_column, out.is_aligned, factor);
     }
   }
 }
@@ -322,13 +320,12 @@ __device__ void BackwardWarp<Shape>::write_partial(const MutableRows& out, const
 /// A gradient's rows from shared memory to the tensor, by all threads of the block.
 template <typename Shape>
 __device__ void write_keys(const BackwardMemory<Shape>& memory, const unsigned char* tile,
-                           const MutableRows& out, int32_t head_dim, bool is_aligned) {
+                           const MutableRows& out, int32_t head_dim) {
   const BackwardItem& item = memory.item;
-  const int64_t start = item.work.batch * out.strides.batch + item.work.head * out.strides.head;
+  auto* origin = row_at<uint16_t>(out, item.work.batch, 0, item.work.head);
   write_rows<typename Shape::Layout, Shape::Keys::kLanes, Shape::kThreads>(
-      tile, 0, memory.keys.count, threadIdx.x, head_dim, is_aligned, [&](int row) {
-        return static_cast<uint16_t*>(out.data) + start +
-               (memory.keys.position[row] + item.work.tile.row_shift) * out.strides.row;
+      tile, 0, memory.keys.count, threadIdx.x, head_dim, out.is_aligned, [&](int row) {
+        return origin + (memory.keys.position[row] + item.work.tile.row_shift) * out.strides.row;
       });
 }
 
@@ -337,8 +334,8 @@ template <typename Shape>
 __device__ void BackwardWarp<Shape>::finish() {
   const BackwardArgs& args = call_.args;
   if (args.is_partial) {
-    write_partial(args.grad_key, grad_key_, args.scale, call_.grad_key_aligned);
-    write_partial(args.grad_value, grad_value_, 1, call_.grad_value_aligned);
+    write_partial(args.grad_key, grad_key_, args.scale);
+    write_partial(args.grad_value, grad_value_, 1);
     return;
   }
   __syncthreads();
@@ -348,8 +345,8 @@ __device__ void BackwardWarp<Shape>::finish() {
   store_rounded<Element, Layout>(memory_.value, first_key(), first_chunk, grad_value_, 1, lane());
   __syncthreads();
   const int32_t head_dim = static_cast<int32_t>(args.head_dim);
-  write_keys(memory_, memory_.key, args.grad_key, head_dim, call_.grad_key_aligned);
-  write_keys(memory_, memory_.value, args.grad_value, head_dim, call_.grad_value_aligned);
+  write_keys(memory_, memory_.key, args.grad_key, head_dim);
+  write_keys(memory_, memory_.value, args.grad_value, head_dim);
 }
 
 }  // namespace dilated::kernels::cuda::portable

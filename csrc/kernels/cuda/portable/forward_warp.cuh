@@ -48,8 +48,8 @@ struct ForwardMemory {
   // What follows is here rather than in registers, which the products need.
   WorkItem work;
   int64_t item;
-  const char* key_origin;  // of the work item's head, see RowSource
-  const char* value_origin;
+  const uint16_t* key_origin;  // of the work item's head, see RowSource
+  const uint16_t* value_origin;
   int32_t key_tiles;    // of the work item
   Window all;           // keys that every row sees
   ColumnCursor cursor;  // warp 0's
@@ -331,10 +331,10 @@ __device__ float ForwardWarp<Element, Shape>::merge_row(int r, float lse, const 
   }
   const Merged merged = merge(running_lse, lse);
   scale_row(out_, r, merged.block_weight);
-  const char* origin = row_origin(args.running_out, work.batch, work.head, work.tile.row_shift, 4);
-  const float* row =
-      reinterpret_cast<const float*>(origin) + position * args.running_out.strides.row;
-  add_row(out_[r / 2], r % 2, row, static_cast<int32_t>(args.head_dim), call_.running_aligned,
+  const Rows& running = args.running_out;
+  const float* row = row_at<float>(running, work.batch, work.tile.row_shift, work.head) +
+                     position * running.strides.row;
+  add_row(out_[r / 2], r % 2, row, static_cast<int32_t>(args.head_dim), running.is_aligned,
           merged.running_weight);
   return merged.lse;
 }
@@ -343,13 +343,13 @@ __device__ float ForwardWarp<Element, Shape>::merge_row(int r, float lse, const 
 template <typename Element, typename Shape>
 __device__ void ForwardWarp<Element, Shape>::store_rows(const WorkItem& work, int32_t rows) {
   const ForwardArgs& args = call_.args;
-  char* origin =
-      const_cast<char*>(row_origin(args.out, work.batch, work.head, work.tile.row_shift, 4));
+  auto* origin = row_at<float>(args.out, work.batch, work.tile.row_shift, work.head);
 #pragma unroll
   for (int r = 0; r < kWarpRows; ++r) {
     if (row_index(r) < rows) {
-      float* row = reinterpret_cast<float*>(origin) + row_position(r) * args.out.strides.row;
-      store_row(out_[r / 2], r % 2, row, static_cast<int32_t>(args.head_dim), call_.out_aligned, 1);
+      float* row = origin + row_position(r) * args.out.strides.row;
+      store_row(out_[r / 2], r % 2, row, static_cast<int32_t>(args.head_dim), args.out.is_aligned,
+                1);
     }
   }
 }
@@ -373,13 +373,10 @@ __device__ void ForwardWarp<Element, Shape>::write_out(const WorkItem& work, int
   store_rounded<Element, Layout>(memory_.query, first_row, 0, out_, 1, lane);
   __syncwarp();
   const MutableRows& out = call_.args.out;
-  char* origin = const_cast<char*>(row_origin(out, work.batch, work.head, work.tile.row_shift, 2));
+  auto* origin = row_at<uint16_t>(out, work.batch, work.tile.row_shift, work.head);
   write_rows<Layout, Shape::Query::kLanes, 32>(
-      memory_.query, first_row, min(rows, first_row + kTiles * 16), lane, head_dim,
-      call_.out_aligned, [&](int row) {
-        return reinterpret_cast<uint16_t*>(origin +
-                                           memory_.rows.position[row] * out.strides.row * 2);
-      });
+      memory_.query, first_row, min(rows, first_row + kTiles * 16), lane, head_dim, out.is_aligned,
+      [&](int row) { return origin + memory_.rows.position[row] * out.strides.row; });
 }
 
 }  // namespace dilated::kernels::cuda::portable

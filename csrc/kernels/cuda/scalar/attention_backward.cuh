@@ -148,8 +148,7 @@ class ScalarBackward {
     const Rows& first_source = is_key ? args_.key : args_.query;
     const Rows& second_source = is_key ? args_.value : args_.grad_out;
     const auto row_of = [&](const Rows& rows, int row) {
-      return static_cast<const Element*>(rows.data) + work_.batch * rows.strides.batch +
-             list.place[row] * rows.strides.row + list.head[row] * rows.strides.head;
+      return row_at<Element>(rows, work_.batch, list.place[row], list.head[row]);
     };
     for (int row = threadIdx.x / 32; row < kCount; row += Shape::kThreads / 32) {
       const Element* first_from = row_of(first_source, row);
@@ -233,8 +232,8 @@ class ScalarBackward {
     for (int i = 0; i < Shape::kOutputs; ++i) {
       const int row = threadIdx.x / Shape::kVectors + i * (Shape::kThreads / Shape::kVectors);
       if (row < rows) {
-        const int64_t at = work_.batch * out.strides.batch + work_.head * out.strides.head +
-                           memory_.rows.place[row] * out.strides.row + vector;
+        const int64_t at =
+            out.strides.offset(work_.batch, memory_.rows.place[row], work_.head) + vector;
         const float values[4] = {sums[i].x, sums[i].y, sums[i].z, sums[i].w};
 #pragma unroll
         for (int e = 0; e < 4; ++e) {

@@ -57,15 +57,14 @@ __device__ inline float half_warp_sum(float x) {
 /// Rows listed[0 .. kRows - 1] into shared memory, zero from head_dim on.
 template <int kWidth, int kRows, int kPitch>
 __device__ inline void copy_float_rows(float (&tile)[kRows][kPitch], const int32_t* listed,
-                                       const char* origin, int64_t row_stride, int32_t head_dim,
-                                       bool is_aligned) {
+                                       const float* origin, const Rows& rows, int32_t head_dim) {
   constexpr int kChunks = kWidth / 4;
   for (int i = threadIdx.x; i < kRows * kChunks; i += blockDim.x) {
     const int row = i / kChunks;
     const int d = i % kChunks * 4;
-    const float* from = reinterpret_cast<const float*>(origin) + listed[row] * row_stride + d;
+    const float* from = origin + listed[row] * rows.strides.row + d;
     float4 values{0, 0, 0, 0};
-    if (is_aligned && d < head_dim) {
+    if (rows.is_aligned && d < head_dim) {
       values = __ldg(reinterpret_cast<const float4*>(from));
     } else if (d < head_dim) {
       values = {from[0], d + 1 < head_dim ? from[1] : 0, d + 2 < head_dim ? from[2] : 0,
@@ -219,10 +218,9 @@ template <typename Shape>
 __device__ void FloatThread<Shape>::finish(const WorkItem& work, int32_t rows) const {
   const ForwardArgs& args = call_.args;
   const float zero_keys = static_cast<float>(work.group.zero_keys);
-  float* origin = reinterpret_cast<float*>(
-      const_cast<char*>(row_origin(args.out, work.batch, work.head, work.tile.row_shift, 4)));
-  const float* running_origin = reinterpret_cast<const float*>(
-      row_origin(args.running_out, work.batch, work.head, work.tile.row_shift, 4));
+  auto* origin = row_at<float>(args.out, work.batch, work.tile.row_shift, work.head);
+  const auto* running_origin =
+      row_at<float>(args.running_out, work.batch, work.tile.row_shift, work.head);
   const int64_t head_row =
       (work.batch * args.heads + work.head) * args.queries + work.tile.row_shift;
 #pragma unroll
@@ -275,11 +273,11 @@ __device__ void forward_float_tile(const ForwardCall& call, const TableView& tab
     __syncwarp();
   }
   copy_float_rows<kWidth>(memory.query, memory.rows.position,
-                          row_origin(args.query, work.batch, work.head, work.tile.row_shift, 4),
-                          args.query.strides.row, head_dim, call.query_aligned);
+                          row_at<float>(args.query, work.batch, work.tile.row_shift, work.head),
+                          args.query, head_dim);
   const int32_t key_head = work.head / call.heads_per_key_head;
-  const char* key = row_origin(args.key, work.batch, key_head, 0, 4);
-  const char* value = row_origin(args.value, work.batch, key_head, 0, 4);
+  const auto* key = row_at<float>(args.key, work.batch, 0, key_head);
+  const auto* value = row_at<float>(args.value, work.batch, 0, key_head);
   FloatThread<Shape> thread(call, memory);
   for (int32_t first = 0; first < keys.columns; first += Shape::kKeys) {
     __syncthreads();
@@ -287,13 +285,11 @@ __device__ void forward_float_tile(const ForwardCall& call, const TableView& tab
       read_keys(memory.cursor, first, keys.windows.all, memory.keys);
     }
     __syncthreads();
-    copy_float_rows<kWidth>(memory.key, memory.keys.place, key, args.key.strides.row, head_dim,
-                            call.key_aligned);
+    copy_float_rows<kWidth>(memory.key, memory.keys.place, key, args.key, head_dim);
     __syncthreads();
     thread.weigh_keys(work);
     __syncthreads();
-    copy_float_rows<kWidth>(memory.key, memory.keys.place, value, args.value.strides.row, head_dim,
-                            call.value_aligned);
+    copy_float_rows<kWidth>(memory.key, memory.keys.place, value, args.value, head_dim);
     __syncthreads();
     thread.multiply_values();
   }
