@@ -97,26 +97,23 @@ class BackwardQueryWarp {
         dropout_keys[r] = row_dropout_key(args_, work_, position(r));
       }
     }
-#pragma unroll
-    for (int n = 0; n < kKeyTiles; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int r = e / 2;
-        const int column = n * 8 + lane() % 4 * 2 + e % 2;
-        const int32_t key = keys.position[column];
-        float weight =
-            softmax_weight(logit_of(weights[0][n][e], args_.scale, keys.bias[column]), lse_[r]);
-        if (keys.is_masked) {
-          weight = masked_weight(weight, windows[r], key);
-        }
-        float score = scores[0][n][e];
-        if (probability > 0) {
-          const bool keeps = dropout_keeps(dropout_keys[r], key, threshold);
-          score = keeps ? score * factor : 0;
-        }
-        scores[0][n][e] = score_gradient(weight, score, delta_[r]);
+    const auto gradient_of = [&](float score, float gradient, float bias, int32_t key, int r) {
+      float weight = softmax_weight(logit_of(score, args_.scale, bias), lse_[r]);
+      if (keys.is_masked) {
+        weight = masked_weight(weight, windows[r], key);
       }
-    }
+      if (probability > 0) {
+        gradient = dropout_keeps(dropout_keys[r], key, threshold) ? gradient * factor : 0;
+      }
+      return score_gradient(weight, gradient, delta_[r]);
+    };
+    for_each_pair(scores, [&](float* gradient, int r, int n) {
+      const float* score = pair_of(weights, r, n);
+      const float2 bias = pair_in(keys.bias, n);
+      const int2 key = pair_in(keys.position, n);
+      gradient[0] = gradient_of(score[0], gradient[0], bias.x, key.x, r);
+      gradient[1] = gradient_of(score[1], gradient[1], bias.y, key.y, r);
+    });
   }
 
   const BackwardArgs& args_;

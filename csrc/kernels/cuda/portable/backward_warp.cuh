@@ -136,40 +136,24 @@ class BackwardWarp {
                                 int first) {
     const bool is_masked = columns.is_masked;
     const bool drops = call_.args.dropout.probability > 0;
-#pragma unroll
-    for (int n = 0; n < kQueryTiles; ++n) {
-      const int column = first + n * 8 + lane() % 4 * 2;
-      const float2 bias = *reinterpret_cast<const float2*>(&columns.bias[column]);
-      const float2 lse = *reinterpret_cast<const float2*>(&columns.lse[column]);
-#pragma unroll
-      for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float logit =
-              logit_of(weights[m][n][e], call_.args.scale, e % 2 == 0 ? bias.x : bias.y);
-          weights[m][n][e] = softmax_weight(logit, e % 2 == 0 ? lse.x : lse.y);
-        }
-      }
-    }
+    const float scale = call_.args.scale;
+    for_each_pair(weights, [&](float* weight, int, int n) {
+      const float2 bias = pair_in(columns.bias + first, n), lse = pair_in(columns.lse + first, n);
+      weight[0] = softmax_weight(logit_of(weight[0], scale, bias.x), lse.x);
+      weight[1] = softmax_weight(logit_of(weight[1], scale, bias.y), lse.y);
+    });
     if (is_masked) {
       mask(weights, columns, first);
     }
     if (drops) {
       drop(scores, columns, first);
     }
-#pragma unroll
-    for (int n = 0; n < kQueryTiles; ++n) {
-      const int column = first + n * 8 + lane() % 4 * 2;
-      const float2 delta = *reinterpret_cast<const float2*>(&columns.delta[column]);
-#pragma unroll
-      for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          scores[m][n][e] =
-              score_gradient(weights[m][n][e], scores[m][n][e], e % 2 == 0 ? delta.x : delta.y);
-        }
-      }
-    }
+    for_each_pair(scores, [&](float* score, int r, int n) {
+      const float2 delta = pair_in(columns.delta + first, n);
+      const float* weight = pair_of(weights, r, n);
+      score[0] = score_gradient(weight[0], score[0], delta.x);
+      score[1] = score_gradient(weight[1], score[1], delta.y);
+    });
     if (drops) {
       drop(weights, columns, first);
     }
@@ -198,46 +182,33 @@ class BackwardWarp {
 #pragma unroll
     for (int r = 0; r < 2 * kTiles; ++r) {
       const auto window = window_of_row(r);
-#pragma unroll
-      for (int n = 0; n < kQueryTiles; ++n) {
-        const int2 position =
-            *reinterpret_cast<const int2*>(&columns.position[first + n * 8 + lane() % 4 * 2]);
-        float* weight = pair_of(weights, r, n);
+      for_each_pair_of_row(weights, r, [&](float* weight, int n) {
+        const int2 position = pair_in(columns.position + first, n);
         weight[0] = masked_weight(weight[0], window, position.x);
         weight[1] = masked_weight(weight[1], window, position.y);
-      }
+      });
     }
   }
 
   __device__ void drop(Scores& values, const Columns& columns, int first) {
     const uint32_t threshold = dropout_threshold(call_.args.dropout.probability);
     const float factor = 1 / (1 - call_.args.dropout.probability);
-#pragma unroll
-    for (int n = 0; n < kQueryTiles; ++n) {
-      const uint2 keys =
-          *reinterpret_cast<const uint2*>(&columns.dropout_key[first + n * 8 + lane() % 4 * 2]);
-#pragma unroll
-      for (int r = 0; r < 2 * kTiles; ++r) {
-        const int32_t position = memory_.keys.position[row_index(r)];
-        float* value = pair_of(values, r, n);
-        value[0] = dropout_keeps(keys.x, position, threshold) ? value[0] * factor : 0;
-        value[1] = dropout_keeps(keys.y, position, threshold) ? value[1] * factor : 0;
-      }
-    }
+    for_each_pair(values, [&](float* value, int r, int n) {
+      const uint2 keys = pair_in(columns.dropout_key + first, n);
+      const int32_t position = memory_.keys.position[row_index(r)];
+      value[0] = dropout_keeps(keys.x, position, threshold) ? value[0] * factor : 0;
+      value[1] = dropout_keeps(keys.y, position, threshold) ? value[1] * factor : 0;
+    });
   }
 
   /// Writes the warp's block of weights at column `first` of a [kKeys][kQueries] tile.
   __device__ static void store(unsigned char* tile, const Scores& values, int first) {
     const int at = Weights::offset(row_index(0), 0);
-#pragma unroll
-    for (int n = 0; n < kQueryTiles; ++n) {
+    for_each_pair(values, [&](const float* pair, int r, int n) {
       unsigned char* to = tile + (at ^ ((first / 8 + n) * 16)) + lane() % 4 * 4;
-#pragma unroll
-      for (int r = 0; r < 2 * kTiles; ++r) {
-        *reinterpret_cast<uint32_t*>(to + r * 8 * Weights::kRowBytes) =
-            pack<Element>(pair_of(values, r, n)[0], pair_of(values, r, n)[1]);
-      }
-    }
+      *reinterpret_cast<uint32_t*>(to + r * 8 * Weights::kRowBytes) =
+          pack<Element>(pair[0], pair[1]);
+    });
   }
 
   /// gradient += weights rows: the warp's rows of the weights in shared memory, its part of the

@@ -140,19 +140,11 @@ class ForwardWarp {
 
   /// Scores to logits with their multiplicities, -inf where a row may not look.
   __device__ void apply_biases(const KeyTile<Shape::kKeys>& keys) {
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int n = 0; n < kKeyTiles; ++n) {
-      const float2 bias = *reinterpret_cast<const float2*>(&keys.bias[n * 8 + lane % 4 * 2]);
-#pragma unroll
-      for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          scores_[m][n][e] =
-              logit_of(scores_[m][n][e], call_.args.scale, e % 2 == 0 ? bias.x : bias.y);
-        }
-      }
-    }
+    for_each_pair(scores_, [&](float* score, int, int n) {
+      const float2 bias = pair_in(keys.bias, n);
+      score[0] = logit_of(score[0], call_.args.scale, bias.x);
+      score[1] = logit_of(score[1], call_.args.scale, bias.y);
+    });
     if (!keys.is_masked) {
       return;
     }
@@ -160,13 +152,11 @@ class ForwardWarp {
     for (int r = 0; r < kWarpRows; ++r) {
       const Window window =
           window_of(memory_.rows, row_index(r), call_.args.is_causal, /*over_keys=*/false);
-#pragma unroll
-      for (int n = 0; n < kKeyTiles; ++n) {
-        const int2 position = *reinterpret_cast<const int2*>(&keys.position[n * 8 + lane % 4 * 2]);
-        float* score = pair_of(scores_, r, n);
+      for_each_pair_of_row(scores_, r, [&](float* score, int n) {
+        const int2 position = pair_in(keys.position, n);
         score[0] = masked_logit(score[0], window, position.x);
         score[1] = masked_logit(score[1], window, position.y);
-      }
+      });
     }
   }
 
@@ -198,18 +188,12 @@ class ForwardWarp {
     for (int r = 0; r < kWarpRows; ++r) {
       sums[r] = 0;
     }
-#pragma unroll
-    for (int n = 0; n < kKeyTiles; ++n) {
-#pragma unroll
-      for (int r = 0; r < kWarpRows; ++r) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          float& score = pair_of(scores_, r, n)[e];
-          score = weight(score, r);
-          sums[r] += score;
-        }
-      }
-    }
+    for_each_pair(scores_, [&](float* score, int r, int) {
+      score[0] = weight(score[0], r);
+      sums[r] += score[0];
+      score[1] = weight(score[1], r);
+      sums[r] += score[1];
+    });
   }
 
   /// Whether the weights are within what 16 bits hold, and were taken against a reference that the
@@ -245,17 +229,14 @@ class ForwardWarp {
   /// Weights that dropout removes become zero; the sums keep them.
   __device__ void drop(const KeyTile<Shape::kKeys>& keys) {
     const uint32_t threshold = dropout_threshold(call_.args.dropout.probability);
-    const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int r = 0; r < kWarpRows; ++r) {
       const uint32_t key = row_dropout_key(call_.args, memory_.work, row_position(r));
-#pragma unroll
-      for (int n = 0; n < kKeyTiles; ++n) {
-        const int2 position = *reinterpret_cast<const int2*>(&keys.position[n * 8 + lane % 4 * 2]);
-        float* score = pair_of(scores_, r, n);
+      for_each_pair_of_row(scores_, r, [&](float* score, int n) {
+        const int2 position = pair_in(keys.position, n);
         score[0] = dropout_keeps(key, position.x, threshold) ? score[0] : 0;
         score[1] = dropout_keeps(key, position.y, threshold) ? score[1] : 0;
-      }
+      });
     }
   }
 
