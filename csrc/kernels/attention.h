@@ -60,8 +60,11 @@ struct Dropout {
   const int64_t* seed;  // one number, on the tensors' device
 };
 
-/// Columns of the sums of grad_query, [batch, heads, queries, columns].
-constexpr int64_t query_sums_width(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
+/// Columns of the sums of grad_query, [batch, heads, queries, columns]. Int may be symbolic.
+template <typename Int>
+constexpr Int query_sums_width(const Int& head_dim) {
+  return (head_dim + 15) / 16 * 16;
+}
 
 struct AttentionArgs {
   Dtype dtype;
