@@ -38,18 +38,12 @@ __device__ inline void add_scaled(float4& sum, float a, float4 b) {
   sum = {fmaf(a, b.x, sum.x), fmaf(a, b.y, sum.y), fmaf(a, b.z, sum.z), fmaf(a, b.w, sum.w)};
 }
 
-__device__ inline float half_warp_max(float x) {
+/// Over half a warp: the 16 threads of a row.
+template <typename Combine>
+__device__ inline float reduce_row(float x, const Combine& combine) {
 #pragma unroll
   for (int lanes = 1; lanes < 16; lanes *= 2) {
-    x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, lanes));
-  }
-  return x;
-}
-
-__device__ inline float half_warp_sum(float x) {
-#pragma unroll
-  for (int lanes = 1; lanes < 16; lanes *= 2) {
-    x += __shfl_xor_sync(kAllLanes, x, lanes);
+    x = combine(x, __shfl_xor_sync(kAllLanes, x, lanes));
   }
   return x;
 }
@@ -85,17 +79,12 @@ class FloatThread {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       reference_[r] = negative_infinity();
-      sum_[r] = 0;
-#pragma unroll
-      for (int j = 0; j < kColumns; ++j) {
-        out_[r][j] = {0, 0, 0, 0};
-      }
     }
   }
 
   /// With the keys in shared memory: leaves the weights there.
   __device__ void weigh_keys(const WorkItem& work) {
-    float scores[kRows][kKeys];
+    float scores[kRows][kKeys] = {};
     multiply_keys(scores);
     exponentiate(scores, work);
   }
@@ -106,32 +95,33 @@ class FloatThread {
   __device__ void finish(const WorkItem& work, int32_t rows) const;
 
  private:
+  /// Columns column .. column + 3 of the thread's rows.
+  template <int kPitch>
+  __device__ void load_rows(const float (&tile)[Shape::kRows][kPitch], int column,
+                            float4 (&to)[kRows]) const {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      to[r] = *reinterpret_cast<const float4*>(&tile[first_row_ + r][column]);
+    }
+  }
+
+  /// scores += Q K^T.
   __device__ void multiply_keys(float (&scores)[kRows][kKeys]) const;
   __device__ void exponentiate(float (&scores)[kRows][kKeys], const WorkItem& work);
 
   const ForwardCall& call_;
   FloatMemory<Shape>& memory_;
   const int x_ = threadIdx.x % 16, first_row_ = threadIdx.x / 16 * kRows;
-  float4 out_[kRows][kColumns];
-  float reference_[kRows], sum_[kRows];
+  float4 out_[kRows][kColumns] = {};
+  float reference_[kRows], sum_[kRows] = {};
 };
 
 template <typename Shape>
 __device__ void FloatThread<Shape>::multiply_keys(float (&scores)[kRows][kKeys]) const {
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-    for (int k = 0; k < kKeys; ++k) {
-      scores[r][k] = 0;
-    }
-  }
 #pragma unroll 1
   for (int d = 0; d < Shape::kPitch - 4; d += 4) {
     float4 query[kRows];
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      query[r] = *reinterpret_cast<const float4*>(&memory_.query[first_row_ + r][d]);
-    }
+    load_rows(memory_.query, d, query);
 #pragma unroll
     for (int k = 0; k < kKeys; ++k) {
       const float4 key = *reinterpret_cast<const float4*>(&memory_.key[x_ + 16 * k][d]);
@@ -164,7 +154,8 @@ __device__ void FloatThread<Shape>::exponentiate(float (&scores)[kRows][kKeys],
       scores[r][k] = masked_logit(logit, window, memory_.keys.position[key]);
       largest = fmaxf(largest, scores[r][k]);
     }
-    const float reference = fmaxf(reference_[r], half_warp_max(largest));
+    const float reference =
+        fmaxf(reference_[r], reduce_row(largest, [](float a, float b) { return fmaxf(a, b); }));
     const float factor = rescaling(reference_[r], reference);
     reference_[r] = reference;
     sum_[r] *= factor;
@@ -190,10 +181,7 @@ __device__ void FloatThread<Shape>::multiply_values() {
 #pragma unroll 1
   for (int key = 0; key < Shape::kKeys; key += 4) {
     float4 weight[kRows];
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      weight[r] = *reinterpret_cast<const float4*>(&memory_.weight[first_row_ + r][key]);
-    }
+    load_rows(memory_.weight, key, weight);
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
 #pragma unroll
@@ -226,7 +214,7 @@ __device__ void FloatThread<Shape>::finish(const WorkItem& work, int32_t rows) c
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const int row = first_row_ + r;
-    float sum = half_warp_sum(sum_[r]);
+    float sum = reduce_row(sum_[r], [](float a, float b) { return a + b; });
     const float reference = zero_keys > 0 ? fmaxf(reference_[r], 0.0f) : reference_[r];
     float factor = reference_[r] == reference ? 1 : exp_approx(reference_[r] - reference);
     sum = zero_keys > 0 ? sum * factor + zero_keys * exp_approx(-reference) : sum;
