@@ -409,6 +409,22 @@ def test_parameters_use_the_cache():
     assert (cache.statistics().misses, cache.statistics().hits) == (1, 2)
 
 
+def test_a_missing_pattern_is_looked_for_once():
+    class Watched(PatternCache):
+        searches = 0
+
+        def find(self, *arguments):
+            self.searches += 1
+            return super().find(*arguments)
+
+    cache = Watched()
+    q, k, v = make_qkv(40)
+    for calls in (1, 2):
+        dilated_attention(q, k, v, [8], [1], pattern_cache=cache)
+        assert cache.searches == calls
+    assert (cache.statistics().misses, cache.statistics().hits) == (1, 1)
+
+
 def test_unknown_keywords_are_refused():
     q, k, v = make_qkv(8)
     with pytest.raises(TypeError, match="key_padding_mask"):

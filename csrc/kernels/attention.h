@@ -2,6 +2,8 @@
 // csrc/ops/attention.cpp; kernels trust it.
 #pragma once
 
+#include <dilated/pattern_layout.h>
+
 #include <cstdint>
 
 namespace dilated::kernels {
@@ -12,17 +14,43 @@ enum class Dtype : int32_t { kFloat16, kBFloat16, kFloat32, kFloat64 };
 /// contiguous.
 struct Strides {
   int64_t batch, row, head;
+
+  /// From the tensor's first element to a row's, in elements. Always inlined, as files that are
+  /// compiled for a newer CPU include this.
+  [[gnu::always_inline]] DILATED_HOST_DEVICE inline int64_t offset(int64_t batch_index,
+                                                                   int64_t row_index,
+                                                                   int64_t head_index) const {
+    return batch_index * batch + row_index * row + head_index * head;
+  }
 };
 
 /// A [batch, seq_len, heads, head_dim] tensor, of the call's dtype unless said otherwise.
 struct Rows {
   const void* data;
   Strides strides;
+  int32_t element_bytes;
+  bool is_aligned;  // each row of each head begins and ends at a multiple of 16 bytes
 };
 struct MutableRows {
   void* data;
   Strides strides;
+  int32_t element_bytes;
+  bool is_aligned;
 };
+
+/// Where a head's row begins. As above, always inlined.
+template <typename Element>
+[[gnu::always_inline]] DILATED_HOST_DEVICE inline const Element* row_at(const Rows& rows,
+                                                                        int64_t batch, int64_t row,
+                                                                        int64_t head) {
+  return static_cast<const Element*>(rows.data) + rows.strides.offset(batch, row, head);
+}
+template <typename Element>
+[[gnu::always_inline]] DILATED_HOST_DEVICE inline Element* row_at(const MutableRows& rows,
+                                                                  int64_t batch, int64_t row,
+                                                                  int64_t head) {
+  return static_cast<Element*>(rows.data) + rows.strides.offset(batch, row, head);
+}
 
 /// A hash of (seed, batch, head, query position, key position) decides whether a pair is dropped,
 /// whatever the tiling or sharding.
@@ -32,8 +60,11 @@ struct Dropout {
   const int64_t* seed;  // one number, on the tensors' device
 };
 
-/// Columns of the sums of grad_query, [batch, heads, queries, columns].
-constexpr int64_t query_sums_width(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
+/// Columns of the sums of grad_query, [batch, heads, queries, columns]. Int may be symbolic.
+template <typename Int>
+constexpr Int query_sums_width(const Int& head_dim) {
+  return (head_dim + 15) / 16 * 16;
+}
 
 struct AttentionArgs {
   Dtype dtype;

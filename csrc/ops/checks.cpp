@@ -6,6 +6,7 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
@@ -349,12 +350,27 @@ at::Tensor readable(const at::Tensor& tensor) {
   return is_readable ? tensor : tensor.contiguous();
 }
 
+namespace {
+
+template <typename Rows, typename Data>
+Rows rows_at(Data* data, const at::Tensor& tensor) {
+  const auto bytes = static_cast<int64_t>(tensor.element_size());
+  const kernels::Strides strides{tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+  const int64_t lengths[] = {reinterpret_cast<intptr_t>(data), bytes * tensor.size(3),
+                             bytes * strides.batch, bytes * strides.row, bytes * strides.head};
+  const bool is_aligned =
+      std::ranges::all_of(lengths, [](int64_t length) { return length % 16 == 0; });
+  return {data, strides, static_cast<int32_t>(bytes), is_aligned};
+}
+
+}  // namespace
+
 kernels::Rows rows_of(const at::Tensor& tensor) {
-  return {tensor.const_data_ptr(), {tensor.stride(0), tensor.stride(1), tensor.stride(2)}};
+  return rows_at<kernels::Rows>(tensor.const_data_ptr(), tensor);
 }
 
 kernels::MutableRows mutable_rows_of(const at::Tensor& tensor) {
-  return {tensor.mutable_data_ptr(), {tensor.stride(0), tensor.stride(1), tensor.stride(2)}};
+  return rows_at<kernels::MutableRows>(tensor.mutable_data_ptr(), tensor);
 }
 
 }  // namespace dilated::ops

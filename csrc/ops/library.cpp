@@ -56,6 +56,7 @@ TORCH_LIBRARY(dilated, m) {
          results);
   attend("ring_attention(" + rows + ring + results);
   attend("ring_attention_backward(" + all_rows + ring + gradients);
+  m.def("make_query_sums(Tensor query) -> Tensor grad_query_sums");
   m.def(
       "round_query_sums(Tensor grad_query_sums, Tensor query, *, Scalar? scale=None) "
       "-> Tensor grad_query");

@@ -10,6 +10,13 @@ at::Tensor in_order(const at::Tensor& sums, int64_t head_dim) {
   return sums.narrow(3, 0, head_dim).transpose(1, 2);
 }
 
+at::Tensor make_query_sums(const at::Tensor& query) {
+  check_input(query, "query");
+  return query.new_zeros_symint({query.sym_size(0), query.sym_size(2), query.sym_size(1),
+                                 kernels::query_sums_width(query.sym_size(3))},
+                                query.options().dtype(lse_dtype(query)));
+}
+
 at::Tensor round_query_sums_cpu(const at::Tensor& sums, const at::Tensor& query,
                                 const std::optional<at::Scalar>& scale) {
   check_query_sums(query, sums);
@@ -29,7 +36,7 @@ at::Tensor round_query_sums_meta(const at::Tensor& sums, const at::Tensor& query
 void check_query_sums(const at::Tensor& query, const at::Tensor& sums) {
   check_input(query, "query");
   check_tensor(sums, "grad_query_sums");
-  const auto width = (query.sym_size(3) + 15) / 16 * 16;
+  const c10::SymInt width = kernels::query_sums_width(query.sym_size(3));
   TORCH_CHECK_VALUE(sums.dim() == 4 && sums.sym_size(0) == query.sym_size(0) &&
                         sums.sym_size(1) == query.sym_size(2) &&
                         sums.sym_size(2) == query.sym_size(1) && sums.sym_size(3) == width,
@@ -74,6 +81,15 @@ at::Tensor round_sums(const at::Tensor& sums, const at::Tensor& query) {
 }
 
 }  // namespace dilated::ops
+
+TORCH_LIBRARY_IMPL(dilated, CompositeExplicitAutograd, m) {
+  m.impl("make_query_sums", &dilated::ops::make_query_sums);
+}
+
+// New zeros depend on no values, and have no gradient.
+TORCH_LIBRARY_IMPL(dilated, Autograd, m) {
+  m.impl("make_query_sums", torch::CppFunction::makeFallthrough());
+}
 
 TORCH_LIBRARY_IMPL(dilated, CPU, m) {
   m.impl("round_query_sums", &dilated::ops::round_query_sums_cpu);

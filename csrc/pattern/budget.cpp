@@ -32,7 +32,7 @@ constexpr int64_t kFreeSteps = 1 << 24;
 }  // namespace
 
 Budget::Budget(const PatternSpec& spec, const std::function<void()>& poll)
-    : spec_(spec), poll_(poll), limit_(max_pattern_bytes()) {}
+    : spec_(spec), poller_(poll, kPollSteps), limit_(max_pattern_bytes()) {}
 
 void Budget::refuse_bytes() const {
   refuse("a pattern may take at most " + std::to_string(limit_) +
@@ -47,14 +47,10 @@ void Budget::refuse(const std::string& rule_and_value) const {
       "fewer branches or heads, or raise the limit by set_max_pattern_bytes");
 }
 
-void Budget::look_up() {
+void Budget::check_steps() const {
   if (steps_ - kFreeSteps > limit_) {
     refuse("planning may take at most " + std::to_string(limit_ + kFreeSteps) +
            " steps (max_pattern_bytes + 2^24), got more");
-  }
-  next_poll_ = steps_ + kPollSteps;
-  if (poll_) {
-    poll_();
   }
 }
 

@@ -7,6 +7,8 @@
 #include <functional>
 #include <string>
 
+#include "pattern/poller.h"
+
 namespace dilated::pattern {
 
 /// Counts bytes and steps, throws std::invalid_argument, which names dilation_rates, once there are
@@ -34,22 +36,21 @@ class Budget {
   /// The planner looks at so many positions, or whatever takes about as long.
   void add_steps(int64_t steps) {
     steps_ += steps;
-    if (steps_ > next_poll_) {
-      look_up();
+    if (poller_.add_steps(steps)) {
+      check_steps();
     }
   }
 
  private:
   [[noreturn]] void refuse_bytes() const;
   [[noreturn]] void refuse(const std::string& rule_and_value) const;
-  void look_up();
+  void check_steps() const;
 
   const PatternSpec& spec_;
-  const std::function<void()>& poll_;
+  Poller poller_;
   const int64_t limit_;
   int64_t bytes_ = 0;
   int64_t steps_ = 0;
-  int64_t next_poll_ = 0;
 };
 
 }  // namespace dilated::pattern

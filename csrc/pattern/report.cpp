@@ -7,11 +7,13 @@
 #include <span>
 #include <vector>
 
+#include "pattern/poller.h"
 #include "pattern/resolved.h"
 
 namespace dilated {
 namespace {
 
+using pattern::Poller;
 using pattern::ResolvedSpec;
 
 struct Counter {
@@ -103,7 +105,7 @@ int64_t segment_pairs(const ResolvedSpec& spec, const Range& segment, int64_t of
   return pairs;
 }
 
-int64_t nominal_pairs(const ResolvedSpec& spec, const std::function<void()>& poll) {
+int64_t nominal_pairs(const ResolvedSpec& spec, Poller& poller) {
   int64_t pairs = 0;
   for (const Branch& branch : spec.branches) {
     std::map<int64_t, int64_t> heads;  // by offset
@@ -117,26 +119,11 @@ int64_t nominal_pairs(const ResolvedSpec& spec, const std::function<void()>& pol
         pairs += count * segment_pairs(spec, segment, offset, branch.dilation_rate);
       }
       begin = segment.end;
-      poll();
+      poller.add_steps(1);
     }
   }
   return pairs;
 }
-
-/// Polls at every 1024th step.
-class Seldom {
- public:
-  explicit Seldom(const std::function<void()>& poll) : poll_(poll) {}
-  void operator()() {
-    if (poll_ && ++calls_ % 1024 == 0) {
-      poll_();
-    }
-  }
-
- private:
-  const std::function<void()>& poll_;
-  int64_t calls_ = 0;
-};
 
 }  // namespace
 
@@ -146,8 +133,8 @@ PatternReport report(const PatternSpec& spec, const std::vector<int32_t>& words,
   const TableView table = view.forward();
   PatternReport result{};
   const ResolvedSpec resolved(spec);
-  Seldom step(poll);
-  result.nominal = nominal_pairs(resolved, [&] { step(); });
+  Poller poller(poll, /*interval=*/1024);
+  result.nominal = nominal_pairs(resolved, poller);
   result.bytes = static_cast<int64_t>(words.size() * sizeof(int32_t));
   result.tiles = table.table->tiles;
   result.groups = table.table->groups;
@@ -155,7 +142,7 @@ PatternReport report(const PatternSpec& spec, const std::vector<int32_t>& words,
   const Counter counter{resolved, table, column_tile};
   for (int32_t t = 0; t < table.table->tiles; ++t) {
     counter.add_tile(table.tiles()[t], result);
-    step();
+    poller.add_steps(1);
   }
   return result;
 }

@@ -224,7 +224,7 @@ def attend(
         spec = make_spec(scheme, shape[1], shape[2], key_shape[2], is_causal)
         found = cache.find(spec, query.device)
         if found is None and key_shape == value_shape and _fit(query, key, value):
-            found = cache.lookup(spec, query.device)
+            found = cache.lookup_missing(spec, query.device)
     if found is None:
         offsets = _offset_tensor(scheme, shape[2])
     else:

@@ -217,6 +217,18 @@ def test_no_keys_change_nothing(
                 assert torch.equal(again[1], lse)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("head_dim", [1, 16, 17, 48, 100])
+def test_query_sums_are_zeros_of_whole_sixteens(
+    head_dim: int, dtype: torch.dtype, device: str
+) -> None:
+    query = torch.randn(2, 5, 3, head_dim, device=device, dtype=dtype, requires_grad=True)
+    sums = torch.ops.dilated.make_query_sums(query)
+    expected = make_query_sums(query.detach())
+    assert torch.equal(sums, expected) and sums.dtype == expected.dtype
+    assert sums.device == query.device and not sums.requires_grad
+
+
 def test_writes_to_query_sums_are_counted(device: str, exact: Exact) -> None:
     q, k, v = make_qkv(40, 1, 16, dtype=exact.dtype, device=device)
     out, lse = torch.ops.dilated.attention(q, k, v, [40], [1])

@@ -63,6 +63,7 @@ def samples(device: str, dtype: torch.dtype) -> list[Sample]:
         ("attention_block_backward", (*backward, *branches), {**options, "partial": True}),
         ("attention_block_backward_into", (sums, *backward, *branches), {}),
         ("attention_block_backward_into", (sums.clone(), *backward, *branches), options),
+        ("make_query_sums", (q,), {}),
         ("round_query_sums", (sums, middle[0]), {"scale": 0.3}),
         ("round_query_sums", (one_head_sums, one_head), {}),
         ("segment_attention", (q, k, v, 16, 3), {}),
@@ -76,10 +77,10 @@ def samples(device: str, dtype: torch.dtype) -> list[Sample]:
     ]
 
 
-@pytest.mark.parametrize("index", range(23))
+@pytest.mark.parametrize("index", range(24))
 def test_opcheck(index: int, device: str) -> None:
     everything = samples(device, torch.float32)
-    assert len(everything) == 23
+    assert len(everything) == 24
     name, arguments, keywords = everything[index]
     torch.library.opcheck(getattr(torch.ops.dilated, name).default, arguments, keywords)
 

@@ -142,24 +142,10 @@ void for_each_span(const TableView& table, int64_t batch, size_t scratch_bytes, 
   });
 }
 
-size_t size_of(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::kFloat64:
-      return 8;
-    case Dtype::kFloat32:
-      return 4;
-    case Dtype::kFloat16:
-    case Dtype::kBFloat16:
-      break;
-  }
-  return 2;
-}
-
-/// The address of a row of all heads' vectors.
-std::byte* row_of(const MutableRows& rows, size_t element, int64_t batch, int64_t row,
-                  int64_t head) {
-  const int64_t at = batch * rows.strides.batch + row * rows.strides.row + head * rows.strides.head;
-  return static_cast<std::byte*>(rows.data) + static_cast<int64_t>(element) * at;
+/// The address of a row of a head.
+std::byte* row_of(const MutableRows& rows, int64_t batch, int64_t row, int64_t head) {
+  return static_cast<std::byte*>(rows.data) +
+         rows.element_bytes * rows.strides.offset(batch, row, head);
 }
 
 template <typename Work>
@@ -175,30 +161,27 @@ void for_each_query_row(const BackwardArgs& args, const Work& work) {
 }
 
 void backward_by_span(const BackwardArgs& args, const TileKernels& kernels) {
-  const size_t element = size_of(args.dtype);
-  const size_t sum_element = std::max<size_t>(element, sizeof(float));
-  const size_t row_bytes = static_cast<size_t>(args.head_dim) * sum_element;
   // 16-bit gradients are summed in a buffer and rounded once, at the end.
-  const bool in_place = args.is_partial || element == sum_element;
+  const bool in_place = args.grad_query.element_bytes > 2;
   Buffer buffer;
   MutableRows sums = args.grad_query;
   if (!in_place) {
-    buffer = allocate(static_cast<size_t>(args.batch * args.queries * args.heads) * row_bytes);
     const int64_t row = args.heads * args.head_dim;
-    sums = {buffer.get(), {args.queries * row, row, args.head_dim}};
+    buffer = allocate(static_cast<size_t>(args.batch * args.queries * row) * sizeof(float));
+    sums = {buffer.get(), {args.queries * row, row, args.head_dim}, sizeof(float), false};
   }
   for_each_query_row(args, [&](int64_t batch, int64_t row, int64_t head) {
-    std::byte* to = row_of(sums, sum_element, batch, row, head);
-    std::fill(to, to + row_bytes, std::byte{0});
+    std::byte* to = row_of(sums, batch, row, head);
+    std::fill(to, to + args.head_dim * sums.element_bytes, std::byte{0});
   });
   for_each_span(PatternView{args.pattern}.transposed(), args.batch, kernels.scratch_bytes(args),
                 [&](const TileTask& task, void* scratch) {
-                  kernels.backward_keys(args, task, {sums.data, sums.strides}, scratch);
+                  kernels.backward_keys(args, task, sums, scratch);
                 });
   if (!in_place) {
     for_each_query_row(args, [&](int64_t batch, int64_t row, int64_t head) {
-      kernels.round_row(args.dtype, row_of(sums, sum_element, batch, row, head),
-                        row_of(args.grad_query, element, batch, row, head), args.head_dim);
+      kernels.round_row(args.dtype, row_of(sums, batch, row, head),
+                        row_of(args.grad_query, batch, row, head), args.head_dim);
     });
   }
 }

@@ -45,7 +45,7 @@ void forward(const ForwardArgs& args, const TileTask& task, void* scratch) {
                [&]<typename Element>(Element) { forward_tile<Element>(args, task, scratch); });
 }
 
-void backward_keys(const BackwardArgs& args, const TileTask& task, const SumRows& sums,
+void backward_keys(const BackwardArgs& args, const TileTask& task, const MutableRows& sums,
                    void* scratch) {
   with_element(args.dtype, [&]<typename Element>(Element) {
     run_backward(BackwardKeysTile<Element>(

@@ -12,11 +12,11 @@ struct BackwardKeysTile : BackwardTile<Element> {
   using T = typename Base::T;
   using Base::args, Base::head_dim, Base::padded, Base::s, Base::scale, Base::shared_by, Base::task;
 
-  const SumRows& sums;
+  const MutableRows& sums;
   int summed = 0;       // columns whose dQ is not yet added to the sums
   T* sum_rows[kChunk];  // where it goes
 
-  BackwardKeysTile(const BackwardArgs& args, const TileTask& task, const SumRows& sums,
+  BackwardKeysTile(const BackwardArgs& args, const TileTask& task, const MutableRows& sums,
                    BackwardScratch<T>& scratch)
       : Base{args, task, PatternView{args.pattern}.transposed(), true, scratch}, sums(sums) {}
 
@@ -41,14 +41,14 @@ struct BackwardKeysTile : BackwardTile<Element> {
     const int64_t head = task.head * shared_by + part.head;
     Base::gather(args.query, head, part, column, s.column_left, scale);
     Base::gather(args.grad_out, head, part, column, s.column_right);
-    const MutableRows to{sums.data, sums.strides};
     for (int j = 0; j < part.count; ++j) {
       const int64_t row = part.place + part.stride * j;
       const int64_t at = Base::statistics_at(head, row);
       s.columns.lse[column + j] = Base::query_lse(at);
       s.columns.delta[column + j] = Base::query_delta(at);
       s.columns.hash[column + j] = Base::query_hash(head, part.first + part.stride * j);
-      sum_rows[column + j] = sums.data == nullptr ? nullptr : row_at<T>(to, task.batch, row, head);
+      sum_rows[column + j] =
+          sums.data == nullptr ? nullptr : row_at<T>(sums, task.batch, row, head);
     }
   }
 

@@ -34,22 +34,15 @@ void for_each_slot(const GatherArgs& args, const Work& work) {
   });
 }
 
-int64_t element_at(const Strides& strides, int64_t batch, int64_t row, int64_t head) {
-  return batch * strides.batch + row * strides.row + head * strides.head;
-}
-
 template <typename Element>
 void gather_elements(const GatherForwardArgs& args) {
   const auto bytes = static_cast<size_t>(args.head_dim) * sizeof(Element);
   for_each_slot(args, [&](int64_t batch, int64_t slot, int64_t head, int64_t row) {
-    Element* to = static_cast<Element*>(args.packed.data) +
-                  element_at(args.packed.strides, batch, slot, head);
+    Element* to = row_at<Element>(args.packed, batch, slot, head);
     if (row < 0) {
       std::memset(to, 0, bytes);
     } else {
-      const Element* from = static_cast<const Element*>(args.rows.data) +
-                            element_at(args.rows.strides, batch, row, head);
-      std::memcpy(to, from, bytes);
+      std::memcpy(to, row_at<Element>(args.rows, batch, row, head), bytes);
     }
   });
 }
@@ -60,10 +53,8 @@ void scatter_elements(const ScatterArgs& args) {
     if (row < 0) {
       return;
     }
-    const Element* from = static_cast<const Element*>(args.packed.data) +
-                          element_at(args.packed.strides, batch, slot, head);
-    Element* to =
-        static_cast<Element*>(args.rows.data) + element_at(args.rows.strides, batch, row, head);
+    const Element* from = row_at<Element>(args.packed, batch, slot, head);
+    Element* to = row_at<Element>(args.rows, batch, row, head);
     if (!args.accumulate) {
       std::memcpy(to, from, static_cast<size_t>(args.head_dim) * sizeof(Element));
       return;

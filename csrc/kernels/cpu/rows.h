@@ -46,15 +46,4 @@ inline void unpack_lane(Element* __restrict row, const T* __restrict panel, int 
   }
 }
 
-template <typename Element>
-inline const Element* row_at(const Rows& rows, int64_t batch, int64_t row, int64_t head) {
-  const Strides& at = rows.strides;
-  return static_cast<const Element*>(rows.data) + batch * at.batch + row * at.row + head * at.head;
-}
-template <typename Element>
-inline Element* row_at(const MutableRows& rows, int64_t batch, int64_t row, int64_t head) {
-  const Strides& at = rows.strides;
-  return static_cast<Element*>(rows.data) + batch * at.batch + row * at.row + head * at.head;
-}
-
 }  // namespace dilated::kernels::cpu::DILATED_ISA

@@ -16,21 +16,16 @@ struct TileTask {
   Tile tile;
 };
 
-/// Rows that grad_query is summed in, in the type of the arithmetic; nullptr: not in this pass.
-struct SumRows {
-  void* data;
-  Strides strides;
-};
-
 /// The functions of one instruction set. `scratch` belongs to one thread, is 64-byte aligned, of
 /// scratch_bytes() and uninitialised.
 struct TileKernels {
   size_t (*scratch_bytes)(const AttentionArgs&);
   /// out and lse of the tile's rows.
   void (*forward)(const ForwardArgs&, const TileTask&, void* scratch);
-  /// Transposed table: writes grad_key and grad_value of the tile's rows and, where there are sums,
-  /// adds these keys' share of grad_query.
-  void (*backward_keys)(const BackwardArgs&, const TileTask&, const SumRows&, void* scratch);
+  /// Transposed table: writes grad_key and grad_value of the tile's rows and adds these keys' share
+  /// of grad_query to `sums`, in the type of the arithmetic, unless their data is nullptr.
+  void (*backward_keys)(const BackwardArgs&, const TileTask&, const MutableRows& sums,
+                        void* scratch);
   /// Forward table: writes grad_query of the tile's rows.
   void (*backward_queries)(const BackwardArgs&, const TileTask&, void* scratch);
   /// Rounds one row, [head_dim], from the type of the arithmetic to the dtype.

@@ -5,7 +5,6 @@
 #include <limits>
 
 #include "kernels/cuda/attention.h"
-#include "kernels/cuda/primitives/launch.cuh"
 #include "kernels/cuda/primitives/numerics.cuh"
 
 namespace dilated::kernels::cuda {
@@ -19,7 +18,6 @@ struct DeltaCall {
   float* delta;
   int64_t heads, queries, rows;
   int32_t head_dim;
-  bool is_aligned;  // both tensors' rows to 16 bytes
 };
 
 template <typename Element>
@@ -49,14 +47,10 @@ __global__ void __launch_bounds__(kThreads) delta_kernel(const __grid_constant__
   const int64_t head = row - position * call.heads;
   const int64_t batch = position / call.queries;
   const int64_t query = position - batch * call.queries;
-  const auto start = [&](const Rows& rows) {
-    return static_cast<const Element*>(rows.data) + batch * rows.strides.batch +
-           query * rows.strides.row + head * rows.strides.head;
-  };
-  const Element* grad_out = start(call.grad_out);
-  const Element* out = start(call.out);
+  const auto* grad_out = row_at<Element>(call.grad_out, batch, query, head);
+  const auto* out = row_at<Element>(call.out, batch, query, head);
   float sum = 0;
-  if (call.is_aligned) {
+  if (call.grad_out.is_aligned && call.out.is_aligned) {
     for (int d = lane * kChunk; d < call.head_dim; d += kLanes * kChunk) {
       sum += dot_16_bytes(grad_out + d, out + d);
     }
@@ -89,17 +83,8 @@ cudaError_t attention_delta(const BackwardArgs& args, const Rows& out, const flo
   if (blocks > std::numeric_limits<int32_t>::max()) {
     return cudaErrorInvalidValue;
   }
-  const int64_t bytes = args.dtype == Dtype::kFloat32 ? 4 : 2;
-  const DeltaCall call{
-      args.grad_out,
-      out,
-      grad_lse,
-      delta,
-      args.heads,
-      args.queries,
-      rows,
-      static_cast<int32_t>(args.head_dim),
-      is_aligned(args.grad_out, args.head_dim, bytes) && is_aligned(out, args.head_dim, bytes)};
+  const DeltaCall call{args.grad_out, out,          grad_lse, delta,
+                       args.heads,    args.queries, rows,     static_cast<int32_t>(args.head_dim)};
   switch (args.dtype) {
     case Dtype::kFloat16:
       delta_kernel<__half><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(call);

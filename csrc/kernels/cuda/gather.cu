@@ -8,7 +8,6 @@
 #include <type_traits>
 
 #include "kernels/cuda/gather.h"
-#include "kernels/cuda/primitives/launch.cuh"
 #include "kernels/cuda/primitives/numerics.cuh"
 
 namespace dilated::kernels::cuda {
@@ -84,8 +83,7 @@ __global__ void __launch_bounds__(kThreads)
   const auto move = [&](int64_t row, int64_t slot, int32_t head, int32_t vector) {
     const int64_t d = static_cast<int64_t>(vector) * kElements;
     const auto at = [&](const auto& rows, int64_t n) {
-      return (batch * rows.strides.batch + n * rows.strides.row + head * rows.strides.head + d) *
-             kElementBytes;
+      return (rows.strides.offset(batch, n, head) + d) * kElementBytes;
     };
     Vector values{};
     if (row >= 0) {
@@ -126,7 +124,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     const int64_t d = static_cast<int64_t>(vector) * kElements;
     const auto at = [&](const auto& rows, int64_t n) {
-      return batch * rows.strides.batch + n * rows.strides.row + head * rows.strides.head + d;
+      return rows.strides.offset(batch, n, head) + d;
     };
     Packet values = *reinterpret_cast<const Packet*>(static_cast<const Element*>(args.packed.data) +
                                                      at(args.packed, slot));
@@ -163,8 +161,7 @@ template <typename Element>
 cudaError_t gather_elements(const GatherForwardArgs& args, const InlineOffsets& offsets,
                             cudaStream_t stream) {
   constexpr int kVector = 16 / sizeof(Element);
-  if (is_aligned(args.rows, args.head_dim, sizeof(Element)) &&
-      is_aligned(args.packed, args.head_dim, sizeof(Element))) {
+  if (args.rows.is_aligned && args.packed.is_aligned) {
     return launch(gather_kernel<int4, kVector>, args, offsets, stream);
   }
   return launch(gather_kernel<Element, 1>, args, offsets, stream);
@@ -174,8 +171,7 @@ template <typename Element, bool kAccumulate>
 cudaError_t scatter_elements(const ScatterArgs& args, const InlineOffsets& offsets,
                              cudaStream_t stream) {
   constexpr int kVector = 16 / sizeof(Element);
-  if (is_aligned(args.rows, args.head_dim, sizeof(Element)) &&
-      is_aligned(args.packed, args.head_dim, sizeof(Element))) {
+  if (args.rows.is_aligned && args.packed.is_aligned) {
     return launch(scatter_kernel<Element, kVector, kAccumulate>, args, offsets, stream);
   }
   return launch(scatter_kernel<Element, 1, kAccumulate>, args, offsets, stream);

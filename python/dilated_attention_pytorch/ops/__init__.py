@@ -11,6 +11,7 @@ from .attention_block import (
     attention_block,
     attention_block_backward,
     attention_block_backward_into,
+    make_query_sums,
     round_query_sums,
 )
 from .gather import gather, gather_into, scatter_add, scatter_into
@@ -26,6 +27,7 @@ __all__ = [
     "gather",
     "gather_into",
     "ring_attention",
+    "make_query_sums",
     "round_query_sums",
     "scatter_add",
     "scatter_into",

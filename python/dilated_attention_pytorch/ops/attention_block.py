@@ -94,10 +94,19 @@ def attention_block_backward_into(
 ) -> tuple[Tensor, Tensor]:
     """As `attention_block_backward`, partial, but adds the share of grad_query to sums in place.
 
-    grad_query_sums: [B, H, Nq, D rounded up to 16], contiguous, float32 (float64 for float64),
-    zeros before the first block of these queries. Its layout is private and depends on whether
-    algorithms are deterministic; after the last block `round_query_sums` reads it. Returns grad_key
-    and grad_value in float32 (float64 for float64). Not differentiable.
+    grad_query_sums: from `make_query_sums` before the first block of these queries. Its layout is
+    private and depends on whether algorithms are deterministic; after the last block
+    `round_query_sums` reads it. Returns grad_key and grad_value in float32 (float64 for float64).
+    Not differentiable.
+    """
+    raise NotImplementedError
+
+
+@operator
+def make_query_sums(query: Tensor) -> Tensor:
+    """Zeros [B, H, Nq, D rounded up to 16], to which blocks of query [B, Nq, H, D] add grad_query.
+
+    In float32 (float64 for float64).
     """
     raise NotImplementedError
 

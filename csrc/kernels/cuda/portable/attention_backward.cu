@@ -17,10 +17,6 @@ struct Launch {
   const BackwardArgs& args;
   const BackwardWorkspace& workspace;
   cudaStream_t stream;
-
-  bool is_aligned(const auto& rows) const {
-    return cuda::is_aligned(rows, args.head_dim, /*element_bytes=*/2);
-  }
 };
 
 template <typename Element, int kWidth, int kKeys>
@@ -34,13 +30,7 @@ cudaError_t launch_keys(const Launch& launch) {
   const BackwardCall call{args,
                           launch.workspace.counter,
                           {launch.workspace.query_sums, choice.sums_width},
-                          choice.stages,
-                          launch.is_aligned(args.query),
-                          launch.is_aligned(args.key),
-                          launch.is_aligned(args.value),
-                          launch.is_aligned(args.grad_out),
-                          launch.is_aligned(args.grad_key),
-                          launch.is_aligned(args.grad_value)};
+                          choice.stages};
   const int64_t tiles = count_blocks(args.keys, args.kv_heads, args.batch, choice.row_tile);
   return launch_kernel<attention_backward_kernel<Element, kWidth, kKeys>>(
       call, std::min<int64_t>(tiles, choice.max_blocks), Shape::kThreads, choice.shared_bytes,
@@ -54,14 +44,8 @@ cudaError_t launch_queries(const Launch& launch) {
   static_assert(kBytes <= std::max(kLeastSharedBytes, BackwardTile{kWidth, 64}.bytes(1)),
                 "it must fit wherever the kernel of the keys does");
   const BackwardArgs& args = launch.args;
-  const BackwardQueryCall call{args,
-                               launch.is_aligned(args.query),
-                               launch.is_aligned(args.key),
-                               launch.is_aligned(args.value),
-                               launch.is_aligned(args.grad_out),
-                               launch.is_aligned(args.grad_query)};
   return launch_kernel<backward_query_kernel<Element, kWidth>>(
-      call, count_blocks(args.queries, args.heads, args.batch, launch.choice.row_tile),
+      args, count_blocks(args.queries, args.heads, args.batch, launch.choice.row_tile),
       Shape::kThreads, kBytes, launch.stream);
 }
 

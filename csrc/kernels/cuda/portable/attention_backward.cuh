@@ -62,27 +62,24 @@ template <typename Shape>
 __device__ void copy_queries(const BackwardCall& call, BackwardMemory<Shape>& memory,
                              int32_t tile) {
   const BackwardArgs& args = call.args;
-  const auto source = [&](const Rows& rows, bool is_aligned) {
-    return row_source(static_cast<const char*>(rows.data), rows, args.head_dim, is_aligned);
-  };
+  const auto source = [&](const Rows& rows) { return row_source(rows.data, rows, args.head_dim); };
   const int stage = tile % call.stages;
   const QueryColumns<Shape::kQueries>& columns = memory.columns[tile % 3];
   Shape::Queries::copy({shared_address(memory.query(stage))}, columns.query_offset,
-                       {source(args.query, call.query_aligned)});
+                       {source(args.query)});
   Shape::Queries::copy({shared_address(memory.grad_out(stage))}, columns.grad_out_offset,
-                       {source(args.grad_out, call.grad_out_aligned)});
+                       {source(args.grad_out)});
 }
 
 template <typename Shape>
 __device__ void copy_keys(const BackwardCall& call, BackwardMemory<Shape>& memory) {
   const WorkItem& work = memory.item.work;
-  const auto source = [&](const Rows& rows, bool is_aligned) {
-    const char* origin = row_origin(rows, work.batch, work.head, work.tile.row_shift, 2);
-    return row_source(origin, rows, call.args.head_dim, is_aligned);
+  const auto source = [&](const Rows& rows) {
+    return row_source(row_at<uint16_t>(rows, work.batch, work.tile.row_shift, work.head), rows,
+                      call.args.head_dim);
   };
-  Shape::Keys::copy(
-      {shared_address(memory.key), shared_address(memory.value)}, memory.keys.position,
-      {source(call.args.key, call.key_aligned), source(call.args.value, call.value_aligned)});
+  Shape::Keys::copy({shared_address(memory.key), shared_address(memory.value)},
+                    memory.keys.position, {source(call.args.key), source(call.args.value)});
 }
 
 template <typename Shape>

@@ -20,10 +20,10 @@ template <typename Shape>
 __device__ void copy_keys(const ForwardCall& call, ForwardMemory<Shape>& memory, int32_t tile) {
   const int32_t* places = memory.keys[tile % Shape::kLists].place;
   const ForwardArgs& args = call.args;
-  Shape::Keys::copy(
-      {shared_address(memory.key[tile % 2]), shared_address(memory.value[tile % 2])}, places,
-      {row_source(memory.key_origin, args.key, args.head_dim, call.key_aligned),
-       row_source(memory.value_origin, args.value, args.head_dim, call.value_aligned)});
+  Shape::Keys::copy({shared_address(memory.key[tile % 2]), shared_address(memory.value[tile % 2])},
+                    places,
+                    {row_source(memory.key_origin, args.key, args.head_dim),
+                     row_source(memory.value_origin, args.value, args.head_dim)});
   commit_copies();
 }
 
@@ -52,9 +52,9 @@ __device__ void begin_tile(const ForwardCall& call, const TableView& table,
       list_keys(memory, tile);
     }
   }
-  const char* query = row_origin(args.query, work.batch, work.head, work.tile.row_shift, 2);
+  const auto* query = row_at<uint16_t>(args.query, work.batch, work.tile.row_shift, work.head);
   Shape::Query::copy({shared_address(memory.query)}, memory.rows.position,
-                     {row_source(query, args.query, args.head_dim, call.query_aligned)});
+                     {row_source(query, args.query, args.head_dim)});
   commit_copies();
   __syncthreads();
 }
@@ -128,8 +128,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     if (threadIdx.x == 0) {
       const int32_t key_head = work.head / call.heads_per_key_head;
       memory.work = work;
-      memory.key_origin = row_origin(call.args.key, work.batch, key_head, 0, 2);
-      memory.value_origin = row_origin(call.args.value, work.batch, key_head, 0, 2);
+      memory.key_origin = row_at<uint16_t>(call.args.key, work.batch, 0, key_head);
+      memory.value_origin = row_at<uint16_t>(call.args.value, work.batch, 0, key_head);
     }
     __syncthreads();
     if (has_rows) {

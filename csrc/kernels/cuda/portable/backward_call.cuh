@@ -19,8 +19,6 @@ struct BackwardCall {
   QuerySums grad_query;      // data is nullptr where another kernel computes grad_query
   int32_t stages;  // 2: the next tile is copied while the block computes; 1: where shared memory is
                    // short
-  bool query_aligned, key_aligned, value_aligned, grad_out_aligned;  // see RowSource::is_aligned
-  bool grad_key_aligned, grad_value_aligned;
 };
 
 /// Query rows of a column tile, in the order of the list.

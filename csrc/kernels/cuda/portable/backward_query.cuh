@@ -15,11 +15,6 @@
 
 namespace dilated::kernels::cuda::portable {
 
-struct BackwardQueryCall {
-  BackwardArgs args;
-  bool query_aligned, key_aligned, value_aligned, grad_out_aligned, grad_query_aligned;
-};
-
 template <typename Element_, int kWidth_>
 struct BackwardQueryShape {
   using Element = Element_;
@@ -50,16 +45,16 @@ class BackwardQueryWarp {
   using Keys = KeyTile<Shape::kKeys>;
   static constexpr int kKeyTiles = Shape::kKeys / 8, kWidthTiles = Shape::kWidth / 8;
 
-  __device__ BackwardQueryWarp(const BackwardQueryCall& call, const WorkItem& work,
+  __device__ BackwardQueryWarp(const BackwardArgs& args, const WorkItem& work,
                                BackwardQueryMemory<Shape>& memory)
-      : call_(call), work_(work), memory_(memory) {
+      : args_(args), work_(work), memory_(memory) {
     const int64_t head_row =
-        (work.batch * call.args.heads + work.head) * call.args.queries + work.tile.row_shift;
+        (work.batch * args.heads + work.head) * args.queries + work.tile.row_shift;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int64_t row = head_row + position(r);
-      lse_[r] = weight_lse(static_cast<const float*>(call.args.lse)[row]);
-      delta_[r] = static_cast<const float*>(call.args.delta)[row];
+      lse_[r] = weight_lse(static_cast<const float*>(args.lse)[row]);
+      delta_[r] = static_cast<const float*>(args.delta)[row];
     }
     set_zero(gradient_);
   }
@@ -90,41 +85,38 @@ class BackwardQueryWarp {
 
   /// scores: from dP to dS; weights are the scores of the forward pass.
   __device__ void differentiate(const Scores& weights, Scores& scores, const Keys& keys) {
-    const float probability = call_.args.dropout.probability;
+    const float probability = args_.dropout.probability;
     const uint32_t threshold = dropout_threshold(probability);
     const float factor = 1 / (1 - probability);
     Window windows[2];
     uint32_t dropout_keys[2] = {};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      windows[r] = window_of(memory_.rows, row_index(r), call_.args.is_causal, /*over_keys=*/false);
+      windows[r] = window_of(memory_.rows, row_index(r), args_.is_causal, /*over_keys=*/false);
       if (probability > 0) {
-        dropout_keys[r] = row_dropout_key(call_.args, work_, position(r));
+        dropout_keys[r] = row_dropout_key(args_, work_, position(r));
       }
     }
-#pragma unroll
-    for (int n = 0; n < kKeyTiles; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int r = e / 2;
-        const int column = n * 8 + lane() % 4 * 2 + e % 2;
-        const int32_t key = keys.position[column];
-        float weight = softmax_weight(
-            logit_of(weights[0][n][e], call_.args.scale, keys.bias[column]), lse_[r]);
-        if (keys.is_masked) {
-          weight = masked_weight(weight, windows[r], key);
-        }
-        float score = scores[0][n][e];
-        if (probability > 0) {
-          const bool keeps = dropout_keeps(dropout_keys[r], key, threshold);
-          score = keeps ? score * factor : 0;
-        }
-        scores[0][n][e] = score_gradient(weight, score, delta_[r]);
+    const auto gradient_of = [&](float score, float gradient, float bias, int32_t key, int r) {
+      float weight = softmax_weight(logit_of(score, args_.scale, bias), lse_[r]);
+      if (keys.is_masked) {
+        weight = masked_weight(weight, windows[r], key);
       }
-    }
+      if (probability > 0) {
+        gradient = dropout_keeps(dropout_keys[r], key, threshold) ? gradient * factor : 0;
+      }
+      return score_gradient(weight, gradient, delta_[r]);
+    };
+    for_each_pair(scores, [&](float* gradient, int r, int n) {
+      const float* score = pair_of(weights, r, n);
+      const float2 bias = pair_in(keys.bias, n);
+      const int2 key = pair_in(keys.position, n);
+      gradient[0] = gradient_of(score[0], gradient[0], bias.x, key.x, r);
+      gradient[1] = gradient_of(score[1], gradient[1], bias.y, key.y, r);
+    });
   }
 
-  const BackwardQueryCall& call_;
+  const BackwardArgs& args_;
   const WorkItem& work_;
   BackwardQueryMemory<Shape>& memory_;
   Accumulators<1, kWidthTiles> gradient_;
@@ -135,18 +127,17 @@ class BackwardQueryWarp {
 template <typename Shape>
 __device__ void BackwardQueryWarp<Shape>::finish() {
   const WorkItem& work = work_;
-  const MutableRows& out = call_.args.grad_query;
-  const float scale = call_.args.scale;
-  const int32_t head_dim = static_cast<int32_t>(call_.args.head_dim);
+  const MutableRows& out = args_.grad_query;
+  const float scale = args_.scale;
+  const int32_t head_dim = static_cast<int32_t>(args_.head_dim);
   const int32_t rows = min(work.group.rows - work.tile.first_row, Shape::kRows);
-  const int64_t start = work.batch * out.strides.batch + work.head * out.strides.head;
-  if (call_.args.is_partial) {
+  if (args_.is_partial) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       if (row_index(r) < rows) {
         const int64_t row = position(r) + work.tile.row_shift;
-        store_row(gradient_[0], r, static_cast<float*>(out.data) + start + row * out.strides.row,
-                  head_dim, call_.grad_query_aligned, scale);
+        store_row(gradient_[0], r, row_at<float>(out, work.batch, row, work.head), head_dim,
+                  out.is_aligned, scale);
       }
     }
     return;
@@ -155,17 +146,16 @@ __device__ void BackwardQueryWarp<Shape>::finish() {
   store_rounded<Element, Layout>(memory_.query, first_row(), 0, gradient_, scale, lane());
   __syncwarp();
   write_rows<Layout, Shape::Queries::kLanes, 32>(
-      memory_.query, first_row(), min(rows, first_row() + 16), lane(), head_dim,
-      call_.grad_query_aligned, [&](int row) {
-        return static_cast<uint16_t*>(out.data) + start +
-               (memory_.rows.position[row] + work.tile.row_shift) * out.strides.row;
+      memory_.query, first_row(), min(rows, first_row() + 16), lane(), head_dim, out.is_aligned,
+      [&](int row) {
+        const int64_t at = memory_.rows.position[row] + work.tile.row_shift;
+        return row_at<uint16_t>(out, work.batch, at, work.head);
       });
 }
 
 template <typename Shape>
-__device__ void backward_query_tile(const BackwardQueryCall& call, const PatternView& pattern,
+__device__ void backward_query_tile(const BackwardArgs& args, const PatternView& pattern,
                                     const WorkItem& work, BackwardQueryMemory<Shape>& memory) {
-  const BackwardArgs& args = call.args;
   const TableView table = pattern.forward();
   const KeyList keys = begin_rows(table, work, args, memory.rows);
   const int32_t tiles = (keys.columns + Shape::kKeys - 1) / Shape::kKeys;
@@ -176,12 +166,11 @@ __device__ void backward_query_tile(const BackwardQueryCall& call, const Pattern
     }
   };
   const int32_t key_head = work.head / static_cast<int32_t>(args.heads / args.kv_heads);
-  const auto source = [&](const Rows& rows, int32_t head, int32_t first, bool is_aligned) {
-    const char* origin = row_origin(rows, work.batch, head, first, 2);
-    return row_source(origin, rows, args.head_dim, is_aligned);
+  const auto source = [&](const Rows& rows, int32_t head, int32_t first) {
+    return row_source(row_at<uint16_t>(rows, work.batch, first, head), rows, args.head_dim);
   };
-  const RowSource key = source(args.key, key_head, 0, call.key_aligned);
-  const RowSource value = source(args.value, key_head, 0, call.value_aligned);
+  const RowSource key = source(args.key, key_head, 0);
+  const RowSource value = source(args.value, key_head, 0);
   const auto copy = [&](int32_t tile) {
     if (tile < tiles) {
       Shape::Keys::copy(
@@ -192,13 +181,13 @@ __device__ void backward_query_tile(const BackwardQueryCall& call, const Pattern
   };
   list(0);
   list(1);
-  Shape::Queries::copy(
-      {shared_address(memory.query), shared_address(memory.grad_out)}, memory.rows.position,
-      {source(args.query, work.head, work.tile.row_shift, call.query_aligned),
-       source(args.grad_out, work.head, work.tile.row_shift, call.grad_out_aligned)});
+  Shape::Queries::copy({shared_address(memory.query), shared_address(memory.grad_out)},
+                       memory.rows.position,
+                       {source(args.query, work.head, work.tile.row_shift),
+                        source(args.grad_out, work.head, work.tile.row_shift)});
   __syncthreads();
   copy(0);
-  BackwardQueryWarp<Shape> warp(call, work, memory);
+  BackwardQueryWarp<Shape> warp(args, work, memory);
 #pragma unroll 1
   for (int32_t tile = 0; tile < tiles; ++tile) {
     wait_for_copies<0>();
@@ -214,19 +203,19 @@ __device__ void backward_query_tile(const BackwardQueryCall& call, const Pattern
 
 template <typename Element, int kWidth>
 __global__ void __launch_bounds__(BackwardQueryShape<Element, kWidth>::kThreads, 1)
-    backward_query_kernel(const __grid_constant__ BackwardQueryCall call) {
+    backward_query_kernel(const __grid_constant__ BackwardArgs args) {
   using Shape = BackwardQueryShape<Element, kWidth>;
   extern __shared__ __align__(128) unsigned char bytes[];
   auto& memory = *reinterpret_cast<BackwardQueryMemory<Shape>*>(bytes);
-  const PatternView pattern{call.args.pattern};
-  const int64_t items = count_work(pattern.forward(), call.args.batch);
+  const PatternView pattern{args.pattern};
+  const int64_t items = count_work(pattern.forward(), args.batch);
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
     WorkItem work;
     // A block may take several of the pattern's tiles at once: the rest of the group's rows come
     // with the first.
-    if (find_work(pattern.forward(), item, call.args.batch, work) &&
+    if (find_work(pattern.forward(), item, args.batch, work) &&
         work.tile.first_row % Shape::kRows == 0) {
-      backward_query_tile<Shape>(call, pattern, work, memory);
+      backward_query_tile<Shape>(args, pattern, work, memory);
       __syncthreads();
     }
   }

@@ -39,8 +39,7 @@ __device__ inline void store_pair(Element* to, float low, float high) {
 /// query], as the sums lie.
 template <typename Element>
 __global__ void round_sums_kernel(ConstQuerySums sums, MutableRows out, int64_t heads,
-                                  int64_t queries, int64_t rows, int32_t head_dim, float scale,
-                                  bool is_aligned) {
+                                  int64_t queries, int64_t rows, int32_t head_dim, float scale) {
   const int32_t blocks = sums.width / 16;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t row = index / blocks;
@@ -50,9 +49,8 @@ __global__ void round_sums_kernel(ConstQuerySums sums, MutableRows out, int64_t 
   }
   const int64_t head_row = row / queries;
   const int64_t batch = head_row / heads;
-  Element* to = static_cast<Element*>(out.data) + batch * out.strides.batch +
-                (head_row - batch * heads) * out.strides.head +
-                (row - head_row * queries) * out.strides.row + column;
+  Element* to =
+      row_at<Element>(out, batch, row - head_row * queries, head_row - batch * heads) + column;
   const float4* from = reinterpret_cast<const float4*>(sums.data + row * sums.width + column);
   alignas(16) Element rounded[16];
 #pragma unroll
@@ -64,7 +62,7 @@ __global__ void round_sums_kernel(ConstQuerySums sums, MutableRows out, int64_t 
   constexpr int kPerChunk = 16 / sizeof(Element);
 #pragma unroll
   for (int first = 0; first < 16; first += kPerChunk) {
-    if (is_aligned) {
+    if (out.is_aligned) {
       if (column + first < head_dim) {
         *reinterpret_cast<uint4*>(to + first) = *reinterpret_cast<const uint4*>(rounded + first);
       }

@@ -136,40 +136,24 @@ class BackwardWarp {
                                 int first) {
     const bool is_masked = columns.is_masked;
     const bool drops = call_.args.dropout.probability > 0;
-#pragma unroll
-    for (int n = 0; n < kQueryTiles; ++n) {
-      const int column = first + n * 8 + lane() % 4 * 2;
-      const float2 bias = *reinterpret_cast<const float2*>(&columns.bias[column]);
-      const float2 lse = *reinterpret_cast<const float2*>(&columns.lse[column]);
-#pragma unroll
-      for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float logit =
-              logit_of(weights[m][n][e], call_.args.scale, e % 2 == 0 ? bias.x : bias.y);
-          weights[m][n][e] = softmax_weight(logit, e % 2 == 0 ? lse.x : lse.y);
-        }
-      }
-    }
+    const float scale = call_.args.scale;
+    for_each_pair(weights, [&](float* weight, int, int n) {
+      const float2 bias = pair_in(columns.bias + first, n), lse = pair_in(columns.lse + first, n);
+      weight[0] = softmax_weight(logit_of(weight[0], scale, bias.x), lse.x);
+      weight[1] = softmax_weight(logit_of(weight[1], scale, bias.y), lse.y);
+    });
     if (is_masked) {
       mask(weights, columns, first);
     }
     if (drops) {
       drop(scores, columns, first);
     }
-#pragma unroll
-    for (int n = 0; n < kQueryTiles; ++n) {
-      const int column = first + n * 8 + lane() % 4 * 2;
-      const float2 delta = *reinterpret_cast<const float2*>(&columns.delta[column]);
-#pragma unroll
-      for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          scores[m][n][e] =
-              score_gradient(weights[m][n][e], scores[m][n][e], e % 2 == 0 ? delta.x : delta.y);
-        }
-      }
-    }
+    for_each_pair(scores, [&](float* score, int r, int n) {
+      const float2 delta = pair_in(columns.delta + first, n);
+      const float* weight = pair_of(weights, r, n);
+      score[0] = score_gradient(weight[0], score[0], delta.x);
+      score[1] = score_gradient(weight[1], score[1], delta.y);
+    });
     if (drops) {
       drop(weights, columns, first);
     }
@@ -198,46 +182,33 @@ class BackwardWarp {
 #pragma unroll
     for (int r = 0; r < 2 * kTiles; ++r) {
       const auto window = window_of_row(r);
-#pragma unroll
-      for (int n = 0; n < kQueryTiles; ++n) {
-        const int2 position =
-            *reinterpret_cast<const int2*>(&columns.position[first + n * 8 + lane() % 4 * 2]);
-        float* weight = pair_of(weights, r, n);
+      for_each_pair_of_row(weights, r, [&](float* weight, int n) {
+        const int2 position = pair_in(columns.position + first, n);
         weight[0] = masked_weight(weight[0], window, position.x);
         weight[1] = masked_weight(weight[1], window, position.y);
-      }
+      });
     }
   }
 
   __device__ void drop(Scores& values, const Columns& columns, int first) {
     const uint32_t threshold = dropout_threshold(call_.args.dropout.probability);
     const float factor = 1 / (1 - call_.args.dropout.probability);
-#pragma unroll
-    for (int n = 0; n < kQueryTiles; ++n) {
-      const uint2 keys =
-          *reinterpret_cast<const uint2*>(&columns.dropout_key[first + n * 8 + lane() % 4 * 2]);
-#pragma unroll
-      for (int r = 0; r < 2 * kTiles; ++r) {
-        const int32_t position = memory_.keys.position[row_index(r)];
-        float* value = pair_of(values, r, n);
-        value[0] = dropout_keeps(keys.x, position, threshold) ? value[0] * factor : 0;
-        value[1] = dropout_keeps(keys.y, position, threshold) ? value[1] * factor : 0;
-      }
-    }
+    for_each_pair(values, [&](float* value, int r, int n) {
+      const uint2 keys = pair_in(columns.dropout_key + first, n);
+      const int32_t position = memory_.keys.position[row_index(r)];
+      value[0] = dropout_keeps(keys.x, position, threshold) ? value[0] * factor : 0;
+      value[1] = dropout_keeps(keys.y, position, threshold) ? value[1] * factor : 0;
+    });
   }
 
   /// Writes the warp's block of weights at column `first` of a [kKeys][kQueries] tile.
   __device__ static void store(unsigned char* tile, const Scores& values, int first) {
     const int at = Weights::offset(row_index(0), 0);
-#pragma unroll
-    for (int n = 0; n < kQueryTiles; ++n) {
+    for_each_pair(values, [&](const float* pair, int r, int n) {
       unsigned char* to = tile + (at ^ ((first / 8 + n) * 16)) + lane() % 4 * 4;
-#pragma unroll
-      for (int r = 0; r < 2 * kTiles; ++r) {
-        *reinterpret_cast<uint32_t*>(to + r * 8 * Weights::kRowBytes) =
-            pack<Element>(pair_of(values, r, n)[0], pair_of(values, r, n)[1]);
-      }
-    }
+      *reinterpret_cast<uint32_t*>(to + r * 8 * Weights::kRowBytes) =
+          pack<Element>(pair[0], pair[1]);
+    });
   }
 
   /// gradient += weights rows: the warp's rows of the weights in shared memory, its part of the
@@ -254,8 +225,8 @@ class BackwardWarp {
     }
   }
 
-  __device__ void write_partial(const MutableRows& out, const Gradient& gradient, float factor,
-                                bool is_aligned) const;
+  __device__ void write_partial(const MutableRows& out, const Gradient& gradient,
+                                float factor) const;
 
   __device__ static int row_index(int r) { return first_key() + r * 8 + lane() / 4; }
 
@@ -303,18 +274,16 @@ __device__ void BackwardWarp<Shape>::add_grad_query(const Columns& columns) {
 /// The warp's part of the rows in float32, as they are.
 template <typename Shape>
 __device__ void BackwardWarp<Shape>::write_partial(const MutableRows& out, const Gradient& gradient,
-                                                   float factor, bool is_aligned) const {
+                                                   float factor) const {
   const BackwardItem& item = memory_.item;
   const int32_t first_column = part() * Shape::kPartWidth;
-  const int64_t start =
-      item.work.batch * out.strides.batch + item.work.head * out.strides.head + first_column;
+  auto* origin = row_at<float>(out, item.work.batch, 0, item.work.head) + first_column;
 #pragma unroll
   for (int r = 0; r < 2 * kTiles; ++r) {
     if (row_index(r) < memory_.keys.count) {
       const int64_t row = memory_.keys.position[row_index(r)] + item.work.tile.row_shift;
-      store_row(gradient[r / 2], r % 2,
-                static_cast<float*>(out.data) + start + row * out.strides.row,
-                static_cast<int32_t>(call_.args.head_dim) - first_column, is_aligned, factor);
+      store_row(gradient[r / 2], r % 2, origin + row * out.strides.row,
+                static_cast<int32_t>(call_.args.head_dim) - first_column, out.is_aligned, factor);
     }
   }
 }
@@ -322,13 +291,12 @@ __device__ void BackwardWarp<Shape>::write_partial(const MutableRows& out, const
 /// A gradient's rows from shared memory to the tensor, by all threads of the block.
 template <typename Shape>
 __device__ void write_keys(const BackwardMemory<Shape>& memory, const unsigned char* tile,
-                           const MutableRows& out, int32_t head_dim, bool is_aligned) {
+                           const MutableRows& out, int32_t head_dim) {
   const BackwardItem& item = memory.item;
-  const int64_t start = item.work.batch * out.strides.batch + item.work.head * out.strides.head;
+  auto* origin = row_at<uint16_t>(out, item.work.batch, 0, item.work.head);
   write_rows<typename Shape::Layout, Shape::Keys::kLanes, Shape::kThreads>(
-      tile, 0, memory.keys.count, threadIdx.x, head_dim, is_aligned, [&](int row) {
-        return static_cast<uint16_t*>(out.data) + start +
-               (memory.keys.position[row] + item.work.tile.row_shift) * out.strides.row;
+      tile, 0, memory.keys.count, threadIdx.x, head_dim, out.is_aligned, [&](int row) {
+        return origin + (memory.keys.position[row] + item.work.tile.row_shift) * out.strides.row;
       });
 }
 
@@ -337,8 +305,8 @@ template <typename Shape>
 __device__ void BackwardWarp<Shape>::finish() {
   const BackwardArgs& args = call_.args;
   if (args.is_partial) {
-    write_partial(args.grad_key, grad_key_, args.scale, call_.grad_key_aligned);
-    write_partial(args.grad_value, grad_value_, 1, call_.grad_value_aligned);
+    write_partial(args.grad_key, grad_key_, args.scale);
+    write_partial(args.grad_value, grad_value_, 1);
     return;
   }
   __syncthreads();
@@ -348,8 +316,8 @@ __device__ void BackwardWarp<Shape>::finish() {
   store_rounded<Element, Layout>(memory_.value, first_key(), first_chunk, grad_value_, 1, lane());
   __syncthreads();
   const int32_t head_dim = static_cast<int32_t>(args.head_dim);
-  write_keys(memory_, memory_.key, args.grad_key, head_dim, call_.grad_key_aligned);
-  write_keys(memory_, memory_.value, args.grad_value, head_dim, call_.grad_value_aligned);
+  write_keys(memory_, memory_.key, args.grad_key, head_dim);
+  write_keys(memory_, memory_.value, args.grad_value, head_dim);
 }
 
 }  // namespace dilated::kernels::cuda::portable

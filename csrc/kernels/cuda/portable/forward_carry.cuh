@@ -64,10 +64,9 @@ __device__ void carry_rows(const ForwardCall& call, const WorkItem& work,
   for (int row = threadIdx.x; row < rows; row += blockDim.x) {
     static_cast<float*>(args.lse)[head_row + tile.position[row]] = lse[tile.position[row]];
   }
-  const float* from = reinterpret_cast<const float*>(
-      row_origin(args.running_out, work.batch, work.head, work.tile.row_shift, sizeof(float)));
-  Element* to = reinterpret_cast<Element*>(const_cast<char*>(
-      row_origin(args.out, work.batch, work.head, work.tile.row_shift, sizeof(Element))));
+  const Rows& running = args.running_out;
+  const auto* from = row_at<float>(running, work.batch, work.tile.row_shift, work.head);
+  auto* to = row_at<Element>(args.out, work.batch, work.tile.row_shift, work.head);
   for (int first = threadIdx.x; first < pieces; first += blockDim.x * kAtOnce) {
     int64_t position[kAtOnce];
     int32_t column[kAtOnce];
@@ -83,15 +82,15 @@ __device__ void carry_rows(const ForwardCall& call, const WorkItem& work,
     }
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      values[i] = is_read[i] ? load_columns(from + position[i] * args.running_out.strides.row,
-                                            column[i], columns, call.running_aligned)
+      values[i] = is_read[i] ? load_columns(from + position[i] * running.strides.row, column[i],
+                                            columns, running.is_aligned)
                              : float4{0, 0, 0, 0};
     }
     // Past the last piece, threads write that one again, with the same numbers.
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       store_columns(to + position[i] * args.out.strides.row, column[i], columns, values[i],
-                    call.out_aligned);
+                    args.out.is_aligned);
     }
   }
 }

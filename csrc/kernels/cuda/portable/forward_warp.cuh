@@ -48,8 +48,8 @@ struct ForwardMemory {
   // What follows is here rather than in registers, which the products need.
   WorkItem work;
   int64_t item;
-  const char* key_origin;  // of the work item's head, see RowSource
-  const char* value_origin;
+  const uint16_t* key_origin;  // of the work item's head, see RowSource
+  const uint16_t* value_origin;
   int32_t key_tiles;    // of the work item
   Window all;           // keys that every row sees
   ColumnCursor cursor;  // warp 0's
@@ -140,19 +140,11 @@ class ForwardWarp {
 
   /// Scores to logits with their multiplicities, -inf where a row may not look.
   __device__ void apply_biases(const KeyTile<Shape::kKeys>& keys) {
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int n = 0; n < kKeyTiles; ++n) {
-      const float2 bias = *reinterpret_cast<const float2*>(&keys.bias[n * 8 + lane % 4 * 2]);
-#pragma unroll
-      for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          scores_[m][n][e] =
-              logit_of(scores_[m][n][e], call_.args.scale, e % 2 == 0 ? bias.x : bias.y);
-        }
-      }
-    }
+    for_each_pair(scores_, [&](float* score, int, int n) {
+      const float2 bias = pair_in(keys.bias, n);
+      score[0] = logit_of(score[0], call_.args.scale, bias.x);
+      score[1] = logit_of(score[1], call_.args.scale, bias.y);
+    });
     if (!keys.is_masked) {
       return;
     }
@@ -160,13 +152,11 @@ class ForwardWarp {
     for (int r = 0; r < kWarpRows; ++r) {
       const Window window =
           window_of(memory_.rows, row_index(r), call_.args.is_causal, /*over_keys=*/false);
-#pragma unroll
-      for (int n = 0; n < kKeyTiles; ++n) {
-        const int2 position = *reinterpret_cast<const int2*>(&keys.position[n * 8 + lane % 4 * 2]);
-        float* score = pair_of(scores_, r, n);
+      for_each_pair_of_row(scores_, r, [&](float* score, int n) {
+        const int2 position = pair_in(keys.position, n);
         score[0] = masked_logit(score[0], window, position.x);
         score[1] = masked_logit(score[1], window, position.y);
-      }
+      });
     }
   }
 
@@ -198,18 +188,12 @@ class ForwardWarp {
     for (int r = 0; r < kWarpRows; ++r) {
       sums[r] = 0;
     }
-#pragma unroll
-    for (int n = 0; n < kKeyTiles; ++n) {
-#pragma unroll
-      for (int r = 0; r < kWarpRows; ++r) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          float& score = pair_of(scores_, r, n)[e];
-          score = weight(score, r);
-          sums[r] += score;
-        }
-      }
-    }
+    for_each_pair(scores_, [&](float* score, int r, int) {
+      score[0] = weight(score[0], r);
+      sums[r] += score[0];
+      score[1] = weight(score[1], r);
+      sums[r] += score[1];
+    });
   }
 
   /// Whether the weights are within what 16 bits hold, and were taken against a reference that the
@@ -245,17 +229,14 @@ class ForwardWarp {
   /// Weights that dropout removes become zero; the sums keep them.
   __device__ void drop(const KeyTile<Shape::kKeys>& keys) {
     const uint32_t threshold = dropout_threshold(call_.args.dropout.probability);
-    const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int r = 0; r < kWarpRows; ++r) {
       const uint32_t key = row_dropout_key(call_.args, memory_.work, row_position(r));
-#pragma unroll
-      for (int n = 0; n < kKeyTiles; ++n) {
-        const int2 position = *reinterpret_cast<const int2*>(&keys.position[n * 8 + lane % 4 * 2]);
-        float* score = pair_of(scores_, r, n);
+      for_each_pair_of_row(scores_, r, [&](float* score, int n) {
+        const int2 position = pair_in(keys.position, n);
         score[0] = dropout_keeps(key, position.x, threshold) ? score[0] : 0;
         score[1] = dropout_keeps(key, position.y, threshold) ? score[1] : 0;
-      }
+      });
     }
   }
 
@@ -331,10 +312,10 @@ __device__ float ForwardWarp<Element, Shape>::merge_row(int r, float lse, const 
   }
   const Merged merged = merge(running_lse, lse);
   scale_row(out_, r, merged.block_weight);
-  const char* origin = row_origin(args.running_out, work.batch, work.head, work.tile.row_shift, 4);
-  const float* row =
-      reinterpret_cast<const float*>(origin) + position * args.running_out.strides.row;
-  add_row(out_[r / 2], r % 2, row, static_cast<int32_t>(args.head_dim), call_.running_aligned,
+  const Rows& running = args.running_out;
+  const float* row = row_at<float>(running, work.batch, work.tile.row_shift, work.head) +
+                     position * running.strides.row;
+  add_row(out_[r / 2], r % 2, row, static_cast<int32_t>(args.head_dim), running.is_aligned,
           merged.running_weight);
   return merged.lse;
 }
@@ -343,13 +324,13 @@ __device__ float ForwardWarp<Element, Shape>::merge_row(int r, float lse, const 
 template <typename Element, typename Shape>
 __device__ void ForwardWarp<Element, Shape>::store_rows(const WorkItem& work, int32_t rows) {
   const ForwardArgs& args = call_.args;
-  char* origin =
-      const_cast<char*>(row_origin(args.out, work.batch, work.head, work.tile.row_shift, 4));
+  auto* origin = row_at<float>(args.out, work.batch, work.tile.row_shift, work.head);
 #pragma unroll
   for (int r = 0; r < kWarpRows; ++r) {
     if (row_index(r) < rows) {
-      float* row = reinterpret_cast<float*>(origin) + row_position(r) * args.out.strides.row;
-      store_row(out_[r / 2], r % 2, row, static_cast<int32_t>(args.head_dim), call_.out_aligned, 1);
+      float* row = origin + row_position(r) * args.out.strides.row;
+      store_row(out_[r / 2], r % 2, row, static_cast<int32_t>(args.head_dim), args.out.is_aligned,
+                1);
     }
   }
 }
@@ -373,13 +354,10 @@ __device__ void ForwardWarp<Element, Shape>::write_out(const WorkItem& work, int
   store_rounded<Element, Layout>(memory_.query, first_row, 0, out_, 1, lane);
   __syncwarp();
   const MutableRows& out = call_.args.out;
-  char* origin = const_cast<char*>(row_origin(out, work.batch, work.head, work.tile.row_shift, 2));
+  auto* origin = row_at<uint16_t>(out, work.batch, work.tile.row_shift, work.head);
   write_rows<Layout, Shape::Query::kLanes, 32>(
-      memory_.query, first_row, min(rows, first_row + kTiles * 16), lane, head_dim,
-      call_.out_aligned, [&](int row) {
-        return reinterpret_cast<uint16_t*>(origin +
-                                           memory_.rows.position[row] * out.strides.row * 2);
-      });
+      memory_.query, first_row, min(rows, first_row + kTiles * 16), lane, head_dim, out.is_aligned,
+      [&](int row) { return origin + memory_.rows.position[row] * out.strides.row; });
 }
 
 }  // namespace dilated::kernels::cuda::portable

@@ -4,7 +4,6 @@
 
 #include "kernels/cuda/portable/attention.h"
 #include "kernels/cuda/portable/backward_sums.cuh"
-#include "kernels/cuda/primitives/launch.cuh"
 
 namespace dilated::kernels::cuda::portable {
 namespace {
@@ -23,8 +22,7 @@ cudaError_t round_sums(const RoundedSums& rounded, const float* sums, cudaStream
   }
   round_sums_kernel<Element><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(
       {sums, width}, rounded.grad_query, rounded.heads, rounded.queries, rows,
-      static_cast<int32_t>(rounded.head_dim), rounded.scale,
-      is_aligned(rounded.grad_query, rounded.head_dim, static_cast<int64_t>(sizeof(Element))));
+      static_cast<int32_t>(rounded.head_dim), rounded.scale);
   return cudaGetLastError();
 }
 

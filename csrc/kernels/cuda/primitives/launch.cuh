@@ -1,5 +1,4 @@
-// What every launch needs: how many blocks, which rows move in whole 16 bytes, and more shared
-// memory than a kernel has by default.
+// What every launch needs: how many blocks, and more shared memory than a kernel has by default.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -17,15 +16,6 @@ namespace dilated::kernels::cuda {
 inline int64_t count_blocks(int64_t rows, int64_t heads, int64_t batch, int64_t row_tile) {
   const int64_t tiles = (rows + row_tile - 1) / row_tile * heads * batch;
   return tiles + tiles / 4 + 1;
-}
-
-/// Whether every row of every head begins and ends at a multiple of 16 bytes.
-template <typename AnyRows>
-bool is_aligned(const AnyRows& rows, int64_t head_dim, int64_t element_bytes) {
-  const int64_t elements = 16 / element_bytes;
-  return reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 && head_dim % elements == 0 &&
-         rows.strides.batch % elements == 0 && rows.strides.row % elements == 0 &&
-         rows.strides.head % elements == 0;
 }
 
 /// On the current device, whose driver is asked once for each kernel: `shared_bytes` is the same in

@@ -29,10 +29,10 @@ struct alignas(16) KeyTile {
   int32_t reserved;
 };
 
-/// The rows of a tile; past the last one that row is repeated.
+/// The rows of a tile; past the group's last one that row is repeated.
 template <int kRows>
 struct alignas(16) RowTileList {
-  int32_t position[kRows];
+  int32_t position[(kRows + 31) / 32 * 32];  // as warps list them, 32 at a time
   const Window* windows;  // of the first row, the others' follow; nullptr: rows have none
   int32_t count;
 };
@@ -139,42 +139,42 @@ __device__ inline void read_rows(const TableView& table, const WorkItem& work, i
 template <int kRows>
 __device__ inline Windows windows_of(const RowTileList<kRows>& rows, bool is_causal,
                                      bool over_keys) {
-  Window windows[kRows / 32];
+  constexpr int kPerLane = (kRows + 31) / 32;
+  Window windows[kPerLane];
 #pragma unroll
-  for (int i = 0; i < kRows / 32; ++i) {
-    windows[i] = window_of(rows, threadIdx.x % 32 + 32 * i, is_causal, over_keys);
+  for (int i = 0; i < kPerLane; ++i) {
+    windows[i] = window_of(rows, (threadIdx.x % 32 + 32 * i) % kRows, is_causal, over_keys);
   }
   return join_windows(windows);
 }
 
-/// The keys that a tile of queries walks.
+/// The keys that a tile of queries walks or, where rows are keys, the queries.
 struct KeyList {
   Windows windows;  // of the rows
   int32_t columns;
 };
 
-/// The whole block: reads the rows, which are queries, and finds their keys.
+/// The whole block: reads the rows and finds their columns.
 template <int kRows>
 __device__ inline KeyList begin_rows(const TableView& table, const WorkItem& work,
-                                     const AttentionArgs& args, RowTileList<kRows>& rows) {
+                                     const AttentionArgs& args, RowTileList<kRows>& rows,
+                                     bool over_keys = false) {
   read_rows(table, work, blockDim.x / 32, rows);
   __syncthreads();
   KeyList keys{Windows{}, work.group.columns};
   if (has_windows(work, args)) {
-    keys.windows = windows_of(rows, args.is_causal, /*over_keys=*/false);
+    keys.windows = windows_of(rows, args.is_causal, over_keys);
     keys.columns = count_columns(table, work, keys.windows.some);
   }
   return keys;
 }
 
-/// One warp: lists the next key tile. Keys outside `all` are those that some row does not see.
-template <int kKeys>
-__device__ inline void read_keys(ColumnCursor& cursor, int32_t first, const Window& all,
-                                 KeyTile<kKeys>& keys) {
-  constexpr int kPerLane = kKeys / 32;
+/// One warp: lists columns as ColumnCursor::read() gave them. Those outside `all` are those that
+/// some row does not see.
+template <int kPerLane>
+__device__ inline void list_columns(const Column (&columns)[kPerLane], bool one_run,
+                                    const Window& all, KeyTile<32 * kPerLane>& keys) {
   const int lane = threadIdx.x % 32;
-  Column columns[kPerLane];
-  const bool one_run = cursor.read(first, columns);
   bool is_masked = false, differs = false;
   if (!one_run) {
     const uint32_t multiplicity = __shfl_sync(kAllLanes, columns[0].multiplicity(), 0);
@@ -197,6 +197,15 @@ __device__ inline void read_keys(ColumnCursor& cursor, int32_t first, const Wind
     keys.is_plain = !differs && !is_masked;
     keys.is_masked = is_masked;
   }
+}
+
+/// One warp: lists the next key tile.
+template <int kKeys>
+__device__ inline void read_keys(ColumnCursor& cursor, int32_t first, const Window& all,
+                                 KeyTile<kKeys>& keys) {
+  Column columns[kKeys / 32];
+  const bool one_run = cursor.read(first, columns);
+  list_columns(columns, one_run, all, keys);
 }
 
 }  // namespace dilated::kernels::cuda

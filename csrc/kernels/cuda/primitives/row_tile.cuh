@@ -21,7 +21,7 @@ struct RowSource {
   const char* origin;  // where row 0 is, or would be; by byte offset: the tensor's start
   uint32_t row_bytes;  // from one row to the next; ops::readable() sees that it fits
   int32_t head_dim;
-  bool is_aligned;  // origin and row_bytes are multiples of 16, head_dim of 8
+  bool is_aligned;  // as Rows::is_aligned
 
   __device__ const char* at(int32_t row) const {
     return origin + static_cast<uint64_t>(static_cast<uint32_t>(row)) * row_bytes;
@@ -30,21 +30,10 @@ struct RowSource {
   __device__ const char* at(int64_t offset) const { return origin + offset; }
 };
 
-/// Where row `first` of a batch entry's head begins: with a tile's row_shift, what its positions
-/// count from.
-template <typename Source>
-__device__ inline const char* row_origin(const Source& rows, int64_t batch, int64_t head,
-                                         int64_t first, int32_t element_bytes) {
-  const int64_t elements =
-      batch * rows.strides.batch + head * rows.strides.head + first * rows.strides.row;
-  return static_cast<const char*>(rows.data) + elements * element_bytes;
-}
-
-/// Of 16-bit elements; `origin` is row_origin()'s.
-__device__ inline RowSource row_source(const char* origin, const Rows& rows, int64_t head_dim,
-                                       bool is_aligned) {
-  return {origin, static_cast<uint32_t>(rows.strides.row * 2), static_cast<int32_t>(head_dim),
-          is_aligned};
+/// Of 16-bit elements.
+__device__ inline RowSource row_source(const void* origin, const Rows& rows, int64_t head_dim) {
+  return {static_cast<const char*>(origin), static_cast<uint32_t>(rows.strides.row * 2),
+          static_cast<int32_t>(head_dim), rows.is_aligned};
 }
 
 template <int kWidth, int kRows, int kThreads>

@@ -15,40 +15,58 @@ namespace dilated::kernels::cuda {
 template <int kRowTiles, int kColumnTiles>
 using Accumulators = float[kRowTiles][kColumnTiles][4];
 
-/// The two columns of row r in column tile n.
-template <int kRowTiles, int kColumnTiles>
-__device__ inline float* pair_of(Accumulators<kRowTiles, kColumnTiles>& tiles, int r, int n) {
+/// The two columns of row r in column tile n. Float: float or const float.
+template <typename Float, int kRowTiles, int kColumnTiles>
+__device__ inline Float* pair_of(Float (&tiles)[kRowTiles][kColumnTiles][4], int r, int n) {
   return &tiles[r / 2][n][r % 2 * 2];
 }
-template <int kRowTiles, int kColumnTiles>
-__device__ inline const float* pair_of(const Accumulators<kRowTiles, kColumnTiles>& tiles, int r,
-                                       int n) {
-  return &tiles[r / 2][n][r % 2 * 2];
+
+/// Calls visit(pair_of(tiles, r, n), n) for the pairs of a row.
+template <typename Float, int kRowTiles, int kColumnTiles, typename Visit>
+__device__ inline void for_each_pair_of_row(Float (&tiles)[kRowTiles][kColumnTiles][4], int r,
+                                            const Visit& visit) {
+#pragma unroll
+  for (int n = 0; n < kColumnTiles; ++n) {
+    visit(pair_of(tiles, r, n), n);
+  }
+}
+
+/// Calls visit(pair_of(tiles, r, n), r, n) for all pairs, column tile by column tile.
+template <typename Float, int kRowTiles, int kColumnTiles, typename Visit>
+__device__ inline void for_each_pair(Float (&tiles)[kRowTiles][kColumnTiles][4],
+                                     const Visit& visit) {
+#pragma unroll
+  for (int n = 0; n < kColumnTiles; ++n) {
+#pragma unroll
+    for (int r = 0; r < 2 * kRowTiles; ++r) {
+      visit(pair_of(tiles, r, n), r, n);
+    }
+  }
+}
+
+/// What a list of columns, aligned to 8 bytes, has for this lane's two in column tile n.
+__device__ inline float2 pair_in(const float* list, int n) {
+  return *reinterpret_cast<const float2*>(list + n * 8 + threadIdx.x % 4 * 2);
+}
+__device__ inline int2 pair_in(const int32_t* list, int n) {
+  return *reinterpret_cast<const int2*>(list + n * 8 + threadIdx.x % 4 * 2);
+}
+__device__ inline uint2 pair_in(const uint32_t* list, int n) {
+  return *reinterpret_cast<const uint2*>(list + n * 8 + threadIdx.x % 4 * 2);
 }
 
 template <int kRowTiles, int kColumnTiles>
 __device__ inline void set_zero(Accumulators<kRowTiles, kColumnTiles>& tiles) {
-#pragma unroll
-  for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-    for (int n = 0; n < kColumnTiles; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        tiles[m][n][e] = 0;
-      }
-    }
-  }
+  for_each_pair(tiles, [](float* pair, int, int) { pair[0] = pair[1] = 0; });
 }
 
 template <int kRowTiles, int kColumnTiles>
 __device__ inline void scale_row(Accumulators<kRowTiles, kColumnTiles>& tiles, int r,
                                  float factor) {
-#pragma unroll
-  for (int n = 0; n < kColumnTiles; ++n) {
-    float* pair = pair_of(tiles, r, n);
+  for_each_pair_of_row(tiles, r, [&](float* pair, int) {
     pair[0] *= factor;
     pair[1] *= factor;
-  }
+  });
 }
 
 /// Offset of what this lane hands to load_matrices for rows of the left operand, or, transposed, of
@@ -155,16 +173,11 @@ template <typename Element, typename Layout, int kRowTiles, int kColumnTiles>
 __device__ inline void store_rounded(unsigned char* tile, int first_row, int first_chunk,
                                      const Accumulators<kRowTiles, kColumnTiles>& tiles,
                                      float factor, int lane) {
-#pragma unroll
-  for (int r = 0; r < 2 * kRowTiles; ++r) {
-#pragma unroll
-    for (int n = 0; n < kColumnTiles; ++n) {
-      const float* pair = pair_of(tiles, r, n);
-      *reinterpret_cast<uint32_t*>(
-          tile + Layout::offset(first_row + r * 8 + lane / 4, first_chunk + n) + lane % 4 * 4) =
-          pack<Element>(pair[0] * factor, pair[1] * factor);
-    }
-  }
+  for_each_pair(tiles, [&](const float* pair, int r, int n) {
+    *reinterpret_cast<uint32_t*>(
+        tile + Layout::offset(first_row + r * 8 + lane / 4, first_chunk + n) + lane % 4 * 4) =
+        pack<Element>(pair[0] * factor, pair[1] * factor);
+  });
 }
 
 /// Rows first .. end - 1 of a tile in shared memory to the tensor, kLanes threads a row; thread of

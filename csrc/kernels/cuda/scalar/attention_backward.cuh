@@ -32,16 +32,11 @@ struct ScalarShape {
       kRows * kVectors / kThreads;  // float4 of a gradient that a thread sums
 };
 
-/// Rows or columns of a tile.
-template <int kCount>
-struct ScalarList {
-  int32_t position[kCount], place[kCount];
-  int32_t head[kCount];
-  Window window[kCount];  // of rows
-  float bias[kCount];     // log of the multiplicity; -inf: weight 0
-  float lse[kCount];      // of queries, as softmax_weight() takes it
-  float delta[kCount];
-  uint32_t dropout_key[kCount];
+/// What pairs need of their query, which is a row or, transposed, a column.
+struct QueryList {
+  float lse[32];  // as softmax_weight() takes it
+  float delta[32];
+  uint32_t dropout_key[32];
 };
 
 template <int kWidth>
@@ -50,14 +45,16 @@ struct ScalarMemory {
   float first_row[Shape::kRows][Shape::kPitch], second_row[Shape::kRows][Shape::kPitch];
   float first_column[Shape::kColumns][Shape::kPitch], second_column[Shape::kColumns][Shape::kPitch];
   float weight[Shape::kRows][Shape::kColumns], score[Shape::kRows][Shape::kColumns];
-  ScalarList<Shape::kColumns> columns, rows;
+  KeyTile<Shape::kColumns> columns;
+  RowTileList<Shape::kRows> rows;
+  QueryList queries;
+  int32_t head[Shape::kColumns];  // of columns
 };
 
 template <typename Element, int kWidth, bool kTransposed>
 class ScalarBackward {
  public:
   using Shape = ScalarShape<kWidth>;
-  using List = ScalarList<Shape::kColumns>;
 
   __device__ ScalarBackward(const BackwardArgs& args, const TableView& table, const WorkItem& work,
                             ScalarMemory<kWidth>& memory)
@@ -65,95 +62,80 @@ class ScalarBackward {
 
   /// The tile's first kRows rows, or all of them.
   __device__ void run() {
-    const int32_t rows = min(work_.tile.rows, Shape::kRows);
-    if (threadIdx.x < 32) {
-      list_rows(rows);
+    const KeyList list = begin_rows(table_, work_, args_, memory_.rows, kTransposed);
+    if (!kTransposed && threadIdx.x < 32) {
+      const int32_t position = memory_.rows.position[threadIdx.x];
+      list_query(position, position + work_.tile.row_shift, work_.head);
     }
-    __syncthreads();
-    load_rows<Shape::kRows>(memory_.first_row, memory_.second_row, memory_.rows, kTransposed);
-    Windows windows;
-    int32_t columns = work_.group.columns;
-    if (has_windows(work_, args_)) {
-      windows = join_windows({memory_.rows.window[threadIdx.x % 32 % rows]});
-      columns = count_columns(table_, work_, windows.some);
-    }
-    ColumnCursor cursor = cursor_of(table_, work_, windows.some);
-    for (int32_t column = 0; column < columns; column += Shape::kColumns) {
+    load_rows<Shape::kRows>(memory_.first_row, memory_.second_row, kTransposed, [&](int row) {
+      return Spot{memory_.rows.position[row] + work_.tile.row_shift, work_.head};
+    });
+    ColumnCursor cursor = cursor_of(table_, work_, list.windows.some);
+    for (int32_t column = 0; column < list.columns; column += Shape::kColumns) {
       if (threadIdx.x < 32) {
-        Column list[1];
-        cursor.read(column, list);
-        fill(memory_.columns, list[0], !kTransposed);
+        list_tile(cursor, column, list.windows.all);
       }
       __syncthreads();
-      load_rows<Shape::kColumns>(memory_.first_column, memory_.second_column, memory_.columns,
-                                 !kTransposed);
+      load_rows<Shape::kColumns>(
+          memory_.first_column, memory_.second_column, !kTransposed,
+          [&](int at) { return Spot{memory_.columns.place[at], memory_.head[at]}; });
       __syncthreads();
       weigh();
       __syncthreads();
       accumulate();
       __syncthreads();
     }
-    write(kTransposed ? args_.grad_key : args_.grad_query, first_, args_.scale, rows);
+    write(kTransposed ? args_.grad_key : args_.grad_query, first_, args_.scale);
     if (kTransposed) {
-      write(args_.grad_value, second_, 1, rows);
+      write(args_.grad_value, second_, 1);
     }
     __syncthreads();
   }
 
  private:
-  __device__ void list_rows(int32_t rows) {
-    const int32_t row = threadIdx.x;
-    ColumnCursor cursor = row_cursor_of(table_, work_);
-    Column list[1];
-    cursor.read(work_.tile.first_row, list);
-    list[0].place = list[0].position + work_.tile.row_shift;
-    fill(memory_.rows, list[0], kTransposed);
-    const Window* own = own_windows(table_, work_);
-    memory_.rows.window[row] = window_of(own == nullptr ? nullptr : own + min(row, rows - 1),
-                                         list[0].position, args_.is_causal, kTransposed);
-    __syncwarp();
-    if (row >= rows) {
-      memory_.rows.bias[row] = negative_infinity();
-    }
-  }
+  /// Where a row or column lies in its tensor.
+  struct Spot {
+    int32_t place, head;
+  };
 
-  /// One lane's entry. Transposed, work_.head is a KV head and columns name a head of its group;
-  /// forward, a query head.
-  __device__ void fill(List& list, const Column& column, bool is_key) {
-    const int at = threadIdx.x;
+  /// One warp. Transposed, work_.head is a KV head and columns name a head of its group; forward, a
+  /// query head.
+  __device__ void list_tile(ColumnCursor& cursor, int32_t first, const Window& all) {
+    Column column[1];
+    const bool one_run = cursor.read(first, column);
+    list_columns(column, one_run, all, memory_.columns);
     const int32_t group = static_cast<int32_t>(args_.heads / args_.kv_heads);
-    const int32_t head =
-        is_key
-            ? (kTransposed ? work_.head : work_.head / group)
-            : (kTransposed ? work_.head * group + static_cast<int32_t>(column.head()) : work_.head);
-    list.position[at] = column.position;
-    list.place[at] = column.place;
-    list.head[at] = head;
-    list.bias[at] = column.log_multiplicity();
-    if (!is_key) {
-      const int64_t row =
-          (static_cast<int64_t>(work_.batch) * args_.heads + head) * args_.queries + column.place;
-      list.lse[at] = weight_lse(static_cast<const float*>(args_.lse)[row]);
-      list.delta[at] = static_cast<const float*>(args_.delta)[row];
-      if (args_.dropout.probability > 0) {
-        list.dropout_key[at] =
-            dropout_row_key(__ldg(args_.dropout.seed), work_.batch, head, column.position);
-      }
+    const int32_t head = kTransposed ? work_.head * group + static_cast<int32_t>(column[0].head())
+                                     : work_.head / group;
+    memory_.head[threadIdx.x] = head;
+    if (kTransposed) {
+      list_query(column[0].position, column[0].place, head);
     }
   }
 
-  template <int kCount>
+  /// One lane's query.
+  __device__ void list_query(int32_t position, int32_t place, int32_t head) {
+    const int at = threadIdx.x;
+    const int64_t row =
+        (static_cast<int64_t>(work_.batch) * args_.heads + head) * args_.queries + place;
+    memory_.queries.lse[at] = weight_lse(static_cast<const float*>(args_.lse)[row]);
+    memory_.queries.delta[at] = static_cast<const float*>(args_.delta)[row];
+    if (args_.dropout.probability > 0) {
+      memory_.queries.dropout_key[at] =
+          dropout_row_key(__ldg(args_.dropout.seed), work_.batch, head, position);
+    }
+  }
+
+  template <int kCount, typename SpotOf>
   __device__ void load_rows(float (&first)[kCount][Shape::kPitch],
-                            float (&second)[kCount][Shape::kPitch], const List& list, bool is_key) {
+                            float (&second)[kCount][Shape::kPitch], bool is_key,
+                            const SpotOf& spot_of) {
     const Rows& first_source = is_key ? args_.key : args_.query;
     const Rows& second_source = is_key ? args_.value : args_.grad_out;
-    const auto row_of = [&](const Rows& rows, int row) {
-      return static_cast<const Element*>(rows.data) + work_.batch * rows.strides.batch +
-             list.place[row] * rows.strides.row + list.head[row] * rows.strides.head;
-    };
     for (int row = threadIdx.x / 32; row < kCount; row += Shape::kThreads / 32) {
-      const Element* first_from = row_of(first_source, row);
-      const Element* second_from = row_of(second_source, row);
+      const Spot spot = spot_of(row);
+      const auto* first_from = row_at<Element>(first_source, work_.batch, spot.place, spot.head);
+      const auto* second_from = row_at<Element>(second_source, work_.batch, spot.place, spot.head);
 #pragma unroll
       for (int d = threadIdx.x % 32; d < kWidth; d += 32) {
         const bool exists = d < args_.head_dim;
@@ -187,21 +169,22 @@ class ScalarBackward {
   }
 
   __device__ void differentiate(int row, int column, float score, float gradient) {
-    const List &rows = memory_.rows, &columns = memory_.columns;
-    const float logit = logit_of(score, args_.scale, columns.bias[column] + rows.bias[row]);
-    const float lse = kTransposed ? columns.lse[column] : rows.lse[row];
+    const QueryList& queries = memory_.queries;
+    const int query = kTransposed ? column : row;
+    const int32_t column_position = memory_.columns.position[column];
+    const float logit = logit_of(score, args_.scale, memory_.columns.bias[column]);
+    const Window window = window_of(memory_.rows, row, args_.is_causal, kTransposed);
     const float weight =
-        masked_weight(softmax_weight(logit, lse), rows.window[row], columns.position[column]);
+        masked_weight(softmax_weight(logit, queries.lse[query]), window, column_position);
     float factor = 1;
     if (args_.dropout.probability > 0) {
-      const uint32_t row_key = kTransposed ? columns.dropout_key[column] : rows.dropout_key[row];
-      const int32_t key = kTransposed ? rows.position[row] : columns.position[column];
-      const bool keeps = dropout_keeps(row_key, key, dropout_threshold(args_.dropout.probability));
+      const int32_t key = kTransposed ? memory_.rows.position[row] : column_position;
+      const bool keeps = dropout_keeps(queries.dropout_key[query], key,
+                                       dropout_threshold(args_.dropout.probability));
       factor = keeps ? 1 / (1 - args_.dropout.probability) : 0;
     }
-    const float delta = kTransposed ? columns.delta[column] : rows.delta[row];
     memory_.weight[row][column] = weight * factor;
-    memory_.score[row][column] = score_gradient(weight, gradient * factor, delta);
+    memory_.score[row][column] = score_gradient(weight, gradient * factor, queries.delta[query]);
   }
 
   __device__ void accumulate() {
@@ -226,15 +209,14 @@ class ScalarBackward {
     }
   }
 
-  __device__ void write(const MutableRows& out, float4 (&sums)[Shape::kOutputs], float factor,
-                        int32_t rows) {
+  __device__ void write(const MutableRows& out, float4 (&sums)[Shape::kOutputs], float factor) {
     const int vector = threadIdx.x % Shape::kVectors * 4;
 #pragma unroll
     for (int i = 0; i < Shape::kOutputs; ++i) {
       const int row = threadIdx.x / Shape::kVectors + i * (Shape::kThreads / Shape::kVectors);
-      if (row < rows) {
-        const int64_t at = work_.batch * out.strides.batch + work_.head * out.strides.head +
-                           memory_.rows.place[row] * out.strides.row + vector;
+      if (row < memory_.rows.count) {
+        const int64_t place = memory_.rows.position[row] + work_.tile.row_shift;
+        const int64_t at = out.strides.offset(work_.batch, place, work_.head) + vector;
         const float values[4] = {sums[i].x, sums[i].y, sums[i].z, sums[i].w};
 #pragma unroll
         for (int e = 0; e < 4; ++e) {

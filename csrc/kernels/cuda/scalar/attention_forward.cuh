@@ -38,18 +38,12 @@ __device__ inline void add_scaled(float4& sum, float a, float4 b) {
   sum = {fmaf(a, b.x, sum.x), fmaf(a, b.y, sum.y), fmaf(a, b.z, sum.z), fmaf(a, b.w, sum.w)};
 }
 
-__device__ inline float half_warp_max(float x) {
+/// Over half a warp: the 16 threads of a row.
+template <typename Combine>
+__device__ inline float reduce_row(float x, const Combine& combine) {
 #pragma unroll
   for (int lanes = 1; lanes < 16; lanes *= 2) {
-    x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, lanes));
-  }
-  return x;
-}
-
-__device__ inline float half_warp_sum(float x) {
-#pragma unroll
-  for (int lanes = 1; lanes < 16; lanes *= 2) {
-    x += __shfl_xor_sync(kAllLanes, x, lanes);
+    x = combine(x, __shfl_xor_sync(kAllLanes, x, lanes));
   }
   return x;
 }
@@ -57,15 +51,14 @@ __device__ inline float half_warp_sum(float x) {
 /// Rows listed[0 .. kRows - 1] into shared memory, zero from head_dim on.
 template <int kWidth, int kRows, int kPitch>
 __device__ inline void copy_float_rows(float (&tile)[kRows][kPitch], const int32_t* listed,
-                                       const char* origin, int64_t row_stride, int32_t head_dim,
-                                       bool is_aligned) {
+                                       const float* origin, const Rows& rows, int32_t head_dim) {
   constexpr int kChunks = kWidth / 4;
   for (int i = threadIdx.x; i < kRows * kChunks; i += blockDim.x) {
     const int row = i / kChunks;
     const int d = i % kChunks * 4;
-    const float* from = reinterpret_cast<const float*>(origin) + listed[row] * row_stride + d;
+    const float* from = origin + listed[row] * rows.strides.row + d;
     float4 values{0, 0, 0, 0};
-    if (is_aligned && d < head_dim) {
+    if (rows.is_aligned && d < head_dim) {
       values = __ldg(reinterpret_cast<const float4*>(from));
     } else if (d < head_dim) {
       values = {from[0], d + 1 < head_dim ? from[1] : 0, d + 2 < head_dim ? from[2] : 0,
@@ -86,17 +79,12 @@ class FloatThread {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       reference_[r] = negative_infinity();
-      sum_[r] = 0;
-#pragma unroll
-      for (int j = 0; j < kColumns; ++j) {
-        out_[r][j] = {0, 0, 0, 0};
-      }
     }
   }
 
   /// With the keys in shared memory: leaves the weights there.
   __device__ void weigh_keys(const WorkItem& work) {
-    float scores[kRows][kKeys];
+    float scores[kRows][kKeys] = {};
     multiply_keys(scores);
     exponentiate(scores, work);
   }
@@ -107,32 +95,33 @@ class FloatThread {
   __device__ void finish(const WorkItem& work, int32_t rows) const;
 
  private:
+  /// Columns column .. column + 3 of the thread's rows.
+  template <int kPitch>
+  __device__ void load_rows(const float (&tile)[Shape::kRows][kPitch], int column,
+                            float4 (&to)[kRows]) const {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      to[r] = *reinterpret_cast<const float4*>(&tile[first_row_ + r][column]);
+    }
+  }
+
+  /// scores += Q K^T.
   __device__ void multiply_keys(float (&scores)[kRows][kKeys]) const;
   __device__ void exponentiate(float (&scores)[kRows][kKeys], const WorkItem& work);
 
   const ForwardCall& call_;
   FloatMemory<Shape>& memory_;
   const int x_ = threadIdx.x % 16, first_row_ = threadIdx.x / 16 * kRows;
-  float4 out_[kRows][kColumns];
-  float reference_[kRows], sum_[kRows];
+  float4 out_[kRows][kColumns] = {};
+  float reference_[kRows], sum_[kRows] = {};
 };
 
 template <typename Shape>
 __device__ void FloatThread<Shape>::multiply_keys(float (&scores)[kRows][kKeys]) const {
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-    for (int k = 0; k < kKeys; ++k) {
-      scores[r][k] = 0;
-    }
-  }
 #pragma unroll 1
   for (int d = 0; d < Shape::kPitch - 4; d += 4) {
     float4 query[kRows];
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      query[r] = *reinterpret_cast<const float4*>(&memory_.query[first_row_ + r][d]);
-    }
+    load_rows(memory_.query, d, query);
 #pragma unroll
     for (int k = 0; k < kKeys; ++k) {
       const float4 key = *reinterpret_cast<const float4*>(&memory_.key[x_ + 16 * k][d]);
@@ -165,7 +154,8 @@ __device__ void FloatThread<Shape>::exponentiate(float (&scores)[kRows][kKeys],
       scores[r][k] = masked_logit(logit, window, memory_.keys.position[key]);
       largest = fmaxf(largest, scores[r][k]);
     }
-    const float reference = fmaxf(reference_[r], half_warp_max(largest));
+    const float reference =
+        fmaxf(reference_[r], reduce_row(largest, [](float a, float b) { return fmaxf(a, b); }));
     const float factor = rescaling(reference_[r], reference);
     reference_[r] = reference;
     sum_[r] *= factor;
@@ -191,10 +181,7 @@ __device__ void FloatThread<Shape>::multiply_values() {
 #pragma unroll 1
   for (int key = 0; key < Shape::kKeys; key += 4) {
     float4 weight[kRows];
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      weight[r] = *reinterpret_cast<const float4*>(&memory_.weight[first_row_ + r][key]);
-    }
+    load_rows(memory_.weight, key, weight);
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
 #pragma unroll
@@ -219,16 +206,15 @@ template <typename Shape>
 __device__ void FloatThread<Shape>::finish(const WorkItem& work, int32_t rows) const {
   const ForwardArgs& args = call_.args;
   const float zero_keys = static_cast<float>(work.group.zero_keys);
-  float* origin = reinterpret_cast<float*>(
-      const_cast<char*>(row_origin(args.out, work.batch, work.head, work.tile.row_shift, 4)));
-  const float* running_origin = reinterpret_cast<const float*>(
-      row_origin(args.running_out, work.batch, work.head, work.tile.row_shift, 4));
+  auto* origin = row_at<float>(args.out, work.batch, work.tile.row_shift, work.head);
+  const auto* running_origin =
+      row_at<float>(args.running_out, work.batch, work.tile.row_shift, work.head);
   const int64_t head_row =
       (work.batch * args.heads + work.head) * args.queries + work.tile.row_shift;
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const int row = first_row_ + r;
-    float sum = half_warp_sum(sum_[r]);
+    float sum = reduce_row(sum_[r], [](float a, float b) { return a + b; });
     const float reference = zero_keys > 0 ? fmaxf(reference_[r], 0.0f) : reference_[r];
     float factor = reference_[r] == reference ? 1 : exp_approx(reference_[r] - reference);
     sum = zero_keys > 0 ? sum * factor + zero_keys * exp_approx(-reference) : sum;
@@ -275,11 +261,11 @@ __device__ void forward_float_tile(const ForwardCall& call, const TableView& tab
     __syncwarp();
   }
   copy_float_rows<kWidth>(memory.query, memory.rows.position,
-                          row_origin(args.query, work.batch, work.head, work.tile.row_shift, 4),
-                          args.query.strides.row, head_dim, call.query_aligned);
+                          row_at<float>(args.query, work.batch, work.tile.row_shift, work.head),
+                          args.query, head_dim);
   const int32_t key_head = work.head / call.heads_per_key_head;
-  const char* key = row_origin(args.key, work.batch, key_head, 0, 4);
-  const char* value = row_origin(args.value, work.batch, key_head, 0, 4);
+  const auto* key = row_at<float>(args.key, work.batch, 0, key_head);
+  const auto* value = row_at<float>(args.value, work.batch, 0, key_head);
   FloatThread<Shape> thread(call, memory);
   for (int32_t first = 0; first < keys.columns; first += Shape::kKeys) {
     __syncthreads();
@@ -287,13 +273,11 @@ __device__ void forward_float_tile(const ForwardCall& call, const TableView& tab
       read_keys(memory.cursor, first, keys.windows.all, memory.keys);
     }
     __syncthreads();
-    copy_float_rows<kWidth>(memory.key, memory.keys.place, key, args.key.strides.row, head_dim,
-                            call.key_aligned);
+    copy_float_rows<kWidth>(memory.key, memory.keys.place, key, args.key, head_dim);
     __syncthreads();
     thread.weigh_keys(work);
     __syncthreads();
-    copy_float_rows<kWidth>(memory.key, memory.keys.place, value, args.value.strides.row, head_dim,
-                            call.value_aligned);
+    copy_float_rows<kWidth>(memory.key, memory.keys.place, value, args.value, head_dim);
     __syncthreads();
     thread.multiply_values();
   }

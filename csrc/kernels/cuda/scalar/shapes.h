@@ -32,13 +32,13 @@ struct BackwardTile {
   constexpr int32_t rows() const { return width > 128 ? 8 : 32; }
   constexpr size_t bytes() const {
     const size_t floats = 2 * size_t(rows() + kColumns) * pitch(width) + 2 * rows() * kColumns;
-    return 4 * floats + 2 * kListBytes;
+    return 4 * floats + key_list_bytes(kColumns) + row_list_bytes(kColumns) + kQueryBytes;
   }
 
   static constexpr int32_t kColumns = 32;
 
  private:
-  static constexpr size_t kListBytes = 36 * kColumns;
+  static constexpr size_t kQueryBytes = 16 * kColumns;  // of queries, and the columns' heads
 };
 
 inline constexpr BackwardTile kBackwardTiles[] = {{32}, {64}, {128}, {256}};

@@ -81,9 +81,10 @@ class BasePatternCache(ABC):
             ValueError: the specification is wrong.
             RuntimeError: the words are not on the device and a CUDA graph is being captured.
         """
-        found = self.find(spec, device)
-        if found is not None:
-            return found
+        return self.find(spec, device) or self.lookup_missing(spec, device)
+
+    def lookup_missing(self, spec: PatternSpec, device: torch.device) -> tuple[Pattern, Tensor]:
+        """The rest of `lookup`, where `find` has just given None."""
         with self._lock:
             self._misses += 1
         entry = self._planned(spec, device)

@@ -63,8 +63,9 @@ def all_to_all_forward(
     mail = send_results(comm, plan, computed, kinds)
     mail.wait()
     for share, mine in plan.mine:
-        for piece, *far in packed_results(mail, plan, share, mine, computed.get(share), kinds):
-            _merge(out, lse, far[0], far[1], piece, (plan.rows[0], 0))
+        results = packed_results(mail, plan, share, mine, computed.get(share), kinds)
+        for piece, (far_out, far_lse) in results:
+            _merge(out, lse, far_out, far_lse, piece, (plan.rows[0], 0))
     return out.to(query.dtype), lse
 
 

@@ -96,13 +96,6 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def query_sums(query: Tensor) -> Tensor:
-    """Zeros, to which the blocks of these queries add grad_query."""
-    batch, rows, heads, head_dim = query.shape
-    columns = -(-head_dim // 16) * 16
-    return query.new_zeros(batch, heads, rows, columns, dtype=wide_dtype(query.dtype))
-
-
 def attend(
     call: Call,
     query: Tensor,

@@ -94,8 +94,11 @@ def packed_results(
     mine: Part,
     computed: Rows | None,
     kinds: Rows,
-) -> Iterator[tuple[Piece, Tensor, Tensor]]:
-    """(piece, packed out, packed lse) of this rank's rows of a share."""
+) -> Iterator[tuple[Piece, tuple[Tensor, ...]]]:
+    """The pieces of this rank's rows of a share, each with the packed rows of every kind.
+
+    All kinds have the query's heads.
+    """
     columns = []
     for i, (like, _) in enumerate(kinds):
         if computed is None:
@@ -107,7 +110,7 @@ def packed_results(
             packed.append(like.new_empty(shape))
             gather_piece(packed[-1], computed[i][0], piece, _origin(share, True))
         columns.append(packed)
-    return zip(mine.queries, *columns, strict=True)
+    return zip(mine.queries, zip(*columns, strict=True), strict=True)
 
 
 def pieces_of(part: Part, is_query: bool) -> tuple[Piece, ...]:

@@ -24,7 +24,6 @@ from .call import (
     attend,
     differentiate,
     differentiate_into,
-    query_sums,
 )
 from .packing import Packet
 
@@ -76,7 +75,7 @@ def ring_backward(
         return differentiate(call, query, key, value, results, own, own, partial=False)
     travel = _travel(plan, comm, key, value)
     arriving = next(travel, None)
-    sums = query_sums(query)
+    sums = ops.make_query_sums(query)
     grad_key, grad_value = differentiate_into(sums, call, query, key, value, results, own, own)
     returning: _Returning | None = None
     while arriving is not None:
