@@ -129,15 +129,10 @@ kernels::cuda::Problem problem_of(const at::Tensor& query, bool is_causal) {
 
 kernels::cuda::ForwardProblem forward_problem_of(const AttentionCall& call,
                                                  const kernels::ForwardArgs& args) {
-  const auto aligned = [&](const auto& rows) {
-    const auto& [batch, row, head] = rows.strides;
-    return reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 &&
-           (batch | row | head | args.head_dim) % 8 == 0;
-  };
-  return {problem_of(call.query, call.is_causal),
-          args.is_partial || args.running_lse != nullptr,
-          aligned(args.query) && aligned(args.key) && aligned(args.value) && aligned(args.out),
-          call.dilation_rates};
+  return {
+      problem_of(call.query, call.is_causal), args.is_partial || args.running_lse != nullptr,
+      args.query.is_aligned && args.key.is_aligned && args.value.is_aligned && args.out.is_aligned,
+      call.dilation_rates};
 }
 
 kernels::cuda::BackwardChoice choose_backward(const at::Tensor& query, bool is_causal) {
@@ -150,8 +145,8 @@ Results forward_cuda(const AttentionCall& call) {
   ForwardTensors forward = prepare_forward(call);
   const at::Tensor words = place_pattern(call, Directions::kForward, forward.args);
   if (call.query.numel() > 0) {
-    const kernels::cuda::ForwardChoice choice = kernels::cuda::choose_forward(
-        forward_problem_of(call, forward.args), gpu_of(call.query));
+    const kernels::cuda::ForwardChoice choice =
+        kernels::cuda::choose_forward(forward_problem_of(call, forward.args), gpu_of(call.query));
     C10_CUDA_CHECK(
         kernels::cuda::attention_forward(choice, forward.args, c10::cuda::getCurrentCUDAStream()));
   }

@@ -12,13 +12,24 @@ namespace dilated::kernels::cuda {
 namespace {
 
 constexpr size_t kKibi = 1024;
-constexpr Device kA100{80, 108, 163 * kKibi}, kA10{86, 72, 99 * kKibi}, kL40S{89, 142, 99 * kKibi},
-    kH100{90, 132, 227 * kKibi}, kRtx5090{120, 170, 99 * kKibi};
+constexpr Device kA100{80, 108, 163 * kKibi, false}, kA10{86, 72, 99 * kKibi, false},
+    kL40S{89, 142, 99 * kKibi, false}, kH100{90, 132, 227 * kKibi, true},
+    kRtx5090{120, 170, 99 * kKibi, false};
 constexpr Device kDevices[] = {kA100, kA10, kL40S, kH100, kRtx5090};
 constexpr Dtype kDtypes[] = {Dtype::kFloat16, Dtype::kBFloat16, Dtype::kFloat32};
 
 Problem problem(int64_t head_dim, bool is_causal = false, bool is_deterministic = false) {
   return {Dtype::kBFloat16, head_dim, is_causal, is_deterministic};
+}
+
+/// Of the whole sequence, in rows that are aligned.
+constexpr int64_t kRates[] = {1, 2, 4};
+ForwardProblem forward_problem(const Problem& problem) {
+  return {problem, /*is_block=*/false, /*is_aligned=*/true, kRates};
+}
+/// That only portable kernels can run.
+ForwardProblem unaligned(const Problem& problem) {
+  return {problem, /*is_block=*/false, /*is_aligned=*/false, kRates};
 }
 
 /// What the tests below compare: family, keys of a block, stages.
@@ -34,10 +45,14 @@ TEST(Choose, EveryCallFitsOnEveryDevice) {
       for (int64_t head_dim = 1; head_dim <= 256; ++head_dim) {
         for (const bool is_causal : {false, true}) {
           const Problem problem{dtype, head_dim, is_causal, /*is_deterministic=*/false};
-          const ForwardChoice forward = choose_forward(problem, device);
-          EXPECT_GE(forward.width, head_dim);
-          EXPECT_LE(forward.shared_bytes, kLeastSharedBytes);
-          EXPECT_EQ(forward.row_tile, 64);
+          const ForwardChoice best = choose_forward(forward_problem(problem), device);
+          EXPECT_LE(best.shared_bytes, device.shared_bytes);
+          const ForwardChoice any = choose_forward(unaligned(problem), device);
+          EXPECT_LE(any.shared_bytes, kLeastSharedBytes);
+          for (const ForwardChoice& forward : {best, any}) {
+            EXPECT_GE(forward.width, head_dim);
+            EXPECT_EQ(forward.row_tile, 64);
+          }
           const BackwardChoice backward = choose_backward(problem, device);
           EXPECT_GE(backward.width, head_dim);
           EXPECT_LE(backward.shared_bytes, device.shared_bytes);
@@ -52,7 +67,7 @@ TEST(Choose, Float32RunsWithoutTensorCores) {
   for (const Device& device : kDevices) {
     for (const int64_t head_dim : {1, 64, 256}) {
       const Problem problem{Dtype::kFloat32, head_dim, false, false};
-      EXPECT_EQ(choose_forward(problem, device).family, Family::kScalar);
+      EXPECT_EQ(choose_forward(forward_problem(problem), device).family, Family::kScalar);
       const BackwardChoice backward = choose_backward(problem, device);
       EXPECT_EQ(backward.family, Family::kScalar);
       EXPECT_EQ(backward.sums_width, 0);
@@ -63,7 +78,7 @@ TEST(Choose, Float32RunsWithoutTensorCores) {
 
 TEST(Choose, TheForwardTakes128RowsWhereThatMeasuredBest) {
   const auto rows = [](int64_t head_dim, bool is_causal) {
-    return choose_forward(problem(head_dim, is_causal), kH100).tile.rows;
+    return choose_forward(unaligned(problem(head_dim, is_causal)), kH100).tile.rows;
   };
   EXPECT_EQ(rows(48, false), 64);
   EXPECT_EQ(rows(49, false), 128);
@@ -73,9 +88,51 @@ TEST(Choose, TheForwardTakes128RowsWhereThatMeasuredBest) {
   EXPECT_EQ(rows(129, false), 64);
 }
 
+TEST(Choose, HopperRunsWhatItsKernelsCan) {
+  const auto family = [](ForwardProblem problem, const Device& device = kH100) {
+    return choose_forward(problem, device).family;
+  };
+  for (const int64_t head_dim : {16, 48, 64, 128, 192}) {
+    for (const bool is_causal : {false, true}) {
+      const ForwardProblem whole = forward_problem(problem(head_dim, is_causal));
+      EXPECT_EQ(family(whole), Family::kHopper);
+      for (const Device& device : {kA100, kA10, kL40S, kRtx5090}) {
+        EXPECT_EQ(family(whole, device), Family::kPortable);
+      }
+    }
+  }
+  EXPECT_EQ(family(forward_problem(problem(200))), Family::kPortable);
+  EXPECT_EQ(family(unaligned(problem(64))), Family::kPortable);
+  ForwardProblem block = forward_problem(problem(64));
+  block.is_block = true;
+  EXPECT_EQ(family(block), Family::kPortable);
+  Device cut = kH100;
+  cut.shared_bytes = kLeastSharedBytes;
+  EXPECT_EQ(family(forward_problem(problem(64)), cut), Family::kPortable);
+  Device without = kH100;
+  without.has_hopper = false;
+  EXPECT_EQ(family(forward_problem(problem(64)), without), Family::kPortable);
+}
+
+TEST(Choose, KeysLieAtStridesThatDivideTheCommonPeriod) {
+  const auto strides = [](std::vector<int64_t> rates) {
+    ForwardProblem problem = forward_problem({Dtype::kBFloat16, 64, false, false});
+    problem.dilation_rates = rates;
+    const KeyStrides found = choose_forward(problem, kH100).key_strides;
+    return std::vector<int32_t>(found.stride, found.stride + found.count);
+  };
+  EXPECT_EQ(strides({1}), (std::vector{1}));
+  EXPECT_EQ(strides({1, 2, 4, 8, 16}), (std::vector{1, 2, 4, 8, 16}));
+  EXPECT_EQ(strides({3, 5}), (std::vector{1, 3, 5, 15}));
+  EXPECT_EQ(strides({1, 16, 256}), (std::vector{1, 2, 4, 8, 16, 32, 64, 128, 256}));
+  // Too many, or too far apart: the portable kernels need none.
+  EXPECT_EQ(strides({5, 7, 8, 9}), std::vector<int32_t>());
+  EXPECT_EQ(strides({1, int64_t{1} << 40}), std::vector<int32_t>());
+}
+
 TEST(Choose, WidthsAreTheNarrowestThatAreCompiled) {
   const auto widths = [](int64_t head_dim) {
-    return std::pair(choose_forward(problem(head_dim), kH100).width,
+    return std::pair(choose_forward(unaligned(problem(head_dim)), kH100).width,
                      choose_backward(problem(head_dim), kH100).width);
   };
   EXPECT_EQ(widths(1), std::pair(32, 32));

@@ -184,6 +184,16 @@ def test_memory_beyond_inputs_and_outputs() -> None:
     assert extra <= 2.2 * q.nbytes
 
 
+def test_nothing_is_read_before_or_after_the_inputs() -> None:
+    """Where an allocation of this size begins, nothing may be mapped in front of it."""
+    seq_len = 30011
+    shape = (1, seq_len, 32, 48)
+    q, k, v = (torch.randn(shape, dtype=torch.bfloat16, device="cuda") for _ in range(3))
+    out = dilated_attention(q, k, v, [1024, 5792, seq_len], [1, 4, 16])
+    assert isinstance(out, Tensor)
+    assert out.isfinite().all()
+
+
 def test_offsets_past_two_to_the_31() -> None:
     rows, heads, head_dim, segment = 2**18, 66, 128, 256
     assert rows * heads * head_dim > 2**31

@@ -60,9 +60,9 @@ struct ForwardChoice {
   int32_t width;     // head_dim, padded to what a kernel is compiled for
   int32_t row_tile;  // rows of the pattern's tiles, of which a block takes one or two
   BlockTile tile;
-  int32_t stages;       // tiles of columns in shared memory
-  size_t shared_bytes;  // of a block
-  int32_t max_blocks;   // which take one tile after another; 0: no bound
+  int32_t stages;          // tiles of columns in shared memory
+  size_t shared_bytes;     // of a block
+  int32_t max_blocks;      // which take one tile after another; 0: no bound
   KeyStrides key_strides;  // which the kernel copies at once; none: it copies rows one by one
 };
 

@@ -58,8 +58,6 @@ cudaError_t launch_width(const ForwardChoice& choice, const ForwardArgs& args,
       return launch<Element, 128>(choice, args, stream);
     case 192:
       return launch<Element, 192>(choice, args, stream);
-    case 256:
-      return launch<Element, 256>(choice, args, stream);
     default:
       return cudaErrorInvalidValue;
   }

@@ -12,11 +12,11 @@
 namespace dilated::kernels::cuda::hopper {
 
 /// Tensor maps of the keys or of the values, one for each stride: of a whole tile of keys and of a
-/// slot. Coordinates are column, step, place, head and batch entry: place + step * stride is the row.
-/// Steps below 0 give zeros, from which copies learn where runs begin: a box of n rows at step
+/// slot. Coordinates are column, step, place, head and batch entry: place + step * stride is the
+/// row. Steps below 0 give zeros, from which copies learn where runs begin: a box of n rows at step
 /// count - n holds n - count zeros, then `count` rows from `place` on. (Zeros after them would come
-/// from rows past the last step; for those the hardware reads at step 0 what it throws away, and the
-/// map's start would have to be a row of the tensor.)
+/// from rows past the last step; for those the hardware reads at step 0 what it throws away, and
+/// the map's start would have to be a row of the tensor.)
 struct KeyMaps {
   CUtensorMap whole[KeyStrides::kMost], slot[KeyStrides::kMost];
 };
@@ -31,7 +31,7 @@ template <int kWidth_>
 struct ForwardShape {
   static constexpr int kWidth = kWidth_;
   static constexpr ForwardTile kTile{kWidth};
-  static constexpr int kKeys = kTile.keys(), kQueries = kTile.queries();
+  static constexpr int kKeys = kTile.keys(), kQueries = ForwardTile::kQueries;
   static constexpr int kKeyStages = kTile.key_stages(), kValueStages = kTile.value_stages();
   static constexpr int kItems = ForwardTile::kItems;
   static constexpr int kSlots = kKeys / kSlotRows;
@@ -47,9 +47,9 @@ template <int kRows>
 struct alignas(16) Item {
   RowTileList<kRows> rows;
   WorkItem work;
-  Windows windows;   // of the rows
+  Windows windows;  // of the rows
   int32_t key_tiles;
-  int32_t is_last;   // and no tile at all
+  int32_t is_last;  // and no tile at all
 };
 
 /// Full: whoever fills it is done; empty: all who read it are.
@@ -68,7 +68,8 @@ struct ForwardMemory {
   KeySlots<Shape::kSlots> lists[Shape::kKeyStages];
   Item<Shape::kRows> items[Shape::kItems];
   SlotCursor cursor;  // of the warp that copies keys
-  Handover item_turns[Shape::kItems], query_turns[Shape::kQueries], key_turns[Shape::kKeyStages], value_turns[Shape::kValueStages];
+  Handover item_turns[Shape::kItems], query_turns[Shape::kQueries], key_turns[Shape::kKeyStages],
+      value_turns[Shape::kValueStages];
 };
 
 /// Which buffer of kCount is next, and in which round.

@@ -67,8 +67,8 @@ __device__ void list_items(const HopperCall& hopper, const TableView& table,
   for (int64_t next = 2 * blockIdx.x;; next += next % 2 == 0 ? 1 : 2 * gridDim.x - 1) {
     const int64_t index = next;
     WorkItem work{};
-    if (index < items && !(find_work(table, index, batch, work) &&
-                           work.tile.first_row % Shape::kRows == 0)) {
+    if (index < items &&
+        !(find_work(table, index, batch, work) && work.tile.first_row % Shape::kRows == 0)) {
       continue;
     }
     Handover& handover = memory.item_turns[turn.index];
@@ -107,8 +107,8 @@ __device__ void copy_queries(const HopperCall& hopper, ForwardMemory<Shape>& mem
     }
     const WorkItem& work = item.work;
     const RowSource source =
-        row_source(row_origin(args.query, work.batch, work.head, work.tile.row_shift, 2),
-                   args.query, args.head_dim, true);
+        row_source(row_at<uint16_t>(args.query, work.batch, work.tile.row_shift, work.head),
+                   args.query, args.head_dim);
     memory.query_turns[queries.index].empty.wait(queries.empty_parity());
 #pragma unroll 2
     for (int i = thread; i < Shape::kRows * kChunks; i += kThreads) {
@@ -135,9 +135,9 @@ __device__ void copy_queries(const HopperCall& hopper, ForwardMemory<Shape>& mem
 /// A lane's box: rows of a whole tile or of a slot.
 struct Box {
   const CUtensorMap* map;
-  int32_t rows;            // of the map's boxes
-  int32_t first_row;       // in the tile
-  int32_t place, count;    // its first row, and how many
+  int32_t rows;          // of the map's boxes
+  int32_t first_row;     // in the tile
+  int32_t place, count;  // its first row, and how many
 };
 
 template <typename Shape>
@@ -185,9 +185,10 @@ __device__ void copy_keys(const HopperCall& hopper, const TableView& table,
       const int32_t last = slot.first + slot.stride * (slot.count - 1);
       const uint32_t multiplicity = slot.tag & 0xffu;
       const bool is_like_first = multiplicity == __shfl_sync(kAllLanes, multiplicity, 0);
-      const bool is_plain = __all_sync(
-          kAllLanes, !is_used || (is_like_first && slot.count == kSlotRows &&
-                                  sees(all, slot.first) && sees(all, last)));
+      const bool is_masked = __any_sync(
+          kAllLanes, is_used && slot.count > 0 && !(sees(all, slot.first) && sees(all, last)));
+      const bool is_full =
+          __all_sync(kAllLanes, !is_used || (is_like_first && slot.count == kSlotRows));
       const int32_t rows = static_cast<int32_t>(
           __reduce_add_sync(kAllLanes, static_cast<unsigned>(is_used ? slot.count : 0)));
       const bool is_whole =
@@ -204,7 +205,8 @@ __device__ void copy_keys(const HopperCall& hopper, const TableView& table,
                             log2_approx(static_cast<float>(multiplicity))};
       }
       if (lane == 0) {
-        list.is_plain = is_plain;
+        list.is_plain = is_full && !is_masked;
+        list.is_masked = is_masked;
       }
       __syncwarp();
       const auto copy = [&](const KeyMaps& maps, unsigned char* to, Barrier& done) {
@@ -214,13 +216,12 @@ __device__ void copy_keys(const HopperCall& hopper, const TableView& table,
         __syncwarp();
         if (is_whole) {
           if (lane == 0) {
-            copy_panels<Shape>({&maps.whole[map], Shape::kKeys, 0, place, rows}, to,
-                               done, head, batch);
+            copy_panels<Shape>({&maps.whole[map], Shape::kKeys, 0, place, rows}, to, done, head,
+                               batch);
           }
         } else if (is_used) {
-          copy_panels<Shape>(
-              {&maps.slot[map], kSlotRows, lane * kSlotRows, place, slot.count}, to,
-              done, head, batch);
+          copy_panels<Shape>({&maps.slot[map], kSlotRows, lane * kSlotRows, place, slot.count}, to,
+                             done, head, batch);
         }
       };
       copy(hopper.key, memory.key[key_turn.index], keys.full);

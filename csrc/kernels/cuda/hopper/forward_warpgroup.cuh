@@ -1,4 +1,5 @@
-// What a warpgroup does with its 64 rows: scores, running softmax and output. A warp has 16 of them.
+// What a warpgroup does with its 64 rows: scores, running softmax and output. A warp has 16 of
+// them.
 //
 // While the tensor cores multiply tile i's weights with its values, the warps weigh tile i + 1. As
 // in the portable kernel, most tiles keep the reference that weights are taken against. Where
@@ -151,9 +152,8 @@ class ForwardWarpgroup {
     begin_products();
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      Product<Element, Shape::kWidth>::weights(out_[0], weights_[step],
-                                               value + step * 16 * kPanelRowBytes / 16,
-                                               step > 0 ? 1 : adds);
+      Product<Element, Shape::kWidth>::weights(
+          out_[0], weights_[step][0], value + step * 16 * kPanelRowBytes / 16, step > 0 ? 1 : adds);
     }
     commit_products();
   }
@@ -161,12 +161,7 @@ class ForwardWarpgroup {
   __device__ void pack_weights() {
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      uint32_t a[1][4];
-      pack_left<Element>(a, scores_, step);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        weights_[step][i] = a[0][i];
-      }
+      pack_left<Element>(weights_[step], scores_, step);
     }
   }
 
@@ -188,8 +183,8 @@ class ForwardWarpgroup {
   /// The references of scores that are all seen, with the same bias; false, and no references, if
   /// they are no logits that weigh_plain() could take.
   __device__ bool find_references(float bias_log2) {
-    float largest[2]{negative_infinity(), negative_infinity()};
-    for_each_score([&](int r, float& score) { largest[r] = fmaxf(largest[r], score); });
+    float largest[2];
+    find_largest(largest);
     bool fits = call_.args.scale >= 0;  // else the largest score is the least logit
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -211,7 +206,7 @@ class ForwardWarpgroup {
     if (list.is_plain) {
       weigh_plain(list.slots[0].bias_log2, sums);
     } else {
-      weigh_slots(list, sums);
+      list.is_masked ? weigh_slots<true>(list, sums) : weigh_slots<false>(list, sums);
     }
     const bool is_moved = !fit(sums);
     if (is_moved) {
@@ -234,87 +229,73 @@ class ForwardWarpgroup {
     }
   }
 
-  /// Calls function(row, score) for a lane's scores.
-  template <typename Function>
-  __device__ void for_each_score(const Function& function) {
-#pragma unroll
-    for (int n = 0; n < kKeyTiles; ++n) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          function(r, pair_of(scores_, r, n)[e]);
-        }
-      }
-    }
+  __device__ void weigh_plain(float bias_log2, float (&sums)[2]) {
+    const float offset[2]{quick_offset(finite(reference_[0]), bias_log2),
+                          quick_offset(finite(reference_[1]), bias_log2)};
+    exponentiate(
+        sums, [&](float score, int r) { return quick_weight(score, call_.scale_log2, offset[r]); });
   }
 
-  __device__ void weigh_plain(float bias_log2, float (&sums)[2]) {
-    float offset[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      offset[r] = quick_offset(finite(reference_[r]), bias_log2);
-      sums[r] = 0;
-    }
-    for_each_score([&](int r, float& score) {
-      score = quick_weight(score, call_.scale_log2, offset[r]);
+  /// The same where slots differ in bias, or have empty rows; kIsMasked: or rows in what they see.
+  template <bool kIsMasked>
+  __device__ void weigh_slots(const KeySlots<Shape::kSlots>& list, float (&sums)[2]) {
+    const float base[2]{quick_offset(finite(reference_[0]), 0),
+                        quick_offset(finite(reference_[1]), 0)};
+    const Window window[2]{seen_window(0), seen_window(1)};
+    sums[0] = sums[1] = 0;
+    for_each_score(list, [&](float& score, int r, const Slot& slot, int row) {
+      const float weight = quick_weight(score, call_.scale_log2, base[r] + slot.bias_log2);
+      if constexpr (kIsMasked) {
+        score = masked_weight(weight, window[r], slot.position(row));
+      } else {
+        score = row < slot.empty ? 0 : weight;
+      }
       sums[r] += score;
     });
-  }
-
-  __device__ void weigh_slots(const KeySlots<Shape::kSlots>& list, float (&sums)[2]) {
-    float base[2];
-    Window window[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      base[r] = quick_offset(finite(reference_[r]), 0);
-      window[r] = seen_window(r);
-      sums[r] = 0;
-    }
-#pragma unroll
-    for (int s = 0; s < Shape::kSlots; ++s) {
-      const Slot slot = list.slots[s];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int32_t position = slot.position(column_in_slot(i / 2, i % 2));
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          float& score = pair_of(scores_, r, 2 * s + i / 2)[i % 2];
-          const float weight = quick_weight(score, call_.scale_log2, base[r] + slot.bias_log2);
-          score = masked_weight(weight, window[r], position);
-          sums[r] += score;
-        }
-      }
-    }
   }
 
   /// Scores to logits with their multiplicities, -inf where a row may not look.
   __device__ void apply_biases(const KeySlots<Shape::kSlots>& list) {
     const Window window[2]{seen_window(0), seen_window(1)};
-#pragma unroll
-    for (int s = 0; s < Shape::kSlots; ++s) {
-      const Slot slot = list.slots[s];
-      const float bias = slot.bias_log2 * kLn2;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int32_t position = slot.position(column_in_slot(i / 2, i % 2));
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          float& score = pair_of(scores_, r, 2 * s + i / 2)[i % 2];
-          score = masked_logit(logit_of(score, call_.args.scale, bias), window[r], position);
-        }
-      }
-    }
+    for_each_score(list, [&](float& score, int r, const Slot& slot, int row) {
+      const float logit = logit_of(score, call_.args.scale, slot.bias_log2 * kLn2);
+      score = masked_logit(logit, window[r], slot.position(row));
+    });
   }
 
   /// Logits become weights; that of a row's reference is exactly 1.
   __device__ void weigh_logits(float (&sums)[2]) {
     const float base[2]{finite(reference_[0]), finite(reference_[1])};
+    exponentiate(sums, [&](float logit, int r) { return weight_of(logit, base[r]); });
+  }
+
+  /// sums: of this lane's part of each row.
+  template <typename Weight>
+  __device__ void exponentiate(float (&sums)[2], const Weight& weight) {
     sums[0] = sums[1] = 0;
-    for_each_score([&](int r, float& score) {
-      score = weight_of(score, base[r]);
-      sums[r] += score;
+    for_each_pair(scores_, [&](float* pair, int r, int) {
+      pair[0] = weight(pair[0], r);
+      sums[r] += pair[0];
+      pair[1] = weight(pair[1], r);
+      sums[r] += pair[1];
     });
+  }
+
+  /// Calls visit(score, row of the warp, slot, row in the slot).
+  template <typename Visit>
+  __device__ void for_each_score(const KeySlots<Shape::kSlots>& list, const Visit& visit) {
+#pragma unroll
+    for (int s = 0; s < Shape::kSlots; ++s) {
+      const Slot slot = list.slots[s];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int row = i / 2 * 8 + threadIdx.x % 4 * 2 + i % 2;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          visit(pair_of(scores_, r, 2 * s + i / 2)[i % 2], r, slot, row);
+        }
+      }
+    }
   }
 
   /// Whether the weights are within what 16 bits hold, and were taken against a reference that the
@@ -328,10 +309,17 @@ class ForwardWarpgroup {
     return __all_sync(kAllLanes, fits);
   }
 
+  __device__ void find_largest(float (&largest)[2]) {
+    largest[0] = largest[1] = negative_infinity();
+    for_each_pair(scores_, [&](const float* pair, int r, int) {
+      largest[r] = fmaxf(largest[r], fmaxf(pair[0], pair[1]));
+    });
+  }
+
   /// The scores are logits.
   __device__ void move_references(float (&factor)[2]) {
-    float largest[2]{negative_infinity(), negative_infinity()};
-    for_each_score([&](int r, float& score) { largest[r] = fmaxf(largest[r], score); });
+    float largest[2];
+    find_largest(largest);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const float reference = fmaxf(reference_[r], quad_max(largest[r]));
@@ -355,8 +343,8 @@ class ForwardWarpgroup {
       load_left<Swizzle<8>>(a, query + panel * Shape::kQueryPanelBytes, step % kPanelSteps);
 #pragma unroll
       for (int n = 0; n < kKeyTiles; n += 2) {
-        multiply_rows_step<Element, Swizzle<8>>(
-            scores_, n, a, key + panel * Shape::kKeyPanelBytes, step % kPanelSteps);
+        multiply_rows_step<Element, Swizzle<8>>(scores_, n, a, key + panel * Shape::kKeyPanelBytes,
+                                                step % kPanelSteps);
       }
     }
   }
@@ -364,27 +352,15 @@ class ForwardWarpgroup {
   /// Weights that dropout removes become zero; the sums keep them.
   __device__ void drop(const KeySlots<Shape::kSlots>& list) {
     const uint32_t threshold = dropout_threshold(call_.args.dropout.probability);
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const uint32_t key = row_dropout_key(call_.args, item_->work, row_position(r));
-#pragma unroll
-      for (int n = 0; n < kKeyTiles; ++n) {
-        const Slot slot = list.slots[n / 2];
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int32_t position = slot.first + slot.stride * column_in_slot(n % 2, e);
-          float& score = pair_of(scores_, r, n)[e];
-          score = dropout_keeps(key, position, threshold) ? score : 0;
-        }
-      }
-    }
+    const uint32_t keys[2]{row_dropout_key(call_.args, item_->work, row_position(0)),
+                           row_dropout_key(call_.args, item_->work, row_position(1))};
+    for_each_score(list, [&](float& weight, int r, const Slot& slot, int row) {
+      weight = dropout_keeps(keys[r], slot.first + slot.stride * row, threshold) ? weight : 0;
+    });
   }
 
   __device__ void finish(int32_t rows);
 
-  __device__ static int column_in_slot(int half, int e) {
-    return half * 8 + threadIdx.x % 4 * 2 + e;
-  }
   /// Row of the tile, of the warpgroup's 64.
   __device__ int group_row(int r) const {
     return threadIdx.x / 32 % 4 * 16 + r * 8 + threadIdx.x % 32 / 4;
@@ -393,8 +369,7 @@ class ForwardWarpgroup {
   __device__ int32_t row_position(int r) const { return item_->rows.position[item_row(r)]; }
   /// Ends before the position of keys that don't exist.
   __device__ Window seen_window(int r) const {
-    Window window =
-        window_of(item_->rows, item_row(r), call_.args.is_causal, /*over_keys=*/false);
+    Window window = window_of(item_->rows, item_row(r), call_.args.is_causal, /*over_keys=*/false);
     window.last = min(window.last, INT_MAX - 1);
     return window;
   }
@@ -410,7 +385,7 @@ class ForwardWarpgroup {
   unsigned char* query_;
   Accumulators<1, kKeyTiles> scores_;
   Accumulators<1, Shape::kWidth / 8> out_;
-  uint32_t weights_[kSteps][4];
+  uint32_t weights_[kSteps][1][4];
   float reference_[2], sum_[2];
 };
 
@@ -433,7 +408,8 @@ __device__ void ForwardWarpgroup<Element, Shape>::finish(int32_t rows) {
       factor = exp_approx(reference_[r] - reference);
       sum = sum * factor + zero_keys * exp_approx(-reference);
     }
-    scale_row(out_, r, sum == 0 ? 0 : factor * reciprocal_approx(sum * (1 - args.dropout.probability)));
+    scale_row(out_, r,
+              sum == 0 ? 0 : factor * reciprocal_approx(sum * (1 - args.dropout.probability)));
     if (threadIdx.x % 4 == 0 && group_row(r) < rows) {
       static_cast<float*>(args.lse)[head_row + row_position(r)] =
           sum == 0 ? negative_infinity() : reference + logf(sum);
@@ -441,27 +417,21 @@ __device__ void ForwardWarpgroup<Element, Shape>::finish(int32_t rows) {
   }
   const int lane = threadIdx.x % 32, first_row = threadIdx.x / 32 % 4 * 16;
   __syncwarp();
-#pragma unroll
-  for (int n = 0; n < Shape::kWidth / 8; ++n) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const float* pair = pair_of(out_, r, n);
-      *reinterpret_cast<uint32_t*>(query_ + n / 8 * Shape::kQueryPanelBytes +
-                                   Swizzle<8>::offset(group_row(r), n % 8) + lane % 4 * 4) =
-          pack<Element>(pair[0], pair[1]);
-    }
-  }
+  for_each_pair(out_, [&](const float* pair, int r, int n) {
+    *reinterpret_cast<uint32_t*>(query_ + n / 8 * Shape::kQueryPanelBytes +
+                                 Swizzle<8>::offset(group_row(r), n % 8) + lane % 4 * 4) =
+        pack<Element>(pair[0], pair[1]);
+  });
   __syncwarp();
-  char* origin =
-      const_cast<char*>(row_origin(args.out, work.batch, work.head, work.tile.row_shift, 2));
+  uint16_t* origin = row_at<uint16_t>(args.out, work.batch, work.tile.row_shift, work.head);
   constexpr int kChunks = Shape::kWidth / 8;
   for (int i = lane; i < 16 * kChunks; i += 32) {
     const int row = first_row + i / kChunks, chunk = i % kChunks;
     if (row < rows && chunk * 8 < args.head_dim) {
       const int32_t position = item_->rows.position[group_ * Shape::kGroupRows + row];
-      char* to = origin + position * args.out.strides.row * 2 + chunk * 16;
-      const unsigned char* from = query_ + chunk / 8 * Shape::kQueryPanelBytes +
-                                  Swizzle<8>::offset(row, chunk % 8);
+      uint16_t* to = origin + position * args.out.strides.row + chunk * 8;
+      const unsigned char* from =
+          query_ + chunk / 8 * Shape::kQueryPanelBytes + Swizzle<8>::offset(row, chunk % 8);
       *reinterpret_cast<int4*>(to) = *reinterpret_cast<const int4*>(from);
     }
   }

@@ -31,8 +31,9 @@ struct alignas(16) Slot {
 template <int kSlots>
 struct alignas(16) KeySlots {
   Slot slots[kSlots];
-  int32_t is_plain;  // there is a key in every row, with the same bias, which all queries see
-  int32_t reserved[3];
+  int32_t is_plain;   // there is a key in every row, with the same bias, which all queries see
+  int32_t is_masked;  // some query does not see some key
+  int32_t reserved[2];
 };
 
 /// Which of the strides, that have tensor maps, this is; -1: none.
@@ -79,8 +80,8 @@ class SlotCursor {
   __device__ static LaneSlot slot_at(const ClippedRun& run, int32_t map, int32_t index) {
     const int32_t rows = map < 0 ? 1 : kSlotRows;
     const int32_t before = index * rows;
-    return {run.first + run.stride * before, run.stride,
-            max(0, min(run.count - before, rows)), map, run.tag};
+    return {run.first + run.stride * before, run.stride, max(0, min(run.count - before, rows)), map,
+            run.tag};
   }
 
   __device__ bool search(int32_t first, int32_t wanted, LaneSlot& slot);
@@ -128,7 +129,8 @@ __device__ inline bool SlotCursor::search(int32_t first, int32_t wanted, LaneSlo
     if (wanted_slot >= before && wanted_slot < batch_end) {
       slot = slot_at(found, found_map, wanted_slot - found_begin);
     }
-    owners += __popc(__ballot_sync(kAllLanes, slots > 0 && end > first && end - slots < first + wanted));
+    owners +=
+        __popc(__ballot_sync(kAllLanes, slots > 0 && end > first && end - slots < first + wanted));
     // The next tile begins in, or after, the run that holds this tile's last slot.
     const uint32_t reaching = __ballot_sync(kAllLanes, end >= first + wanted && slots > 0);
     if (reaching != 0) {

@@ -17,22 +17,21 @@ struct ForwardTile {
 
   constexpr int32_t panels() const { return (width + 63) / 64; }
   constexpr int32_t keys() const { return width > 128 ? 64 : 128; }
-  /// Tiles in shared memory, of queries, keys and values. Keys are given back later than values,
-  /// and three tiles of them are better than two.
-  constexpr int32_t queries() const { return width > 192 ? 1 : 2; }
+  /// Tiles in shared memory. Keys are given back later than values.
   constexpr int32_t key_stages() const { return width <= 64 ? 5 : 3; }
   constexpr int32_t value_stages() const { return width <= 64 ? 5 : 2; }
   constexpr size_t bytes() const {
     const int32_t stages = key_stages() + value_stages();
-    const size_t rows = size_t(kRows) * queries() + size_t(keys()) * stages;
+    const size_t rows = size_t(kRows) * kQueries + size_t(keys()) * stages;
     const size_t lists = (kSlotBytes * (keys() / kSlotRows) + 16) * key_stages();
-    const size_t barriers = kBarrierBytes * 2 * (kItems + queries() + stages);
-    return round_up(2 * 64 * panels() * rows + lists + kItemBytes * kItems + kCursorBytes + barriers,
-                    kAlignment) +
+    const size_t barriers = kBarrierBytes * 2 * (kItems + kQueries + stages);
+    return round_up(
+               2 * 64 * panels() * rows + lists + kItemBytes * kItems + kCursorBytes + barriers,
+               kAlignment) +
            kAlignment;
   }
 
-  static constexpr int32_t kRows = 128, kItems = 2;
+  static constexpr int32_t kRows = 128, kItems = 2, kQueries = 2;
 
  private:
   static constexpr size_t kAlignment = 1024;  // which the start of a block's memory doesn't have
@@ -40,6 +39,7 @@ struct ForwardTile {
   static constexpr size_t kItemBytes = row_list_bytes(kRows) + 96;
 };
 
-inline constexpr ForwardTile kForwardTiles[] = {{32}, {48}, {64}, {96}, {128}, {192}, {256}};
+/// Wider ones would take more registers than a thread has.
+inline constexpr ForwardTile kForwardTiles[] = {{32}, {48}, {64}, {96}, {128}, {192}};
 
 }  // namespace dilated::kernels::cuda::hopper

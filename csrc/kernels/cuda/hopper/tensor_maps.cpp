@@ -40,9 +40,8 @@ cudaError_t encode(const MapOf& of, CUtensorMap& map) {
                                  spacing(bytes(strides.head)), spacing(bytes(strides.batch))};
   const cuuint32_t box[] = {64, static_cast<cuuint32_t>(of.box_rows), 1, 1, 1};
   const cuuint32_t every[] = {1, 1, 1, 1, 1};
-  const CUtensorMapDataType type = args.dtype == Dtype::kFloat16
-                                       ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                       : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  const CUtensorMapDataType type = args.dtype == Dtype::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                                 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   const CUresult result =
       function(&map, type, 5, const_cast<void*>(of.rows.data), sizes, spacings, box, every,
                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,

@@ -17,8 +17,8 @@ inline constexpr int kPanelColumns = 64, kPanelRowBytes = 128;
 /// How a product finds a tile: where it begins, and the bytes from one panel to the next where the
 /// product runs along the rows (0: within one panel).
 __device__ inline uint64_t describe(uint32_t address, int panel_bytes = 0) {
-  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kEightRows = uint64_t{8 * kPanelRowBytes / 16}
-                                                                   << 32;
+  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62,
+                     kEightRows = uint64_t{8 * kPanelRowBytes / 16} << 32;
   return kSwizzle128 | kEightRows | static_cast<uint64_t>(panel_bytes / 16) << 16 |
          (address & 0x3ffff) / 16;
 }
@@ -53,10 +53,6 @@ struct Product;
 #define DILATED_R9 "%72, %73, %74, %75, %76, %77, %78, %79"
 #define DILATED_R10 "%80, %81, %82, %83, %84, %85, %86, %87"
 #define DILATED_R11 "%88, %89, %90, %91, %92, %93, %94, %95"
-#define DILATED_R12 "%96, %97, %98, %99, %100, %101, %102, %103"
-#define DILATED_R13 "%104, %105, %106, %107, %108, %109, %110, %111"
-#define DILATED_R14 "%112, %113, %114, %115, %116, %117, %118, %119"
-#define DILATED_R15 "%120, %121, %122, %123, %124, %125, %126, %127"
 #define DILATED_D(i) \
   "+f"(d[2 * i][0]), "+f"(d[2 * i][1]), "+f"(d[2 * i][2]), "+f"(d[2 * i][3]), \
   "+f"(d[2 * i + 1][0]), "+f"(d[2 * i + 1][1]), "+f"(d[2 * i + 1][2]), "+f"(d[2 * i + 1][3])
@@ -72,8 +68,6 @@ struct Product;
 #define DILATED_D_128 DILATED_D_96, DILATED_D(6), DILATED_D(7)
 #define DILATED_R_192 DILATED_R_128 ", " DILATED_R8 ", " DILATED_R9 ", " DILATED_R10 ", " DILATED_R11
 #define DILATED_D_192 DILATED_D_128, DILATED_D(8), DILATED_D(9), DILATED_D(10), DILATED_D(11)
-#define DILATED_R_256 DILATED_R_192 ", " DILATED_R12 ", " DILATED_R13 ", " DILATED_R14 ", " DILATED_R15
-#define DILATED_D_256 DILATED_D_192, DILATED_D(12), DILATED_D(13), DILATED_D(14), DILATED_D(15)
 #define DILATED_PRODUCT(Element, kType, kColumns, a0, a1, a2, a3, b, p) \
   template <> \
   struct Product<Element, kColumns> { \
@@ -102,7 +96,6 @@ DILATED_PRODUCTS(64, "%32", "%33", "%34", "%35", "%36", "%37")
 DILATED_PRODUCTS(96, "%48", "%49", "%50", "%51", "%52", "%53")
 DILATED_PRODUCTS(128, "%64", "%65", "%66", "%67", "%68", "%69")
 DILATED_PRODUCTS(192, "%96", "%97", "%98", "%99", "%100", "%101")
-DILATED_PRODUCTS(256, "%128", "%129", "%130", "%131", "%132", "%133")
 // clang-format on
 #undef DILATED_PRODUCTS
 #undef DILATED_PRODUCT
@@ -119,10 +112,6 @@ DILATED_PRODUCTS(256, "%128", "%129", "%130", "%131", "%132", "%133")
 #undef DILATED_R9
 #undef DILATED_R10
 #undef DILATED_R11
-#undef DILATED_R12
-#undef DILATED_R13
-#undef DILATED_R14
-#undef DILATED_R15
 #undef DILATED_R_32
 #undef DILATED_D_32
 #undef DILATED_R_48
@@ -135,7 +124,5 @@ DILATED_PRODUCTS(256, "%128", "%129", "%130", "%131", "%132", "%133")
 #undef DILATED_D_128
 #undef DILATED_R_192
 #undef DILATED_D_192
-#undef DILATED_R_256
-#undef DILATED_D_256
 
 }  // namespace dilated::kernels::cuda::hopper

@@ -1,0 +1,110 @@
+"""16-bit outputs over random patterns, layouts and head dimensions, against float64."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import make_qkv
+from tests.ops.calls import deterministic_mode
+from tests.reference import dropout_keep, reference_attention
+
+RATES = [[1], [3], [1, 2], [2, 4], [1, 3, 5], [1, 2, 4, 6, 12], [1, 2, 4, 8, 16], [5, 7, 8, 9]]
+
+
+def random_call(seed: int) -> tuple[dict[str, Any], list[int], list[int], dict[str, Any]]:
+    """make_qkv's arguments, segment lengths, rates, and options of the operator."""
+    rng = random.Random(seed)
+    kv_heads = rng.choice([1, 2])
+    shape = {
+        "seq_len": rng.choice([64, 100, 257, 400, 700]),
+        "heads": kv_heads * rng.choice([1, 3]),
+        "head_dim": rng.choice([16, 40, 48, 64, 72, 96, 128, 160, 192, 256]),
+        "kv_heads": kv_heads,
+        "batch": rng.choice([1, 2]),
+        "dtype": rng.choice([torch.float16, torch.bfloat16]),
+        "seed": seed,
+    }
+    rates = rng.choice(RATES)
+    lengths = sorted(rng.randint(rates[-1] + 1, shape["seq_len"] + 10) for _ in rates)
+    table = [[rng.randrange(rate) for _ in range(shape["heads"])] for rate in rates]
+    is_causal = rng.random() < 0.4
+    options = {
+        "head_offsets": torch.tensor(table),
+        "is_causal": is_causal,
+        "padding": "masked" if is_causal else rng.choice(["masked", "zeros"]),
+        "dropout_p": rng.choice([0.0, 0.0, 0.3]),
+    }
+    return shape, lengths, rates, options
+
+
+def run_both(
+    tensors: tuple[Tensor, ...], lengths: list[int], rates: list[int], **options: Any
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The operator's out and lse, and the definition's, all in float64 on the CPU."""
+    q, k, v = tensors
+    exact = [x.detach().to("cpu", torch.float64) for x in tensors]
+    given = dict(options)
+    if options.get("dropout_p", 0.0) > 0:
+        seed = torch.tensor(11)
+        given["dropout_seed"] = seed.to(q.device)
+        positions = (0, q.shape[1])
+        options["keep"] = dropout_keep(
+            11, options["dropout_p"], q.shape[0], q.shape[2], positions, positions
+        )
+    ours = torch.ops.dilated.attention(q, k, v, lengths, rates, **given)
+    theirs = reference_attention(*exact, lengths, rates, **options)
+    return tuple(x.to("cpu", torch.float64) for x in ours), theirs  # type: ignore[return-value]
+
+
+def check(
+    tensors: tuple[Tensor, ...], lengths: list[int], rates: list[int], **options: Any
+) -> None:
+    (out, lse), (expected, expected_lse) = run_both(tensors, lengths, rates, **options)
+    finite = torch.isfinite(expected_lse)
+    assert torch.equal(lse[~finite], expected_lse[~finite])
+    assert (lse - expected_lse)[finite].abs().max() <= 1e-4
+    # A weight and the output are each rounded by at most eps / 2 of their size.
+    kept = 1 - options.get("dropout_p", 0.0)
+    largest = tensors[2].detach().double().nan_to_num().abs().max().item() / kept
+    assert (out - expected).abs().max() <= torch.finfo(tensors[0].dtype).eps * largest
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_patterns(seed: int, device: str) -> None:
+    shape, lengths, rates, options = random_call(seed)
+    check(make_qkv(**shape, device=device, poison=True), lengths, rates, **options)
+
+
+@pytest.mark.parametrize("head_dim", [48, 64, 128])
+def test_keys_that_no_query_sees_may_hold_anything(head_dim: int, device: str) -> None:
+    q, k, v = make_qkv(500, 2, head_dim, dtype=torch.bfloat16, device=device)
+    on_the_lattice = torch.arange(500, device=device) % 100 % 3 == 1
+    table = torch.ones(1, 2, dtype=torch.int64)
+    options: dict[str, Any] = {"head_offsets": table}
+    before = torch.ops.dilated.attention(q, k, v, [100], [3], **options)
+    for spoiled in (k, v):
+        spoiled[:, ~on_the_lattice] = torch.nan
+    after = torch.ops.dilated.attention(q, k, v, [100], [3], **options)
+    for a, b in zip(before, after, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("head_dim", [48, 128])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_long_outputs_repeat_to_the_bit(head_dim: int, is_causal: bool, device: str) -> None:
+    """With more tiles than a GPU runs at once, while its caches are cold and warm."""
+    seq_len = 9001 if device == "cuda" else 901
+    tensors = make_qkv(seq_len, 6, head_dim, dtype=torch.bfloat16, device=device)
+    lengths, rates = [seq_len // 20, seq_len // 3, seq_len], [1, 2, 8]
+    with deterministic_mode():
+        first, *others = (
+            torch.ops.dilated.attention(*tensors, lengths, rates, is_causal=is_causal)
+            for _ in range(20)
+        )
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
