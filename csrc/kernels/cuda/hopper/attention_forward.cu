@@ -9,6 +9,9 @@ namespace {
 
 cudaError_t encode_maps(const KeyStrides& strides, const ForwardArgs& args, const Rows& rows,
                         int32_t keys, KeyMaps& maps) {
+  if (args.keys == 0) {
+    return cudaSuccess;  // and nothing to copy
+  }
   for (int32_t i = 0; i < strides.count; ++i) {
     for (const bool whole : {true, false}) {
       const cudaError_t error =

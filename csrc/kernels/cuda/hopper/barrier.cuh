@@ -64,6 +64,15 @@ __device__ inline void publish_barriers() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
+/// A barrier of some warps, by number: `threads` in all, of which some wait and others only arrive.
+/// Those that wait see what the others wrote before.
+__device__ inline void sync_threads(int barrier, int threads) {
+  asm volatile("barrier.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+__device__ inline void arrive_at(int barrier, int threads) {
+  asm volatile("barrier.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
 /// What this thread wrote to shared memory becomes visible to tensor cores and copy engines.
 __device__ inline void publish_to_async_proxy() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

@@ -27,6 +27,19 @@ struct HopperCall {
   KeyMaps key, value;
 };
 
+/// Rows of queries to compute.
+template <int kRows, int kGroups>
+struct alignas(16) Item {
+  RowTileList<kRows> rows;
+  WorkItem work;
+  Window seen[kGroups];  // what some row of each warpgroup sees
+  Window seen_by_all;
+  Window seen_by_some;
+  int32_t key_tiles;
+  int32_t is_split;  // warpgroups share keys instead of rows
+  int32_t is_last;   // there are no more items, and this is none
+};
+
 template <int kWidth_>
 struct ForwardShape {
   static constexpr int kWidth = kWidth_;
@@ -37,19 +50,10 @@ struct ForwardShape {
   static constexpr int kSlots = kKeys / kSlotRows;
   static constexpr int kPanels = kTile.panels();
   static constexpr int kGroupRows = 64, kGroups = 2, kRows = kGroups * kGroupRows;
+  using QueryItem = Item<kRows, kGroups>;
   static constexpr int kThreads = 128 * (1 + kGroups);
   static constexpr int kQueryPanelBytes = kGroupRows * kPanelRowBytes;
   static constexpr int kKeyPanelBytes = kKeys * kPanelRowBytes;
-};
-
-/// A tile of queries to compute.
-template <int kRows>
-struct alignas(16) Item {
-  RowTileList<kRows> rows;
-  WorkItem work;
-  Windows windows;  // of the rows
-  int32_t key_tiles;
-  int32_t is_last;  // and no tile at all
 };
 
 /// Full: whoever fills it is done; empty: all who read it are.
@@ -66,7 +70,7 @@ struct ForwardMemory {
   alignas(1024) unsigned char key[Shape::kKeyStages][Shape::kPanels * Shape::kKeyPanelBytes];
   alignas(1024) unsigned char value[Shape::kValueStages][Shape::kPanels * Shape::kKeyPanelBytes];
   KeySlots<Shape::kSlots> lists[Shape::kKeyStages];
-  Item<Shape::kRows> items[Shape::kItems];
+  typename Shape::QueryItem items[Shape::kItems];
   SlotCursor cursor;  // of the warp that copies keys
   Handover item_turns[Shape::kItems], query_turns[Shape::kQueries], key_turns[Shape::kKeyStages],
       value_turns[Shape::kValueStages];

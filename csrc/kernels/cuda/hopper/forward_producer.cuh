@@ -25,7 +25,7 @@ __device__ inline int32_t count_slots(const KeyStrides& strides, const TableView
 /// Warp 1: the tile's rows, what they see and how many tiles of keys that takes.
 template <typename Shape>
 __device__ void list_item(const HopperCall& hopper, const TableView& table, const WorkItem& work,
-                          Item<Shape::kRows>& item) {
+                          typename Shape::QueryItem& item) {
   const int lane = threadIdx.x % 32;
   const ForwardArgs& args = hopper.call.args;
   __syncwarp();
@@ -43,14 +43,27 @@ __device__ void list_item(const HopperCall& hopper, const TableView& table, cons
     item.rows.position[first + lane] = row[0].position;
   }
   __syncwarp();
-  Windows windows;
+  Windows windows[Shape::kGroups];
   if (has_windows(work, args)) {
-    windows = windows_of(item.rows, args.is_causal, /*over_keys=*/false);
+#pragma unroll
+    for (int group = 0; group < Shape::kGroups; ++group) {
+      const int first = group * Shape::kGroupRows + lane;
+      const Window rows[2]{window_of(item.rows, first, args.is_causal, /*over_keys=*/false),
+                           window_of(item.rows, first + 32, args.is_causal, /*over_keys=*/false)};
+      windows[group] = join_windows(rows);
+    }
   }
-  const int32_t slots = count_slots(hopper.strides, table, work, windows.some);
+  const Window some{min(windows[0].some.first, windows[1].some.first),
+                    max(windows[0].some.last, windows[1].some.last)};
+  const int32_t slots = count_slots(hopper.strides, table, work, some);
   if (lane == 0) {
-    item.windows = windows;
+    item.seen[0] = windows[0].some;
+    item.seen[1] = windows[1].some;
+    item.seen_by_some = some;
+    item.seen_by_all = {max(windows[0].all.first, windows[1].all.first),
+                        min(windows[0].all.last, windows[1].all.last)};
     item.key_tiles = (slots + Shape::kSlots - 1) / Shape::kSlots;
+    item.is_split = item.rows.count <= Shape::kGroupRows;
   }
   __syncwarp();
 }
@@ -72,7 +85,7 @@ __device__ void list_items(const HopperCall& hopper, const TableView& table,
       continue;
     }
     Handover& handover = memory.item_turns[turn.index];
-    Item<Shape::kRows>& item = memory.items[turn.index];
+    typename Shape::QueryItem& item = memory.items[turn.index];
     handover.empty.wait(turn.empty_parity());
     if (index >= items) {
       item.is_last = true;
@@ -101,7 +114,7 @@ __device__ void copy_queries(const HopperCall& hopper, ForwardMemory<Shape>& mem
 #pragma unroll 1
   for (;;) {
     memory.item_turns[items.index].full.wait(items.full_parity());
-    const Item<Shape::kRows>& item = memory.items[items.index];
+    const typename Shape::QueryItem& item = memory.items[items.index];
     if (item.is_last) {
       return;
     }
@@ -110,8 +123,9 @@ __device__ void copy_queries(const HopperCall& hopper, ForwardMemory<Shape>& mem
         row_source(row_at<uint16_t>(args.query, work.batch, work.tile.row_shift, work.head),
                    args.query, args.head_dim);
     memory.query_turns[queries.index].empty.wait(queries.empty_parity());
+    const int rows = item.is_split ? Shape::kGroupRows : Shape::kRows;
 #pragma unroll 2
-    for (int i = thread; i < Shape::kRows * kChunks; i += kThreads) {
+    for (int i = thread; i < rows * kChunks; i += kThreads) {
       const int row = i / kChunks, chunk = i % kChunks;
       unsigned char* group = memory.query[queries.index][row / Shape::kGroupRows];
       const uint32_t to = shared_address(group) + chunk / 8 * Shape::kQueryPanelBytes +
@@ -163,18 +177,18 @@ __device__ void copy_keys(const HopperCall& hopper, const TableView& table,
 #pragma unroll 1
   for (;;) {
     memory.item_turns[items.index].full.wait(items.full_parity());
-    const Item<Shape::kRows>& item = memory.items[items.index];
+    const typename Shape::QueryItem& item = memory.items[items.index];
     if (item.is_last) {
       return;
     }
     const int32_t key_tiles = item.key_tiles, batch = item.work.batch;
     const int32_t head = item.work.head / hopper.call.heads_per_key_head;
     const int32_t* shifts = table.shifts() + item.work.tile.first_stretch;
-    const Window all = item.windows.all;
+    const Window all = item.seen_by_all;
     SlotCursor& cursor = memory.cursor;
     if (lane == 0) {
       cursor = {hopper.strides, table.runs() + item.work.group.column_runs,
-                item.work.group.column_run_count, item.work.tile.origin, item.windows.some};
+                item.work.group.column_run_count, item.work.tile.origin, item.seen_by_some};
     }
     __syncwarp();
 #pragma unroll 1
@@ -187,6 +201,17 @@ __device__ void copy_keys(const HopperCall& hopper, const TableView& table,
       const bool is_like_first = multiplicity == __shfl_sync(kAllLanes, multiplicity, 0);
       const bool is_masked = __any_sync(
           kAllLanes, is_used && slot.count > 0 && !(sees(all, slot.first) && sees(all, last)));
+      int32_t takers = 1 << tile % Shape::kGroups;
+      if (!item.is_split) {
+        takers = 0;
+#pragma unroll
+        for (int group = 0; group < Shape::kGroups; ++group) {
+          const Window seen = item.seen[group];
+          const bool is_seen =
+              is_used && slot.count > 0 && last >= seen.first && slot.first <= seen.last;
+          takers |= __any_sync(kAllLanes, is_seen) ? 1 << group : 0;
+        }
+      }
       const bool is_full =
           __all_sync(kAllLanes, !is_used || (is_like_first && slot.count == kSlotRows));
       const int32_t rows = static_cast<int32_t>(
@@ -207,6 +232,7 @@ __device__ void copy_keys(const HopperCall& hopper, const TableView& table,
       if (lane == 0) {
         list.is_plain = is_full && !is_masked;
         list.is_masked = is_masked;
+        list.takers = takers;
       }
       __syncwarp();
       const auto copy = [&](const KeyMaps& maps, unsigned char* to, Barrier& done) {

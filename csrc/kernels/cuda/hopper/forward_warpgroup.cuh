@@ -1,5 +1,6 @@
 // What a warpgroup does with its 64 rows: scores, running softmax and output. A warp has 16 of
-// them.
+// them. An item of 128 rows is shared by rows, one of 64 by keys: both warpgroups have all its
+// rows, take tiles of its keys in turn, and one merges their results.
 //
 // While the tensor cores multiply tile i's weights with its values, the warps weigh tile i + 1. As
 // in the portable kernel, most tiles keep the reference that weights are taken against. Where
@@ -39,16 +40,12 @@ class ForwardWarpgroup {
       if (item_->is_last) {
         return;
       }
-      const int32_t rows = item_->rows.count - group_ * Shape::kGroupRows;
       Handover& query = memory_.query_turns[queries.index];
-      query_ = memory_.query[queries.index][group_];
+      first_row_ = item_->is_split ? 0 : group_ * Shape::kGroupRows;
+      query_ = memory_.query[queries.index][first_row_ / Shape::kGroupRows];
       query.full.wait(queries.full_parity());
-      if (rows > 0) {
-        attend();
-        finish(rows);
-      } else {
-        skip();
-      }
+      attend();
+      finish();
       __syncwarp();
       release(query);
       release(item);
@@ -64,70 +61,106 @@ class ForwardWarpgroup {
       handover.empty.arrive();
     }
   }
-  __device__ Handover& key_turn() { return memory_.key_turns[keys_.index]; }
-  __device__ Handover& value_turn() { return memory_.value_turns[values_.index]; }
+  __device__ const KeySlots<Shape::kSlots>& list() const { return memory_.lists[keys_.index]; }
+  __device__ void wait_for_keys() { memory_.key_turns[keys_.index].full.wait(keys_.full_parity()); }
   __device__ void release_keys() {
     __syncwarp();  // all lanes have read the list
-    release(key_turn());
+    release(memory_.key_turns[keys_.index]);
     keys_.advance();
   }
+  __device__ void wait_for_values() {
+    memory_.value_turns[values_.index].full.wait(values_.full_parity());
+  }
   __device__ void release_values() {
-    release(value_turn());
+    release(memory_.value_turns[values_.index]);
     values_.advance();
   }
-
-  __device__ void skip() {
-    for (int32_t tile = 0; tile < item_->key_tiles; ++tile) {
-      key_turn().full.wait(keys_.full_parity());
-      release_keys();
-      value_turn().full.wait(values_.full_parity());
+  /// Those of tiles that were passed.
+  __device__ void pass_values() {
+    for (; passed_ > 0; --passed_) {
+      wait_for_values();
       release_values();
     }
   }
 
+  /// The item's list: the tiles of it that this warpgroup takes.
   __device__ void attend() {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       reference_[r] = negative_infinity();
       sum_[r] = 0;
     }
-    const int32_t tiles = item_->key_tiles;
-    if (tiles == 0) {
-      set_zero(out_);
-      return;
+    has_out_ = false;
+    tiles_ = item_->key_tiles;
+    while (find_tile(INT_MAX)) {
+      begin();
+      while (find_tile(1)) {
+        go_on();
+      }
+      end();
     }
-    key_turn().full.wait(keys_.full_parity());
+    if (!has_out_) {
+      set_zero(out_);
+    }
+  }
+
+  /// Waits for the next tile that this warpgroup takes, and passes others. False if there is none,
+  /// or if it would have to pass more than `most`: without the values that this warpgroup still
+  /// needs, the other can't go on for ever.
+  __device__ bool find_tile(int most) {
+    for (; tiles_ > 0; --tiles_) {
+      wait_for_keys();
+      if ((list().takers >> group_ & 1) != 0) {
+        return true;
+      }
+      if (passed_ == most) {
+        return false;
+      }
+      release_keys();
+      ++passed_;
+      if (most == INT_MAX) {
+        pass_values();
+      }
+    }
+    return false;
+  }
+
+  /// A tile, but for its values.
+  __device__ void begin() {
     multiply_keys();
     wait_for_products<0>();
-    weigh_first();
+    weigh_alone();
     release_keys();
     pack_weights();
-    int adds = 0;
-#pragma unroll 1
-    for (int32_t tile = 1; tile < tiles; ++tile) {
-      key_turn().full.wait(keys_.full_parity());
-      multiply_keys();
-      value_turn().full.wait(values_.full_parity());
-      multiply_values(adds);
-      adds = 1;
-      wait_for_products<1>();
-      float factor[2]{1, 1};
-      const bool is_moved = weigh(factor);
-      release_keys();
-      wait_for_products<0>();
-      release_values();
-      if (is_moved) {
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          scale_row(out_, r, factor[r]);
-        }
-      }
-      pack_weights();
-    }
-    value_turn().full.wait(values_.full_parity());
-    multiply_values(adds);
+    --tiles_;
+  }
+
+  /// The values of the tile before, and the next but for its values.
+  __device__ void go_on() {
+    multiply_keys();
+    wait_for_values();
+    multiply_values();
+    wait_for_products<1>();
+    float factor[2];
+    const bool is_moved = weigh(factor);
+    release_keys();
     wait_for_products<0>();
     release_values();
+    pass_values();
+    if (is_moved) {
+      scale_out(factor);
+    }
+    pack_weights();
+    --tiles_;
+  }
+
+  /// The values of the tile before.
+  __device__ void end() {
+    wait_for_values();
+    multiply_values();
+    wait_for_products<0>();
+    release_values();
+    pass_values();
   }
 
   /// Begins scores = Q K^T.
@@ -145,17 +178,19 @@ class ForwardWarpgroup {
     commit_products();
   }
 
-  /// Begins out = (adds ? out : 0) + P V.
-  __device__ void multiply_values(int adds) {
+  /// Begins out += P V.
+  __device__ void multiply_values() {
     const uint64_t value =
         describe(shared_address(memory_.value[values_.index]), Shape::kKeyPanelBytes);
     begin_products();
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      Product<Element, Shape::kWidth>::weights(
-          out_[0], weights_[step][0], value + step * 16 * kPanelRowBytes / 16, step > 0 ? 1 : adds);
+      Product<Element, Shape::kWidth>::weights(out_[0], weights_[step][0],
+                                               value + step * 16 * kPanelRowBytes / 16,
+                                               step > 0 || has_out_);
     }
     commit_products();
+    has_out_ = true;
   }
 
   __device__ void pack_weights() {
@@ -165,17 +200,27 @@ class ForwardWarpgroup {
     }
   }
 
-  /// Scores to weights, where there is no reference yet.
-  __device__ void weigh_first() {
-    const KeySlots<Shape::kSlots>& list = memory_.lists[keys_.index];
+  __device__ void scale_out(const float (&factor)[2]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      scale_row(out_, r, factor[r]);
+    }
+  }
+
+  /// Scores to weights, while no product is under way.
+  __device__ void weigh_alone() {
+    const KeySlots<Shape::kSlots>& list = this->list();
     float sums[2];
-    if (!(list.is_plain && find_references(list.slots[0].bias_log2))) {
+    if (!has_out_ && list.is_plain && find_references(list.slots[0].bias_log2)) {
+      weigh_plain(list.slots[0].bias_log2, sums);
+    } else {
       float factor[2];
       apply_biases(list);
       move_references(factor);
       weigh_logits(sums);
-    } else {
-      weigh_plain(list.slots[0].bias_log2, sums);
+      if (has_out_) {
+        scale_out(factor);
+      }
     }
     add_sums(sums, list);
   }
@@ -201,7 +246,7 @@ class ForwardWarpgroup {
 
   /// Scores to weights. True if references moved: out is to be multiplied by `factor`.
   __device__ bool weigh(float (&factor)[2]) {
-    const KeySlots<Shape::kSlots>& list = memory_.lists[keys_.index];
+    const KeySlots<Shape::kSlots>& list = this->list();
     float sums[2];
     if (list.is_plain) {
       weigh_plain(list.slots[0].bias_log2, sums);
@@ -359,21 +404,29 @@ class ForwardWarpgroup {
     });
   }
 
-  __device__ void finish(int32_t rows);
+  __device__ void finish();
+  __device__ void normalize(float (&lse)[2]);
+  __device__ void hand_over(const float (&lse)[2]);
+  __device__ void take_over(float (&lse)[2]);
+  __device__ void write_out(const float (&lse)[2], int32_t rows);
 
-  /// Row of the tile, of the warpgroup's 64.
+  /// Of the warpgroup's 64.
   __device__ int group_row(int r) const {
     return threadIdx.x / 32 % 4 * 16 + r * 8 + threadIdx.x % 32 / 4;
   }
-  __device__ int item_row(int r) const { return group_ * Shape::kGroupRows + group_row(r); }
-  __device__ int32_t row_position(int r) const { return item_->rows.position[item_row(r)]; }
+  __device__ int32_t row_position(int r) const {
+    return item_->rows.position[first_row_ + group_row(r)];
+  }
   /// Ends before the position of keys that don't exist.
   __device__ Window seen_window(int r) const {
-    Window window = window_of(item_->rows, item_row(r), call_.args.is_causal, /*over_keys=*/false);
+    Window window = window_of(item_->rows, first_row_ + group_row(r), call_.args.is_causal,
+                              /*over_keys=*/false);
     window.last = min(window.last, INT_MAX - 1);
     return window;
   }
 
+  // Barriers of the warpgroups among themselves; 0 is __syncthreads's.
+  static constexpr int kQueryIsRead = 1, kResultIsWritten = 2, kResultIsRead = 3;
   static constexpr float kLargestSum = 32768, kLargestReference = 256;
 
   const ForwardCall& call_;
@@ -381,23 +434,39 @@ class ForwardWarpgroup {
   const int group_;
   Turn<Shape::kKeyStages> keys_;
   Turn<Shape::kValueStages> values_;
-  const Item<Shape::kRows>* item_;
+  typename Shape::QueryItem* item_;
   unsigned char* query_;
+  int first_row_;   // of the item
+  int tiles_;       // of its list, that are left
+  int passed_ = 0;  // tiles since the last taken one, whose values are still to be passed
+  bool has_out_;
   Accumulators<1, kKeyTiles> scores_;
   Accumulators<1, Shape::kWidth / 8> out_;
   uint32_t weights_[kSteps][1][4];
   float reference_[2], sum_[2];
 };
 
-/// Normalises, and writes the rows that exist, rounded once, through the queries' memory, of which
-/// each warp uses its own rows; lse as natural logarithm.
+/// Normalizes and writes the rows that exist; of an item whose keys are split, the first warpgroup
+/// does, with the second one's result.
 template <typename Element, typename Shape>
-__device__ void ForwardWarpgroup<Element, Shape>::finish(int32_t rows) {
-  const ForwardArgs& args = call_.args;
-  const WorkItem& work = item_->work;
-  const float zero_keys = static_cast<float>(work.group.zero_keys);
-  const int64_t head_row =
-      (work.batch * args.heads + work.head) * args.queries + work.tile.row_shift;
+__device__ void ForwardWarpgroup<Element, Shape>::finish() {
+  float lse[2];
+  normalize(lse);
+  if (item_->is_split && group_ == 1) {
+    hand_over(lse);
+    return;
+  }
+  if (item_->is_split) {
+    take_over(lse);
+  }
+  write_out(lse, item_->rows.count - first_row_);
+}
+
+template <typename Element, typename Shape>
+__device__ void ForwardWarpgroup<Element, Shape>::normalize(float (&lse)[2]) {
+  // Those of padding, once an item.
+  const bool has_zeros = !(item_->is_split && group_ == 1);
+  const float zero_keys = has_zeros ? static_cast<float>(item_->work.group.zero_keys) : 0;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     float sum = quad_sum(sum_[r]);
@@ -408,14 +477,66 @@ __device__ void ForwardWarpgroup<Element, Shape>::finish(int32_t rows) {
       factor = exp_approx(reference_[r] - reference);
       sum = sum * factor + zero_keys * exp_approx(-reference);
     }
-    scale_row(out_, r,
-              sum == 0 ? 0 : factor * reciprocal_approx(sum * (1 - args.dropout.probability)));
-    if (threadIdx.x % 4 == 0 && group_row(r) < rows) {
-      static_cast<float*>(args.lse)[head_row + row_position(r)] =
-          sum == 0 ? negative_infinity() : reference + logf(sum);
+    const float kept = 1 - call_.args.dropout.probability;
+    scale_row(out_, r, sum == 0 ? 0 : factor * reciprocal_approx(sum * kept));
+    lse[r] = sum == 0 ? negative_infinity() : reference + logf(sum);
+  }
+}
+
+/// Through the queries' memory and the part of the item's list of rows that has no rows: each
+/// thread gets what the same thread of the other warpgroup has.
+template <typename Element, typename Shape>
+__device__ void ForwardWarpgroup<Element, Shape>::hand_over(const float (&lse)[2]) {
+  sync_threads(kQueryIsRead, 256);
+  float* to = reinterpret_cast<float*>(query_) + threadIdx.x % 128;
+  for_each_pair(out_, [&](const float* pair, int r, int n) {
+    to[((n * 2 + r) * 2) * 128] = pair[0];
+    to[((n * 2 + r) * 2 + 1) * 128] = pair[1];
+  });
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    if (threadIdx.x % 4 == 0) {
+      item_->rows.position[Shape::kGroupRows + group_row(r)] = __float_as_int(lse[r]);
     }
   }
-  const int lane = threadIdx.x % 32, first_row = threadIdx.x / 32 % 4 * 16;
+  arrive_at(kResultIsWritten, 256);
+}
+
+template <typename Element, typename Shape>
+__device__ void ForwardWarpgroup<Element, Shape>::take_over(float (&lse)[2]) {
+  arrive_at(kQueryIsRead, 256);
+  sync_threads(kResultIsWritten, 256);
+  const float* from = reinterpret_cast<const float*>(query_) + threadIdx.x % 128;
+  Merged merged[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int row = Shape::kGroupRows + group_row(r);
+    merged[r] = merge(__int_as_float(item_->rows.position[row]), lse[r]);
+    lse[r] = merged[r].lse;
+  }
+  for_each_pair(out_, [&](float* pair, int r, int n) {
+    const float* other = from + (n * 2 + r) * 2 * 128;
+    pair[0] = pair[0] * merged[r].block_weight + other[0] * merged[r].running_weight;
+    pair[1] = pair[1] * merged[r].block_weight + other[128] * merged[r].running_weight;
+  });
+  sync_threads(kResultIsRead, 128);
+}
+
+/// Rounded once, through the queries' memory, of which each warp uses its own rows; lse as natural
+/// logarithm.
+template <typename Element, typename Shape>
+__device__ void ForwardWarpgroup<Element, Shape>::write_out(const float (&lse)[2], int32_t rows) {
+  const ForwardArgs& args = call_.args;
+  const WorkItem& work = item_->work;
+  float* lse_row = static_cast<float*>(args.lse) +
+                   (work.batch * args.heads + work.head) * args.queries + work.tile.row_shift;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    if (threadIdx.x % 4 == 0 && group_row(r) < rows) {
+      lse_row[row_position(r)] = lse[r];
+    }
+  }
+  const int lane = threadIdx.x % 32;
   __syncwarp();
   for_each_pair(out_, [&](const float* pair, int r, int n) {
     *reinterpret_cast<uint32_t*>(query_ + n / 8 * Shape::kQueryPanelBytes +
@@ -426,13 +547,12 @@ __device__ void ForwardWarpgroup<Element, Shape>::finish(int32_t rows) {
   uint16_t* origin = row_at<uint16_t>(args.out, work.batch, work.tile.row_shift, work.head);
   constexpr int kChunks = Shape::kWidth / 8;
   for (int i = lane; i < 16 * kChunks; i += 32) {
-    const int row = first_row + i / kChunks, chunk = i % kChunks;
+    const int row = threadIdx.x / 32 % 4 * 16 + i / kChunks, chunk = i % kChunks;
     if (row < rows && chunk * 8 < args.head_dim) {
-      const int32_t position = item_->rows.position[group_ * Shape::kGroupRows + row];
-      uint16_t* to = origin + position * args.out.strides.row + chunk * 8;
-      const unsigned char* from =
-          query_ + chunk / 8 * Shape::kQueryPanelBytes + Swizzle<8>::offset(row, chunk % 8);
-      *reinterpret_cast<int4*>(to) = *reinterpret_cast<const int4*>(from);
+      const int32_t position = item_->rows.position[first_row_ + row];
+      *reinterpret_cast<int4*>(origin + position * args.out.strides.row + chunk * 8) =
+          *reinterpret_cast<const int4*>(query_ + chunk / 8 * Shape::kQueryPanelBytes +
+                                         Swizzle<8>::offset(row, chunk % 8));
     }
   }
 }

@@ -33,7 +33,8 @@ struct alignas(16) KeySlots {
   Slot slots[kSlots];
   int32_t is_plain;   // there is a key in every row, with the same bias, which all queries see
   int32_t is_masked;  // some query does not see some key
-  int32_t reserved[2];
+  int32_t takers;     // a bit for each warpgroup
+  int32_t reserved;
 };
 
 /// Which of the strides, that have tensor maps, this is; -1: none.

@@ -36,7 +36,7 @@ struct ForwardTile {
  private:
   static constexpr size_t kAlignment = 1024;  // which the start of a block's memory doesn't have
   static constexpr size_t kSlotBytes = 16, kBarrierBytes = 8;
-  static constexpr size_t kItemBytes = row_list_bytes(kRows) + 96;
+  static constexpr size_t kItemBytes = row_list_bytes(kRows) + 128;
 };
 
 /// Wider ones would take more registers than a thread has.
