@@ -65,7 +65,7 @@ def compare(base: Sequence[float], other: Sequence[float], seed: int = 0) -> Com
         ValueError: not as many of one as of the other, or none.
     """
     if len(base) != len(other) or not base:
-        raise ValueError(f"pairs are needed, got {len(base)} and {len(other)} measurements")
+        raise ValueError(f"base and other must be pairs, got {len(base)} and {len(other)}")
     rng = random.Random(seed)
     ratios = [b / a for a, b in zip(base, other, strict=True)]
     medians = [median(rng.choices(ratios, k=len(ratios))) for _ in range(RESAMPLES)]

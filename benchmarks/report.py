@@ -81,7 +81,7 @@ def replace_section(text: str, name: str, body: str) -> str:
     """Puts `body` between the comments `name` and `/name`; ValueError if they are not there."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ValueError(f"the text must hold {begin} and then {end}, once each")
+        raise ValueError(f"text must hold {begin} and then {end}, once each, got {text[:200]!r}")
     before, rest = text.split(begin)
     return f"{before}{begin}\n{body}\n{end}{rest.split(end)[1]}"
 

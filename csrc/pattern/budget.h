@@ -41,7 +41,7 @@ class Budget {
 
  private:
   [[noreturn]] void refuse_bytes() const;
-  [[noreturn]] void refuse(const std::string& rule_and_value) const;
+  [[noreturn]] void refuse(const std::string& rule, const std::string& value) const;
   void look_up();
 
   const PatternSpec& spec_;

@@ -96,7 +96,7 @@ def test_a_small_sure_difference_and_a_large_unsure_one_are_none() -> None:
 
 def test_pairs_are_needed() -> None:
     for base, other in (([], []), ([1.0], [1.0, 2.0])):
-        with pytest.raises(ValueError, match="pairs are needed"):
+        with pytest.raises(ValueError, match="base and other must be pairs, got"):
             compare(base, other)
 
 
