@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .cache_steps import PARTS
-from .cache_tables import compare_rows, find, workloads
-from .readme_tables import PEERS, Line
+from .cache_tables import by_workload, compare_rows, samples_of_both
+from .readme_tables import PEERS, Case
 from .results import IMPLS, Document
 from .tables import shape
 from .workloads import Ceilings, Workload, floor
@@ -35,22 +35,22 @@ def _figure(width: float, height: float) -> Any:
 
 def _save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path, format=path.suffix[1:] or "svg", metadata={"Date": None})
 
 
-def draw_speed(line: Line, path: Path) -> None:
+def draw_speed(case: Case, path: Path) -> None:
     """Bars of milliseconds, forward beside forward and backward: this library and its peers."""
     figure = _figure(8.0, 2.4)
-    what = f"{_thousands(shape(line.workload))}, {line.document['device']}"
-    figure.suptitle(f"LongNet's branches, {what}", fontsize=10)
+    what = re.sub(r"\b\d{4,}\b", lambda size: f"{int(size[0]):,}", shape(case.workload))
+    figure.suptitle(f"LongNet's branches, {what}, {case.document['device']}", fontsize=10)
     names = {"ours": "this library", "sdpa-views": PEERS["sdpa-views"], **PEERS}
     panels = (("fwd", "forward"), ("fwd+bwd", "forward and backward"))
     for axes, (pass_, title) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
         for place, impl in enumerate(names):
-            row = line.row(impl, pass_)
-            ms = 0.0 if row is None else row["ms"]
+            row = case.row(impl, pass_)
+            ms = row.get("ms", 0.0)
             axes.barh(place, ms, color="tab:blue" if impl == "ours" else "0.75")
-            text = "not measured" if row is None else f"{ms:.3g}"
+            text = f"{ms:.3g}" if row else "not measured"
             axes.annotate(text, (ms, place), (4, 0), textcoords="offset points", va="center")
         axes.margins(x=0.2)
         axes.set_yticks(range(len(names)), list(names.values()))
@@ -58,10 +58,6 @@ def draw_speed(line: Line, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     axes.invert_yaxis()  # shared
     _save(figure, path)
-
-
-def _thousands(text: str) -> str:
-    return " ".join(f"{int(word):,}" if word.isdigit() else word for word in text.split(" "))
 
 
 def points(measured: Measured, field: str) -> Points:
@@ -83,26 +79,26 @@ def points(measured: Measured, field: str) -> Points:
 
 def draw_lengths(measured: Measured, folder: Path) -> None:
     """time.svg and memory.svg, from the "scale-N" workloads."""
-    _draw_points(points(measured, "ms"), "milliseconds, forward", folder / "time.svg")
-    label = "MiB beyond the inputs, forward"
-    _draw_points(points(measured, "peak_mib"), label, folder / "memory.svg")
-
-
-def _draw_points(series: Points, label: str, path: Path) -> None:
-    figure = _figure(6.4, 4.2)
-    axes = figure.subplots()
-    for name, values in series.items():
-        style = "k--" if name == _FLOOR else "o-"
-        weight = 2.5 if name == "ours" else 1.2
-        axes.loglog(*zip(*values, strict=True), style, label=name, linewidth=weight, markersize=4)
-    lengths = sorted({length for values in series.values() for length, _ in values})
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(lengths, [f"{length // 1024}K" for length in lengths])
-    axes.set_xlabel("positions")
-    axes.set_ylabel(label)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    _save(figure, path)
+    for field, label, name in (
+        ("ms", "milliseconds, forward", "time"),
+        ("peak_mib", "MiB beyond the inputs, forward", "memory"),
+    ):
+        figure = _figure(6.4, 4.2)
+        axes = figure.subplots()
+        series = points(measured, field)
+        for impl, values in series.items():
+            style = "k--" if impl == _FLOOR else "o-"
+            width = 2.5 if impl == "ours" else 1.2
+            places = zip(*values, strict=True)
+            axes.loglog(*places, style, label=impl, linewidth=width, markersize=4)
+        lengths = sorted({length for values in series.values() for length, _ in values})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(lengths, [f"{length // 1024}K" for length in lengths])
+        axes.set_xlabel("positions")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+        _save(figure, folder / f"{name}.svg")
 
 
 def draw_caches(document: Document, folder: Path) -> None:
@@ -116,12 +112,11 @@ def _draw_ratios(document: Document, path: Path) -> None:
     figure = _figure(6.4, 3.2)
     axes = figure.subplots()
     drawn: list[str] = []
-    for name in workloads(document):
-        v2, v3 = (find(document, name, cache) for cache in ("v2", "v3"))
-        if v2 is None or v3 is None or (c := compare_rows(v2, v3)) is None:
+    for name, rows in by_workload(document).items():
+        both = rows.get("v2", {}), rows.get("v3", {})
+        if (c := compare_rows(*both)) is None:
             continue
-        rounds = [index for index in v2["samples_ms"] if index in v3["samples_ms"]]
-        ratios = [v3["samples_ms"][index] / v2["samples_ms"][index] for index in rounds]
+        ratios = [v3 / v2 for v2, v3 in zip(*samples_of_both(*both), strict=True)]
         axes.plot([len(drawn)] * len(ratios), ratios, ".", color="0.7", zorder=1)
         errors = [[c.ratio - c.low], [c.high - c.ratio]]
         axes.errorbar(len(drawn), c.ratio, yerr=errors, fmt="o", color="C0", capsize=6, zorder=2)
@@ -137,18 +132,16 @@ def _draw_splits(document: Document, path: Path) -> None:
     """Bars of the parts for each workload and cache, in shares of V2's step."""
     figure = _figure(6.4, 4.2)
     axes, labels, place = figure.subplots(), [], 0.0
-    for name in workloads(document):
-        base = find(document, name, "v2")
-        for row in document["rows"]:
-            if row["workload"] != name or base is None:
-                continue
+    for name, rows in by_workload(document).items():
+        whole = rows.get("v2", {}).get("ms")
+        for cache, row in rows.items() if whole else ():
             left = 0.0
             for number, part in enumerate(PARTS):
-                share = row[f"{part}_ms"] / base["ms"]
+                share = row[f"{part}_ms"] / whole
                 axes.barh(place, share, left=left, color=f"C{number}", label=part)
                 left += share
-            axes.plot(row["ms"] / base["ms"], place, "k|", markersize=10)
-            labels.append((place, f"{name}, {row['cache']}"))
+            axes.plot(row["ms"] / whole, place, "k|", markersize=10)
+            labels.append((place, f"{name}, {cache}"))
             place -= 1
         place -= 0.5
     axes.set_yticks([at for at, _ in labels], [label for _, label in labels], fontsize=8)
@@ -202,12 +195,12 @@ def hidden(exchange: Sequence[Interval], compute: Sequence[Interval]) -> float:
     return covered / total if total else 1.0
 
 
-def draw_timeline(options: argparse.Namespace) -> Path:
+def draw_timeline(trace: Path, picture: Path) -> None:
     """When a rank computed and when it exchanged, from a profiler trace of a ring's launch.
 
     python -m benchmarks.bench timeline trace/llm-256k-whole-auto-full-rank0.json ring.svg
     """
-    intervals = read_trace(json.loads(options.trace.read_text()))
+    intervals = read_trace(json.loads(trace.read_text()))
     origin = min(begin for some in intervals.values() for begin, _ in some)
     figure = _figure(8.0, 1.8)
     axes = figure.subplots()
@@ -217,5 +210,4 @@ def draw_timeline(options: argparse.Namespace) -> Path:
     share = hidden(intervals[EXCHANGE], intervals[COMPUTE])
     axes.set_yticks([0, 1], [EXCHANGE, COMPUTE])
     axes.set_xlabel(f"milliseconds; {share:.0%} of the exchange under computation")
-    _save(figure, options.picture)
-    return Path(options.picture)
+    _save(figure, picture)

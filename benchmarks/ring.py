@@ -11,11 +11,11 @@ is what the busiest rank sends.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,8 +26,7 @@ from .peers.calls import Inputs, reason
 from .peers.ring import NAMES, SINGLE, STRATEGIES, Case, Launches, make_launches, without_exchange
 from .plots import DRAWN
 from .results import Row, Run, names
-from .tables import title
-from .timing import Stopwatch, Timing, peak_mib, summarize
+from .timing import Launch, Stopwatch, Timing, peak_mib, summarize
 from .workloads import WORKLOADS
 
 ON_CPU = "what travels is that of GPUs; the times are those of gloo and of the CPU kernels."
@@ -46,40 +45,34 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trace", type=Path, help="a folder for one profiler trace a rank")
 
 
-def connect(device_type: str) -> tuple[dist.ProcessGroup, torch.device]:
+def connect(device: torch.device) -> dist.ProcessGroup:
     """The group that torchrun started this process in."""
-    if device_type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
+    if device.type == "cuda":
         # At usual priority, an exchange that is posted first may begin last: its kernel finds no
         # room on the multiprocessors until the attention's last blocks leave.
         nccl = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
         dist.init_process_group("nccl", device_id=device, pg_options=nccl)
     else:
-        device = torch.device("cpu")
         dist.init_process_group("gloo")
     assert dist.group.WORLD is not None
-    return dist.group.WORLD, device
+    return dist.group.WORLD
 
 
 class Bench:
     """Launches on all ranks at once; times are the slowest rank's."""
 
     def __init__(
-        self, group: dist.ProcessGroup, stopwatch: Stopwatch, repeats: int, settle_seconds: float
+        self, group: dist.ProcessGroup, stopwatch: Stopwatch, options: argparse.Namespace
     ) -> None:
-        self._group, self._stopwatch = group, stopwatch
-        self._launches, self._settle_seconds = -(-repeats // TURNS), settle_seconds
-        self.protocol = {
-            "turns": TURNS,
-            "launches_a_turn": self._launches,
-            "settle_seconds": settle_seconds,
-        }
+        self.group, self._stopwatch = group, stopwatch
+        self._launches, self._settle_seconds = -(-options.repeats // TURNS), options.settle_seconds
+        counts = {"turns": TURNS, "launches_a_turn": self._launches}
+        self.protocol = {**counts, "settle_seconds": self._settle_seconds}
 
     def largest(self, values: Sequence[float]) -> list[float]:
         """Each value's largest over the ranks."""
         tensor = torch.tensor(values, dtype=torch.float64, device=self._stopwatch.device)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group)
         return [float(value) for value in tensor]
 
     def rows(self, peers: Mapping[str, Launches], pass_: str) -> Iterator[Row]:
@@ -103,7 +96,7 @@ class Bench:
             exposed = timing.ms - self._summarize(alone[name]).ms if name in alone else None
             yield {**timing.columns, "exposed_comm_ms": exposed, **fact}
 
-    def _facts(self, name: str, launch: Callable[[], object], sent: Callable[[], int]) -> Row:
+    def _facts(self, name: str, launch: Launch, sent: Callable[[], int]) -> Row:
         """What does not vary."""
         launch()
         before = sent()
@@ -115,10 +108,10 @@ class Bench:
         return {
             "bytes_per_rank": int(most_sent),
             "peak_mib": None if peak is None else most_memory,
-            "transport": Communicator(self._group.group_name).transport if is_sent else None,
+            "transport": Communicator(self.group.group_name).transport if is_sent else None,
         }
 
-    def _turn(self, launch: Callable[[], object]) -> list[float]:
+    def _turn(self, launch: Launch) -> list[float]:
         """Milliseconds on this rank, after launches until the clock has settled under this load."""
         begin, elapsed = time.monotonic(), 0.0
         while elapsed <= self._settle_seconds:
@@ -126,7 +119,7 @@ class Bench:
             (elapsed,) = self.largest([time.monotonic() - begin])
         return [self._time(launch) for _ in range(self._launches)]
 
-    def _time(self, launch: Callable[[], object]) -> float:
+    def _time(self, launch: Launch) -> float:
         self.largest([0.0])  # all ranks begin together
         self._stopwatch.synchronize()
         return self._stopwatch.ms(launch)
@@ -135,22 +128,16 @@ class Bench:
         return summarize(self.largest(times), len(times))
 
 
-def trace(launches: Launches, path: Path) -> None:
+def trace(launches: Launches, stopwatch: Stopwatch, path: Path) -> None:
     """A forward and backward under the profiler, which `bench timeline` draws.
 
     One before it is in the trace too: ranks begin that one apart, as profilers take their time.
     """
-
-    def launch() -> None:
-        launches.both()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-
     path.parent.mkdir(parents=True, exist_ok=True)
     with torch.profiler.profile() as profiler:
-        launch()
+        stopwatch.wall_ms(launches.both)
         with torch.profiler.record_function(DRAWN):
-            launch()
+            stopwatch.wall_ms(launches.both)
     profiler.export_chrome_trace(str(path))
 
 
@@ -160,55 +147,47 @@ def start(wanted: Sequence[str], case: Case) -> tuple[dict[str, Launches], dict[
     for name in wanted:
         try:
             launches = make_launches(name, case)
-            for method in PASSES.values():
-                getattr(launches, method)()
+            launches.forward()
+            launches.both()
             peers[name] = launches
         except Exception as error:  # of a first launch; it must not end the run
             skipped[name] = reason(error)
     return peers, skipped
 
 
-def measure(options: argparse.Namespace) -> Path:
-    group, device = connect(options.device)
+def measure(run: Run, options: argparse.Namespace) -> None:
+    group = connect(run.device)
     try:
-        return _measure(options, group, device)
+        bench = Bench(group, run.stopwatch, options)
+        run.document |= {"world_size": group.size(), "protocol": bench.protocol}
+        wanted = [WORKLOADS[name] for name in options.workloads]
+        cases = [{"workload": w.name, "causal": causal} for w in wanted for causal in w.causal]
+        for what in run.each(cases, lambda: bench.largest([run.is_late()]) > [0.0]):  # ranks agree
+            _measure_case(run, options, bench, what)
     finally:
         dist.destroy_process_group()
 
 
-def _measure(options: argparse.Namespace, group: dist.ProcessGroup, device: torch.device) -> Path:
-    run = Run("ring", options, device, writes=group.rank() == 0)
-    bench = Bench(group, run.stopwatch, options.repeats, options.settle_seconds)
-    run.document |= {"world_size": group.size(), "protocol": bench.protocol}
-    for name in options.workloads:
-        workload = WORKLOADS[name]
-        workload = replace(workload, seq_len=options.seq_len or workload.seq_len)
-        dtype = workload.torch_dtype if device.type == "cuda" else torch.float32
-        inputs = Inputs.make(workload, device, dtype, seed=0)
-        for causal in workload.causal:
-            (is_late,) = bench.largest([run.is_late()])  # the ranks agree
-            if is_late:
-                run.skip("no time", workload=name, causal=causal)
-                continue
-            case = Case(workload, causal, inputs, group)
-            measure_case(run, options, bench, case)
-            run.write()
-    run.write()
-    return run.path
-
-
-def measure_case(run: Run, options: argparse.Namespace, bench: Bench, case: Case) -> None:
-    what = {"workload": case.workload.name, "causal": case.is_causal}
+def _measure_case(
+    run: Run, options: argparse.Namespace, bench: Bench, what: Mapping[str, Any]
+) -> None:
+    workload = WORKLOADS[what["workload"]]
+    workload = replace(workload, seq_len=options.seq_len or workload.seq_len)
+    dtype = workload.torch_dtype if run.device.type == "cuda" else torch.float32
+    inputs = Inputs.make(workload, run.device, dtype, seed=0)
+    case = Case(workload, what["causal"], inputs, bench.group)
     peers, skipped = start(options.strategies, case)
     for name, why in skipped.items():
         run.skip(why, **what, strategy=name)
     for pass_ in PASSES:
         times = []
         for name, row in zip(peers, bench.rows(peers, pass_), strict=True):
-            ranks = 1 if name == SINGLE else case.group.size()
-            run.rows.append({**what, "strategy": name, "world_size": ranks, "pass": pass_, **row})
+            ranks = 1 if name == SINGLE else bench.group.size()
+            who = {"strategy": name, "world_size": ranks, "pass": pass_}
+            run.rows.append({**what, **who, **row})
             times.append(f"{name} {row['ms']:.4g}")
-        run.say(f"{title(case.workload.name, case.is_causal)}: {', '.join(times)} ms ({pass_})")
+        run.say(f"{workload.title(case.is_causal)}: {', '.join(times)} ms ({pass_})")
     for name, launches in peers.items() if options.trace else ():
-        file = f"{case.workload.name}-{name}-{'causal' if case.is_causal else 'full'}"
-        trace(launches, options.trace / f"{file}-rank{case.group.rank()}.json")
+        file = f"{workload.name}-{name}-{'causal' if case.is_causal else 'full'}"
+        path = options.trace / f"{file}-rank{bench.group.rank()}.json"
+        trace(launches, run.stopwatch, path)

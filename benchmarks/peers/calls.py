@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,8 +12,9 @@ from torch import Tensor
 from ..results import Pass
 from ..workloads import Workload
 
-Gradients = tuple[Tensor, Tensor, Tensor]
+Triple = tuple[Tensor, Tensor, Tensor]  # of query, key and value, or their gradients
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # [B, N, H, D] -> [B, N, H, D]
+Saved = TypeVar("Saved")
 
 
 class UnsupportedError(Exception):
@@ -38,19 +40,16 @@ class Inputs:
     def make(workload: Workload, device: torch.device, dtype: torch.dtype, seed: int) -> Inputs:
         generator = torch.Generator(device).manual_seed(seed)
         shapes = (workload.query_shape, workload.key_shape, workload.key_shape)
-        query, key, value, grad = (
-            torch.randn(shape, generator=generator, device=device, dtype=dtype)
-            for shape in (*shapes, workload.query_shape)
-        )
-        return Inputs(query, key, value, grad)
+        options: dict[str, Any] = {"generator": generator, "device": device, "dtype": dtype}
+        return Inputs(*(torch.randn(s, **options) for s in (*shapes, workload.query_shape)))
 
     @property
-    def qkv(self) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(self) -> Triple:
         return self.query, self.key, self.value
 
     @property
-    def nbytes(self) -> int:
-        return sum(x.nbytes for x in (*self.qkv, self.grad_out))
+    def all(self) -> tuple[Tensor, ...]:
+        return (*self.qkv, self.grad_out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +62,8 @@ class Calls:
     """
 
     forward: Callable[[], Tensor | None]
-    backward: Callable[[], Gradients | None] | None = None
-    both: Callable[[], Gradients | None] | None = None
+    backward: Callable[[], Triple | None] | None = None
+    both: Callable[[], Triple | None] | None = None
     restore: Callable[[Tensor], Tensor] = lambda x: x
     note: str | None = None  # of how this workload is computed, for the results
 
@@ -72,22 +71,34 @@ class Calls:
         return {"fwd": self.forward, "bwd": self.backward, "fwd+bwd": self.both}.get(pass_)
 
 
+def make_calls(
+    forward: Callable[[], Tensor | None],
+    attend: Callable[[], Saved],
+    gradients: Callable[[Saved, bool], Triple | None],
+    note: str | None = None,
+) -> Calls:
+    """attend: a forward that saves what `gradients` takes, which is told whether it is kept."""
+    kept: list[Saved] = []
+
+    def backward() -> Triple | None:
+        if not kept:
+            kept.append(attend())
+        return gradients(kept[0], True)
+
+    return Calls(forward, backward, lambda: gradients(attend(), False), note=note)
+
+
 def autograd_calls(function: Attention, inputs: Inputs) -> Calls:
     """The passes of a differentiable function."""
-    leaves = tuple(x.detach().requires_grad_() for x in inputs.qkv)
-    kept: list[Tensor] = []
+    query, key, value = (x.detach().requires_grad_() for x in inputs.qkv)
 
     def forward() -> Tensor:
         with torch.no_grad():
             return function(*inputs.qkv)
 
-    def gradients(out: Tensor, keep: bool) -> Gradients:
-        query, key, value = torch.autograd.grad(out, leaves, inputs.grad_out, retain_graph=keep)
-        return query, key, value
+    def gradients(out: Tensor, is_kept: bool) -> Triple:
+        leaves = (query, key, value)
+        grads = torch.autograd.grad(out, leaves, inputs.grad_out, retain_graph=is_kept)
+        return grads[0], grads[1], grads[2]
 
-    def backward() -> Gradients:
-        if not kept:
-            kept.append(function(*leaves))
-        return gradients(kept[0], True)
-
-    return Calls(forward, backward, lambda: gradients(function(*leaves), False))
+    return make_calls(forward, lambda: function(query, key, value), gradients)

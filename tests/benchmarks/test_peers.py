@@ -14,8 +14,8 @@ from benchmarks import peers
 from benchmarks.ops import relative_error
 from benchmarks.peers import sdpa, views
 from benchmarks.peers.calls import Calls, Inputs, UnsupportedError
-from benchmarks.peers.combine import make_pieces
 from benchmarks.peers.flex import ClassOrder, block_mask, flex, multiplicities
+from benchmarks.peers.views import make_pieces
 from benchmarks.results import IMPLS
 from benchmarks.workloads import WORKLOADS, Workload
 from tests.reference import reference_attention

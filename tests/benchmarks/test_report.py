@@ -312,7 +312,7 @@ def test_readme_says_who_is_fastest_and_what_it_costs() -> None:
         ({"impl": "theirs"}, r"rows\[0\]: impl must be among .* got 'theirs'"),
         ({"pass": "forward"}, "pass must be among"),
         ({"protocol": "burst"}, "protocol must be among"),
-        ({"ms_p10": 5.0}, "ms_p10 <= ms <= ms_p90 must hold"),
+        ({"ms_p10": 5.0}, "must have ms_p10 <= ms <= ms_p90, got"),
     ],
 )
 def test_schema_refuses_wrong_rows(change: dict[str, Any], complaint: str) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import timing
 from benchmarks.device_state import Monitor, Sample, medians
-from benchmarks.timing import Rotation, Stopwatch, percentile, second_half, summarize
+from benchmarks.timing import Stopwatch, percentile, rotation, second_half, summarize
 
 CPU = torch.device("cpu")
 
@@ -126,9 +126,9 @@ def test_host_times_are_those_of_the_calls_in_turn(clock: HandClock) -> None:
 
 def test_rotation_visits_all() -> None:
     seen: list[int] = []
-    rotation = Rotation([lambda i=i: seen.append(i) for i in range(3)])  # type: ignore[misc]
+    launch = rotation([lambda i=i: seen.append(i) for i in range(3)])  # type: ignore[misc]
     for _ in range(7):
-        rotation()
+        launch()
     assert seen == [0, 1, 2, 0, 1, 2, 0]
 
 
