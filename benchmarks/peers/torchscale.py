@@ -32,8 +32,9 @@ class Torchscale:
 
     def __init__(self, checkout: Path) -> None:
         if not (checkout / "torchscale" / "component" / "dilated_attention.py").is_file():
-            must = "torchscale must be a checkout of microsoft/torchscale"
-            raise ValueError(f"{must}, got {checkout}")
+            raise ValueError(
+                f"torchscale must be a checkout of microsoft/torchscale, got {checkout}"
+            )
         sys.path.insert(0, str(checkout))
         attention: Any = importlib.import_module("torchscale.component.multihead_attention")
         dilated: Any = importlib.import_module("torchscale.component.dilated_attention")

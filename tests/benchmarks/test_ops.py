@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -52,31 +53,19 @@ def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
 @pytest.mark.usefixtures("tiny")
 def test_writes_a_row_for_every_pass_and_protocol(tmp_path: Path) -> None:
     names = ["--workloads", "seed-1024", "--impls", "ours,sdpa-views,library-bound-cudnn,flex"]
-    document = run(tmp_path, *names)
-    found = {
-        (r["causal"], r["impl"], r["pass"], r["protocol"])
-        for r in document["rows"]
-        if r["pass"] != "host"
-    }
-    assert found == {
-        (causal, impl, pass_, protocol)
-        for causal in (False, True)
-        for impl in ("ours", "sdpa-views", "library-bound-cudnn")
-        for pass_ in ("fwd", "bwd", "fwd+bwd")
-        for protocol in ("sustained", "isolated")
-    }
+    document = run(tmp_path, *names, "--tag", "a b")
+    (path,) = tmp_path.iterdir()
+    device = results.slug(document["device"])
+    assert path.name == f"ops-{device}-{document['date'][:10]}-a-b.json"
+    rows = [r for r in document["rows"] if r["pass"] != "host"]
+    impls = ("ours", "sdpa-views", "library-bound-cudnn")
+    kinds = ((False, True), impls, ("fwd", "bwd", "fwd+bwd"), ("sustained", "isolated"))
+    found = {(r["causal"], r["impl"], r["pass"], r["protocol"]) for r in rows}
+    assert found == set(itertools.product(*kinds))
     assert {r["impl"] for r in document["rows"] if r["pass"] == "host"} == {"ours"}
     assert document["commit"] == "c0ffee" and document["complete"]
     views = [r for r in document["rows"] if r["impl"] == "sdpa-views"]
     assert all(0 < r["relative_error"] < 0.03 for r in views)
-
-
-@pytest.mark.usefixtures("tiny")
-def test_file_is_named_after_the_device_the_date_and_the_tag(tmp_path: Path) -> None:
-    document = run(tmp_path, "--workloads", "seed-1024", "--impls", "ours", "--tag", "a b")
-    (path,) = tmp_path.iterdir()
-    device = results.slug(document["device"])
-    assert path.name == f"ops-{device}-{document['date'][:10]}-a-b.json"
 
 
 @pytest.mark.usefixtures("tiny")
@@ -198,23 +187,17 @@ def test_relative_error_of_nan_passes_nothing() -> None:
 
 
 def test_inputs_are_the_same_for_the_same_seed_and_never_zero() -> None:
-    make: Callable[[int], Inputs] = lambda seed: Inputs.make(  # noqa: E731
-        replace(TINY, kv_heads=2), torch.device("cpu"), torch.float16, seed
-    )
-    first, again, other = make(0), make(0), make(1)
+    grouped, device = replace(TINY, kv_heads=2), torch.device("cpu")
+    first, again, other = (Inputs.make(grouped, device, torch.float16, seed) for seed in (0, 0, 1))
     assert first.key.shape == (1, 64, 2, 16)
     assert torch.equal(first.query, again.query) and not torch.equal(first.query, other.query)
     assert all(x.std() > 0.9 for x in (*first.qkv, first.grad_out))
 
 
-def test_commit_is_given_or_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_knows_its_commit_and_a_file_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")  # no git
     assert results.find_commit(None) == "unknown"
     assert results.find_commit("beef") == "beef"
-
-
-def test_slug() -> None:
-    assert results.slug("NVIDIA H200") == "nvidia-h200"
     assert results.slug("Intel(R) Xeon(R) @ 2.60GHz") == "intel-r-xeon-r-2-60ghz"
 
 
