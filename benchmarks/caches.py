@@ -66,8 +66,7 @@ def _measure_rounds(
     run: Run, options: argparse.Namespace, workload: CacheWorkload
 ) -> Iterator[Row]:
     """All caches on one workload, in turn; changing lengths are dealt out, fixed ones repeated."""
-    dtype = workload.base.torch_dtype if run.device.type == "cuda" else torch.float32
-    inputs = Inputs.make(workload.base, run.device, dtype, seed=0)
+    inputs = Inputs.make(workload.base, run.device)
     peers = {name: Steps(workload, inputs, name) for name in workload.caches}
     for steps in peers.values():  # compiles, allocates, fills the caches
         for _ in range(WARM_STEPS):

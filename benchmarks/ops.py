@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .device_state import Monitor
 from .peers import Impl, make_impls
 from .peers.calls import Calls, Inputs, reason
 from .results import IMPLS, PASSES, PROTOCOLS, Pass, Row, Run, check, names
@@ -65,13 +64,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=ISOLATED_LAUNCHES, help="isolated")
 
 
-class BudgetExhaustedError(Exception):
-    """The time is up; what was measured until now stays."""
-
-
 def measure(run: Run, options: argparse.Namespace) -> None:
     impls = [i for name, i in make_impls(options.torchscale).items() if name in options.impls]
-    run.document["ceilings"] = measure_ceilings(run.stopwatch, run.monitor)
+    run.document["ceilings"] = measure_ceilings(run.stopwatch)
     run.document["protocol"] = {
         "sustained_seconds": options.seconds,
         "isolated_pause_seconds": PAUSE_SECONDS,
@@ -85,14 +80,12 @@ def measure(run: Run, options: argparse.Namespace) -> None:
         case = Case(run, options, WORKLOADS[what["workload"]], what["causal"])
         try:
             case.measure(impls)
-        except BudgetExhaustedError:
-            break
         finally:
             run.say(f"{number}/{len(cases)}  {case.line()}")
     check(run.document)
 
 
-def measure_ceilings(stopwatch: Stopwatch, monitor: Monitor) -> dict[str, float]:
+def measure_ceilings(stopwatch: Stopwatch) -> dict[str, float]:
     """A large matrix product (bf16; float32 on the CPU), and a copy, bytes read plus written."""
     device = stopwatch.device
     is_cuda = device.type == "cuda"
@@ -103,7 +96,7 @@ def measure_ceilings(stopwatch: Stopwatch, monitor: Monitor) -> dict[str, float]
     source = torch.empty(copied // 4, device=device).normal_()
     target = torch.empty_like(source)
     launches = (lambda: torch.mm(left, right, out=product), lambda: target.copy_(source))
-    matmul, copy = sustained(launches, stopwatch, monitor)
+    matmul, copy = sustained(launches, stopwatch)
     tflops, gbps = 2 * size**3 / matmul.ms * 1e-9, 2 * copied / copy.ms * 1e-6
     return {"matmul_tflops": tflops, "copy_gbps": gbps}
 
@@ -126,12 +119,11 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
 
 def input_sets(workload: Workload, device: torch.device) -> list[Inputs]:
     """As many sets of inputs as it takes to be larger than twice the L2 cache."""
-    sets = [Inputs.make(workload, device, workload.torch_dtype, seed=0)]
+    sets = [Inputs.make(workload, device)]
     if device.type == "cuda":
         l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
         count = min(_MAX_INPUT_SETS, -(-2 * l2_bytes // sum(x.nbytes for x in sets[0].all)))
-        for seed in range(1, count):
-            sets.append(Inputs.make(workload, device, workload.torch_dtype, seed))
+        sets += [Inputs.make(workload, device, seed) for seed in range(1, count)]
     return sets
 
 
@@ -147,7 +139,7 @@ class Case:
         self._first_row = len(run.rows)
 
     def measure(self, impls: Sequence[Impl]) -> None:
-        """Adds rows, and releases what it took. Raises BudgetExhaustedError."""
+        """Adds rows, and releases what it took. Raises OutOfTimeError."""
         try:
             self._measure_all(impls)
         finally:
@@ -160,7 +152,7 @@ class Case:
         sets = input_sets(self._workload, self._run.device)
         ready: list[Prepared] = []
         for impl in impls:
-            self._check_time()
+            self._run.check_time()
             try:
                 ready.append(self._prepare(impl, sets))
             except Exception as error:  # a peer that fails must not take the run with it
@@ -173,27 +165,21 @@ class Case:
 
     def line(self) -> str:
         """What was measured, in short: milliseconds by the first protocol, of each peer all passes,
-        and what ours reaches of the floor in the first.
+        and what the first reaches of the floor.
         """
         rows = self._run.rows[self._first_row :]
         rows = [row for row in rows if row["protocol"] == rows[0]["protocol"]]
-        title = self._workload.title(self.causal)
-        if not rows:
-            return f"{title}: nothing"
         times: dict[str, list[str]] = {}
         for row in rows:
             times.setdefault(row["impl"], []).append(f"{row['ms']:.4g}")
         peers = ", ".join(f"{impl} {' / '.join(ms)}" for impl, ms in times.items())
-        said = " / ".join(dict.fromkeys(row["pass"] for row in rows))
-        ceilings = Ceilings(**self._run.document["ceilings"])
-        reached = floor(self._workload, self.causal, rows[0]["pass"], ceilings).ms / rows[0]["ms"]
-        said += f", {rows[0]['protocol']}; {rows[0]['impl']} at {reached:.0%} of the floor"
-        said += f", {rows[0]['sm_mhz']:.0f} MHz" if rows[0]["sm_mhz"] else ""
-        return f"{title}: {peers} ms ({said})"
-
-    def _check_time(self) -> None:
-        if self._run.is_late():
-            raise BudgetExhaustedError
+        said = f"{self._workload.title(self.causal)}: {peers or 'nothing'} ms"
+        for row in rows[:1]:
+            ceilings = Ceilings(**self._run.document["ceilings"])
+            reached = floor(self._workload, self.causal, row["pass"], ceilings).ms / row["ms"]
+            passes = " / ".join(dict.fromkeys(row["pass"] for row in rows))
+            said += f" ({passes}, {row['protocol']}; {reached:.0%} of the floor)"
+        return said
 
     def _skip(self, impl: Impl, error: BaseException, **pass_: str) -> None:
         what = {"workload": self._workload.name, "causal": self.causal, "impl": impl.name}
@@ -232,7 +218,7 @@ class Case:
         launches: list[tuple[Prepared, Launch]] = []
         for prepared in ready:
             calls = [call for calls in prepared.calls if (call := calls.get(pass_)) is not None]
-            self._check_time()
+            self._run.check_time()
             try:
                 if prepared.impl.graphed:
                     calls = [captured(call, run.device) for call in calls]
@@ -243,11 +229,11 @@ class Case:
         for protocol in options.protocols:
             chosen = [(p, launch) for p, launch in launches if protocol in p.impl.protocols]
             calls = [launch for _, launch in chosen]
-            self._check_time()
+            self._run.check_time()
             if protocol == "isolated":
-                timings = isolated(calls, run.stopwatch, run.monitor, options.repeats)
+                timings = isolated(calls, run.stopwatch, options.repeats)
             else:
-                timings = sustained(calls, run.stopwatch, run.monitor, options.seconds)
+                timings = sustained(calls, run.stopwatch, options.seconds)
             for (prepared, _), timing in zip(chosen, timings, strict=True):
                 self._add(prepared, pass_, protocol, timing)
 
@@ -257,7 +243,7 @@ class Case:
         for prepared in ready:
             if prepared.impl.graphed or "isolated" not in prepared.impl.protocols:
                 continue
-            self._check_time()
+            self._run.check_time()
             launches = (lambda: one.add_(1), prepared.calls[0].forward)
             launch, timing = host_times(launches, self._run.stopwatch)
             self._add(prepared, "host", "isolated", timing, launch_ms=launch.ms)

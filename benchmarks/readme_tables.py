@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .results import Document, Pass, Row
-from .tables import BOTH, NOTHING, Figures, Line, commit_line, mib, newest, number, shape, table
+from .results import BOTH, Document, Pass, Row
+from .tables import NOTHING, Figures, Line, commit_line, mib, newest, number, shape, table
 from .workloads import WORKLOADS, distinct_flops
 
 # Workload, causal, what it stands for.

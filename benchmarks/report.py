@@ -21,11 +21,11 @@ from .ring_tables import ring_section
 from .tables import floors_section, measured, measurements_section, newest, summary_section
 from .workloads import WORKLOADS
 
-# The columns that say what a row measures, for files of which several may belong together.
-_IDENTITY = {
-    "ops": ("workload", "causal", "impl", "pass", "protocol"),
-    "ring": ("workload", "causal", "strategy", "transport", "world_size", "pass"),
-}
+# The columns that say what a row measures, of all benchmarks.
+_IDENTITY = (
+    *("workload", "causal", "impl", "strategy", "transport", "world_size", "cache"),
+    *("pass", "protocol"),
+)
 _SPEED_WORKLOAD = "longnet-128k"
 
 
@@ -36,29 +36,25 @@ def load(folder: Path, name: str = "ops", device_type: str = "cuda") -> list[Doc
     Raises:
         ValueError: a file that is not what results.py describes.
     """
-    documents = [d for d in read(folder, name) if d.get("device_type", "cuda") == device_type]
-    if name not in _IDENTITY:
-        return documents
     runs: dict[tuple[Any, ...], list[Document]] = {}
-    for document in documents:
-        what = [document[key] for key in ("commit", "device", "driver")]
-        key = (*what, document["date"][:10], document.get("threads"))
-        runs.setdefault(key, []).append(document)
-    return [_join(run, _IDENTITY[name]) for run in runs.values()]
+    for document in read(folder, name):
+        if document.get("device_type", "cuda") == device_type:
+            what = [document[key] for key in ("commit", "device", "driver")]
+            key = (*what, document["date"][:10], document.get("threads"))
+            runs.setdefault(key, []).append(document)
+    return list(map(_join, runs.values()))
 
 
-def _join(run: Sequence[Document], identity: Sequence[str]) -> Document:
+def _join(run: Sequence[Document]) -> Document:
     """A peer that could not run beside the others has a run of its own; what an earlier run
     measured stays, but for the run whose ceilings are taken, the one with the most rows.
     """
     largest = max(run, key=lambda document: len(document["rows"]))
     rows: dict[tuple[Any, ...], Row] = {}
-    first = [largest] if largest.get("ceilings") else []  # a ring's runs have none
-    for document in (*first, *run):
+    for document in (largest, *run) if largest.get("ceilings") else run:
         for row in document["rows"]:
-            rows.setdefault(tuple(row.get(name) for name in identity), row)
-    state = {key: value for key, value in largest.items() if key in ("clocks", "ceilings")}
-    return {**run[0], **state, "rows": list(rows.values())}
+            rows.setdefault(tuple(row.get(name) for name in _IDENTITY), row)
+    return {**largest, "rows": list(rows.values())}
 
 
 def replace_section(text: str, name: str, body: str) -> str:

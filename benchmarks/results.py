@@ -22,7 +22,6 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from .device_state import make_monitor
 from .timing import Stopwatch
 
 Document = dict[str, Any]
@@ -31,6 +30,7 @@ Pass = Literal["fwd", "bwd", "fwd+bwd", "host"]
 Protocol = Literal["sustained", "isolated"]
 PASSES: tuple[Pass, ...] = get_args(Pass)
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+BOTH: tuple[Pass, ...] = ("fwd", "fwd+bwd")
 IMPLS = (
     *("ours", "ours-graph", "torchscale", "sdpa-views", "library-bound-cudnn"),
     *("library-bound-fa4", "flex", "full-attention"),
@@ -102,6 +102,10 @@ def find(rows: Iterable[Row], **wanted: Any) -> Row:
     return next((row for row in rows if values.items() <= row.items()), {})
 
 
+class OutOfTimeError(Exception):
+    """The budget's seconds are over."""
+
+
 class Run:
     """One run of a benchmark: what its measurements share, and the document they add up to.
 
@@ -115,12 +119,12 @@ class Run:
             self.device = device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
         self._writes = os.environ.get("RANK", "0") == "0"
-        self.stopwatch, self.monitor = Stopwatch(device), make_monitor(device)
+        self.stopwatch = Stopwatch(device)
         self._began = time.monotonic()
         self._deadline: float = self._began + options.budget_seconds
         self._left: list[Mapping[str, Any]] = []
         now = datetime.datetime.now(datetime.timezone.utc)
-        clocks = self.monitor.describe()
+        clocks = self.stopwatch.monitor.describe()
         self.document: Document = {
             "commit": find_commit(options.commit),
             "device": device_name(device),
@@ -160,6 +164,11 @@ class Run:
 
     def is_late(self) -> bool:
         return time.monotonic() >= self._deadline
+
+    def check_time(self) -> None:
+        """Raises OutOfTimeError."""
+        if self.is_late():
+            raise OutOfTimeError
 
     def say(self, text: str) -> None:
         """A line of progress, with the seconds since the run began."""

@@ -22,17 +22,16 @@ import torch.distributed as dist
 
 from dilated_attention_pytorch.ring.group.communicator import Communicator
 
-from .peers.calls import Inputs, reason
-from .peers.ring import NAMES, SINGLE, STRATEGIES, Case, Launches, make_launches, without_exchange
+from .peers.calls import Calls, Inputs, reason
+from .peers.ring import NAMES, SINGLE, STRATEGIES, Case, prepare, without_exchange
 from .plots import DRAWN
-from .results import Row, Run, names
+from .results import BOTH, Pass, Row, Run, names
 from .timing import Launch, Stopwatch, Timing, peak_mib, summarize
 from .workloads import WORKLOADS
 
 ON_CPU = "what travels is that of GPUs; the times are those of gloo and of the CPU kernels."
 BUDGET_SECONDS = 600.0
 _DEFAULT = ("llm-128k", "llm-256k-whole", "longnet-128k", "llm-128k-gqa")
-PASSES = {"fwd": "forward", "fwd+bwd": "both"}
 TURNS = 3
 
 
@@ -75,13 +74,13 @@ class Bench:
         dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group)
         return [float(value) for value in tensor]
 
-    def rows(self, peers: Mapping[str, Launches], pass_: str) -> Iterator[Row]:
+    def rows(self, peers: Mapping[str, Calls], pass_: Pass) -> Iterator[Row]:
         """The measured columns of each peer, in their order.
 
         The peers take turns, so that all meet the same clocks; each of our strategies is timed once
         more with nothing exchanged.
         """
-        launches = {name: getattr(each, PASSES[pass_]) for name, each in peers.items()}
+        launches = {name: launch for name, c in peers.items() if (launch := c.get(pass_))}
         facts = [self._facts(name, launches[name], peers[name].sent) for name in peers]
         times: dict[str, list[float]] = {name: [] for name in peers}
         alone: dict[str, list[float]] = {name: [] for name in peers if name in STRATEGIES}
@@ -128,28 +127,28 @@ class Bench:
         return summarize(self.largest(times), len(times))
 
 
-def trace(launches: Launches, stopwatch: Stopwatch, path: Path) -> None:
-    """A forward and backward under the profiler, which `bench timeline` draws.
+def trace(launch: Launch, stopwatch: Stopwatch, path: Path) -> None:
+    """A launch under the profiler, which `bench timeline` draws.
 
     One before it is in the trace too: ranks begin that one apart, as profilers take their time.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with torch.profiler.profile() as profiler:
-        stopwatch.wall_ms(launches.both)
+        stopwatch.wall_ms(launch)
         with torch.profiler.record_function(DRAWN):
-            stopwatch.wall_ms(launches.both)
+            stopwatch.wall_ms(launch)
     profiler.export_chrome_trace(str(path))
 
 
-def start(wanted: Sequence[str], case: Case) -> tuple[dict[str, Launches], dict[str, str]]:
+def start(wanted: Sequence[str], case: Case) -> tuple[dict[str, Calls], dict[str, str]]:
     """Those that ran once, and why the others did not: a peer that fails, fails on all ranks."""
     peers, skipped = {}, {}
     for name in wanted:
         try:
-            launches = make_launches(name, case)
-            launches.forward()
-            launches.both()
-            peers[name] = launches
+            calls = prepare(name, case)
+            for launch in filter(None, map(calls.get, BOTH)):
+                launch()
+            peers[name] = calls
         except Exception as error:  # of a first launch; it must not end the run
             skipped[name] = reason(error)
     return peers, skipped
@@ -173,13 +172,11 @@ def _measure_case(
 ) -> None:
     workload = WORKLOADS[what["workload"]]
     workload = replace(workload, seq_len=options.seq_len or workload.seq_len)
-    dtype = workload.torch_dtype if run.device.type == "cuda" else torch.float32
-    inputs = Inputs.make(workload, run.device, dtype, seed=0)
-    case = Case(workload, what["causal"], inputs, bench.group)
+    case = Case(workload, what["causal"], Inputs.make(workload, run.device), bench.group)
     peers, skipped = start(options.strategies, case)
     for name, why in skipped.items():
         run.skip(why, **what, strategy=name)
-    for pass_ in PASSES:
+    for pass_ in BOTH:
         times = []
         for name, row in zip(peers, bench.rows(peers, pass_), strict=True):
             ranks = 1 if name == SINGLE else bench.group.size()
@@ -187,7 +184,7 @@ def _measure_case(
             run.rows.append({**what, **who, **row})
             times.append(f"{name} {row['ms']:.4g}")
         run.say(f"{workload.title(case.is_causal)}: {', '.join(times)} ms ({pass_})")
-    for name, launches in peers.items() if options.trace else ():
+    for name, calls in peers.items() if options.trace else ():
         file = f"{workload.name}-{name}-{'causal' if case.is_causal else 'full'}"
         path = options.trace / f"{file}-rank{bench.group.rank()}.json"
-        trace(launches, run.stopwatch, path)
+        trace(calls.both or calls.forward, run.stopwatch, path)

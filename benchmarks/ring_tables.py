@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .peers.ring import NAMES, SINGLE
-from .results import Document, Row
-from .tables import BOTH, NOTHING, Line, commit_line, mib, number, table
+from .results import BOTH, Document, Row
+from .tables import NOTHING, Line, commit_line, mib, number, table
 from .workloads import WORKLOADS
 
 _LEGEND = (

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .results import PASSES, Document, Pass, Row, find
+from .results import BOTH, PASSES, Document, Pass, Row, find
 from .workloads import WORKLOADS, Ceilings, Workload, floor, pairs
 
 Line = dict[str, str]  # of a table: what stands under each of its titles
 NOTHING = "No measurement is committed in [benchmarks/results]({up}benchmarks/results)."
 DEFAULT_GROUPS = ("anchors", "seed")
-BOTH: tuple[Pass, ...] = ("fwd", "fwd+bwd")
 
 
 def table(lines: Iterable[Line], keeps_empty: bool = True) -> str:

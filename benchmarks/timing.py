@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from .device_state import Monitor, Sample, medians
+from .device_state import Sample, make_monitor, medians
 
 Launch = Callable[[], object]
 
@@ -82,10 +82,10 @@ class Mark:
 
 
 class Stopwatch:
-    """Marks, waits and flushes for one device."""
+    """Marks, waits and flushes for one device, and reads its state."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
+        self.device, self.monitor = device, make_monitor(device)
         self._waste: torch.Tensor | None = None
         if device.type == "cuda":
             l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
@@ -136,14 +136,11 @@ class Stopwatch:
 
 
 def sustained(
-    launches: Sequence[Launch],
-    stopwatch: Stopwatch,
-    monitor: Monitor,
-    seconds: float = SUSTAINED_SECONDS,
+    launches: Sequence[Launch], stopwatch: Stopwatch, seconds: float = SUSTAINED_SECONDS
 ) -> list[Timing]:
     """Two turns each, in this order and then in the opposite one; what counts of both together."""
-    there = [_turn(launch, stopwatch, monitor, seconds) for launch in launches]
-    back = [_turn(launch, stopwatch, monitor, seconds) for launch in reversed(launches)]
+    there = [_turn(launch, stopwatch, seconds) for launch in launches]
+    back = [_turn(launch, stopwatch, seconds) for launch in reversed(launches)]
     timings = []
     for (values, batch, samples), (more, other, rest) in zip(there, reversed(back), strict=True):
         count = batch * len(values) + other * len(more)
@@ -152,7 +149,7 @@ def sustained(
 
 
 def _turn(
-    launch: Launch, stopwatch: Stopwatch, monitor: Monitor, seconds: float
+    launch: Launch, stopwatch: Stopwatch, seconds: float
 ) -> tuple[list[float], int, list[Sample]]:
     """At least `seconds` of back-to-back launches. Of their second half: milliseconds per launch,
     each the mean of a batch, how many are a batch, the device's state.
@@ -162,7 +159,7 @@ def _turn(
     ahead = 4 if estimate < 10 else 1  # batches that the host enqueues beyond the one it waits for
     stopwatch.synchronize()
     started = time.perf_counter()
-    with monitor.sampling() as samples:
+    with stopwatch.monitor.sampling() as samples:
         marks = [stopwatch.mark()]
         elapsed = 0.0
         while elapsed < seconds * 1e3 or len(marks) <= _MIN_BATCHES:
@@ -184,7 +181,6 @@ def second_half(at: Sequence[float]) -> list[float]:
 def isolated(
     launches: Sequence[Launch],
     stopwatch: Stopwatch,
-    monitor: Monitor,
     repeats: int = ISOLATED_LAUNCHES,
     pause: float = PAUSE_SECONDS,
 ) -> list[Timing]:
@@ -201,7 +197,7 @@ def isolated(
             begin = stopwatch.mark()
             launch()
             end = stopwatch.mark()
-            monitor.read(samples)
+            stopwatch.monitor.read(samples)
             values.append(end.ms_since(begin))
     return [summarize(v, len(v), s) for v, s in zip(times, states, strict=True)]
 

@@ -37,7 +37,9 @@ class Inputs:
     grad_out: Tensor
 
     @staticmethod
-    def make(workload: Workload, device: torch.device, dtype: torch.dtype, seed: int) -> Inputs:
+    def make(workload: Workload, device: torch.device, seed: int = 0) -> Inputs:
+        """On a CPU float32, which all its kernels take."""
+        dtype = workload.torch_dtype if device.type == "cuda" else torch.float32
         generator = torch.Generator(device).manual_seed(seed)
         shapes = (workload.query_shape, workload.key_shape, workload.key_shape)
         options: dict[str, Any] = {"generator": generator, "device": device, "dtype": dtype}
@@ -66,6 +68,7 @@ class Calls:
     both: Callable[[], Triple | None] | None = None
     restore: Callable[[Tensor], Tensor] = lambda x: x
     note: str | None = None  # of how this workload is computed, for the results
+    sent: Callable[[], int] = lambda: 0  # bytes that this rank has sent so far
 
     def get(self, pass_: Pass) -> Callable[[], object] | None:
         return {"fwd": self.forward, "bwd": self.backward, "fwd+bwd": self.both}.get(pass_)

@@ -9,8 +9,7 @@ attends with this library's kernel.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 from unittest import mock
 
@@ -29,7 +28,7 @@ from dilated_attention_pytorch.ring.strategies.packing import Packet, count_rows
 
 from ..workloads import Workload
 from . import full_attention_share, ours
-from .calls import Attention, Inputs, Triple, UnsupportedError, autograd_calls
+from .calls import Calls, Inputs, Triple, UnsupportedError, autograd_calls
 
 STRATEGIES = ("auto", "ring", "gather", "all_to_all")
 SINGLE, ALL_GATHER, CONTEXT_PARALLEL = "one-rank", "all-gather", "torch-context-parallel"
@@ -67,28 +66,13 @@ class Case:
         return {"head_offsets": offsets, **shared}
 
 
-@dataclass(frozen=True, slots=True)
-class Launches:
-    """What is timed. `sent` counts the bytes that this rank has sent since it was made."""
-
-    forward: Callable[[], object]
-    both: Callable[[], object]
-    sent: Callable[[], int] = lambda: 0
-
-    @staticmethod
-    def of(function: Attention, inputs: Inputs, sent: Callable[[], int]) -> Launches:
-        calls = autograd_calls(function, inputs)
-        return Launches(calls.forward, cast(Callable[[], object], calls.both), sent)
-
-
-def make_launches(name: str, case: Case) -> Launches:
+def prepare(name: str, case: Case) -> Calls:
     """Raises UnsupportedError if the peer can't compute this."""
     if name in STRATEGIES:
         return _ours(case, cast(Strategy, name))
     if name == SINGLE:  # every rank computes the whole sequence, by itself
-        calls = ours(case.workload, case.is_causal, case.inputs)
-        return Launches(calls.forward, cast(Callable[[], object], calls.both))
-    return AllGather(case).launches() if name == ALL_GATHER else _context_parallel(case)
+        return ours(case.workload, case.is_causal, case.inputs)
+    return AllGather(case).calls() if name == ALL_GATHER else _context_parallel(case)
 
 
 def without_exchange() -> contextlib.AbstractContextManager[object]:
@@ -99,7 +83,7 @@ def without_exchange() -> contextlib.AbstractContextManager[object]:
     return mock.patch.object(Communicator, "exchange", lambda *_: Transfer())
 
 
-def _ours(case: Case, strategy: Strategy) -> Launches:
+def _ours(case: Case, strategy: Strategy) -> Calls:
     branches = (case.workload.segment_lengths, case.workload.dilation_rates)
     options = {**case.options, "shard_lengths": case.shard_lengths, "strategy": strategy}
     group = case.group.group_name
@@ -107,7 +91,8 @@ def _ours(case: Case, strategy: Strategy) -> Launches:
     def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return ops.ring_attention(q, k, v, *branches, group, **options)[0]
 
-    return Launches.of(forward, case.mine, lambda: Communicator(group).traffic.bytes_sent)
+    sent = Communicator(group).traffic
+    return replace(autograd_calls(forward, case.mine), sent=lambda: sent.bytes_sent)
 
 
 class AllGather:
@@ -133,11 +118,12 @@ class AllGather:
         branches = (workload.segment_lengths, workload.dilation_rates)
         self.arguments = (workload.seq_len, self.begin, 0, *branches)
 
-    def launches(self) -> Launches:
-        attend = cast(Callable[..., Tensor], _GatheredAttention.apply)
-        return Launches.of(
-            lambda q, k, v: attend(q, k, v, self), self.case.mine, lambda: self.bytes_sent
-        )
+    def calls(self) -> Calls:
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            out: Tensor = _GatheredAttention.apply(query, key, value, self)  # type: ignore[no-untyped-call]
+            return out
+
+        return replace(autograd_calls(attend, self.case.mine), sent=lambda: self.bytes_sent)
 
     def gather(self, rows: Tensor) -> Tensor:
         """[B, n, H, D] of each rank -> [B, N, H, D] with the rows of the crossing branches."""
@@ -200,7 +186,7 @@ class _GatheredAttention(torch.autograd.Function):
         return query, peer.reduce(key), peer.reduce(value), None
 
 
-def _context_parallel(case: Case) -> Launches:
+def _context_parallel(case: Case) -> Calls:
     """Full attention; [B, H, N, D]. Its ring sends all keys and values to all ranks."""
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor.experimental import context_parallel
@@ -241,4 +227,4 @@ def _context_parallel(case: Case) -> Launches:
             sent[0] += 3 * steps  # in the backward again, and their gradients in float32
             return calls.both() if calls.both else None
 
-    return Launches(forward, both, lambda: sent[0])
+    return Calls(forward, None, both, sent=lambda: sent[0])

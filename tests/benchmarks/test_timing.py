@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import timing
-from benchmarks.device_state import Monitor, Sample, medians
+from benchmarks.device_state import Sample, medians
 from benchmarks.timing import Stopwatch, percentile, rotation, second_half, summarize
 
 CPU = torch.device("cpu")
@@ -60,7 +60,7 @@ def test_sustained_reports_the_settled_rate(clock: HandClock) -> None:
     def launch() -> None:
         clock.move(1e-3 if clock.now - started < 0.1 else 2e-3)
 
-    (got,) = timing.sustained([launch], Stopwatch(CPU), Monitor(), seconds=0.5)
+    (got,) = timing.sustained([launch], Stopwatch(CPU), seconds=0.5)
     assert got.ms == pytest.approx(2.0)
     assert got.ms_p10 == pytest.approx(2.0)
     assert clock.now - started >= 0.5
@@ -74,7 +74,7 @@ def test_sustained_times_short_launches_in_batches(clock: HandClock) -> None:
         calls.append(None)
         clock.move(1e-5)
 
-    (got,) = timing.sustained([launch], Stopwatch(CPU), Monitor(), seconds=0.02)
+    (got,) = timing.sustained([launch], Stopwatch(CPU), seconds=0.02)
     assert got.ms == pytest.approx(0.01)
     assert len(calls) >= 2000
 
@@ -89,7 +89,7 @@ def test_sustained_goes_there_and_back(clock: HandClock) -> None:
         clock.move(2e-3 if order[-2:-1] == ["hot"] else 1e-3)
 
     launches = [lambda name=name: launch(name) for name in ("a", "hot", "b")]  # type: ignore[misc]
-    a, _, b = timing.sustained(launches, Stopwatch(CPU), Monitor(), seconds=0.1)
+    a, _, b = timing.sustained(launches, Stopwatch(CPU), seconds=0.1)
     assert order == ["a", "hot", "b", "hot", "a"]
     assert (a.ms_p10, a.ms_p90) == pytest.approx((1.0, 2.0))
     assert (b.ms_p10, b.ms_p90) == pytest.approx((2.0, 2.0))
@@ -103,7 +103,7 @@ def test_isolated_takes_turns_and_pauses(clock: HandClock) -> None:
         clock.move(seconds)
 
     launches = [lambda: launch("a", 1e-3), lambda: launch("b", 3e-3)]
-    first, second = timing.isolated(launches, Stopwatch(CPU), Monitor(), 3, 0.04)
+    first, second = timing.isolated(launches, Stopwatch(CPU), 3, 0.04)
     assert [first.ms, second.ms] == pytest.approx([1.0, 3.0])
     assert [name for name, _ in order] == ["a", "b"] + ["a", "b"] * 3
     starts = [at for _, at in order[2:]]
