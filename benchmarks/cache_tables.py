@@ -13,7 +13,7 @@ from dilated_attention_pytorch import PatternCache
 
 from .cache_steps import CACHES, OPTIONS, PARTS
 from .results import Document, Row, find
-from .tables import NOTHING, Line, number, spread, table
+from .tables import Line, number, spread, table
 from .timing import percentile
 
 RESAMPLES = 4000
@@ -100,11 +100,8 @@ def by_workload(document: Document) -> dict[str, dict[str, Row]]:
 
 def caches_sections(document: Document | None) -> dict[str, str]:
     """Of one run: section, text."""
-    nothing = NOTHING.format(up="../")
-    return {
-        f"caches-{name}": nothing if document is None else make(document)
-        for name, make in _SECTIONS.items()
-    }
+    made = {name: make(document) if document else "" for name, make in _SECTIONS.items()}
+    return {f"caches-{name}": text for name, text in made.items()}
 
 
 def _run(document: Document) -> str:

@@ -1,4 +1,4 @@
-"""Clock and power of the GPU while something runs, from NVML where it can be imported."""
+"""Clock and power of the GPU while something runs, from NVML (pynvml)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,8 +15,7 @@ _SAMPLE_SECONDS = 0.02
 _POWER_INSTANT = 186  # NVML_FI_DEV_POWER_INSTANT; nvmlDeviceGetPowerUsage averages over a second
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(NamedTuple):
     """`at` is time.perf_counter(); None is "the driver did not say"."""
 
     at: float
@@ -27,44 +25,36 @@ class Sample:
 
 def medians(samples: Sequence[Sample]) -> tuple[float | None, float | None]:
     """(SM clock in MHz, power in W), each None where nothing was read."""
-    clocks = [sample.sm_mhz for sample in samples if sample.sm_mhz is not None]
-    watts = [sample.watts for sample in samples if sample.watts is not None]
+    clocks, watts = (
+        [value for sample in samples if (value := getattr(sample, name)) is not None]
+        for name in ("sm_mhz", "watts")
+    )
     return (median(clocks) if clocks else None, median(watts) if watts else None)
 
 
 class Monitor:
-    """Reads nothing: for the CPU, and for machines that tell nothing."""
+    """Reads nothing on a CPU, and where NVML can't be used: times don't need it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._nvml: Any = None
+        if device.type == "cuda":
+            with contextlib.suppress(Exception):
+                import pynvml  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+                pynvml.nvmlInit()
+                uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+                self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+                self._nvml = pynvml
 
     def read(self, samples: list[Sample]) -> None:
         """Adds one, in well under a launch's time."""
-
-    def describe(self) -> dict[str, Any]:
-        """The driver, and the limits of clocks and power."""
-        return {}
-
-    def sampling(self) -> contextlib.AbstractContextManager[list[Sample]]:
-        """Reads on a thread while the body runs; the samples are whole after it."""
-        return contextlib.nullcontext([])
-
-
-class NvmlMonitor(Monitor):
-    """Raises ImportError or an NVMLError where NVML can't be used."""
-
-    def __init__(self, device: torch.device) -> None:
-        import pynvml  # type: ignore[import-not-found, import-untyped, unused-ignore]
-
-        self._nvml: Any = pynvml
-        self._nvml.nvmlInit()
-        uuid = str(torch.cuda.get_device_properties(device).uuid)
-        self._handle = self._nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-
-    def read(self, samples: list[Sample]) -> None:
-        nvml = self._nvml
-        clock = self._ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM)
-        samples.append(Sample(time.perf_counter(), clock, self._watts()))
+        if self._nvml is not None:
+            clock = self._ask("ClockInfo", self._nvml.NVML_CLOCK_SM)
+            samples.append(Sample(time.perf_counter(), clock, self._watts()))
 
     @contextlib.contextmanager
     def sampling(self) -> Iterator[list[Sample]]:
+        """Reads on a thread while the body runs; the samples are whole after it."""
         samples: list[Sample] = []
         stop = threading.Event()
 
@@ -73,6 +63,9 @@ class NvmlMonitor(Monitor):
                 self.read(samples)
 
         thread = threading.Thread(target=loop, daemon=True)
+        if self._nvml is None:
+            yield samples
+            return
         thread.start()
         try:
             yield samples
@@ -85,27 +78,23 @@ class NvmlMonitor(Monitor):
             value = self._nvml.nvmlDeviceGetFieldValues(self._handle, [_POWER_INSTANT])[0]
             if value.nvmlReturn == 0:
                 return float(value.value.uiVal) / 1e3
-        return self._ask(self._nvml.nvmlDeviceGetPowerUsage, scale=1e-3)
+        return self._ask("PowerUsage", scale=1e-3)
 
-    def _ask(self, function: Any, *arguments: Any, scale: float = 1.0) -> float | None:
+    def _ask(self, what: str, *arguments: Any, scale: float = 1.0) -> float | None:
         try:
+            function = getattr(self._nvml, f"nvmlDeviceGet{what}")
             return float(function(self._handle, *arguments)) * scale
         except self._nvml.NVMLError:
             return None
 
     def describe(self) -> dict[str, Any]:
-        nvml = self._nvml
-        driver = nvml.nvmlSystemGetDriverVersion()
+        """The driver, and the limits of clocks and power."""
+        if self._nvml is None:
+            return {}
+        driver = self._nvml.nvmlSystemGetDriverVersion()
         return {
             "driver": driver.decode() if isinstance(driver, bytes) else driver,
-            "max_sm_mhz": self._ask(nvml.nvmlDeviceGetMaxClockInfo, nvml.NVML_CLOCK_SM),
-            "max_memory_mhz": self._ask(nvml.nvmlDeviceGetMaxClockInfo, nvml.NVML_CLOCK_MEM),
-            "power_limit_watts": self._ask(nvml.nvmlDeviceGetEnforcedPowerLimit, scale=1e-3),
+            "max_sm_mhz": self._ask("MaxClockInfo", self._nvml.NVML_CLOCK_SM),
+            "max_memory_mhz": self._ask("MaxClockInfo", self._nvml.NVML_CLOCK_MEM),
+            "power_limit_watts": self._ask("EnforcedPowerLimit", scale=1e-3),
         }
-
-
-def make_monitor(device: torch.device) -> Monitor:
-    if device.type == "cuda":
-        with contextlib.suppress(Exception):  # a convenience: times don't need it
-            return NvmlMonitor(device)
-    return Monitor()

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .peers import Impl, make_impls
 from .peers.calls import Calls, Inputs, reason
-from .results import IMPLS, PASSES, PROTOCOLS, Pass, Row, Run, check, names
+from .results import IMPLS, PASSES, PROTOCOLS, Pass, Row, Run, names
 from .timing import (
     ISOLATED_LAUNCHES,
     PAUSE_SECONDS,
@@ -67,14 +67,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def measure(run: Run, options: argparse.Namespace) -> None:
     impls = [i for name, i in make_impls(options.torchscale).items() if name in options.impls]
     run.document["ceilings"] = measure_ceilings(run.stopwatch)
-    run.document["protocol"] = {
-        "sustained_seconds": options.seconds,
-        "isolated_pause_seconds": PAUSE_SECONDS,
-        "isolated_launches": options.repeats,
-    }
-    wanted = select(
-        options.workloads or (["anchors", "seed"] if run.device.type == "cuda" else ["cpu"])
-    )
+    isolation = {"isolated_pause_seconds": PAUSE_SECONDS, "isolated_launches": options.repeats}
+    run.document["protocol"] = {"sustained_seconds": options.seconds, **isolation}
+    default = ["anchors", "seed"] if run.device.type == "cuda" else ["cpu"]
+    wanted = select(options.workloads or default)
     cases = [{"workload": w.name, "causal": causal} for w in wanted for causal in w.causal]
     for number, what in enumerate(run.each(cases), 1):
         case = Case(run, options, WORKLOADS[what["workload"]], what["causal"])
@@ -82,7 +78,10 @@ def measure(run: Run, options: argparse.Namespace) -> None:
             case.measure(impls)
         finally:
             run.say(f"{number}/{len(cases)}  {case.line()}")
-    check(run.document)
+            del case
+            gc.collect()
+            if run.device.type == "cuda":
+                torch.cuda.empty_cache()
 
 
 def measure_ceilings(stopwatch: Stopwatch) -> dict[str, float]:
@@ -139,16 +138,7 @@ class Case:
         self._first_row = len(run.rows)
 
     def measure(self, impls: Sequence[Impl]) -> None:
-        """Adds rows, and releases what it took. Raises OutOfTimeError."""
-        try:
-            self._measure_all(impls)
-        finally:
-            self._expected.clear()
-            gc.collect()
-            if self._run.device.type == "cuda":
-                torch.cuda.empty_cache()
-
-    def _measure_all(self, impls: Sequence[Impl]) -> None:
+        """Adds rows. Raises OutOfTimeError."""
         sets = input_sets(self._workload, self._run.device)
         ready: list[Prepared] = []
         for impl in impls:

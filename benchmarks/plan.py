@@ -15,7 +15,7 @@ from dataclasses import replace
 from dilated_attention_pytorch.pattern import Pattern
 
 from .results import Document, Row, Run
-from .tables import NOTHING, Line, ratios, table
+from .tables import Line, ratios, table
 from .timing import Stopwatch, summarize
 from .workloads import WORKLOADS, Workload
 
@@ -80,7 +80,7 @@ def _line(row: Row) -> Line:
 def planning_section(documents: Sequence[Document]) -> str:
     """The newest run of `bench plan`."""
     if not documents:
-        return NOTHING.format(up="../")
+        return ""
     document = documents[-1]
     source = f"* {document['device']}, one core; commit {document['commit'][:12]}, "
     return f"{table(map(_line, document['rows']))}\n\n{source}{document['date'][:10]}."

@@ -25,12 +25,14 @@ DRAWN = "drawn"  # the annotation of the launch that is drawn; nothing comes aft
 _EXCHANGE_NAMES = ("nccl", "gloo", "memcpy peer", "memcpy ptop")
 
 
-def _figure(width: float, height: float) -> Any:
+def _axes(width: float, height: float, **options: Any) -> tuple[Any, Any]:
+    """A figure and what `subplots` makes in it."""
     import matplotlib  # type: ignore[import-not-found, import-untyped, unused-ignore]
     from matplotlib.figure import Figure
 
     matplotlib.rcParams["svg.hashsalt"] = "dilated"
-    return Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(**options)
 
 
 def _save(figure: Any, path: Path) -> None:
@@ -40,12 +42,12 @@ def _save(figure: Any, path: Path) -> None:
 
 def draw_speed(case: Case, path: Path) -> None:
     """Bars of milliseconds, forward beside forward and backward: this library and its peers."""
-    figure = _figure(8.0, 2.4)
+    figure, both = _axes(8.0, 2.4, ncols=2, sharey=True)
     what = re.sub(r"\b\d{4,}\b", lambda size: f"{int(size[0]):,}", shape(case.workload))
     figure.suptitle(f"LongNet's branches, {what}, {case.document['device']}", fontsize=10)
     names = {"ours": "this library", "sdpa-views": PEERS["sdpa-views"], **PEERS}
     panels = (("fwd", "forward"), ("fwd+bwd", "forward and backward"))
-    for axes, (pass_, title) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+    for axes, (pass_, title) in zip(both, panels, strict=True):
         for place, impl in enumerate(names):
             row = case.row(impl, pass_)
             ms = row.get("ms", 0.0)
@@ -83,8 +85,7 @@ def draw_lengths(measured: Measured, folder: Path) -> None:
         ("ms", "milliseconds, forward", "time"),
         ("peak_mib", "MiB beyond the inputs, forward", "memory"),
     ):
-        figure = _figure(6.4, 4.2)
-        axes = figure.subplots()
+        figure, axes = _axes(6.4, 4.2)
         series = points(measured, field)
         for impl, values in series.items():
             style = "k--" if impl == _FLOOR else "o-"
@@ -109,8 +110,7 @@ def draw_caches(document: Document, folder: Path) -> None:
 
 def _draw_ratios(document: Document, path: Path) -> None:
     """Every round's ratio as a dot, the median and its interval beside."""
-    figure = _figure(6.4, 3.2)
-    axes = figure.subplots()
+    figure, axes = _axes(6.4, 3.2)
     drawn: list[str] = []
     for name, rows in by_workload(document).items():
         both = rows.get("v2", {}), rows.get("v3", {})
@@ -130,8 +130,8 @@ def _draw_ratios(document: Document, path: Path) -> None:
 
 def _draw_splits(document: Document, path: Path) -> None:
     """Bars of the parts for each workload and cache, in shares of V2's step."""
-    figure = _figure(6.4, 4.2)
-    axes, labels, place = figure.subplots(), [], 0.0
+    figure, axes = _axes(6.4, 4.2)
+    labels, place = [], 0.0
     for name, rows in by_workload(document).items():
         whole = rows.get("v2", {}).get("ms")
         for cache, row in rows.items() if whole else ():
@@ -202,8 +202,7 @@ def draw_timeline(trace: Path, picture: Path) -> None:
     """
     intervals = read_trace(json.loads(trace.read_text()))
     origin = min(begin for some in intervals.values() for begin, _ in some)
-    figure = _figure(8.0, 1.8)
-    axes = figure.subplots()
+    figure, axes = _axes(8.0, 1.8)
     for row, (name, color) in enumerate(((EXCHANGE, "tab:orange"), (COMPUTE, "tab:blue"))):
         bars = [((b - origin) / 1e3, (e - b) / 1e3) for b, e in union(intervals[name])]
         axes.broken_barh(bars, (row - 0.35, 0.7), color=color)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .results import BOTH, Document, Pass, Row
-from .tables import NOTHING, Figures, Line, commit_line, mib, newest, number, shape, table
+from .tables import Figures, Line, commit_line, mib, newest, number, shape, table
 from .workloads import WORKLOADS, distinct_flops
 
 # Workload, causal, what it stands for.
@@ -96,7 +96,7 @@ def readme_section(documents: Sequence[Document], on_cpu: Sequence[Document]) ->
         if (document := newest(documents, name)) is not None
     ]
     if not lines:
-        return NOTHING.format(up="")
+        return ""
     sources = [
         f"{d['device']}, torch {d['versions'].get('torch')}. {commit_line(d)}"
         for d in (line.document for line in lines)
@@ -164,7 +164,7 @@ def cpu_section(documents: Sequence[Document]) -> str:
         if workload.group == "cpu" and figures.row("ours", pass_)
     ]
     if not lines:
-        return NOTHING.format(up="../")
+        return ""
     sources = [
         f"* {d['device']}; torch {d['versions'].get('torch')}. {commit_line(d)}"
         for _, d in sorted(chosen.items())

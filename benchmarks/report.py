@@ -17,7 +17,7 @@ from .cache_tables import caches_sections
 from .plan import planning_section
 from .readme_tables import Case, cpu_section, readme_section
 from .results import RESULTS, ROOT, Document, Row, read
-from .ring_tables import ring_section
+from .ring import ring_section
 from .tables import floors_section, measured, measurements_section, newest, summary_section
 from .workloads import WORKLOADS
 
@@ -26,15 +26,13 @@ _IDENTITY = (
     *("workload", "causal", "impl", "strategy", "transport", "world_size", "cache"),
     *("pass", "protocol"),
 )
+_NOTHING = "No measurement is committed in [benchmarks/results]({up}benchmarks/results)."
 _SPEED_WORKLOAD = "longnet-128k"
 
 
 def load(folder: Path, name: str = "ops", device_type: str = "cuda") -> list[Document]:
     """The runs of a benchmark on one type of device, oldest first, those that belong together
     joined: of one commit, on one device and day.
-
-    Raises:
-        ValueError: a file that is not what results.py describes.
     """
     runs: dict[tuple[Any, ...], list[Document]] = {}
     for document in read(folder, name):
@@ -67,7 +65,7 @@ def replace_section(text: str, name: str, body: str) -> str:
 
 
 def sections(results: Path) -> dict[str, dict[str, str]]:
-    """What is generated: file, section, text."""
+    """What is generated: file, section, text, which is empty where nothing was measured."""
     operations, on_cpu = load(results), load(results, device_type="cpu")
     caches = load(results, "caches")
     return {
@@ -99,8 +97,9 @@ def main(root: Path = ROOT, say: Callable[[str], None] = print) -> None:
     results = root / RESULTS.relative_to(ROOT)
     for name, bodies in sections(results).items():
         before = after = (root / name).read_text()
+        nothing = _NOTHING.format(up="" if name == "README.md" else "../")
         for section, body in bodies.items():
-            after = replace_section(after, section, body)
+            after = replace_section(after, section, body or nothing)
         if after != before:
             (root / name).write_text(after)
         say(f"{name}: {'unchanged' if after == before else 'changed'}")

@@ -9,7 +9,6 @@ from .results import BOTH, PASSES, Document, Pass, Row, find
 from .workloads import WORKLOADS, Ceilings, Workload, floor, pairs
 
 Line = dict[str, str]  # of a table: what stands under each of its titles
-NOTHING = "No measurement is committed in [benchmarks/results]({up}benchmarks/results)."
 DEFAULT_GROUPS = ("anchors", "seed")
 
 
@@ -138,24 +137,26 @@ def _summary_line(figures: Figures, pass_: Pass) -> Line:
     }
 
 
-def _summary(documents: Sequence[Document]) -> str:
-    """A line for each pass of the workloads that matter most, of the newest run."""
+def _summary(documents: Sequence[Document], legend: str) -> list[str]:
+    """A line for each pass of the workloads that matter most, of the newest run; nothing if none
+    was measured.
+    """
+    chosen = measured(documents, DEFAULT_GROUPS)
     lines = [
         _summary_line(figures, pass_)
-        for workload, document in measured(documents, DEFAULT_GROUPS)
+        for workload, document in chosen
         for figures in (Figures(document, workload, causal) for causal in workload.causal)
         for pass_ in BOTH
         if figures.row("ours", pass_)
     ]
-    return table(lines, keeps_empty=False) if lines else ""
+    if not lines:
+        return []
+    runs = _run_lines(document for _, document in chosen)
+    return [table(lines, keeps_empty=False), "", legend, "", *_host_sentence(documents), *runs]
 
 
 def summary_section(documents: Sequence[Document]) -> str:
-    text = _summary(documents)
-    if not text:
-        return NOTHING.format(up="../")
-    runs = [document for _, document in measured(documents, DEFAULT_GROUPS)]
-    body = [text, "", _SUMMARY_LEGEND, "", *_host_sentence(documents), *_run_lines(runs)]
+    body = _summary(documents, _SUMMARY_LEGEND)
     if measured(documents, ("scale-N",)):
         body += ["", "![Time against length](figures/time.svg)"]
         body += ["![Memory against length](figures/memory.svg)"]
@@ -193,7 +194,7 @@ def measurements_section(documents: Sequence[Document]) -> str:
     """Every row of the newest run of each workload; then other devices, in short."""
     chosen = measured(documents, {w.group for w in WORKLOADS.values()})
     if not chosen:
-        return NOTHING.format(up="../")
+        return ""
     lines = [
         _measurement(document, row)
         for workload, document in chosen
@@ -203,22 +204,10 @@ def measurements_section(documents: Sequence[Document]) -> str:
     body = [table(lines), "", *_run_lines(document for _, document in chosen)]
     shown = {document["device"] for _, document in chosen}
     for device in dict.fromkeys(document["device"] for document in reversed(documents)):
-        if device not in shown:
-            body += _device_section([d for d in documents if d["device"] == device])
+        others = [d for d in documents if d["device"] == device and device not in shown]
+        if summary := _summary(others, "Sustained load; the columns are those of the summary."):
+            body += ["", f"### {device}", "", *summary]
     return "\n".join(body)
-
-
-_DEVICE_LEGEND = "Sustained load; the columns are those of the summary."
-
-
-def _device_section(documents: Sequence[Document]) -> list[str]:
-    """In short, what another device than the newest runs' gave last."""
-    text = _summary(documents)
-    if not text:
-        return []
-    chosen = [document for _, document in measured(documents, DEFAULT_GROUPS)]
-    body = ["", f"### {documents[0]['device']}", "", text, "", _DEVICE_LEGEND, ""]
-    return [*body, *_host_sentence(documents), *_run_lines(chosen)]
 
 
 def _floor_line(workload: Workload, causal: bool, ceilings: Ceilings) -> Line:

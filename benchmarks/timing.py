@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from .device_state import Sample, make_monitor, medians
+from .device_state import Monitor, Sample, medians
 
 Launch = Callable[[], object]
 
@@ -63,37 +63,31 @@ def summarize(values: Sequence[float], launches: int, samples: Sequence[Sample] 
     return Timing(middle, p10, p90, launches, *medians(samples))
 
 
-class Mark:
-    """A point in the device's time; on the CPU, in the host's."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._at = time.perf_counter()
-        self._event: Any = None
-        if device.type == "cuda":
-            self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            self._event.record()
-
-    def ms_since(self, earlier: Mark) -> float:
-        """Waits until this point is reached."""
-        if self._event is None:
-            return (self._at - earlier._at) * 1e3
-        self._event.synchronize()
-        return float(earlier._event.elapsed_time(self._event))
-
-
 class Stopwatch:
     """Marks, waits and flushes for one device, and reads its state."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.monitor = device, make_monitor(device)
+        self.device, self.monitor = device, Monitor(device)
         self._waste: torch.Tensor | None = None
         if device.type == "cuda":
             l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
             size = max(256 * 2**20, 4 * l2_bytes)
             self._waste = torch.empty(size, dtype=torch.int8, device=device)
 
-    def mark(self) -> Mark:
-        return Mark(self.device)
+    def mark(self) -> Any:
+        """A point in the device's time; on the CPU, in the host's."""
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def between(self, begin: Any, end: Any) -> float:
+        """Milliseconds from one mark to another, which it waits for."""
+        if isinstance(end, float):
+            return float(end - begin) * 1e3
+        end.synchronize()
+        return float(begin.elapsed_time(end))
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -110,7 +104,7 @@ class Stopwatch:
         begin = self.mark()
         for _ in range(count):
             launch()
-        return self.mark().ms_since(begin)
+        return self.between(begin, self.mark())
 
     def estimate_ms(self, launch: Launch) -> float:
         """Warms up, then one launch's time, roughly."""
@@ -166,8 +160,8 @@ def _turn(
             for _ in range(batch):
                 launch()
             marks.append(stopwatch.mark())
-            elapsed = marks[max(0, len(marks) - 1 - ahead)].ms_since(marks[0])
-        at = [mark.ms_since(marks[0]) for mark in marks]
+            elapsed = stopwatch.between(marks[0], marks[max(0, len(marks) - 1 - ahead)])
+        at = [stopwatch.between(marks[0], mark) for mark in marks]
     halfway = (started + time.perf_counter()) / 2
     values = [value / batch for value in second_half(at)]
     return values, batch, [sample for sample in samples if sample.at >= halfway]
@@ -198,7 +192,7 @@ def isolated(
             launch()
             end = stopwatch.mark()
             stopwatch.monitor.read(samples)
-            values.append(end.ms_since(begin))
+            values.append(stopwatch.between(begin, end))
     return [summarize(v, len(v), s) for v, s in zip(times, states, strict=True)]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..results import Pass
 from ..workloads import Workload
 
-Triple = tuple[Tensor, Tensor, Tensor]  # of query, key and value, or their gradients
+Triple = tuple[Tensor, ...]  # query, key and value, or their gradients
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # [B, N, H, D] -> [B, N, H, D]
 Saved = TypeVar("Saved")
 
@@ -93,15 +93,13 @@ def make_calls(
 
 def autograd_calls(function: Attention, inputs: Inputs) -> Calls:
     """The passes of a differentiable function."""
-    query, key, value = (x.detach().requires_grad_() for x in inputs.qkv)
+    leaves = [x.detach().requires_grad_() for x in inputs.qkv]
 
     def forward() -> Tensor:
         with torch.no_grad():
             return function(*inputs.qkv)
 
     def gradients(out: Tensor, is_kept: bool) -> Triple:
-        leaves = (query, key, value)
-        grads = torch.autograd.grad(out, leaves, inputs.grad_out, retain_graph=is_kept)
-        return grads[0], grads[1], grads[2]
+        return torch.autograd.grad(out, leaves, inputs.grad_out, retain_graph=is_kept)
 
-    return make_calls(forward, lambda: function(query, key, value), gradients)
+    return make_calls(forward, lambda: function(*leaves), gradients)

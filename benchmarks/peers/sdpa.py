@@ -64,5 +64,4 @@ def backward(
         else:
             options = (lse, *lengths, 0.0, causal, seed, offset)
             grads = aten._scaled_dot_product_flash_attention_backward(*given, *options)
-    grad_query, grad_key, grad_value = (grad.transpose(1, 2) for grad in grads)
-    return grad_query, grad_key, grad_value
+    return tuple(grad.transpose(1, 2) for grad in grads)

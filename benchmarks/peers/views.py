@@ -111,8 +111,7 @@ class _Branches:
         self._causal, self._kernel = causal, kernel
 
     def _views(self, piece: Piece) -> Triple:
-        query, key, value = (piece.rows(x) for x in self.inputs.qkv)
-        return query, key, value
+        return tuple(piece.rows(x) for x in self.inputs.qkv)
 
     def forward(self) -> list[sdpa.Forward]:
         rest = (self._causal, self._kernel)
@@ -168,8 +167,7 @@ class SdpaViews:
                 piece_lse = piece.lse_rows(lse).transpose(1, 2).flatten(0, 1)
                 merged.append(sdpa.Forward(piece.rows(out), piece_lse, one.saved))
             parts = zip(*branches.backward(merged), inputs.qkv, strict=True)
-            query, key, value = (add(pieces, part, x) for *part, x in parts)
-            return query, key, value
+            return tuple(add(pieces, part, x) for *part, x in parts)
 
         return make_calls(lambda: attend()[0], attend, gradients, f"{kernel}'s kernels")
 

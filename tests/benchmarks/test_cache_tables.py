@@ -119,4 +119,4 @@ def test_incomplete_runs_are_reported_as_they_are() -> None:
     assert "caches-x.json](../benchmarks/results/caches-x.json)" in section("run", found)
     nothing = cache_tables.caches_sections(None)
     assert nothing.keys() == cache_tables.caches_sections(found).keys()
-    assert all("No measurement is committed" in text for text in nothing.values())
+    assert set(nothing.values()) == {""}

@@ -46,7 +46,6 @@ def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     path = bench.main(["ops", *FAST, "--out", str(tmp_path), *arguments])
     assert path is not None
     document: dict[str, Any] = json.loads(path.read_text())
-    results.check(document)
     return document
 
 

@@ -106,7 +106,7 @@ def test_documents_say_what_the_committed_results_say(name: str) -> None:
         assert section(ROOT / name, marker) == body, "run python -m benchmarks.bench report"
 
 
-def test_committed_results_are_what_the_schema_says(tmp_path: Path) -> None:
+def test_committed_results_are_of_known_workloads_and_as_they_are_written(tmp_path: Path) -> None:
     documents = report.load(RESULTS)
     assert all(document["commit"] != "unknown" for document in documents)
     assert {each["workload"] for d in documents for each in d["rows"]} <= WORKLOADS.keys()
@@ -244,26 +244,6 @@ def test_readme_says_who_is_fastest_and_what_it_costs() -> None:
     rows[6]["impl"] = "flex"  # not measured as a graph
     text = readme_section([run("2026-01-01", *rows)], [])
     assert "| call 0.036 / - |" in text and "`seed-1024` (0.03 / - ms against 0.036 / -" in text
-
-
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        ({"impl": "theirs"}, r"rows\[0\]: impl must be among .* got 'theirs'"),
-        ({"pass": "forward"}, "pass must be among"),
-        ({"protocol": "burst"}, "protocol must be among"),
-        ({"ms_p10": 5.0}, "must have ms_p10 <= ms <= ms_p90, got"),
-        ({"watts": ...}, r"rows\[0\]: \['watts'\] must be there"),
-        ({"causal": ...}, r"rows\[0\]: \['causal'\] must be there"),
-    ],
-)
-def test_schema_refuses_wrong_rows(change: dict[str, Any], complaint: str) -> None:
-    changed = {**row("seed-4096", "ours", 1.0), **change}
-    changed = {name: value for name, value in changed.items() if value is not ...}
-    with pytest.raises(ValueError, match=complaint):
-        files.check(run("2026-01-01", changed))
-    with pytest.raises(ValueError, match=r"\['rows'\] must be there"):
-        files.check({k: v for k, v in run("2026-01-01").items() if k != "rows"})
 
 
 def test_sections_must_be_there_once() -> None:
