@@ -59,9 +59,8 @@ def test_sdpa_views_equals_ours(rule: str, head_dim: int, causal: bool, device: 
 def test_flex_equals_ours(causal: bool) -> None:
     # On the CPU FlexAttention runs uncompiled: the mask, the bias and the order are what is tested.
     inputs, tolerance = make_inputs(FLEX, "cpu")
-    ours, calls = peers.ours(FLEX, causal, inputs), flex(FLEX, causal, inputs)
-    out = calls.forward()
-    wanted = ours.forward()
+    calls = flex(FLEX, causal, inputs)
+    out, wanted = calls.forward(), peers.ours(FLEX, causal, inputs).forward()
     assert out is not None and wanted is not None
     assert relative_error(calls.restore(out), wanted) < tolerance
 
@@ -108,6 +107,8 @@ def test_what_a_peer_cannot_do_it_says(
     inputs, _ = make_inputs(workload, "cpu")
     with pytest.raises(UnsupportedError):
         make(workload, False, inputs)
+    with pytest.raises(UnsupportedError, match="do not divide 10001"):
+        make_pieces(WORKLOADS["gigapath-10k"])
 
 
 def test_pieces_cover_every_pair_of_position_and_head_that_a_branch_holds() -> None:
@@ -155,8 +156,3 @@ def test_every_name_has_an_implementation() -> None:
         peers.make_impls(None)["torchscale"].prepare(SMALL, False, inputs)
     with pytest.raises(ValueError, match="torchscale must be a checkout .* got nowhere"):
         peers.make_impls(Path("nowhere"))
-
-
-def test_rates_of_gigapath_do_not_divide() -> None:
-    with pytest.raises(UnsupportedError, match="do not divide 10001"):
-        make_pieces(WORKLOADS["gigapath-10k"])
