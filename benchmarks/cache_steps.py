@@ -61,9 +61,9 @@ class CacheWorkload:
         return self.base.spec(False)._replace(seq_len=seq_len)
 
 
-def slide_lengths(count: int, seed: int = 0) -> tuple[int, ...]:
+def slide_lengths(count: int) -> tuple[int, ...]:
     """Distinct numbers of tiles, log-normal within 500 and 70,000, in random order."""
-    rng, found = random.Random(seed), dict[int, None]()
+    rng, found = random.Random(0), dict[int, None]()
     while len(found) < count:
         length = round(_MEDIAN * rng.lognormvariate(0.0, _SPREAD))
         if _SHORTEST <= length <= _LONGEST:

@@ -58,7 +58,7 @@ class Comparison:
         return f"{name} is {percent:.1f} % {'slower' if self.ratio > 1 else 'faster'}"
 
 
-def compare(base: Sequence[float], other: Sequence[float], seed: int = 0) -> Comparison:
+def compare(base: Sequence[float], other: Sequence[float]) -> Comparison:
     """Of measurements made in turn: base[i] and other[i] belong together.
 
     Raises:
@@ -66,7 +66,7 @@ def compare(base: Sequence[float], other: Sequence[float], seed: int = 0) -> Com
     """
     if len(base) != len(other) or not base:
         raise ValueError(f"base and other must be pairs, got {len(base)} and {len(other)}")
-    rng = random.Random(seed)
+    rng = random.Random(0)
     ratios = [b / a for a, b in zip(base, other, strict=True)]
     medians = [median(rng.choices(ratios, k=len(ratios))) for _ in range(RESAMPLES)]
     logs = [math.log(ratio) for ratio in ratios]

@@ -12,7 +12,7 @@ from .cache_steps import PARTS
 from .cache_tables import by_workload, compare_rows, samples_of_both
 from .readme_tables import PEERS, Case
 from .results import IMPLS, Document
-from .tables import shape
+from .tables import Figures, shape
 from .workloads import Ceilings, Workload, floor
 
 Measured = Sequence[tuple[Workload, Document]]
@@ -64,19 +64,16 @@ def draw_speed(case: Case, path: Path) -> None:
 
 def points(measured: Measured, field: str) -> Points:
     """Per implementation, (seq_len, value) of the forward under sustained load, by length."""
-    found: Points = {}
-    for workload, document in measured:
-        wanted = (workload.name, "fwd", "sustained")
-        for row in document["rows"]:
-            if (row["workload"], row["pass"], row["protocol"]) != wanted:
-                continue
-            if row.get(field) is not None:
-                found.setdefault(row["impl"], []).append((workload.seq_len, float(row[field])))
-            if field == "ms" and row["impl"] == "ours":
-                least = floor(workload, row["causal"], "fwd", Ceilings(**document["ceilings"]))
-                found.setdefault(_FLOOR, []).append((workload.seq_len, least.ms))
-    order = (*IMPLS, _FLOOR)
-    return {name: sorted(found[name]) for name in order if name in found}
+    found: Points = {name: [] for name in (*IMPLS, _FLOOR)}
+    for workload, document in sorted(measured, key=lambda each: each[0].seq_len):
+        for impl in IMPLS:
+            value = Figures(document, workload, False).row(impl, "fwd").get(field)
+            if value is not None:
+                found[impl].append((workload.seq_len, float(value)))
+        if field == "ms":
+            least = floor(workload, False, "fwd", Ceilings(**document["ceilings"]))
+            found[_FLOOR].append((workload.seq_len, least.ms))
+    return {name: values for name, values in found.items() if values}
 
 
 def draw_lengths(measured: Measured, folder: Path) -> None:
@@ -102,14 +99,8 @@ def draw_lengths(measured: Measured, folder: Path) -> None:
         _save(figure, folder / f"{name}.svg")
 
 
-def draw_caches(document: Document, folder: Path) -> None:
-    """caches-ratio.svg, V3's time over V2's, and caches-split.svg, where a step's time goes."""
-    _draw_ratios(document, folder / "caches-ratio.svg")
-    _draw_splits(document, folder / "caches-split.svg")
-
-
-def _draw_ratios(document: Document, path: Path) -> None:
-    """Every round's ratio as a dot, the median and its interval beside."""
+def draw_ratios(document: Document, path: Path) -> None:
+    """V3's time over V2's: every round's ratio as a dot, the median and its interval beside."""
     figure, axes = _axes(6.4, 3.2)
     drawn: list[str] = []
     for name, rows in by_workload(document).items():
@@ -128,8 +119,8 @@ def _draw_ratios(document: Document, path: Path) -> None:
     _save(figure, path)
 
 
-def _draw_splits(document: Document, path: Path) -> None:
-    """Bars of the parts for each workload and cache, in shares of V2's step."""
+def draw_splits(document: Document, path: Path) -> None:
+    """Where a step's time goes: bars of its parts for each cache, in shares of V2's step."""
     figure, axes = _axes(6.4, 4.2)
     labels, place = [], 0.0
     for name, rows in by_workload(document).items():

@@ -5,6 +5,7 @@ docs/performance.md's table of the CPU is here too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,7 +51,7 @@ class Case(Figures):
 
     def is_fastest(self, impl: str, pass_: str) -> bool:
         times = [row["ms"] for i in ("ours", *PEERS) if (row := self.row(i, pass_))]
-        return self.row(impl, pass_).get("ms") == min(times, default=None)
+        return self.row(impl, pass_).get("ms", math.inf) == min(times, default=None)
 
     def beats_ours(self, impl: str) -> bool:
         pairs = [(self.row(impl, pass_), self.row("ours", pass_)) for pass_ in BOTH]
@@ -64,8 +65,7 @@ class Case(Figures):
         cells = []
         for pass_ in BOTH:
             text = self.ms(impl, pass_)
-            if text != "-" and self.is_fastest(impl, pass_):
-                text = f"**{text}**"
+            text = f"**{text}**" if self.is_fastest(impl, pass_) else text
             if text != "-" and impl == "ours" and self.workload.group == "seed":
                 plain = number(super().row("ours", pass_))
                 text = f"{text} (call {plain})" if self.is_graphed else f"call {text}"
@@ -127,7 +127,7 @@ def _cpu_sentence(documents: Sequence[Document]) -> list[str]:
     if document is None:
         return []
     figures = Figures(document, workload, True)
-    ours, full = (number(figures.row(x, "fwd"), form=".0f") for x in ("ours", "full-attention"))
+    ours, full = (figures.ms(x, "fwd", ".0f") for x in ("ours", "full-attention"))
     return [
         f"On a CPU ({document['device']}, one thread, {workload.dtype}, causal, {workload.heads} "
         f"heads x {workload.head_dim}): {workload.seq_len:,} positions in {ours} ms, PyTorch's "
@@ -136,19 +136,16 @@ def _cpu_sentence(documents: Sequence[Document]) -> list[str]:
 
 
 def _cpu_line(figures: Figures, pass_: Pass) -> Line:
-    ours, views, full = (
-        figures.row(impl, pass_) for impl in ("ours", "sdpa-views", "full-attention")
-    )
     flops = distinct_flops(figures.workload, figures.causal, pass_)
     return {
         "workload": figures.title,
         "B x N x H x D": shape(figures.workload),
         "threads": str(figures.document["threads"]),
         "pass": pass_,
-        "ours, ms": number(ours, form=".4g"),
-        "PyTorch, branch by branch": number(views, form=".4g"),
-        "full attention": number(full, form=".4g"),
-        "GFLOP/s of ours": f"{flops / ours['ms'] * 1e-6:.0f}",
+        "ours, ms": figures.ms("ours", pass_, ".4g"),
+        "PyTorch, branch by branch": figures.ms("sdpa-views", pass_, ".4g"),
+        "full attention": figures.ms("full-attention", pass_, ".4g"),
+        "GFLOP/s of ours": f"{flops / figures.row('ours', pass_)['ms'] * 1e-6:.0f}",
     }
 
 

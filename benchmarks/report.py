@@ -90,7 +90,8 @@ def draw(results: Path, docs: Path) -> None:
     if scaled := measured(operations, ("scale-N",)):
         plots.draw_lengths(scaled, docs / "figures")
     if caches:
-        plots.draw_caches(caches[-1], docs / "figures")
+        plots.draw_ratios(caches[-1], docs / "figures" / "caches-ratio.svg")
+        plots.draw_splits(caches[-1], docs / "figures" / "caches-split.svg")
 
 
 def main(root: Path = ROOT, say: Callable[[str], None] = print) -> None:

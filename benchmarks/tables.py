@@ -59,8 +59,8 @@ class Figures:
         what = {"workload": self.workload.name, "causal": self.causal, "impl": impl}
         return find(self.document["rows"], **what, pass_=pass_, protocol="sustained")
 
-    def ms(self, impl: str, pass_: str) -> str:
-        return number(self.row(impl, pass_))
+    def ms(self, impl: str, pass_: str, form: str = ".3g") -> str:
+        return number(self.row(impl, pass_), form=form)
 
     @property
     def title(self) -> str:

@@ -127,12 +127,19 @@ def test_pieces_cover_every_pair_of_position_and_head_that_a_branch_holds() -> N
 
 
 def test_library_attention_returns_the_log_sum_exp() -> None:
-    query, key, value = (torch.randn(2, 32, 3, 16) for _ in range(3))
+    query, key, value = (torch.randn(2, 32, 3, 16, requires_grad=True) for _ in range(3))
     done = sdpa.forward((query, key, value), False, "cudnn")
     scores = torch.einsum("bshd,bthd->bhst", query, key) / math.sqrt(16)
     torch.testing.assert_close(done.lse, scores.logsumexp(-1))
     expected = torch.einsum("bhst,bthd->bshd", scores.softmax(-1), value)
     torch.testing.assert_close(done.out, expected)
+    assert not done.lse.requires_grad
+    for one, other in zip(
+        torch.autograd.grad(done.out.square().sum(), (query, key, value)),
+        torch.autograd.grad(expected.square().sum(), (query, key, value)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
 
 
 def test_ours_is_the_library_with_the_workloads_arguments() -> None:
