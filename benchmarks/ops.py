@@ -134,6 +134,7 @@ class Case:
     ) -> None:
         self._run, self._options = run, options
         self._workload, self.causal = workload, causal
+        self._what = {"workload": workload.name, "causal": causal}
         self._expected: dict[Pass, tuple[Tensor, ...]] = {}
         self._first_row = len(run.rows)
 
@@ -172,8 +173,7 @@ class Case:
         return said
 
     def _skip(self, impl: Impl, error: BaseException, **pass_: str) -> None:
-        what = {"workload": self._workload.name, "causal": self.causal, "impl": impl.name}
-        self._run.skip(reason(error), **what, **pass_)
+        self._run.skip(reason(error), **self._what, impl=impl.name, **pass_)
 
     def _prepare(self, impl: Impl, sets: Sequence[Inputs]) -> Prepared:
         calls = [impl.prepare(self._workload, self.causal, inputs) for inputs in sets]
@@ -241,10 +241,10 @@ class Case:
     def _add(
         self, prepared: Prepared, pass_: Pass, protocol: str, timing: Timing, **more: Any
     ) -> None:
-        workload, causal = self._workload, self.causal
-        row: Row = {"workload": workload.name, "causal": causal, "impl": prepared.impl.name}
-        row |= {"pass": pass_, "protocol": protocol, **timing.columns}
-        row["nominal_tflops"] = nominal_flops(workload, causal, pass_) / timing.ms * 1e-9
+        row: Row = {**self._what, "impl": prepared.impl.name, "pass": pass_, "protocol": protocol}
+        row |= timing.columns
+        flops = nominal_flops(self._workload, self.causal, pass_)
+        row["nominal_tflops"] = flops / timing.ms * 1e-9
         row["peak_mib"] = prepared.peaks.get(pass_)
         row |= {"sm_mhz": timing.sm_mhz, "watts": timing.watts, "launches": timing.launches}
         more |= {"relative_error": prepared.errors.get(pass_)}

@@ -51,7 +51,7 @@ class Case(Figures):
 
     def is_fastest(self, impl: str, pass_: str) -> bool:
         times = [row["ms"] for i in ("ours", *PEERS) if (row := self.row(i, pass_))]
-        return self.row(impl, pass_).get("ms", math.inf) == min(times, default=None)
+        return bool(self.row(impl, pass_).get("ms", math.inf) == min(times, default=None))
 
     def beats_ours(self, impl: str) -> bool:
         pairs = [(self.row(impl, pass_), self.row("ours", pass_)) for pass_ in BOTH]

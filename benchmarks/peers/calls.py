@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..results import Pass
 from ..workloads import Workload
 
-Triple = tuple[Tensor, ...]  # query, key and value, or their gradients
+Triple = Sequence[Tensor]  # query, key and value, or their gradients
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # [B, N, H, D] -> [B, N, H, D]
 Saved = TypeVar("Saved")
 

@@ -119,10 +119,8 @@ def combine(
     assert all(part.stride(-1) == 1 for part in parts)
     out = torch.empty_like(like)
     meta = tuple(
-        (piece.length, piece.rate, piece.offset, *piece.heads, *part.stride()[:3], *lse_strides)
-        for piece, part, lse_strides in zip(
-            pieces, parts, (part_lse.stride()[:3] for part_lse in lses), strict=True
-        )
+        (x.length, x.rate, x.offset, *x.heads, *part.stride()[:3], *part_lse.stride()[:3])
+        for x, part, part_lse in zip(pieces, parts, lses, strict=True)
     )
     branches = [piece.branch for piece in pieces]
     block = 1 << (max(16, 4096 // head_dim).bit_length() - 1)

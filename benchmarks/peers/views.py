@@ -107,26 +107,17 @@ class _Branches:
     def __init__(
         self, workload: Workload, causal: bool, inputs: Inputs, kernel: sdpa.Kernel = "cudnn"
     ) -> None:
-        self.pieces, self.inputs = make_pieces(workload), inputs
-        self._causal, self._kernel = causal, kernel
-
-    def _views(self, piece: Piece) -> Triple:
-        return tuple(piece.rows(x) for x in self.inputs.qkv)
+        self.pieces, self._causal, self._kernel = make_pieces(workload), causal, kernel
+        self._views = [[piece.rows(x) for x in inputs.all] for piece in self.pieces]
 
     def forward(self) -> list[sdpa.Forward]:
-        rest = (self._causal, self._kernel)
-        return [sdpa.forward(self._views(piece), *rest) for piece in self.pieces]
+        return [sdpa.forward(views[:3], self._causal, self._kernel) for views in self._views]
 
     def backward(self, done: Sequence[sdpa.Forward]) -> list[Triple]:
+        """`done` of each piece, whose out and lse may be those of all of them together."""
         return [
-            sdpa.backward(
-                piece.rows(self.inputs.grad_out),
-                self._views(piece),
-                one,
-                self._causal,
-                self._kernel,
-            )
-            for piece, one in zip(self.pieces, done, strict=True)
+            sdpa.backward(grad_out, qkv, one, self._causal, self._kernel)
+            for (*qkv, grad_out), one in zip(self._views, done, strict=True)
         ]
 
 
