@@ -96,12 +96,12 @@ class Steps:
         """One call of a step, as a user makes it."""
         base, seq_len = self.workload.base, self.workload.spec(step).seq_len
         query, key, value = (x[:, :seq_len] for x in self.inputs.qkv)
+        cache = False if self.cache is None else self.cache
+        options = {**base.arguments, "pattern_cache": cache}
 
         def attend() -> object:
-            if self.cache is None:
+            if cache is False:
                 clear_planned_patterns()  # what the operators keep by themselves
-            cache = False if self.cache is None else self.cache
-            options = {**base.arguments, "pattern_cache": cache}
             return dilated_attention(query, key, value, **options)
 
         return attend

@@ -50,9 +50,9 @@ class Impl:
 
 def ours(workload: Workload, causal: bool, inputs: Inputs) -> Calls:
     """This library, called as a user calls it."""
+    options = {**workload.arguments, "is_causal": causal}
 
     def function(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        options = {**workload.arguments, "is_causal": causal}
         return cast(Tensor, dilated_attention(query, key, value, **options))
 
     return autograd_calls(function, inputs)

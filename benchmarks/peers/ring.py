@@ -99,7 +99,7 @@ class AllGather:
     """All ranks' rows of the branches that cross ranks, to all; and gradients back, in 16 bit."""
 
     def __init__(self, case: Case) -> None:
-        self.case, self.bytes_sent = case, 0
+        self.case, self.options, self.bytes_sent = case, case.options, 0
         workload, lengths = case.workload, case.shard_lengths
         if len(set(lengths)) > 1:
             raise UnsupportedError("shards must be equal")
@@ -173,7 +173,7 @@ class _GatheredAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, peer: AllGather) -> Tensor:
         far_key, far_value = peer.gather(k), peer.gather(v)
         arguments = (q, far_key, far_value, *peer.arguments)
-        out, lse = ops.attention_block(*arguments, **peer.case.options)
+        out, lse = ops.attention_block(*arguments, **peer.options)
         ctx.save_for_backward(q, far_key, far_value, out, lse)
         ctx.peer = peer
         return out
@@ -182,7 +182,7 @@ class _GatheredAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         peer: AllGather = ctx.peer
         arguments = (grads[0], None, *ctx.saved_tensors, *peer.arguments)
-        query, key, value = ops.attention_block_backward(*arguments, **peer.case.options)
+        query, key, value = ops.attention_block_backward(*arguments, **peer.options)
         return query, peer.reduce(key), peer.reduce(value), None
 
 

@@ -43,6 +43,7 @@ class Torchscale:
 
     def __call__(self, workload: Workload, causal: bool, inputs: Inputs) -> Calls:
         _check(workload, causal)
+        branches = workload.branches
         module: Any = self._module_type.__new__(self._module_type)
         args = SimpleNamespace(
             flash_attention=True,
@@ -53,7 +54,7 @@ class Torchscale:
 
         def function(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             outs, lses = [], []
-            for length, rate in workload.branches:
+            for length, rate in branches:
                 parts = [
                     module.gathering(
                         x, rate, length, is_causal=causal, is_kv=i > 0, seq_parall=False
