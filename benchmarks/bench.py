@@ -15,26 +15,17 @@ import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, Protocol
+from types import ModuleType
+from typing import NoReturn
 
 import torch
 
 from . import caches, ops, plan, plots, report, ring
-from .results import RESULTS
+from .results import RESULTS, OutOfTimeError, Run
 
-
-class Benchmark(Protocol):
-    """A module that measures; its docstring is its help."""
-
-    __doc__: str | None
-    ON_CPU: str  # what a run without a GPU is for
-    BUDGET_SECONDS: float  # past them, what is left is skipped
-
-    def add_options(self, parser: argparse.ArgumentParser) -> None: ...
-    def measure(self, options: argparse.Namespace) -> Path: ...
-
-
-BENCHMARKS: dict[str, Benchmark] = {"ops": ops, "ring": ring, "caches": caches, "plan": plan}
+# Modules that measure: their docstrings are their help, ON_CPU says what a run without a GPU is
+# for, and past BUDGET_SECONDS they skip what is left.
+BENCHMARKS: dict[str, ModuleType] = {"ops": ops, "ring": ring, "caches": caches, "plan": plan}
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -42,17 +33,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
 
-    def add(name: str, text: str) -> argparse.ArgumentParser:
+    def add(name: str, text: str | None) -> argparse.ArgumentParser:
         added: argparse.ArgumentParser = commands.add_parser(
-            name, help=text.split("\n")[0], description=text
+            name, help=(text or "").split("\n")[0], description=text
         )
         added.formatter_class = argparse.RawDescriptionHelpFormatter
         return added
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for name, module in BENCHMARKS.items():
-        command = add(name, module.__doc__ or "")
-        command.set_defaults(run=module.measure)
+        command = add(name, module.__doc__)
         command.add_argument("--out", type=Path, default=RESULTS, help="the folder to write into")
         command.add_argument("--tag", default="", help="appended to the file's name")
         command.add_argument("--commit", help="what is measured, where there is no git")
@@ -60,9 +50,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         command.add_argument("--device", choices=("cuda", "cpu"), default=device)
         command.add_argument("--threads", type=int, help="of the CPU, if not torch's own choice")
         module.add_options(command)
-    add("report", report.__doc__ or "").set_defaults(run=report.write)
-    command = add("timeline", plots.draw_timeline.__doc__ or "")
-    command.set_defaults(run=plots.draw_timeline)
+    add("report", report.__doc__)
+    command = add("timeline", plots.draw_timeline.__doc__)
     command.add_argument("trace", type=Path, help="of a rank: `ring --trace FOLDER` writes it")
     command.add_argument("picture", type=Path)
     return parser.parse_args(arguments)
@@ -72,21 +61,35 @@ def _terminate(number: int, frame: object) -> NoReturn:
     raise SystemExit(128 + number)  # so that `finally` writes the file
 
 
+def measure(options: argparse.Namespace) -> Path:
+    """The file that was written, which holds what was measured however the run ends."""
+    if "RANK" not in os.environ:  # torchrun ends its ranks itself
+        signal.signal(signal.SIGTERM, _terminate)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    run, module = Run(options.name, options), BENCHMARKS[options.name]
+    if options.device == "cpu":
+        run.say(f"on a CPU: {module.ON_CPU}")
+    try:
+        module.measure(run, options)
+    except OutOfTimeError:
+        pass  # what was measured until now stays
+    finally:
+        run.finish()
+    run.say(str(run.path))
+    return run.path
+
+
 def main(arguments: Sequence[str] | None = None) -> Path | None:
     """The file that was written, if it is one."""
     options = parse(arguments)
-    is_first = os.environ.get("RANK", "0") == "0"
     if options.name in BENCHMARKS:
-        if "RANK" not in os.environ:  # torchrun ends its ranks itself
-            signal.signal(signal.SIGTERM, _terminate)
-        if options.threads:
-            torch.set_num_threads(options.threads)
-        if options.device == "cpu" and is_first:
-            print(f"On a CPU: {BENCHMARKS[options.name].ON_CPU}")
-    path: Path | None = options.run(options)
-    if path is not None and is_first:
-        print(path)
-    return path
+        return measure(options)
+    if options.name == "report":
+        report.main()
+        return None
+    plots.draw_timeline(options.trace, options.picture)
+    return Path(options.picture)
 
 
 if __name__ == "__main__":

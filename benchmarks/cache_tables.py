@@ -12,8 +12,8 @@ from statistics import fmean, median
 from dilated_attention_pytorch import PatternCache
 
 from .cache_steps import CACHES, OPTIONS, PARTS
-from .results import Document, Row
-from .tables import NOTHING, table
+from .results import Document, Row, find
+from .tables import Line, number, spread, table
 from .timing import percentile
 
 RESAMPLES = 4000
@@ -46,10 +46,10 @@ class Comparison:
     def matters(self) -> bool:
         return self.is_significant and abs(self.ratio - 1) >= MATTERS
 
-    def cells(self) -> tuple[str, str]:
+    def cells(self, title: str) -> Line:
         """The ratio with its interval, and p."""
         interval = f"{self.ratio:.3f} ({self.low:.3f}, {self.high:.3f})"
-        return interval, "< 0.001" if self.p < 0.001 else f"{self.p:.3f}"
+        return {title: interval, "p": "< 0.001" if self.p < 0.001 else f"{self.p:.3f}"}
 
     def verdict(self, name: str) -> str:
         if not self.matters:
@@ -58,15 +58,15 @@ class Comparison:
         return f"{name} is {percent:.1f} % {'slower' if self.ratio > 1 else 'faster'}"
 
 
-def compare(base: Sequence[float], other: Sequence[float], seed: int = 0) -> Comparison:
+def compare(base: Sequence[float], other: Sequence[float]) -> Comparison:
     """Of measurements made in turn: base[i] and other[i] belong together.
 
     Raises:
         ValueError: not as many of one as of the other, or none.
     """
     if len(base) != len(other) or not base:
-        raise ValueError(f"pairs are needed, got {len(base)} and {len(other)} measurements")
-    rng = random.Random(seed)
+        raise ValueError(f"base and other must be pairs, got {len(base)} and {len(other)}")
+    rng = random.Random(0)
     ratios = [b / a for a, b in zip(base, other, strict=True)]
     medians = [median(rng.choices(ratios, k=len(ratios))) for _ in range(RESAMPLES)]
     logs = [math.log(ratio) for ratio in ratios]
@@ -78,32 +78,30 @@ def compare(base: Sequence[float], other: Sequence[float], seed: int = 0) -> Com
     return Comparison(median(ratios), low, high, (as_far + 1) / (RESAMPLES + 1), len(ratios))
 
 
-def find(document: Document, workload: str, cache: str) -> Row | None:
-    for row in document["rows"]:
-        if (row["workload"], row["cache"]) == (workload, cache):
-            return dict(row)
-    return None
-
-
-def workloads(document: Document) -> list[str]:
-    return list(dict.fromkeys(row["workload"] for row in document["rows"]))
-
-
-def compare_rows(base: Row | None, other: Row | None) -> Comparison | None:
-    """By the rounds that both were measured in."""
-    left, right = (row["samples_ms"] if row else {} for row in (base, other))
+def samples_of_both(base: Row, other: Row) -> tuple[list[float], list[float]]:
+    """Of the rounds that both were measured in."""
+    left, right = (row.get("samples_ms", {}) for row in (base, other))
     rounds = [index for index in left if index in right]
-    if not rounds:
-        return None
-    return compare([left[index] for index in rounds], [right[index] for index in rounds])
+    return [left[index] for index in rounds], [right[index] for index in rounds]
+
+
+def compare_rows(base: Row, other: Row) -> Comparison | None:
+    left, right = samples_of_both(base, other)
+    return compare(left, right) if left else None
+
+
+def by_workload(document: Document) -> dict[str, dict[str, Row]]:
+    """The rows of each workload, by cache."""
+    found: dict[str, dict[str, Row]] = {}
+    for row in document["rows"]:
+        found.setdefault(row["workload"], {})[row["cache"]] = row
+    return found
 
 
 def caches_sections(document: Document | None) -> dict[str, str]:
     """Of one run: section, text."""
-    if document is None:
-        nothing = NOTHING.format(up="../")
-        return {f"caches-{name}": nothing for name in _SECTIONS}
-    return {f"caches-{name}": make(document) for name, make in _SECTIONS.items()}
+    made = {name: make(document) if document else "" for name, make in _SECTIONS.items()}
+    return {f"caches-{name}": text for name, text in made.items()}
 
 
 def _run(document: Document) -> str:
@@ -120,100 +118,95 @@ def _run(document: Document) -> str:
 
 
 def _times(document: Document) -> str:
-    shown = [c for c in CACHES if any(row["cache"] == c for row in document["rows"])]
-    head = ["workload", *(f"{_TITLES[cache]}, ms" for cache in shown)]
-    rows = []
-    for name in workloads(document):
-        found = {cache: find(document, name, cache) for cache in shown}
-        times = [
-            f"{row['ms']:.4g} ({row['ms_p10']:.4g}, {row['ms_p90']:.4g})" if row else "-"
-            for row in found.values()
-        ]
-        c = compare_rows(found.get("v2"), found.get("v3"))
-        said = [*c.cells(), str(c.pairs), c.verdict("V3")] if c else ["-"] * 4
-        rows.append([name, *times, *said])
-    return table([*head, "V3 / V2 (95 %)", "p", "rounds", "so"], rows)
+    shown = [cache for cache in CACHES if find(document["rows"], cache=cache)]
+    lines = []
+    for name, rows in by_workload(document).items():
+        times = {f"{_TITLES[cache]}, ms": spread(rows.get(cache, {})) for cache in shown}
+        title = "V3 / V2 (95 %)"
+        said = dict.fromkeys((title, "p", "rounds", "so"), "-")
+        if c := compare_rows(rows.get("v2", {}), rows.get("v3", {})):
+            said = {**c.cells(title), "rounds": str(c.pairs), "so": c.verdict("V3")}
+        lines.append({"workload": name, **times, **said})
+    return table(lines)
 
 
 def _parts(document: Document) -> str:
-    head = ["workload", "cache", "step, ms", *(f"{part}, ms" for part in PARTS), "hit rate"]
-    rows = [
-        [row["workload"], row["cache"], f"{row['ms']:.4g}"]
-        + [f"{row[f'{part}_ms']:.4g}" for part in PARTS]
-        + [f"{row['hit_rate']:.3f}"]
+    """Where a step's time goes, and what V3 copied ahead where lengths change."""
+    said = "`slides` was not measured."
+    if row := find(document["rows"], workload="slides", cache="v3"):
+        counts = row["statistics"]
+        said = (
+            f"On `slides` V3 made {counts['prefetches']} copies ahead, of which "
+            f"{counts['prefetch_hits']} were used and {counts['wasted_prefetches']} dropped "
+            f"unused; {counts['hot_hits']} of its {counts['hits'] + counts['misses']} look-ups "
+            f"found their words on the GPU, {counts['misses']} planned or waited for a plan."
+        )
+    lines = [
+        {"workload": row["workload"], "cache": row["cache"], "step, ms": number(row, form=".4g")}
+        | {f"{part}, ms": number(row, f"{part}_ms", ".4g") for part in PARTS}
+        | {"hit rate": number(row, "hit_rate", ".3f")}
         for row in document["rows"]
     ]
-    return f"{table(head, rows)}\n\n{_prefetches(document)}"
-
-
-def _prefetches(document: Document) -> str:
-    """What V3 copied ahead on the workload whose lengths change, in a sentence."""
-    row = find(document, "slides", "v3")
-    if row is None:
-        return "`slides` was not measured."
-    counts = row["statistics"]
-    return (
-        f"On `slides` V3 made {counts['prefetches']} copies ahead, of which "
-        f"{counts['prefetch_hits']} were used and {counts['wasted_prefetches']} dropped unused; "
-        f"{counts['hot_hits']} of its {counts['hits'] + counts['misses']} look-ups found their "
-        f"words on the GPU, {counts['misses']} planned or waited for a plan."
-    )
+    return f"{table(lines)}\n\n{said}"
 
 
 def _memory(document: Document) -> str:
-    head = ["workload", "V2 host, MiB", "V2 GPU, MiB", "V3 host (cold), MiB", "V3 GPU (hot), MiB"]
-    rows = []
-    for name in workloads(document):
-        both = [find(document, name, cache) for cache in ("v2", "v3")]
-        fields = ("host_mib", "gpu_mib")
-        rows.append([name, *(f"{row[f]:.3g}" if row else "-" for row in both for f in fields)])
-    return table(head, rows)
+    lines = []
+    for name, rows in by_workload(document).items():
+        lines.append({"workload": name})
+        for cache, host, gpu in (("v2", "host", "GPU"), ("v3", "host (cold)", "GPU (hot)")):
+            for title, key in ((host, "host_mib"), (gpu, "gpu_mib")):
+                lines[-1][f"{cache.upper()} {title}, MiB"] = number(rows.get(cache, {}), key)
+    return table(lines)
+
+
+def _aim(value: float, target: float) -> str:
+    return f"{'within' if value <= target else 'beyond'} the aim of"
 
 
 def _hits(document: Document) -> str:
     lines = []
     for hit in document["hits"]:
         target, name = HIT_TARGETS_US[hit["cache"]], hit["cache"].upper()
-        kept = "within" if hit["us"] <= target else "beyond"
         what = "a hit" if name == "V2" else "a hot hit" if hit["hot"] else "a hit (not hot)"
         lines.append(
             f"* {name}: {what} costs {hit['us']:.2f} us of the host's time, the key's making "
-            f"included; {kept} the aim of {target:g} us."
+            f"included; {_aim(hit['us'], target)} {target:g} us."
         )
-    for cache in ("v2", "v3"):
-        row = find(document, OVERHEAD_WORKLOAD, cache)
-        if row is not None:
+    for cache in HIT_TARGETS_US:
+        if row := find(document["rows"], workload=OVERHEAD_WORKLOAD, cache=cache):
             share = (row["management_ms"] + row["transfer_ms"]) / row["kernel_ms"]
-            kept = "within" if share <= OVERHEAD_TARGET else "beyond"
             lines.append(
                 f"* {cache.upper()} on `{OVERHEAD_WORKLOAD}`: management and transfers take "
-                f"{share:.3%} of the kernels' time; {kept} the aim of {OVERHEAD_TARGET:.0%}."
+                f"{share:.3%} of the kernels' time; {_aim(share, OVERHEAD_TARGET)} "
+                f"{OVERHEAD_TARGET:.0%}."
             )
     return "\n".join(lines)
-
-
-def _options(document: Document) -> str:
-    head = ["option", "where", "off, ms", "on, ms", "on / off (95 %)", "p", "gain", "default"]
-    rows = []
-    for option in document["options"]:
-        c = compare(option["off_ms"], option["on_ms"])
-        is_gain = c.matters and c.ratio < 1
-        off, on = (sorted(option[key])[len(option[key]) // 2] for key in ("off_ms", "on_ms"))
-        rows.append(
-            [option["option"], option["where"], f"{off:.4g}", f"{on:.4g}", *c.cells()]
-            + ["yes" if is_gain else "no", _default(option, is_gain)]
-        )
-    return table(head, rows)
 
 
 def _default(option: Row, is_gain: bool) -> str:
     """What PatternCache does by itself, and whether the data agree."""
     name = OPTIONS.get(option["option"])
+    against = ", against these data"
     if name is None:  # measured before it was left out
-        return "not offered" + (", against these data" if is_gain else "")
+        return "not offered" + (against if is_gain else "")
     default = inspect.signature(PatternCache).parameters[name].default
     said = f"{'on' if default else 'off'} (`{name}={default}`)"
-    return said if default == is_gain else f"{said}, against these data"
+    return said if default == is_gain else said + against
+
+
+def _options(document: Document) -> str:
+    lines = []
+    for option in document["options"]:
+        c = compare(option["off_ms"], option["on_ms"])
+        is_gain = c.matters and c.ratio < 1
+        line = {"option": option["option"], "where": option["where"]}
+        for key in ("off", "on"):
+            values = option[f"{key}_ms"]
+            line[f"{key}, ms"] = f"{sorted(values)[len(values) // 2]:.4g}"
+        line |= {**c.cells("on / off (95 %)"), "gain": "yes" if is_gain else "no"}
+        lines.append({**line, "default": _default(option, is_gain)})
+    return table(lines)
 
 
 _SECTIONS = {

@@ -11,15 +11,13 @@ each against its absence, where it could help.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
 from dilated_attention_pytorch import PatternCache, TieredPatternCache
-from dilated_attention_pytorch.pattern import PatternSpec
+from dilated_attention_pytorch.pattern import BasePatternCache, PatternSpec
 
 from .cache_steps import NAMES, OPTIONS, CacheWorkload, Steps, cache_workloads, make_cache, split
 from .peers.calls import Inputs
@@ -46,95 +44,80 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--large", type=int, default=1048576, help="length of a large pattern")
 
 
-def measure(options: argparse.Namespace) -> Path:
-    run = Run("caches", options)
+def measure(run: Run, options: argparse.Namespace) -> None:
     chosen = {name: getattr(options, name) for name in ("rounds", "slides", "round_ms")}
     workloads = cache_workloads(options.slides)
-    hits = list(measure_hits(workloads[0], run.stopwatch))
+    hits = list(_measure_hits(workloads[0], run.stopwatch))
     run.document |= {"protocol": chosen, "hits": hits, "options": []}
     for workload in workloads:
         if workload.name in options.workloads:
-            rows = list(Rounds(run, options, workload).rows())
+            rows = list(_measure_rounds(run, options, workload))
             run.rows.extend(rows)
             times = ", ".join(f"{row['cache']} {row['ms']:.4g}" for row in rows)
             run.say(f"{workload.name}: {times} ms a step")
             run.write()
-    for entry in measure_options(run, workloads[-1], options.large, max(2, options.rounds // 2)):
+    for entry in _measure_options(run, workloads[-1], options):
         off, on = (percentile(entry[name], 50) for name in ("off_ms", "on_ms"))
         run.say(f"{entry['option']}: {off:.4g} ms without, {on:.4g} with")
         run.document["options"].append(entry)
-    run.write()
-    return run.path
 
 
-def rounds_of(
-    workload: CacheWorkload, rounds: int, estimate: float, round_ms: float
-) -> list[range]:
-    """The steps of each round: changing lengths are dealt out, fixed ones repeated."""
+def _measure_rounds(
+    run: Run, options: argparse.Namespace, workload: CacheWorkload
+) -> Iterator[Row]:
+    """All caches on one workload, in turn; changing lengths are dealt out, fixed ones repeated."""
+    inputs = Inputs.make(workload.base, run.device)
+    peers = {name: Steps(workload, inputs, name) for name in workload.caches}
+    for steps in peers.values():  # compiles, allocates, fills the caches
+        for _ in range(WARM_STEPS):
+            steps.run(0)
     if workload.is_changing:
-        size = max(1, len(workload.lengths) // rounds)
-        return [range(first, first + size) for first in range(0, size * rounds, size)]
-    return [range(max(1, round(round_ms / estimate)))] * rounds
+        size = max(1, len(workload.lengths) // options.rounds)
+        for steps in peers.values():
+            if steps.cache is not None:
+                steps.cache.drain()
+                steps.cache.clear()
+    else:
+        estimate = peers["v2"].milliseconds(range(3), run.stopwatch)
+        size = max(1, round(options.round_ms / estimate))
+    samples: dict[str, dict[str, float]] = {name: {} for name in peers}
+    for index in range(options.rounds):
+        if index > 1 and run.is_late():
+            reason = f"{options.rounds - index} of {options.rounds} rounds: no time"
+            run.skip(reason, workload=workload.name)
+            break
+        turn = index % len(peers)
+        for name in workload.caches[turn:] + workload.caches[:turn]:
+            if name != "none" or not workload.is_changing or index % _NONE_EVERY == 0:
+                numbers = range(index * size, (index + 1) * size)
+                ms = peers[name].milliseconds(numbers, run.stopwatch)
+                samples[name][str(index)] = ms
+    for name, steps in peers.items():
+        yield _row(steps, samples[name], run.stopwatch)
 
 
-class Rounds:
-    """All caches on one workload."""
-
-    def __init__(self, run: Run, options: argparse.Namespace, workload: CacheWorkload) -> None:
-        self._run, self._options, self._workload = run, options, workload
-        dtype = workload.base.torch_dtype if run.device.type == "cuda" else torch.float32
-        inputs = Inputs.make(workload.base, run.device, dtype, seed=0)
-        self._peers = {name: Steps(workload, inputs, name) for name in workload.caches}
-
-    def rows(self) -> Iterator[Row]:
-        for steps in self._peers.values():  # compiles, allocates, fills the caches
-            for _ in range(WARM_STEPS):
-                steps.run(0)
-        estimate = self._peers["v2"].milliseconds(range(3), self._run.stopwatch)
-        options = self._options
-        rounds = rounds_of(self._workload, options.rounds, estimate, options.round_ms)
-        if self._workload.is_changing:
-            for steps in self._peers.values():
-                steps.forget()
-        samples = self._take_turns(rounds)
-        for name, steps in self._peers.items():
-            yield self._row(steps, samples[name])
-
-    def _take_turns(self, rounds: list[range]) -> dict[str, dict[int, float]]:
-        """Milliseconds of a step, by cache and round."""
-        samples: dict[str, dict[int, float]] = {name: {} for name in self._peers}
-        is_changing, caches = self._workload.is_changing, self._workload.caches
-        for index, numbers in enumerate(rounds):
-            if index > 1 and self._run.is_late():
-                reason = f"{len(rounds) - index} of {len(rounds)} rounds: no time"
-                self._run.skip(reason, workload=self._workload.name)
-                break
-            turn = index % len(caches)
-            for name in caches[turn:] + caches[:turn]:
-                if name != "none" or not is_changing or index % _NONE_EVERY == 0:
-                    steps = self._peers[name]
-                    samples[name][index] = steps.milliseconds(numbers, self._run.stopwatch)
-        return samples
-
-    def _row(self, steps: Steps, samples: dict[int, float]) -> Row:
-        statistics = None if steps.cache is None else steps.cache.statistics()
-        on_device = 0 if statistics is None else statistics.device_bytes
-        in_all = 0 if statistics is None else statistics.bytes
-        is_changing = self._workload.is_changing
-        numbers = range(min(_SPLIT_STEPS, len(self._workload.lengths) if is_changing else 50))
-        warm = 0 if is_changing else WARM_STEPS
-        values = list(samples.values())
-        row: Row = {"workload": self._workload.name, "cache": steps.name}
-        row |= summarize(values, len(values)).columns
-        row |= split(steps.renewed(), numbers, warm, self._run.stopwatch)
-        row |= {"gpu_mib": on_device / 2**20, "host_mib": (in_all - on_device) / 2**20}
-        row["hit_rate"] = 0.0 if statistics is None else statistics.hit_rate
-        row["calls"] = self._workload.calls
-        row["samples_ms"] = {str(index): value for index, value in samples.items()}
-        return row | {"statistics": None if statistics is None else asdict(statistics)}
+def _row(steps: Steps, samples: dict[str, float], stopwatch: Stopwatch) -> Row:
+    workload = steps.workload
+    counts = None if steps.cache is None else steps.cache.statistics()
+    on_device, in_all = (counts.device_bytes, counts.bytes) if counts else (0, 0)
+    numbers = range(min(_SPLIT_STEPS, len(workload.lengths)) if workload.is_changing else 50)
+    renewed = Steps(workload, steps.inputs, steps.name)
+    warm = 0 if workload.is_changing else WARM_STEPS
+    return {
+        "workload": workload.name,
+        "cache": steps.name,
+        **summarize(list(samples.values()), len(samples)).columns,
+        **split(renewed, numbers, warm, stopwatch),
+        "gpu_mib": on_device / 2**20,
+        "host_mib": (in_all - on_device) / 2**20,
+        "hit_rate": counts.hit_rate if counts else 0.0,
+        "calls": workload.calls,
+        "samples_ms": samples,
+        "statistics": asdict(counts) if counts else None,
+    }
 
 
-def measure_hits(workload: CacheWorkload, stopwatch: Stopwatch) -> Iterator[Row]:
+def _measure_hits(workload: CacheWorkload, stopwatch: Stopwatch) -> Iterator[Row]:
     """The host's time for a look-up that finds its words there, the key's making included."""
     spec, device = workload.spec(0), stopwatch.device
     for name in ("v2", "v3"):
@@ -142,55 +125,52 @@ def measure_hits(workload: CacheWorkload, stopwatch: Stopwatch) -> Iterator[Row]
         assert cache is not None
         for _ in range(WARM_STEPS):
             cache.lookup(spec, device)
-        stopwatch.synchronize()
-        times = []
-        for _ in range(7):
-            began = time.perf_counter()
+
+        def look_up(cache: BasePatternCache = cache) -> None:
             for _ in range(_HITS):
                 cache.lookup(PatternSpec(*spec), device)
-            times.append((time.perf_counter() - began) * 1e6 / _HITS)
+
+        times = [stopwatch.host_ms(look_up) * 1e3 / _HITS for _ in range(7)]
         is_hot = not isinstance(cache, TieredPatternCache) or cache.statistics().hot_hits > 0
         yield {"cache": name, "us": min(times), "us_median": percentile(times, 50), "hot": is_hot}
 
 
-def measure_options(
-    run: Run, slides: CacheWorkload, large_seq_len: int, rounds: int
-) -> Iterator[Row]:
+def _measure_options(run: Run, slides: CacheWorkload, options: argparse.Namespace) -> Iterator[Row]:
     """Each option of V2 on and off in turn, after one measurement of each that does not count."""
-    device, stopwatch = run.device, run.stopwatch
-    specs = [slides.spec(step) for step in range(len(slides.lengths))]
-    large = specs[0]._replace(seq_len=large_seq_len)
+    device = run.device
+    shortest = sorted(slides.spec(step) for step in range(len(slides.lengths)))[:32]
+    large = shortest[0]._replace(seq_len=options.large)
     busy = torch.randn(2048, 2048, device=device) if device.type == "cuda" else None
 
-    def use(cache: PatternCache) -> None:
-        if busy is not None:
-            for _ in range(100):
-                torch.mm(busy, busy)
-        _, words = cache.lookup(large, device)
-        words.sum()
-        sum(range(100_000))  # some milliseconds of what a program does besides
-
     def announced(cache: PatternCache) -> float:
-        shortest = sorted(specs)[:32]
         cache.prefetch(shortest, _CPU)
-        return stopwatch.wall_ms(lambda: cache.prefetch(shortest, device))
+        return run.stopwatch.wall_ms(lambda: cache.prefetch(shortest, device))
 
     def behind_work(cache: PatternCache) -> float:
         cache.prefetch([large], _CPU)
-        return stopwatch.wall_ms(lambda: use(cache))
+
+        def use() -> None:
+            if busy is not None:
+                for _ in range(100):
+                    torch.mm(busy, busy)
+            _, words = cache.lookup(large, device)
+            words.sum()
+            sum(range(100_000))  # some milliseconds of what a program does besides
+
+        return run.stopwatch.wall_ms(use)
 
     places = {
         "the 32 shortest slides, planned already, announced together": announced,
         "the first use of a pattern over 10 MB, behind work that is under way": behind_work,
     }
-    for (option, name), (where, measure_once) in zip(OPTIONS.items(), places.items(), strict=True):
+    for (option, name), (where, once) in zip(OPTIONS.items(), places.items(), strict=True):
         if run.is_late():
             run.skip("no time", option=option)
             continue
         samples: dict[bool, list[float]] = {False: [], True: []}
-        for index in range(rounds + 1):
+        for index in range(max(2, options.rounds // 2) + 1):
             for is_on in (False, True) if index % 2 else (True, False):
-                samples[is_on].append(measure_once(PatternCache(**{name: is_on})))
-        off, on = (samples[is_on][1:] for is_on in (False, True))
+                samples[is_on].append(once(PatternCache(**{name: is_on})))
         settings = {"setting": {name: True}, "absence": {name: False}, "where": where}
-        yield {"option": option, **settings, "off_ms": off, "on_ms": on}
+        times = {"off_ms": samples[False][1:], "on_ms": samples[True][1:]}
+        yield {"option": option, **settings, **times}

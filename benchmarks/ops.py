@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,19 @@ from torch import Tensor
 
 from .peers import Impl, make_impls
 from .peers.calls import Calls, Inputs, reason
-from .results import IMPLS, PASSES, PROTOCOLS, Pass, Row, Run, check, measure_ceilings, names
-from .tables import title
+from .results import IMPLS, PASSES, PROTOCOLS, Pass, Row, Run, names
 from .timing import (
     ISOLATED_LAUNCHES,
     PAUSE_SECONDS,
     SUSTAINED_SECONDS,
     Launch,
-    Rotation,
+    Stopwatch,
     Timing,
     captured,
     host_times,
     isolated,
     peak_mib,
+    rotation,
     sustained,
 )
 from .workloads import GROUPS, WORKLOADS, Ceilings, Workload, floor, nominal_flops, select
@@ -64,46 +64,40 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=ISOLATED_LAUNCHES, help="isolated")
 
 
-class BudgetExhaustedError(Exception):
-    """The time is up; what was measured until now stays."""
+def measure(run: Run, options: argparse.Namespace) -> None:
+    impls = [i for name, i in make_impls(options.torchscale).items() if name in options.impls]
+    run.document["ceilings"] = measure_ceilings(run.stopwatch)
+    isolation = {"isolated_pause_seconds": PAUSE_SECONDS, "isolated_launches": options.repeats}
+    run.document["protocol"] = {"sustained_seconds": options.seconds, **isolation}
+    default = ["anchors", "seed"] if run.device.type == "cuda" else ["cpu"]
+    wanted = select(options.workloads or default)
+    cases = [{"workload": w.name, "causal": causal} for w in wanted for causal in w.causal]
+    for number, what in enumerate(run.each(cases), 1):
+        case = Case(run, options, WORKLOADS[what["workload"]], what["causal"])
+        try:
+            case.measure(impls)
+        finally:
+            run.say(f"{number}/{len(cases)}  {case.line()}")
+            del case
+            gc.collect()
+            if run.device.type == "cuda":
+                torch.cuda.empty_cache()
 
 
-def measure(options: argparse.Namespace) -> Path:
-    known = make_impls(options.torchscale)
-    impls = [impl for name, impl in known.items() if name in options.impls]
-    default = ["anchors", "seed"] if options.device == "cuda" else ["cpu"]
-    cases = [
-        (workload, causal)
-        for workload in select(options.workloads or default)
-        for causal in workload.causal
-    ]
-    run = Run("ops", options)
-    run.document["ceilings"] = measure_ceilings(run.stopwatch, run.monitor)
-    run.document["protocol"] = {
-        "sustained_seconds": options.seconds,
-        "isolated_pause_seconds": PAUSE_SECONDS,
-        "isolated_launches": options.repeats,
-    }
-    done = 0
-    try:
-        for workload, causal in cases:
-            case = Case(run, options, workload, causal)
-            try:
-                case.measure(impls)
-            finally:
-                run.say(f"{done + 1}/{len(cases)}  {case.line()}")
-            done += 1
-            run.write()
-    except BudgetExhaustedError:
-        run.say("the time is up")
-    finally:
-        for workload, causal in cases[done:]:
-            for impl in impls:
-                run.skip("not finished", workload=workload.name, causal=causal, impl=impl.name)
-        run.document["complete"] = done == len(cases)
-        check(run.document)
-        run.write()
-    return run.path
+def measure_ceilings(stopwatch: Stopwatch) -> dict[str, float]:
+    """A large matrix product (bf16; float32 on the CPU), and a copy, bytes read plus written."""
+    device = stopwatch.device
+    is_cuda = device.type == "cuda"
+    size, copied = (8192, 2**31) if is_cuda else (1024, 2**27)
+    dtype = torch.bfloat16 if is_cuda else torch.float32
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    product = torch.empty_like(left)
+    source = torch.empty(copied // 4, device=device).normal_()
+    target = torch.empty_like(source)
+    launches = (lambda: torch.mm(left, right, out=product), lambda: target.copy_(source))
+    matmul, copy = sustained(launches, stopwatch)
+    tflops, gbps = 2 * size**3 / matmul.ms * 1e-9, 2 * copied / copy.ms * 1e-6
+    return {"matmul_tflops": tflops, "copy_gbps": gbps}
 
 
 @dataclass(slots=True)
@@ -124,13 +118,12 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
 
 def input_sets(workload: Workload, device: torch.device) -> list[Inputs]:
     """As many sets of inputs as it takes to be larger than twice the L2 cache."""
-    first = Inputs.make(workload, device, workload.torch_dtype, seed=0)
-    if device.type != "cuda":
-        return [first]
-    l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
-    count = min(_MAX_INPUT_SETS, -(-2 * l2_bytes // first.nbytes))
-    dtype = workload.torch_dtype
-    return [first, *(Inputs.make(workload, device, dtype, seed) for seed in range(1, count))]
+    sets = [Inputs.make(workload, device)]
+    if device.type == "cuda":
+        l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
+        count = min(_MAX_INPUT_SETS, -(-2 * l2_bytes // sum(x.nbytes for x in sets[0].all)))
+        sets += [Inputs.make(workload, device, seed) for seed in range(1, count)]
+    return sets
 
 
 class Case:
@@ -141,42 +134,29 @@ class Case:
     ) -> None:
         self._run, self._options = run, options
         self._workload, self.causal = workload, causal
+        self._what = {"workload": workload.name, "causal": causal}
         self._expected: dict[Pass, tuple[Tensor, ...]] = {}
         self._first_row = len(run.rows)
 
     def measure(self, impls: Sequence[Impl]) -> None:
-        """Adds rows, and releases what it took. Raises BudgetExhaustedError."""
-        passes = [
-            pass_
-            for pass_ in self._options.passes
-            if pass_ != "host" or self._workload.name == HOST_WORKLOAD
-        ]
-        try:
-            self._measure_all(impls, passes)
-        finally:
-            self._expected.clear()
-            gc.collect()
-            if self._run.device.type == "cuda":
-                torch.cuda.empty_cache()
-
-    def _measure_all(self, impls: Sequence[Impl], passes: Sequence[Pass]) -> None:
+        """Adds rows. Raises OutOfTimeError."""
         sets = input_sets(self._workload, self._run.device)
         ready: list[Prepared] = []
         for impl in impls:
-            self._check_time()
+            self._run.check_time()
             try:
-                ready.append(self._prepare(impl, sets, passes))
+                ready.append(self._prepare(impl, sets))
             except Exception as error:  # a peer that fails must not take the run with it
                 self._skip(impl, error)
-        for pass_ in passes:
-            if pass_ == "host":
-                self._measure_host(ready)
-            else:
+        for pass_ in self._options.passes:
+            if pass_ != "host":
                 self._measure(ready, pass_)
+            elif self._workload.name == HOST_WORKLOAD:
+                self._measure_host(ready)
 
     def line(self) -> str:
         """What was measured, in short: milliseconds by the first protocol, of each peer all passes,
-        and what ours reaches of the floor in the first.
+        and what the first reaches of the floor.
         """
         rows = self._run.rows[self._first_row :]
         rows = [row for row in rows if row["protocol"] == rows[0]["protocol"]]
@@ -184,85 +164,66 @@ class Case:
         for row in rows:
             times.setdefault(row["impl"], []).append(f"{row['ms']:.4g}")
         peers = ", ".join(f"{impl} {' / '.join(ms)}" for impl, ms in times.items())
-        said = " / ".join(dict.fromkeys(row["pass"] for row in rows))
+        said = f"{self._workload.title(self.causal)}: {peers or 'nothing'} ms"
         for row in rows[:1]:
             ceilings = Ceilings(**self._run.document["ceilings"])
             reached = floor(self._workload, self.causal, row["pass"], ceilings).ms / row["ms"]
-            said += f", {row['protocol']}"
-            said += f"; {row['impl']} at {reached:.0%} of the floor" if reached else ""
-            said += f", {row['sm_mhz']:.0f} MHz" if row["sm_mhz"] else ""
-        return f"{title(self._workload.name, self.causal)}: {peers or 'nothing'} ms ({said})"
-
-    def _check_time(self) -> None:
-        if self._run.is_late():
-            raise BudgetExhaustedError
+            passes = " / ".join(dict.fromkeys(row["pass"] for row in rows))
+            said += f" ({passes}, {row['protocol']}; {reached:.0%} of the floor)"
+        return said
 
     def _skip(self, impl: Impl, error: BaseException, **pass_: str) -> None:
-        what = {"workload": self._workload.name, "causal": self.causal, "impl": impl.name}
-        self._run.skip(reason(error), **what, **pass_)
+        self._run.skip(reason(error), **self._what, impl=impl.name, **pass_)
 
-    def _prepare(self, impl: Impl, sets: Sequence[Inputs], passes: Sequence[Pass]) -> Prepared:
+    def _prepare(self, impl: Impl, sets: Sequence[Inputs]) -> Prepared:
         calls = [impl.prepare(self._workload, self.causal, inputs) for inputs in sets]
         prepared = Prepared(impl, calls)
-        for pass_ in passes:
-            call = calls[0].get(pass_)
-            if call is not None and pass_ != "host":
-                self._check(prepared, pass_, call, calls[0].restore)
+        for pass_ in self._options.passes:
+            if (call := calls[0].get(pass_)) is not None:
+                self._check(prepared, pass_, call)
                 prepared.peaks[pass_] = peak_mib(call, self._run.stopwatch)
         return prepared
 
-    def _check(
-        self,
-        prepared: Prepared,
-        pass_: Pass,
-        call: Callable[[], Any],
-        restore: Callable[[Tensor], Tensor],
-    ) -> None:
+    def _check(self, prepared: Prepared, pass_: Pass, call: Launch) -> None:
         """Compares with this library's results. Raises RuntimeError if they are not the same."""
-        result = call()
-        if result is None or not prepared.impl.same_output:
+        result: Any = call()
+        impl, calls = prepared.impl, prepared.calls[0]
+        if result is None or not impl.same_output:
             return
         results = (result,) if isinstance(result, Tensor) else tuple(result)
-        results = tuple(restore(x) for x in results)
-        if prepared.impl.name == "ours":
+        results = tuple(calls.restore(x) for x in results)
+        if impl.name == "ours":
             self._expected[pass_] = results
+        if impl.name == "ours" or pass_ not in self._expected:
             return
-        if pass_ not in self._expected:
-            return
-        pairs = zip(results, self._expected[pass_], strict=True)
-        error = max(relative_error(got, expected) for got, expected in pairs)
+        error = max(map(relative_error, results, self._expected[pass_]))
         prepared.errors[pass_] = error
-        comparable = pass_ == "fwd" or prepared.impl.same_gradient
-        if comparable and not error <= _TOLERANCE[pass_]:
-            note = f" ({prepared.calls[0].note})" if prepared.calls[0].note else ""
+        is_same = pass_ == "fwd" or impl.same_gradient
+        if is_same and not error <= _TOLERANCE[pass_]:
+            note = f" ({calls.note})" if calls.note else ""
             raise RuntimeError(f"{pass_} differs from ours by {error:.3g}{note}")
-
-    def _launches(self, ready: Sequence[Prepared], pass_: Pass) -> list[tuple[Prepared, Launch]]:
-        launches: list[tuple[Prepared, Launch]] = []
-        for prepared in ready:
-            calls = [call for calls in prepared.calls if (call := calls.get(pass_)) is not None]
-            if not calls:
-                continue
-            self._check_time()
-            try:
-                if prepared.impl.graphed:
-                    calls = [captured(call, self._run.device) for call in calls]
-                launches.append((prepared, Rotation(calls)))
-            except Exception as error:
-                self._skip(prepared.impl, error, **{"pass": pass_})
-        return launches
 
     def _measure(self, ready: Sequence[Prepared], pass_: Pass) -> None:
         run, options = self._run, self._options
-        launches = self._launches(ready, pass_)
+        launches: list[tuple[Prepared, Launch]] = []
+        for prepared in ready:
+            calls = [call for calls in prepared.calls if (call := calls.get(pass_)) is not None]
+            self._run.check_time()
+            try:
+                if prepared.impl.graphed:
+                    calls = [captured(call, run.device) for call in calls]
+            except Exception as error:
+                self._skip(prepared.impl, error, **{"pass": pass_})
+                continue
+            launches += [(prepared, rotation(calls))] if calls else []
         for protocol in options.protocols:
             chosen = [(p, launch) for p, launch in launches if protocol in p.impl.protocols]
             calls = [launch for _, launch in chosen]
-            self._check_time()
+            self._run.check_time()
             if protocol == "isolated":
-                timings = isolated(calls, run.stopwatch, run.monitor, options.repeats)
+                timings = isolated(calls, run.stopwatch, options.repeats)
             else:
-                timings = sustained(calls, run.stopwatch, run.monitor, options.seconds)
+                timings = sustained(calls, run.stopwatch, options.seconds)
             for (prepared, _), timing in zip(chosen, timings, strict=True):
                 self._add(prepared, pass_, protocol, timing)
 
@@ -272,7 +233,7 @@ class Case:
         for prepared in ready:
             if prepared.impl.graphed or "isolated" not in prepared.impl.protocols:
                 continue
-            self._check_time()
+            self._run.check_time()
             launches = (lambda: one.add_(1), prepared.calls[0].forward)
             launch, timing = host_times(launches, self._run.stopwatch)
             self._add(prepared, "host", "isolated", timing, launch_ms=launch.ms)
@@ -280,10 +241,10 @@ class Case:
     def _add(
         self, prepared: Prepared, pass_: Pass, protocol: str, timing: Timing, **more: Any
     ) -> None:
-        workload, causal = self._workload, self.causal
-        row: Row = {"workload": workload.name, "causal": causal, "impl": prepared.impl.name}
-        row |= {"pass": pass_, "protocol": protocol, **timing.columns}
-        row["nominal_tflops"] = nominal_flops(workload, causal, pass_) / timing.ms * 1e-9
+        row: Row = {**self._what, "impl": prepared.impl.name, "pass": pass_, "protocol": protocol}
+        row |= timing.columns
+        flops = nominal_flops(self._workload, self.causal, pass_)
+        row["nominal_tflops"] = flops / timing.ms * 1e-9
         row["peak_mib"] = prepared.peaks.get(pass_)
         row |= {"sm_mhz": timing.sm_mhz, "watts": timing.watts, "launches": timing.launches}
         more |= {"relative_error": prepared.errors.get(pass_)}

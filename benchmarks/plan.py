@@ -9,22 +9,19 @@ its own, each pair once, and with the tiles' empty corners.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
-
-import torch
 
 from dilated_attention_pytorch.pattern import Pattern
 
-from .results import Row, Run
-from .timing import Stopwatch, one_core, summarize
+from .results import Document, Row, Run
+from .tables import Line, ratios, table
+from .timing import Stopwatch, summarize
 from .workloads import WORKLOADS, Workload
 
 ON_CPU = "all there is: planning runs on one core of the host."
 BUDGET_SECONDS = 60.0
 _MIN_CALLS = 3
-_CPU = torch.device("cpu")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -45,26 +42,45 @@ def plan_workloads() -> Iterator[Workload]:
             yield replace(base, name=f"{base.name}-{rule}", head_offsets=rule)
 
 
-def measure(options: argparse.Namespace) -> Path:
-    run = Run("plan", options, _CPU)
-    with one_core():
-        for workload in plan_workloads():
-            rows = [measure_one(workload, causal, options.seconds) for causal in (False, True)]
-            times = " / ".join(f"{row['ms']:.3g}" for row in rows)
-            run.say(f"{workload.name}: {times} ms (not causal / causal)")
-            run.rows.extend(rows)
-            run.write()
-    return run.path
+def measure(run: Run, options: argparse.Namespace) -> None:
+    workloads = {workload.name: workload for workload in plan_workloads()}
+    for case in run.each([{"workload": name} for name in workloads]):
+        workload = workloads[case["workload"]]
+        rows = [_measure(workload, causal, run.stopwatch, options) for causal in (False, True)]
+        times = " / ".join(f"{row['ms']:.3g}" for row in rows)
+        run.say(f"{workload.name}: {times} ms (not causal / causal)")
+        run.rows.extend(rows)
 
 
-def measure_one(workload: Workload, causal: bool, seconds: float) -> Row:
+def _measure(
+    workload: Workload, causal: bool, stopwatch: Stopwatch, options: argparse.Namespace
+) -> Row:
     """The time of a plan from its specification to its words, and its counts."""
-    spec, stopwatch = workload.spec(causal), Stopwatch(_CPU)
+    spec = workload.spec(causal)
     pattern = Pattern.plan(spec)
     times: list[float] = []
-    while len(times) < _MIN_CALLS or sum(times) < seconds * 1e3:
+    while len(times) < _MIN_CALLS or sum(times) < options.seconds * 1e3:
         times.append(stopwatch.ms(lambda: Pattern.plan(spec)))
-    timing = summarize(times, len(times))
     row: Row = {"workload": workload.name, "seq_len": workload.seq_len, "heads": workload.heads}
-    row |= {"causal": causal, **timing.columns, "calls": timing.launches}
+    row |= {"causal": causal, **summarize(times, len(times)).columns, "calls": len(times)}
     return row | pattern.report()
+
+
+def _line(row: Row) -> Line:
+    return {
+        "pattern": row["workload"],
+        "causal": "yes" if row["causal"] else "no",
+        "time": f"{row['ms']:.3g} ms",
+        "size": f"{row['bytes'] / 1024:.0f} KiB",
+        "tiles": str(row["tiles"]),
+        **ratios(row),
+    }
+
+
+def planning_section(documents: Sequence[Document]) -> str:
+    """The newest run of `bench plan`."""
+    if not documents:
+        return ""
+    document = documents[-1]
+    source = f"* {document['device']}, one core; commit {document['commit'][:12]}, "
+    return f"{table(map(_line, document['rows']))}\n\n{source}{document['date'][:10]}."

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .cache_steps import PARTS
-from .cache_tables import compare_rows, find, workloads
-from .readme_tables import PEERS, Line
+from .cache_tables import by_workload, compare_rows, samples_of_both
+from .readme_tables import PEERS, Case
 from .results import IMPLS, Document
-from .tables import shape
+from .tables import Figures, shape
 from .workloads import Ceilings, Workload, floor
 
 Measured = Sequence[tuple[Workload, Document]]
@@ -25,32 +25,34 @@ DRAWN = "drawn"  # the annotation of the launch that is drawn; nothing comes aft
 _EXCHANGE_NAMES = ("nccl", "gloo", "memcpy peer", "memcpy ptop")
 
 
-def _figure(width: float, height: float) -> Any:
+def _axes(width: float, height: float, **options: Any) -> tuple[Any, Any]:
+    """A figure and what `subplots` makes in it."""
     import matplotlib  # type: ignore[import-not-found, import-untyped, unused-ignore]
     from matplotlib.figure import Figure
 
     matplotlib.rcParams["svg.hashsalt"] = "dilated"
-    return Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(**options)
 
 
 def _save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path, format=path.suffix[1:] or "svg", metadata={"Date": None})
 
 
-def draw_speed(line: Line, path: Path) -> None:
+def draw_speed(case: Case, path: Path) -> None:
     """Bars of milliseconds, forward beside forward and backward: this library and its peers."""
-    figure = _figure(8.0, 2.4)
-    what = f"{_thousands(shape(line.workload))}, {line.document['device']}"
-    figure.suptitle(f"LongNet's branches, {what}", fontsize=10)
+    figure, both = _axes(8.0, 2.4, ncols=2, sharey=True)
+    what = re.sub(r"\b\d{4,}\b", lambda size: f"{int(size[0]):,}", shape(case.workload))
+    figure.suptitle(f"LongNet's branches, {what}, {case.document['device']}", fontsize=10)
     names = {"ours": "this library", "sdpa-views": PEERS["sdpa-views"], **PEERS}
     panels = (("fwd", "forward"), ("fwd+bwd", "forward and backward"))
-    for axes, (pass_, title) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+    for axes, (pass_, title) in zip(both, panels, strict=True):
         for place, impl in enumerate(names):
-            row = line.row(impl, pass_)
-            ms = 0.0 if row is None else row["ms"]
+            row = case.row(impl, pass_)
+            ms = row.get("ms", 0.0)
             axes.barh(place, ms, color="tab:blue" if impl == "ours" else "0.75")
-            text = "not measured" if row is None else f"{ms:.3g}"
+            text = f"{ms:.3g}" if row else "not measured"
             axes.annotate(text, (ms, place), (4, 0), textcoords="offset points", va="center")
         axes.margins(x=0.2)
         axes.set_yticks(range(len(names)), list(names.values()))
@@ -60,68 +62,52 @@ def draw_speed(line: Line, path: Path) -> None:
     _save(figure, path)
 
 
-def _thousands(text: str) -> str:
-    return " ".join(f"{int(word):,}" if word.isdigit() else word for word in text.split(" "))
-
-
 def points(measured: Measured, field: str) -> Points:
     """Per implementation, (seq_len, value) of the forward under sustained load, by length."""
-    found: Points = {}
-    for workload, document in measured:
-        wanted = (workload.name, "fwd", "sustained")
-        for row in document["rows"]:
-            if (row["workload"], row["pass"], row["protocol"]) != wanted:
-                continue
-            if row.get(field) is not None:
-                found.setdefault(row["impl"], []).append((workload.seq_len, float(row[field])))
-            if field == "ms" and row["impl"] == "ours":
-                least = floor(workload, row["causal"], "fwd", Ceilings(**document["ceilings"]))
-                found.setdefault(_FLOOR, []).append((workload.seq_len, least.ms))
-    order = (*IMPLS, _FLOOR)
-    return {name: sorted(found[name]) for name in order if name in found}
+    found: Points = {name: [] for name in (*IMPLS, _FLOOR)}
+    for workload, document in sorted(measured, key=lambda each: each[0].seq_len):
+        for impl in IMPLS:
+            value = Figures(document, workload, False).row(impl, "fwd").get(field)
+            if value is not None:
+                found[impl].append((workload.seq_len, float(value)))
+        if field == "ms":
+            least = floor(workload, False, "fwd", Ceilings(**document["ceilings"]))
+            found[_FLOOR].append((workload.seq_len, least.ms))
+    return {name: values for name, values in found.items() if values}
 
 
 def draw_lengths(measured: Measured, folder: Path) -> None:
     """time.svg and memory.svg, from the "scale-N" workloads."""
-    _draw_points(points(measured, "ms"), "milliseconds, forward", folder / "time.svg")
-    label = "MiB beyond the inputs, forward"
-    _draw_points(points(measured, "peak_mib"), label, folder / "memory.svg")
+    for field, label, name in (
+        ("ms", "milliseconds, forward", "time"),
+        ("peak_mib", "MiB beyond the inputs, forward", "memory"),
+    ):
+        figure, axes = _axes(6.4, 4.2)
+        series = points(measured, field)
+        for impl, values in series.items():
+            style = "k--" if impl == _FLOOR else "o-"
+            width = 2.5 if impl == "ours" else 1.2
+            places = zip(*values, strict=True)
+            axes.loglog(*places, style, label=impl, linewidth=width, markersize=4)
+        lengths = sorted({length for values in series.values() for length, _ in values})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(lengths, [f"{length // 1024}K" for length in lengths])
+        axes.set_xlabel("positions")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+        _save(figure, folder / f"{name}.svg")
 
 
-def _draw_points(series: Points, label: str, path: Path) -> None:
-    figure = _figure(6.4, 4.2)
-    axes = figure.subplots()
-    for name, values in series.items():
-        style = "k--" if name == _FLOOR else "o-"
-        weight = 2.5 if name == "ours" else 1.2
-        axes.loglog(*zip(*values, strict=True), style, label=name, linewidth=weight, markersize=4)
-    lengths = sorted({length for values in series.values() for length, _ in values})
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(lengths, [f"{length // 1024}K" for length in lengths])
-    axes.set_xlabel("positions")
-    axes.set_ylabel(label)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    _save(figure, path)
-
-
-def draw_caches(document: Document, folder: Path) -> None:
-    """caches-ratio.svg, V3's time over V2's, and caches-split.svg, where a step's time goes."""
-    _draw_ratios(document, folder / "caches-ratio.svg")
-    _draw_splits(document, folder / "caches-split.svg")
-
-
-def _draw_ratios(document: Document, path: Path) -> None:
-    """Every round's ratio as a dot, the median and its interval beside."""
-    figure = _figure(6.4, 3.2)
-    axes = figure.subplots()
+def draw_ratios(document: Document, path: Path) -> None:
+    """V3's time over V2's: every round's ratio as a dot, the median and its interval beside."""
+    figure, axes = _axes(6.4, 3.2)
     drawn: list[str] = []
-    for name in workloads(document):
-        v2, v3 = (find(document, name, cache) for cache in ("v2", "v3"))
-        if v2 is None or v3 is None or (c := compare_rows(v2, v3)) is None:
+    for name, rows in by_workload(document).items():
+        both = rows.get("v2", {}), rows.get("v3", {})
+        if (c := compare_rows(*both)) is None:
             continue
-        rounds = [index for index in v2["samples_ms"] if index in v3["samples_ms"]]
-        ratios = [v3["samples_ms"][index] / v2["samples_ms"][index] for index in rounds]
+        ratios = [v3 / v2 for v2, v3 in zip(*samples_of_both(*both), strict=True)]
         axes.plot([len(drawn)] * len(ratios), ratios, ".", color="0.7", zorder=1)
         errors = [[c.ratio - c.low], [c.high - c.ratio]]
         axes.errorbar(len(drawn), c.ratio, yerr=errors, fmt="o", color="C0", capsize=6, zorder=2)
@@ -133,22 +119,20 @@ def _draw_ratios(document: Document, path: Path) -> None:
     _save(figure, path)
 
 
-def _draw_splits(document: Document, path: Path) -> None:
-    """Bars of the parts for each workload and cache, in shares of V2's step."""
-    figure = _figure(6.4, 4.2)
-    axes, labels, place = figure.subplots(), [], 0.0
-    for name in workloads(document):
-        base = find(document, name, "v2")
-        for row in document["rows"]:
-            if row["workload"] != name or base is None:
-                continue
+def draw_splits(document: Document, path: Path) -> None:
+    """Where a step's time goes: bars of its parts for each cache, in shares of V2's step."""
+    figure, axes = _axes(6.4, 4.2)
+    labels, place = [], 0.0
+    for name, rows in by_workload(document).items():
+        whole = rows.get("v2", {}).get("ms")
+        for cache, row in rows.items() if whole else ():
             left = 0.0
             for number, part in enumerate(PARTS):
-                share = row[f"{part}_ms"] / base["ms"]
+                share = row[f"{part}_ms"] / whole
                 axes.barh(place, share, left=left, color=f"C{number}", label=part)
                 left += share
-            axes.plot(row["ms"] / base["ms"], place, "k|", markersize=10)
-            labels.append((place, f"{name}, {row['cache']}"))
+            axes.plot(row["ms"] / whole, place, "k|", markersize=10)
+            labels.append((place, f"{name}, {cache}"))
             place -= 1
         place -= 0.5
     axes.set_yticks([at for at, _ in labels], [label for _, label in labels], fontsize=8)
@@ -202,20 +186,18 @@ def hidden(exchange: Sequence[Interval], compute: Sequence[Interval]) -> float:
     return covered / total if total else 1.0
 
 
-def draw_timeline(options: argparse.Namespace) -> Path:
+def draw_timeline(trace: Path, picture: Path) -> None:
     """When a rank computed and when it exchanged, from a profiler trace of a ring's launch.
 
     python -m benchmarks.bench timeline trace/llm-256k-whole-auto-full-rank0.json ring.svg
     """
-    intervals = read_trace(json.loads(options.trace.read_text()))
+    intervals = read_trace(json.loads(trace.read_text()))
     origin = min(begin for some in intervals.values() for begin, _ in some)
-    figure = _figure(8.0, 1.8)
-    axes = figure.subplots()
+    figure, axes = _axes(8.0, 1.8)
     for row, (name, color) in enumerate(((EXCHANGE, "tab:orange"), (COMPUTE, "tab:blue"))):
         bars = [((b - origin) / 1e3, (e - b) / 1e3) for b, e in union(intervals[name])]
         axes.broken_barh(bars, (row - 0.35, 0.7), color=color)
     share = hidden(intervals[EXCHANGE], intervals[COMPUTE])
     axes.set_yticks([0, 1], [EXCHANGE, COMPUTE])
     axes.set_xlabel(f"milliseconds; {share:.0%} of the exchange under computation")
-    _save(figure, options.picture)
-    return Path(options.picture)
+    _save(figure, picture)

@@ -5,10 +5,12 @@ docs/performance.md's table of the CPU is here too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from .results import Document, Row
-from .tables import NOTHING, commit_line, finder, mib, newest, number, shape, table, title
+from .results import BOTH, Document, Pass, Row
+from .tables import Figures, Line, commit_line, mib, newest, number, shape, table
 from .workloads import WORKLOADS, distinct_flops
 
 # Workload, causal, what it stands for.
@@ -19,17 +21,12 @@ _ROWS = (
     ("gigapath-10k", False, "GigaPath slide (`gigapath-10k`)"),
     ("seed-1024", False, "short (`seed-1024`)"),
 )
-_PASSES = ("fwd", "fwd+bwd")
 PEERS = {
     "torchscale": "torchscale",
     "sdpa-views": "PyTorch's kernels branch by branch",
     "full-attention": "full attention",
 }
 _COST = {"sdpa-views": ", each shape captured as a CUDA graph"}
-_HEAD = (
-    *("workload", "B x N x H x D, dtype", "ours, ms", "torchscale", "PyTorch, branch by branch"),
-    *("full attention", "peak MiB, ours / torchscale"),
-)
 _PICTURE = "![Milliseconds of this library and its peers, LongNet's branches](docs/speed.svg)"
 _LEGEND = (
     "Forward / forward and backward, sustained load, peers in turn in one run. Branch by branch: "
@@ -38,74 +35,78 @@ _LEGEND = (
 )
 
 
-class Line:
-    """A workload's figures, from the newest run; `text` says what it stands for."""
+@dataclass(frozen=True)
+class Case(Figures):
+    """Ours is in a CUDA graph where that was measured, as the peer's is."""
 
-    def __init__(self, document: Document, name: str, causal: bool, text: str = "") -> None:
-        self.text, self.title = text, title(name, causal)
-        self.workload, self.document = WORKLOADS[name], document
-        self._find = finder(document, name, causal)
-        self.is_graphed = self._find("ours-graph", "fwd") is not None
+    text: str = ""  # what the workload stands for
 
-    def row(self, impl: str, pass_: str) -> Row | None:
-        """Ours is in a CUDA graph where that was measured, as the peer's is."""
-        if impl == "ours" and self.is_graphed:
-            impl = "ours-graph"
-        return self._find(impl, pass_)
+    def row(self, impl: str, pass_: str) -> Row:
+        graphed = super().row("ours-graph", pass_) if impl == "ours" else {}
+        return graphed or super().row(impl, pass_)
 
-    def wins(self, impl: str, pass_: str) -> bool:
-        """Whether none of the others is faster."""
-        times = {i: row["ms"] for i in ("ours", *PEERS) if (row := self.row(i, pass_))}
-        return impl in times and times[impl] == min(times.values())
+    @property
+    def is_graphed(self) -> bool:
+        return bool(super().row("ours-graph", "fwd"))
+
+    def is_fastest(self, impl: str, pass_: str) -> bool:
+        times = [row["ms"] for i in ("ours", *PEERS) if (row := self.row(i, pass_))]
+        return bool(self.row(impl, pass_).get("ms", math.inf) == min(times, default=None))
 
     def beats_ours(self, impl: str) -> bool:
-        pairs = [(self.row(impl, pass_), self.row("ours", pass_)) for pass_ in _PASSES]
+        pairs = [(self.row(impl, pass_), self.row("ours", pass_)) for pass_ in BOTH]
         return any(peer and ours and peer["ms"] < ours["ms"] for peer, ours in pairs)
 
     def times(self, impl: str) -> str:
-        return " / ".join(number(self.row(impl, pass_)) for pass_ in _PASSES)
+        return " / ".join(self.ms(impl, pass_) for pass_ in BOTH)
 
     def cell(self, impl: str) -> str:
         """Where launches are short, ours is in a CUDA graph, and a plain call beside it."""
         cells = []
-        for pass_ in _PASSES:
-            text = number(self.row(impl, pass_))
-            text = f"**{text}**" if self.wins(impl, pass_) else text
-            if impl == "ours" and self.workload.group == "seed" and text != "-":
-                plain = number(self._find("ours", pass_))
+        for pass_ in BOTH:
+            text = self.ms(impl, pass_)
+            text = f"**{text}**" if self.is_fastest(impl, pass_) else text
+            if text != "-" and impl == "ours" and self.workload.group == "seed":
+                plain = number(super().row("ours", pass_))
                 text = f"{text} (call {plain})" if self.is_graphed else f"call {text}"
             cells.append(text)
-        return "-" if set(cells) == {"-"} else " / ".join(cells)
+        return "-" if {*cells} == {"-"} else " / ".join(cells)
 
     def memory(self, impl: str) -> str:
-        """Of a forward and backward."""
-        return mib(self._find(impl, "fwd+bwd"))
+        """Of a forward and backward, in plain calls."""
+        return mib(super().row(impl, "fwd+bwd"))
+
+
+def _line(line: Case) -> Line:
+    return {
+        "workload": line.text,
+        "B x N x H x D, dtype": shape(line.workload),
+        "ours, ms": line.cell("ours"),
+        "torchscale": line.cell("torchscale"),
+        "PyTorch, branch by branch": line.cell("sdpa-views"),
+        "full attention": line.cell("full-attention"),
+        "peak MiB, ours / torchscale": f"{line.memory('ours')} / {line.memory('torchscale')}",
+    }
 
 
 def readme_section(documents: Sequence[Document], on_cpu: Sequence[Document]) -> str:
     lines = [
-        Line(document, name, causal, text)
+        Case(document, WORKLOADS[name], causal, text)
         for name, causal, text in _ROWS
         if (document := newest(documents, name)) is not None
     ]
     if not lines:
-        return NOTHING.format(up="")
-    rows = [
-        [line.text, shape(line.workload)]
-        + [line.cell(impl) for impl in ("ours", *PEERS)]
-        + [f"{line.memory('ours')} / {line.memory('torchscale')}"]
-        for line in lines
-    ]
+        return ""
     sources = [
         f"{d['device']}, torch {d['versions'].get('torch')}. {commit_line(d)}"
         for d in (line.document for line in lines)
     ]
     legend = " ".join((_LEGEND, *dict.fromkeys(sources)))
-    said = [legend, *_faster(lines), *_cpu_sentence(on_cpu)]
-    return "\n\n".join([_PICTURE, table(_HEAD, rows), *said])
+    body = [_PICTURE, table(map(_line, lines)), legend]
+    return "\n\n".join([*body, *_faster(lines), *_cpu_sentence(on_cpu)])
 
 
-def _faster(lines: Sequence[Line]) -> list[str]:
+def _faster(lines: Sequence[Case]) -> list[str]:
     """Who else is faster, where, and what it costs."""
     said = []
     for peer, name in PEERS.items():
@@ -125,47 +126,45 @@ def _cpu_sentence(documents: Sequence[Document]) -> list[str]:
     document = newest([d for d in documents if d.get("threads") == 1], workload.name)
     if document is None:
         return []
-    find = finder(document, workload.name, True)
-    ours, full = find("ours", "fwd"), find("full-attention", "fwd")
-    if ours is None:
-        return []
-    text = (
+    figures = Figures(document, workload, True)
+    ours, full = (figures.ms(x, "fwd", ".0f") for x in ("ours", "full-attention"))
+    return [
         f"On a CPU ({document['device']}, one thread, {workload.dtype}, causal, {workload.heads} "
-        f"heads x {workload.head_dim}): {workload.seq_len:,} positions in {ours['ms']:.0f} ms"
-    )
-    return [f"{text}, PyTorch's full attention {full['ms']:.0f}." if full else f"{text}."]
+        f"heads x {workload.head_dim}): {workload.seq_len:,} positions in {ours} ms, PyTorch's "
+        f"full attention {full}."
+    ]
+
+
+def _cpu_line(figures: Figures, pass_: Pass) -> Line:
+    flops = distinct_flops(figures.workload, figures.causal, pass_)
+    return {
+        "workload": figures.title,
+        "B x N x H x D": shape(figures.workload),
+        "threads": str(figures.document["threads"]),
+        "pass": pass_,
+        "ours, ms": figures.ms("ours", pass_, ".4g"),
+        "PyTorch, branch by branch": figures.ms("sdpa-views", pass_, ".4g"),
+        "full attention": figures.ms("full-attention", pass_, ".4g"),
+        "GFLOP/s of ours": f"{flops / figures.row('ours', pass_)['ms'] * 1e-6:.0f}",
+    }
 
 
 def cpu_section(documents: Sequence[Document]) -> str:
     """The newest run of each number of threads."""
-    threads = sorted({d["threads"] for d in documents if "threads" in d})
-    rows, sources = [], []
-    for count in threads:
-        document = [d for d in documents if d.get("threads") == count][-1]
-        rows += _cpu_rows(document)
-        source = f"* {document['device']}; torch {document['versions'].get('torch')}. "
-        sources.append(f"{source}{commit_line(document)}")
-    if not rows:
-        return NOTHING.format(up="../")
-    head = ("workload", "B x N x H x D", "threads", "pass", "ours, ms", "PyTorch, branch by branch")
-    body = table((*head, "full attention", "GFLOP/s of ours"), rows)
+    chosen = {d["threads"]: d for d in documents}
+    lines = [
+        _cpu_line(figures, pass_)
+        for _, document in sorted(chosen.items())
+        for workload in WORKLOADS.values()
+        for figures in (Figures(document, workload, causal) for causal in workload.causal)
+        for pass_ in BOTH
+        if workload.group == "cpu" and figures.row("ours", pass_)
+    ]
+    if not lines:
+        return ""
+    sources = [
+        f"* {d['device']}; torch {d['versions'].get('torch')}. {commit_line(d)}"
+        for _, d in sorted(chosen.items())
+    ]
     said = "Milliseconds; GFLOP/s count each pair once. -: not measured."
-    return "\n".join([body, "", said, "", *dict.fromkeys(sources)])
-
-
-def _cpu_rows(document: Document) -> list[list[str]]:
-    rows = []
-    for workload in (w for w in WORKLOADS.values() if w.group == "cpu"):
-        for causal in workload.causal:
-            find = finder(document, workload.name, causal)
-            for pass_ in _PASSES:
-                if (ours := find("ours", pass_)) is None:
-                    continue
-                rate = distinct_flops(workload, causal, ours["pass"]) / ours["ms"] * 1e-6
-                rows.append(
-                    [title(workload.name, causal), shape(workload), str(document["threads"])]
-                    + [pass_, number(ours, form=".4g")]
-                    + [number(find(x, pass_), form=".4g") for x in ("sdpa-views", "full-attention")]
-                    + [f"{rate:.0f}"]
-                )
-    return rows
+    return "\n".join([table(lines), "", said, "", *dict.fromkeys(sources)])

@@ -7,6 +7,7 @@ written one entry a line.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -15,14 +16,13 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 
-from .device_state import Monitor, make_monitor
-from .timing import Stopwatch, sustained
+from .timing import Stopwatch
 
 Document = dict[str, Any]
 Row = dict[str, Any]
@@ -30,6 +30,7 @@ Pass = Literal["fwd", "bwd", "fwd+bwd", "host"]
 Protocol = Literal["sustained", "isolated"]
 PASSES: tuple[Pass, ...] = get_args(Pass)
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+BOTH: tuple[Pass, ...] = ("fwd", "fwd+bwd")
 IMPLS = (
     *("ours", "ours-graph", "torchscale", "sdpa-views", "library-bound-cudnn"),
     *("library-bound-fa4", "flex", "full-attention"),
@@ -37,41 +38,11 @@ IMPLS = (
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
-# What a file of `ops` holds, and each of its rows. Times are milliseconds per launch; peak_mib is
-# beyond the inputs; None is "not known". Rows may have more: relative_error (of the output or,
-# where gradients are made, the worst one), launch_ms ("host" rows: the host's time for a kernel of
-# one element), note.
-_HEADER = (
-    "commit",
-    "device",
-    "driver",
-    "versions",
-    "clocks",
-    "date",
-    "ceilings",
-    "rows",
-    "skipped",
-)
-_COLUMNS = (
-    *("workload", "causal", "impl", "pass", "protocol", "ms", "ms_p10", "ms_p90"),
-    *("nominal_tflops", "peak_mib", "sm_mhz", "watts", "launches"),
-)
-
-
-def check(document: Mapping[str, Any]) -> None:
-    """Raises ValueError that says where a file of `ops` is not as above."""
-    missing = [key for key in _HEADER if key not in document]
-    if missing:
-        raise ValueError(f"results: {missing} must be there, got {sorted(document)}")
-    for index, row in enumerate(document["rows"]):
-        lacking = [key for key in _COLUMNS if key not in row]
-        if lacking:
-            raise ValueError(f"rows[{index}]: {lacking} must be there, got {sorted(row)}")
-        for key, known in (("impl", IMPLS), ("pass", PASSES), ("protocol", PROTOCOLS)):
-            if row[key] not in known:
-                raise ValueError(f"rows[{index}]: {key} must be among {known}, got {row[key]!r}")
-        if not 0 <= row["ms_p10"] <= row["ms"] <= row["ms_p90"]:
-            raise ValueError(f"rows[{index}]: ms_p10 <= ms <= ms_p90 must hold, got {row}")
+# A file has commit, device, driver, versions, clocks, date, rows and skipped; ops' also ceilings.
+# A row of ops has workload, causal, impl, pass, protocol; ms, ms_p10, ms_p90 a launch, launches;
+# nominal_tflops; peak_mib beyond the inputs; sm_mhz and watts meanwhile. None is "not known". It
+# may have relative_error (of the output or, where gradients are made, the worst one), note, and of
+# "host" launch_ms, the host's time for a kernel of one element.
 
 
 def write(path: Path, document: Mapping[str, Any]) -> None:
@@ -89,41 +60,41 @@ def write(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def read(folder: Path, name: str) -> list[Document]:
-    """The results files of one benchmark, oldest first, each with its name as `file`.
-
-    Raises:
-        ValueError: a file of `ops` is not what `check` wants.
-    """
+    """The results files of one benchmark, oldest first, each with its name as `file`."""
     paths = sorted(folder.glob(f"{name}-*.json"))
     documents = [json.loads(path.read_text()) | {"file": path.name} for path in paths]
-    for document in documents if name == "ops" else ():
-        check(document)
     return sorted(documents, key=lambda document: str(document["date"]))
+
+
+def find(rows: Iterable[Row], **wanted: Any) -> Row:
+    """The first row that has these values, `pass_` being "pass"; an empty one if there is none."""
+    values = {name.rstrip("_"): value for name, value in wanted.items()}
+    return next((row for row in rows if values.items() <= row.items()), {})
+
+
+class OutOfTimeError(Exception):
+    """The budget's seconds are over."""
 
 
 class Run:
     """One run of a benchmark: what its measurements share, and the document they add up to.
 
-    options: of the command line; bench.py has those of every benchmark. device: if not the
-    options'. Of several ranks only one `writes`.
+    options: of the command line; bench.py has those of every benchmark. Of several ranks, the first
+    writes.
     """
 
-    def __init__(
-        self,
-        name: str,
-        options: argparse.Namespace,
-        device: torch.device | None = None,
-        writes: bool = True,
-    ) -> None:
-        device = device or torch.device(options.device)
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", torch.cuda.current_device())
-        self.device, self._writes = device, writes
-        self.stopwatch, self.monitor = Stopwatch(device), make_monitor(device)
+    def __init__(self, name: str, options: argparse.Namespace) -> None:
+        self.device = device = torch.device(options.device)
+        if device.type == "cuda":
+            self.device = device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(device)
+        self._writes = os.environ.get("RANK", "0") == "0"
+        self.stopwatch = Stopwatch(device)
         self._began = time.monotonic()
-        self.deadline: float = self._began + options.budget_seconds
+        self._deadline: float = self._began + options.budget_seconds
+        self._left: list[Mapping[str, Any]] = []
         now = datetime.datetime.now(datetime.timezone.utc)
-        clocks = self.monitor.describe()
+        clocks = self.stopwatch.monitor.describe()
         self.document: Document = {
             "commit": find_commit(options.commit),
             "device": device_name(device),
@@ -135,19 +106,39 @@ class Run:
         }
         if device.type == "cpu":
             self.document["threads"] = torch.get_num_threads()
-        self.document |= {"rows": [], "skipped": []}
+        self.rows: list[Row] = []
+        self.document |= {"rows": self.rows, "skipped": []}
         parts = [name, slug(self.document["device"]), f"{now:%Y-%m-%d}", slug(options.tag)]
         self.path: Path = options.out / ("-".join(part for part in parts if part) + ".json")
 
-    @property
-    def rows(self) -> list[Row]:
-        return self.document["rows"]  # type: ignore[no-any-return]
+    def each(
+        self, cases: Sequence[Mapping[str, Any]], is_over: Callable[[], bool] | None = None
+    ) -> Iterator[Mapping[str, Any]]:
+        """The cases, as long as there is time; `finish` names in the file those that are left."""
+        self._left = list(cases)
+        while self._left and not (is_over or self.is_late)():
+            yield self._left[0]
+            del self._left[0]
+            self.write()
+
+    def finish(self) -> None:
+        for case in self._left:
+            self.skip("not finished", **case)
+        if self._left:
+            self.say(f"the time is up; not finished: {len(self._left)}")
+        self.document["complete"] = not self._left
+        self.write()
 
     def skip(self, reason: str, **what: Any) -> None:
         self.document["skipped"].append({**what, "reason": reason})
 
     def is_late(self) -> bool:
-        return time.monotonic() >= self.deadline
+        return time.monotonic() >= self._deadline
+
+    def check_time(self) -> None:
+        """Raises OutOfTimeError."""
+        if self.is_late():
+            raise OutOfTimeError
 
     def say(self, text: str) -> None:
         """A line of progress, with the seconds since the run began."""
@@ -174,27 +165,8 @@ def find_commit(given: str | None) -> str:
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        text = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return found.group(1).strip() if found else platform.machine()
-
-
-def names(known: Iterable[str]) -> Callable[[str], list[str]]:
-    """A command line's type: some of the known names, with commas between."""
-    allowed = list(known)
-
-    def parse(text: str) -> list[str]:
-        found = [name for name in text.split(",") if name]
-        unknown = [name for name in found if name not in allowed]
-        if unknown or not found:
-            must = f"must be among {', '.join(allowed)}"
-            raise argparse.ArgumentTypeError(f"{must}, got {', '.join(unknown) or 'none'}")
-        return found
-
-    return parse
 
 
 def slug(name: str) -> str:
@@ -211,26 +183,22 @@ def versions() -> dict[str, str | None]:
         "cudnn": None if cudnn is None else str(cudnn),
     }
     for package in ("ring-dilated-attention", "triton", "flash-attn-4"):
-        try:
+        found[package] = None
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
     return found
 
 
-def measure_ceilings(stopwatch: Stopwatch, monitor: Monitor) -> dict[str, float]:
-    """A large matrix product (bf16; float32 on the CPU), and a copy, bytes read plus written."""
-    device = stopwatch.device
-    is_cuda = device.type == "cuda"
-    size, copied = (8192, 2**31) if is_cuda else (1024, 2**27)
-    dtype = torch.bfloat16 if is_cuda else torch.float32
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    product = torch.empty_like(left)
-    source = torch.empty(copied // 4, device=device).normal_()
-    target = torch.empty_like(source)
-    launches = (lambda: torch.mm(left, right, out=product), lambda: target.copy_(source))
-    matmul, copy = sustained(launches, stopwatch, monitor)
-    return {
-        "matmul_tflops": 2 * size**3 / matmul.ms * 1e-9,
-        "copy_gbps": 2 * copied / copy.ms * 1e-6,
-    }
+def names(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """A command line's type: some of the known names, with commas between."""
+    allowed = list(known)
+
+    def parse(text: str) -> list[str]:
+        found = [name for name in text.split(",") if name]
+        unknown = [name for name in found if name not in allowed]
+        if unknown or not found:
+            must = f"must be among {', '.join(allowed)}"
+            raise argparse.ArgumentTypeError(f"{must}, got {', '.join(unknown) or 'none'}")
+        return found
+
+    return parse

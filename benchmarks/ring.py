@@ -11,29 +11,28 @@ is what the busiest rank sends.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from dilated_attention_pytorch.ring.group.communicator import Communicator
 
-from .peers.calls import Inputs, reason
-from .peers.ring import NAMES, SINGLE, STRATEGIES, Case, Launches, make_launches, without_exchange
+from .peers.calls import Calls, Inputs, reason
+from .peers.ring import NAMES, SINGLE, STRATEGIES, Case, prepare, without_exchange
 from .plots import DRAWN
-from .results import Row, Run, names
-from .tables import title
-from .timing import Stopwatch, Timing, peak_mib, summarize
+from .results import BOTH, Document, Pass, Row, Run, names
+from .tables import Line, commit_line, mib, number, table
+from .timing import Launch, Stopwatch, Timing, peak_mib, summarize
 from .workloads import WORKLOADS
 
 ON_CPU = "what travels is that of GPUs; the times are those of gloo and of the CPU kernels."
 BUDGET_SECONDS = 600.0
 _DEFAULT = ("llm-128k", "llm-256k-whole", "longnet-128k", "llm-128k-gqa")
-PASSES = {"fwd": "forward", "fwd+bwd": "both"}
 TURNS = 3
 
 
@@ -46,49 +45,43 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trace", type=Path, help="a folder for one profiler trace a rank")
 
 
-def connect(device_type: str) -> tuple[dist.ProcessGroup, torch.device]:
+def connect(device: torch.device) -> dist.ProcessGroup:
     """The group that torchrun started this process in."""
-    if device_type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
+    if device.type == "cuda":
         # At usual priority, an exchange that is posted first may begin last: its kernel finds no
         # room on the multiprocessors until the attention's last blocks leave.
         nccl = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
         dist.init_process_group("nccl", device_id=device, pg_options=nccl)
     else:
-        device = torch.device("cpu")
         dist.init_process_group("gloo")
     assert dist.group.WORLD is not None
-    return dist.group.WORLD, device
+    return dist.group.WORLD
 
 
 class Bench:
     """Launches on all ranks at once; times are the slowest rank's."""
 
     def __init__(
-        self, group: dist.ProcessGroup, stopwatch: Stopwatch, repeats: int, settle_seconds: float
+        self, group: dist.ProcessGroup, stopwatch: Stopwatch, options: argparse.Namespace
     ) -> None:
-        self._group, self._stopwatch = group, stopwatch
-        self._launches, self._settle_seconds = -(-repeats // TURNS), settle_seconds
-        self.protocol = {
-            "turns": TURNS,
-            "launches_a_turn": self._launches,
-            "settle_seconds": settle_seconds,
-        }
+        self.group, self._stopwatch = group, stopwatch
+        self._launches, self._settle_seconds = -(-options.repeats // TURNS), options.settle_seconds
+        counts = {"turns": TURNS, "launches_a_turn": self._launches}
+        self.protocol = {**counts, "settle_seconds": self._settle_seconds}
 
     def largest(self, values: Sequence[float]) -> list[float]:
         """Each value's largest over the ranks."""
         tensor = torch.tensor(values, dtype=torch.float64, device=self._stopwatch.device)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group)
         return [float(value) for value in tensor]
 
-    def rows(self, peers: Mapping[str, Launches], pass_: str) -> Iterator[Row]:
+    def rows(self, peers: Mapping[str, Calls], pass_: Pass) -> Iterator[Row]:
         """The measured columns of each peer, in their order.
 
         The peers take turns, so that all meet the same clocks; each of our strategies is timed once
         more with nothing exchanged.
         """
-        launches = {name: getattr(each, PASSES[pass_]) for name, each in peers.items()}
+        launches = {name: launch for name, c in peers.items() if (launch := c.get(pass_))}
         facts = [self._facts(name, launches[name], peers[name].sent) for name in peers]
         times: dict[str, list[float]] = {name: [] for name in peers}
         alone: dict[str, list[float]] = {name: [] for name in peers if name in STRATEGIES}
@@ -103,7 +96,7 @@ class Bench:
             exposed = timing.ms - self._summarize(alone[name]).ms if name in alone else None
             yield {**timing.columns, "exposed_comm_ms": exposed, **fact}
 
-    def _facts(self, name: str, launch: Callable[[], object], sent: Callable[[], int]) -> Row:
+    def _facts(self, name: str, launch: Launch, sent: Callable[[], int]) -> Row:
         """What does not vary."""
         launch()
         before = sent()
@@ -115,10 +108,10 @@ class Bench:
         return {
             "bytes_per_rank": int(most_sent),
             "peak_mib": None if peak is None else most_memory,
-            "transport": Communicator(self._group.group_name).transport if is_sent else None,
+            "transport": Communicator(self.group.group_name).transport if is_sent else None,
         }
 
-    def _turn(self, launch: Callable[[], object]) -> list[float]:
+    def _turn(self, launch: Launch) -> list[float]:
         """Milliseconds on this rank, after launches until the clock has settled under this load."""
         begin, elapsed = time.monotonic(), 0.0
         while elapsed <= self._settle_seconds:
@@ -126,7 +119,7 @@ class Bench:
             (elapsed,) = self.largest([time.monotonic() - begin])
         return [self._time(launch) for _ in range(self._launches)]
 
-    def _time(self, launch: Callable[[], object]) -> float:
+    def _time(self, launch: Launch) -> float:
         self.largest([0.0])  # all ranks begin together
         self._stopwatch.synchronize()
         return self._stopwatch.ms(launch)
@@ -135,80 +128,136 @@ class Bench:
         return summarize(self.largest(times), len(times))
 
 
-def trace(launches: Launches, path: Path) -> None:
-    """A forward and backward under the profiler, which `bench timeline` draws.
+def trace(launch: Launch, stopwatch: Stopwatch, path: Path) -> None:
+    """A launch under the profiler, which `bench timeline` draws.
 
     One before it is in the trace too: ranks begin that one apart, as profilers take their time.
     """
-
-    def launch() -> None:
-        launches.both()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-
     path.parent.mkdir(parents=True, exist_ok=True)
     with torch.profiler.profile() as profiler:
-        launch()
+        stopwatch.wall_ms(launch)
         with torch.profiler.record_function(DRAWN):
-            launch()
+            stopwatch.wall_ms(launch)
     profiler.export_chrome_trace(str(path))
 
 
-def start(wanted: Sequence[str], case: Case) -> tuple[dict[str, Launches], dict[str, str]]:
+def start(wanted: Sequence[str], case: Case) -> tuple[dict[str, Calls], dict[str, str]]:
     """Those that ran once, and why the others did not: a peer that fails, fails on all ranks."""
     peers, skipped = {}, {}
     for name in wanted:
         try:
-            launches = make_launches(name, case)
-            for method in PASSES.values():
-                getattr(launches, method)()
-            peers[name] = launches
+            calls = prepare(name, case)
+            for launch in filter(None, map(calls.get, BOTH)):
+                launch()
+            peers[name] = calls
         except Exception as error:  # of a first launch; it must not end the run
             skipped[name] = reason(error)
     return peers, skipped
 
 
-def measure(options: argparse.Namespace) -> Path:
-    group, device = connect(options.device)
+def measure(run: Run, options: argparse.Namespace) -> None:
+    group = connect(run.device)
     try:
-        return _measure(options, group, device)
+        bench = Bench(group, run.stopwatch, options)
+        run.document |= {"world_size": group.size(), "protocol": bench.protocol}
+        wanted = [WORKLOADS[name] for name in options.workloads]
+        cases = [{"workload": w.name, "causal": causal} for w in wanted for causal in w.causal]
+        for what in run.each(cases, lambda: bench.largest([run.is_late()]) > [0.0]):  # ranks agree
+            _measure_case(run, options, bench, what)
     finally:
         dist.destroy_process_group()
 
 
-def _measure(options: argparse.Namespace, group: dist.ProcessGroup, device: torch.device) -> Path:
-    run = Run("ring", options, device, writes=group.rank() == 0)
-    bench = Bench(group, run.stopwatch, options.repeats, options.settle_seconds)
-    run.document |= {"world_size": group.size(), "protocol": bench.protocol}
-    for name in options.workloads:
-        workload = WORKLOADS[name]
-        workload = replace(workload, seq_len=options.seq_len or workload.seq_len)
-        dtype = workload.torch_dtype if device.type == "cuda" else torch.float32
-        inputs = Inputs.make(workload, device, dtype, seed=0)
-        for causal in workload.causal:
-            (is_late,) = bench.largest([run.is_late()])  # the ranks agree
-            if is_late:
-                run.skip("no time", workload=name, causal=causal)
-                continue
-            case = Case(workload, causal, inputs, group)
-            measure_case(run, options, bench, case)
-            run.write()
-    run.write()
-    return run.path
-
-
-def measure_case(run: Run, options: argparse.Namespace, bench: Bench, case: Case) -> None:
-    what = {"workload": case.workload.name, "causal": case.is_causal}
+def _measure_case(
+    run: Run, options: argparse.Namespace, bench: Bench, what: Mapping[str, Any]
+) -> None:
+    workload = WORKLOADS[what["workload"]]
+    workload = replace(workload, seq_len=options.seq_len or workload.seq_len)
+    case = Case(workload, what["causal"], Inputs.make(workload, run.device), bench.group)
     peers, skipped = start(options.strategies, case)
     for name, why in skipped.items():
         run.skip(why, **what, strategy=name)
-    for pass_ in PASSES:
+    for pass_ in BOTH:
         times = []
         for name, row in zip(peers, bench.rows(peers, pass_), strict=True):
-            ranks = 1 if name == SINGLE else case.group.size()
-            run.rows.append({**what, "strategy": name, "world_size": ranks, "pass": pass_, **row})
+            ranks = 1 if name == SINGLE else bench.group.size()
+            who = {"strategy": name, "world_size": ranks, "pass": pass_}
+            run.rows.append({**what, **who, **row})
             times.append(f"{name} {row['ms']:.4g}")
-        run.say(f"{title(case.workload.name, case.is_causal)}: {', '.join(times)} ms ({pass_})")
-    for name, launches in peers.items() if options.trace else ():
-        file = f"{case.workload.name}-{name}-{'causal' if case.is_causal else 'full'}"
-        trace(launches, options.trace / f"{file}-rank{case.group.rank()}.json")
+        run.say(f"{workload.title(case.is_causal)}: {', '.join(times)} ms ({pass_})")
+    for name, calls in peers.items() if options.trace else ():
+        file = f"{workload.name}-{name}-{'causal' if case.is_causal else 'full'}"
+        path = options.trace / f"{file}-rank{bench.group.rank()}.json"
+        trace(calls.both or calls.forward, run.stopwatch, path)
+
+
+_LEGEND = (
+    "Milliseconds of the slowest rank. *of one GPU*: how many times as fast as one GPU with the "
+    "whole sequence, on the same commit, device and day; a line is from the newest that has it. "
+    "*exposed*: what the exchange adds to the time, forward / forward and backward. *sent*: by the "
+    "busiest rank, likewise. Memory is of a forward and backward, beyond the inputs. "
+    "torch-context-parallel computes full attention. -: not measured, or nothing to measure."
+)
+Peer = tuple[str, bool, str, bool]  # workload, causal, strategy, whether by copy engines
+
+
+def _peer(row: Row) -> Peer:
+    by_engine = row.get("transport") == "copy engine"
+    return row["workload"], row["causal"], row["strategy"], by_engine
+
+
+def _exposed(row: Row) -> str:
+    """Per cent of the launch: a difference of two times, so noise may make it negative."""
+    if row.get("exposed_comm_ms") is None:
+        return "-"
+    return f"{round(100 * row['exposed_comm_ms'] / row['ms'], 1) + 0.0:.1f}"
+
+
+def _sent(row: Row) -> str:
+    return number(row, "bytes_per_rank", ".0f", 2**-20)
+
+
+def ring_section(documents: Sequence[Document]) -> str:
+    """For each kind of device, every peer's newest run."""
+    devices = dict.fromkeys(document["device"] for document in documents)
+    parts = [_table([d for d in documents if d["device"] == device]) for device in devices]
+    return "\n\n".join([*parts, _LEGEND]) if parts else ""
+
+
+def _line(peer: Peer, rows: Sequence[Row]) -> Line:
+    workload, causal, strategy, by_engine = peer
+    found = {(_peer(row), row["pass"]): row for row in rows}
+    line = {
+        "workload": WORKLOADS[workload].title(causal),
+        "strategy": f"{strategy}{', copy engine' if by_engine else ''}",
+    }
+    passes = [found.get((peer, pass_), {}) for pass_ in BOTH]
+    line["ranks"] = str((passes[0] or passes[1])["world_size"])
+    for pass_, row in zip(BOTH, passes, strict=True):
+        alone = found.get(((workload, causal, SINGLE, False), pass_), {})
+        is_ring = bool(row and alone) and strategy != SINGLE
+        line[f"{pass_}, ms"] = number(row, form=".4g")
+        speedup = f"{alone['ms'] / row['ms']:.2f}" if is_ring else "-"
+        line[f"of one GPU{'' if pass_ == 'fwd' else ' '}"] = speedup  # titles differ in spaces
+    line["exposed, %"] = " / ".join(map(_exposed, passes))
+    line["sent, MiB"] = " / ".join(map(_sent, passes))
+    return line | {"peak MiB": mib(passes[1])}
+
+
+def _table(documents: Sequence[Document]) -> str:
+    """Of one device, oldest first."""
+    newest = {_peer(row): document for document in documents for row in document["rows"]}
+    cases = [_peer(row)[:2] for document in documents[::-1] for row in document["rows"]]
+    peers = sorted(newest, key=lambda p: (cases.index(p[:2]), NAMES.index(p[2]), p[3]))
+    lines = [_line(peer, newest[peer]["rows"]) for peer in peers]
+    sources = [_source(document) for document in documents if document in newest.values()]
+    return "\n".join([table(lines), "", *sources])
+
+
+def _source(document: Document) -> str:
+    source = f"* {document['device']}, driver {document['driver']}; torch "
+    source += f"{document['versions']['torch']}. {commit_line(document)[:-1]}"
+    if protocol := document.get("protocol"):
+        source += f"; {protocol['turns']} turns of {protocol['launches_a_turn']} launches, each "
+        source += f"after {protocol['settle_seconds']} s"
+    return f"{source}."

@@ -9,17 +9,16 @@ takes to launch.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import cycle
+from typing import Any
 
 import torch
 
-from .device_state import Monitor, Sample, medians, sampling
+from .device_state import Monitor, Sample, medians
 
 Launch = Callable[[], object]
 
@@ -53,52 +52,42 @@ def percentile(values: Sequence[float], percent: float) -> float:
     """Linear interpolation between the two nearest of the sorted values."""
     ordered = sorted(values)
     place = (len(ordered) - 1) * percent / 100
-    below = math.floor(place)
-    above = min(below + 1, len(ordered) - 1)
+    below, above = ordered[math.floor(place)], ordered[math.ceil(place)]
     # In this form two equal neighbours give exactly themselves, so percentiles stay ordered.
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+    return below + (above - below) * (place - math.floor(place))
 
 
 def summarize(values: Sequence[float], launches: int, samples: Sequence[Sample] = ()) -> Timing:
     """`values` are milliseconds per launch, at least one; `launches` is how many they stand for."""
-    sm_mhz, watts = medians(samples)
     p10, middle, p90 = (percentile(values, percent) for percent in (10, 50, 90))
-    return Timing(middle, p10, p90, launches, sm_mhz, watts)
-
-
-class Mark:
-    """A point in the device's time; on the CPU, in the host's."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._at = time.perf_counter()
-        self._event: Any = None
-        if device.type == "cuda":
-            self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            self._event.record()
-
-    def wait(self) -> None:
-        if self._event is not None:
-            self._event.synchronize()
-
-    def ms_since(self, earlier: Mark) -> float:
-        if self._event is None:
-            return (self._at - earlier._at) * 1e3
-        return float(earlier._event.elapsed_time(self._event))
+    return Timing(middle, p10, p90, launches, *medians(samples))
 
 
 class Stopwatch:
-    """Marks, waits and flushes for one device."""
+    """Marks, waits and flushes for one device, and reads its state."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
+        self.device, self.monitor = device, Monitor(device)
         self._waste: torch.Tensor | None = None
         if device.type == "cuda":
             l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
             size = max(256 * 2**20, 4 * l2_bytes)
             self._waste = torch.empty(size, dtype=torch.int8, device=device)
 
-    def mark(self) -> Mark:
-        return Mark(self.device)
+    def mark(self) -> Any:
+        """A point in the device's time; on the CPU, in the host's."""
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def between(self, begin: Any, end: Any) -> float:
+        """Milliseconds from one mark to another, which it waits for."""
+        if isinstance(end, float):
+            return float(end - begin) * 1e3
+        end.synchronize()
+        return float(begin.elapsed_time(end))
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -115,23 +104,13 @@ class Stopwatch:
         begin = self.mark()
         for _ in range(count):
             launch()
-        end = self.mark()
-        end.wait()
-        return end.ms_since(begin)
+        return self.between(begin, self.mark())
 
     def estimate_ms(self, launch: Launch) -> float:
         """Warms up, then one launch's time, roughly."""
         launch()
         self.synchronize()
         return max(self.ms(launch), 1e-4)
-
-    def wall_ms(self, function: Launch) -> float:
-        """The host's time from the device being idle to its being idle again."""
-        self.synchronize()
-        began = time.perf_counter()
-        function()
-        self.synchronize()
-        return (time.perf_counter() - began) * 1e3
 
     def host_ms(self, function: Launch) -> float:
         """The host's time until the function returns, the device being idle when it starts."""
@@ -140,54 +119,52 @@ class Stopwatch:
         function()
         return (time.perf_counter() - began) * 1e3
 
+    def wall_ms(self, function: Launch) -> float:
+        """The host's time from the device being idle to its being idle again."""
+
+        def finish() -> None:
+            function()
+            self.synchronize()
+
+        return self.host_ms(finish)
+
 
 def sustained(
-    launches: Sequence[Launch],
-    stopwatch: Stopwatch,
-    monitor: Monitor,
-    seconds: float = SUSTAINED_SECONDS,
+    launches: Sequence[Launch], stopwatch: Stopwatch, seconds: float = SUSTAINED_SECONDS
 ) -> list[Timing]:
     """Two turns each, in this order and then in the opposite one; what counts of both together."""
-    turns = [_turn(launch, stopwatch, monitor, seconds) for launch in launches]
-    turns_back = [_turn(launch, stopwatch, monitor, seconds) for launch in reversed(launches)]
-    return [
-        summarize(a.values + b.values, a.launches + b.launches, a.samples + b.samples)
-        for a, b in zip(turns, reversed(turns_back), strict=True)
-    ]
+    there = [_turn(launch, stopwatch, seconds) for launch in launches]
+    back = [_turn(launch, stopwatch, seconds) for launch in reversed(launches)]
+    timings = []
+    for (values, batch, samples), (more, other, rest) in zip(there, reversed(back), strict=True):
+        count = batch * len(values) + other * len(more)
+        timings.append(summarize(values + more, count, samples + rest))
+    return timings
 
 
-class _Turn(NamedTuple):
-    """What counts of one turn: milliseconds per launch, how many launches, the device's state."""
-
-    values: list[float]
-    launches: int
-    samples: list[Sample]
-
-
-def _turn(launch: Launch, stopwatch: Stopwatch, monitor: Monitor, seconds: float) -> _Turn:
-    """The second half of at least `seconds` of back-to-back launches."""
+def _turn(
+    launch: Launch, stopwatch: Stopwatch, seconds: float
+) -> tuple[list[float], int, list[Sample]]:
+    """At least `seconds` of back-to-back launches. Of their second half: milliseconds per launch,
+    each the mean of a batch, how many are a batch, the device's state.
+    """
     estimate = stopwatch.estimate_ms(launch)
     batch = max(1, round(_BATCH_SECONDS * 1e3 / estimate))
     ahead = 4 if estimate < 10 else 1  # batches that the host enqueues beyond the one it waits for
     stopwatch.synchronize()
     started = time.perf_counter()
-    with sampling(monitor) as samples:
+    with stopwatch.monitor.sampling() as samples:
         marks = [stopwatch.mark()]
         elapsed = 0.0
         while elapsed < seconds * 1e3 or len(marks) <= _MIN_BATCHES:
             for _ in range(batch):
                 launch()
             marks.append(stopwatch.mark())
-            reached = marks[max(0, len(marks) - 1 - ahead)]
-            reached.wait()
-            elapsed = reached.ms_since(marks[0])
-        marks[-1].wait()
-    halfway = started + (time.perf_counter() - started) / 2
-    values = second_half([mark.ms_since(marks[0]) for mark in marks])
-    per_launch = [value / batch for value in values]
-    return _Turn(
-        per_launch, batch * len(values), [sample for sample in samples if sample.at >= halfway]
-    )
+            elapsed = stopwatch.between(marks[0], marks[max(0, len(marks) - 1 - ahead)])
+        at = [stopwatch.between(marks[0], mark) for mark in marks]
+    halfway = (started + time.perf_counter()) / 2
+    values = [value / batch for value in second_half(at)]
+    return values, batch, [sample for sample in samples if sample.at >= halfway]
 
 
 def second_half(at: Sequence[float]) -> list[float]:
@@ -198,7 +175,6 @@ def second_half(at: Sequence[float]) -> list[float]:
 def isolated(
     launches: Sequence[Launch],
     stopwatch: Stopwatch,
-    monitor: Monitor,
     repeats: int = ISOLATED_LAUNCHES,
     pause: float = PAUSE_SECONDS,
 ) -> list[Timing]:
@@ -215,10 +191,8 @@ def isolated(
             begin = stopwatch.mark()
             launch()
             end = stopwatch.mark()
-            if monitor.is_fast:
-                samples.append(monitor.read())
-            end.wait()
-            values.append(end.ms_since(begin))
+            stopwatch.monitor.read(samples)
+            values.append(stopwatch.between(begin, end))
     return [summarize(v, len(v), s) for v, s in zip(times, states, strict=True)]
 
 
@@ -233,22 +207,21 @@ def host_times(
     for _ in range(HOST_WARM_UP + repeats):
         for launch, mine in zip(launches, values, strict=True):
             mine.append(stopwatch.host_ms(launch))
-    stopwatch.synchronize()
     return [summarize(mine[HOST_WARM_UP:], repeats) for mine in values]
 
 
 def peak_mib(launch: Launch, stopwatch: Stopwatch) -> float | None:
     """Most memory that one launch holds beyond what was allocated before it; None on the CPU."""
-    if stopwatch.device.type != "cuda":
+    device = stopwatch.device
+    if device.type != "cuda":
         return None
     stopwatch.synchronize()
-    before = torch.cuda.memory_allocated(stopwatch.device)
-    torch.cuda.reset_peak_memory_stats(stopwatch.device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
     result = launch()
     stopwatch.synchronize()
-    peak = torch.cuda.max_memory_allocated(stopwatch.device)
     del result
-    return (peak - before) / 2**20
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
 def captured(launch: Launch, device: torch.device) -> Launch:
@@ -268,28 +241,7 @@ def captured(launch: Launch, device: torch.device) -> Launch:
     return graph.replay
 
 
-class Rotation:
+def rotation(launches: Sequence[Launch]) -> Launch:
     """Calls one launch after the other, so that none finds its inputs in the cache."""
-
-    def __init__(self, launches: Sequence[Launch]) -> None:
-        self._launches = list(launches)
-        self._next = 0
-
-    def __call__(self) -> object:
-        launch = self._launches[self._next]
-        self._next = (self._next + 1) % len(self._launches)
-        return launch()
-
-
-@contextlib.contextmanager
-def one_core() -> Iterator[None]:
-    """Binds this process to one of its cores while the body runs, where the system can."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cores)
+    following = cycle(launches)
+    return lambda: next(following)()

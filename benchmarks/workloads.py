@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from dilated_attention_pytorch import _C
-from dilated_attention_pytorch.pattern import Padding, PatternSpec, make_branches
+from dilated_attention_pytorch.pattern import Branch, Padding, PatternSpec, make_branches
 
 from .results import Pass
 
-_LONGNET = ((2048, 4096, 8192, 16384, 32768), (1, 2, 4, 8, 16))
-_GIGAPATH = ((1024, 5792, 32768, 185363, 1048576), (1, 2, 4, 8, 16))
-_LONGVIT = ((1024, 2048, 4096, 8192, 16384), (1, 2, 4, 8, 16))
+_RATES = (1, 2, 4, 8, 16)
+_LONGNET = ((2048, 4096, 8192, 16384, 32768), _RATES)
+_GIGAPATH = ((1024, 5792, 32768, 185363, 1048576), _RATES)
+_LONGVIT = ((1024, 2048, 4096, 8192, 16384), _RATES)
 _SEED = ((512, 1024), (1, 2))
+_WHOLE = (2048, 8192, 32768, 131072, 262144)  # one segment spans all ranks of a ring
 
 BACKWARD_FLOPS = 2.5  # products of the backward over those of the forward: five against two
+_FACTOR = {"fwd": 1.0, "bwd": BACKWARD_FLOPS, "fwd+bwd": 1.0 + BACKWARD_FLOPS, "host": 0.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,16 @@ class Workload:
     causal: tuple[bool, ...] = (False, True)
 
     @property
+    def branches(self) -> tuple[Branch, ...]:
+        return make_branches(self.segment_lengths, self.dilation_rates)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of `dilated_attention`."""
+        names = ("segment_lengths", "dilation_rates", "head_offsets", "padding")
+        return {name: getattr(self, name) for name in names}
+
+    @property
     def key_heads(self) -> int:
         return self.kv_heads or self.heads
 
@@ -85,76 +98,51 @@ class Workload:
     def key_shape(self) -> tuple[int, int, int, int]:
         return (self.batch, self.seq_len, self.key_heads, self.head_dim)
 
+    def title(self, causal: bool) -> str:
+        return f"{self.name}, causal" if causal else self.name
+
     def spec(self, causal: bool) -> PatternSpec:
         """The library's specification of the pattern."""
-        return PatternSpec(
-            self.seq_len,
-            make_branches(self.segment_lengths, self.dilation_rates),
-            self.head_offsets,
-            self.heads,
-            self.key_heads,
-            causal,
-            self.padding,
-        )
+        heads = (self.heads, self.key_heads)
+        shape = (self.seq_len, self.branches, self.head_offsets, *heads)
+        return PatternSpec(*shape, causal, self.padding)
 
 
-def _longnet(name: str, seq_len: int, heads: int = 12, head_dim: int = 64) -> Workload:
-    return Workload(name, "anchors", seq_len, heads, head_dim, *_LONGNET)
-
-
-def _gigapath(name: str, seq_len: int, group: str = "anchors") -> Workload:
+def _build() -> Iterable[Workload]:
+    one_way: dict[str, Any] = {"causal": (False,)}
+    longnet = Workload("longnet-128k", "anchors", 131072, 12, 64, *_LONGNET)
+    llm = Workload("llm-128k", "anchors", 131072, 32, 128, *_LONGNET)
     # "zeros" is what torchscale computes where the length is not a multiple of a segment.
-    return Workload(name, group, seq_len, 16, 48, *_GIGAPATH, padding="zeros", causal=(False,))
-
-
-def _seed(seq_len: int, batch: int) -> Workload:
-    base = Workload(f"seed-{seq_len}", "seed", seq_len, 8, 64, *_SEED, batch=batch)
-    return replace(base, dtype="float16", causal=(False,))
-
-
-def _cpu(kilo: int) -> Workload:
-    base = Workload(f"cpu-{kilo}k", "cpu", kilo * 1024, 4, 64, (1024, 4096), (1, 4))
-    return replace(base, dtype="float32", head_offsets="interleaved")
-
-
-def _edges() -> Iterable[Workload]:
-    """Shapes in which nothing divides anything, where only the library computes all rows."""
+    gigapath = Workload(
+        "gigapath-10k", "anchors", 10001, 16, 48, *_GIGAPATH, padding="zeros", **one_way
+    )
+    yield longnet
+    yield llm
+    yield replace(longnet, name="longnet-32k", seq_len=32768)
+    yield gigapath
+    yield replace(gigapath, name="gigapath-65k", seq_len=65001)
+    half: dict[str, Any] = {"dtype": "float16", **one_way}
+    for seq_len, batch in ((1024, 4), (4096, 2), (16384, 1)):
+        yield Workload(f"seed-{seq_len}", "seed", seq_len, 8, 64, *_SEED, batch=batch, **half)
+    paper: dict[str, Any] = {"group": "interleaved", "head_offsets": "interleaved"}
+    for base in (longnet, llm):
+        yield replace(base, name=f"{base.name}-interleaved", **paper)
+    yield replace(llm, name="llm-128k-gqa", group="gqa", kv_heads=8)
+    yield replace(gigapath, name="gigapath-demo", group="presets", seq_len=1069)
+    yield Workload("longvit-s", "presets", 16384, 16, 24, *_LONGVIT, **half)
+    # Shapes in which nothing divides anything, where only the library computes all rows.
     yield Workload("edge-ragged", "edge", 16411, 12, 64, *_LONGNET)
     yield Workload("edge-heads", "edge", 16384, 6, 64, (1024, 4096), (4, 8))
     yield Workload("edge-short-segment", "edge", 16384, 8, 64, (4, 4096), (8, 2))
     yield Workload("edge-short-sequence", "edge", 5, 8, 64, (4, 16), (1, 8))
-
-
-def _build() -> Iterable[Workload]:
-    longnet_128k = _longnet("longnet-128k", 131072)
-    llm = _longnet("llm-128k", 131072, heads=32, head_dim=128)
-    yield longnet_128k
-    yield llm
-    yield _longnet("longnet-32k", 32768)
-    yield _gigapath("gigapath-10k", 10001)
-    yield _gigapath("gigapath-65k", 65001)
-    for seq_len, batch in ((1024, 4), (4096, 2), (16384, 1)):
-        yield _seed(seq_len, batch)
-    for workload in (longnet_128k, llm):
-        yield replace(
-            workload,
-            name=f"{workload.name}-interleaved",
-            group="interleaved",
-            head_offsets="interleaved",
-        )
-    yield replace(llm, name="llm-128k-gqa", group="gqa", kv_heads=8)
-    yield _gigapath("gigapath-demo", 1069, "presets")
-    longvit = Workload("longvit-s", "presets", 16384, 16, 24, *_LONGVIT, dtype="float16")
-    yield replace(longvit, causal=(False,))
-    yield from _edges()
     for kilo in (8, 16, 32, 64, 128, 256, 512, 1024):
-        base = _longnet(f"scale-{kilo}k", kilo * 1024)
-        yield replace(base, group="scale-N", causal=(False,))
-    whole = (2048, 8192, 32768, 131072, 262144)  # one segment spans all ranks of a ring
-    base = replace(llm, name="llm-256k-whole", seq_len=262144, segment_lengths=whole)
-    yield replace(base, group="ring")
-    yield _cpu(4)
-    yield _cpu(16)
+        scaled = replace(longnet, group="scale-N", **one_way)
+        yield replace(scaled, name=f"scale-{kilo}k", seq_len=kilo * 1024)
+    whole: dict[str, Any] = {"seq_len": 262144, "segment_lengths": _WHOLE}
+    yield replace(llm, name="llm-256k-whole", group="ring", **whole)
+    exact: dict[str, Any] = {"dtype": "float32", "head_offsets": "interleaved"}
+    for kilo in (4, 16):
+        yield Workload(f"cpu-{kilo}k", "cpu", kilo * 1024, 4, 64, (1024, 4096), (1, 4), **exact)
 
 
 WORKLOADS = {workload.name: workload for workload in _build()}  # most important first
@@ -171,16 +159,10 @@ def nominal_flops(workload: Workload, causal: bool, pass_: Pass) -> float:
 
     A causal pattern counts half, the backward 2.5 times the forward.
     """
-    forward = 0.0
-    for length, rate in zip(workload.segment_lengths, workload.dilation_rates, strict=True):
-        rows = workload.seq_len / rate
-        forward += 4 * workload.head_dim * rows * (min(length, workload.seq_len) / rate)
-    forward *= workload.batch * workload.heads * (0.5 if causal else 1.0)
-    return forward * _pass_factor(pass_)
-
-
-def _pass_factor(pass_: Pass) -> float:
-    return {"fwd": 1.0, "bwd": BACKWARD_FLOPS, "fwd+bwd": 1.0 + BACKWARD_FLOPS, "host": 0.0}[pass_]
+    seq_len = workload.seq_len
+    pairs_of_a_head = sum(seq_len / r * (min(w, seq_len) / r) for w, r in workload.branches)
+    forward = 4 * workload.head_dim * pairs_of_a_head * workload.batch * workload.heads
+    return forward * (0.5 if causal else 1.0) * _FACTOR[pass_]
 
 
 @cache
@@ -195,16 +177,14 @@ def pairs(workload: Workload, causal: bool) -> dict[str, int]:
 def distinct_flops(workload: Workload, causal: bool, pass_: Pass) -> float:
     """Operations if each pair of positions is computed once, however many branches hold it."""
     forward = 4.0 * workload.head_dim * pairs(workload, causal)["distinct"] * workload.batch
-    return forward * _pass_factor(pass_)
+    return forward * _FACTOR[pass_]
 
 
 def moved_bytes(workload: Workload, pass_: Pass) -> int:
     """Each input read once and each output written once; lse is float32."""
     batch, seq_len, heads, head_dim = workload.query_shape
-    size = workload.torch_dtype.itemsize
-    query = batch * seq_len * heads * head_dim * size
-    key = batch * seq_len * workload.key_heads * head_dim * size
-    lse = batch * seq_len * heads * 4
+    row = batch * seq_len * head_dim * workload.torch_dtype.itemsize
+    query, key, lse = row * heads, row * workload.key_heads, batch * seq_len * heads * 4
     forward = 2 * query + 2 * key + lse  # reads q, k, v; writes out, lse
     backward = 4 * query + 4 * key + lse  # reads q, k, v, out, grad_out, lse; writes dq, dk, dv
     return {"fwd": forward, "bwd": backward, "fwd+bwd": forward + backward, "host": 0}[pass_]

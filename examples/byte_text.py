@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
+import stat
 from pathlib import Path
 
 import torch
@@ -29,7 +31,7 @@ def load_corpus(path: Path) -> Corpus:
     try:
         parts = _read(path)
     except OSError as error:
-        what = f"{error.filename}: {error.strerror}"
+        what = f"{error.filename or path}: {error.strerror}"  # a read names no file
         raise ValueError(f"--text must be a file or folder that can be read, got {what}") from None
     digest = hashlib.sha256(parts[0] + parts[1]).hexdigest()
     train, held_out = (
@@ -40,11 +42,13 @@ def load_corpus(path: Path) -> Corpus:
 
 
 def _read(path: Path) -> tuple[bytes, bytes]:
-    path.stat()  # raises where nothing is
-    if path.is_file():
+    if not path.is_dir():
+        if not stat.S_ISREG(path.stat().st_mode):  # stat raises where nothing is
+            raise OSError(errno.EINVAL, "neither a file nor a folder", str(path))
         text = path.read_bytes()
         return text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]
-    names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*.py"))
+    files = (file for file in path.rglob("*.py") if file.is_file())
+    names = sorted(file.relative_to(path).as_posix() for file in files)
     texts = [(path / name).read_bytes() for name in names if not _SKIPPED & set(name.split("/"))]
     held_out = texts[9::10]
     del texts[9::10]

@@ -165,8 +165,8 @@ def with_options(values: dict[str, Any], args: argparse.Namespace, resumed: bool
     for name, value in vars(args).items():
         value = tuple(value) if isinstance(value, list) else value
         if resumed and name in values and value != values[name]:
-            was = f"{name} was {values[name]} in {args.checkpoint}"
-            raise ValueError(f"--resume: {was}, not {value}")
+            rule = f"{values[name]} to resume {args.checkpoint}"
+            raise ValueError(f"--{name.replace('_', '-')} must be {rule}, got {value}")
         values = {**values, name: value} if name in values else values
     config = Config(**values)
     config.check()

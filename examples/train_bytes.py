@@ -192,14 +192,14 @@ def train(run: Run, args: argparse.Namespace) -> tuple[float, float]:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Raises ValueError if it is none of this program's."""
     if not path.is_file():
-        raise ValueError(f"--resume: there is no checkpoint {path}")
+        raise ValueError(f"--checkpoint must be a file where a run is resumed, got {path}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         names = {*state["config"]}
     except Exception:  # whatever the reader of a foreign file stumbles over
         names = set()
     if names != {field.name for field in dataclasses.fields(Config)}:
-        raise ValueError(f"--resume: {path} must be a checkpoint that this program wrote")
+        raise ValueError(f"--checkpoint must be one that this program wrote, got {path}")
     return dict(state)
 
 
@@ -212,7 +212,7 @@ def set_up(args: argparse.Namespace) -> Run:
     config = with_options(values, args, resumed=state is not None)
     corpus = load_corpus(args.text or Path(sysconfig.get_paths()["stdlib"]))
     if state is not None and state.get("text") != corpus.digest:
-        raise ValueError(f"--resume: {args.checkpoint} was trained on another text")
+        raise ValueError(f"--text must be what {args.checkpoint} was trained on, got another")
     if min(len(corpus.train), len(corpus.held_out)) <= config.context:
         sizes = f"{len(corpus.train)} bytes to train on and {len(corpus.held_out)} held out"
         raise ValueError(f"--context must be below the text's sizes, {sizes}; got {config.context}")
@@ -223,7 +223,9 @@ def set_up(args: argparse.Namespace) -> Run:
             run.restore(state)
         except (KeyError, TypeError, ValueError, RuntimeError):
             run.shards.close()
-            raise ValueError(f"--resume: {args.checkpoint} must fit its own settings") from None
+            raise ValueError(
+                f"--checkpoint must fit its own settings, got {args.checkpoint}"
+            ) from None
     return run
 
 

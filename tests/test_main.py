@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -74,15 +77,30 @@ def test_plan_suggests_branches(run: Run) -> None:
 
 def test_plan_writes_a_picture(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    path = tmp_path / "pattern.svg"
-    assert f"drawn into {path}" in run("plan", "--seq-len", "500", "--output", str(path))
-    assert path.read_text().startswith("<?xml")
+    for name, begin in (
+        ("pattern.svg", b"<?xml"),
+        ("pattern", b"\x89PNG"),
+        ("pattern.", b"\x89PNG"),
+    ):
+        path = tmp_path / name
+        assert f"drawn into {path}\n" in run("plan", "--seq-len", "500", "--output", str(path))
+        assert path.read_bytes().startswith(begin)
+
+
+@pytest.mark.parametrize("arguments", [["plan", "--seq-len", "500"], []])
+def test_a_closed_pipe_ends_it_without_a_word(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", package.__name__, *arguments]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, "")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--seq-len 0", "seq_len must be at least 1 and below 2^31, got 0"),
+        ("--seq-len 0", "seq_len must be at least 1 and below 2^31 - 1, got 0"),
         ("--seq-len 9 --segment-lengths 4", "--segment-lengths and --dilation-rates must be given"),
         (
             "--seq-len 9 --segment-lengths 0 --dilation-rates 1",

@@ -285,15 +285,15 @@ def test_multihead_dropout_works_in_training_only():
 
 def test_multihead_errors_name_the_argument():
     for arguments, options, message in (
-        ((30, 4), {}, "embed_dim must be a positive multiple of num_heads, got 30 and 4"),
-        ((32, 0), {}, "embed_dim must be a positive multiple of num_heads, got 32 and 0"),
-        ((32, 4), {"num_kv_heads": 3}, "num_kv_heads must divide num_heads, got 3 for 4"),
+        ((30, 4), {}, "embed_dim must be a multiple of num_heads, 4, got 30"),
+        ((32, 0), {}, "num_heads must be at least 1 and below 2\\^16, got 0"),
+        ((32, 4), {"num_kv_heads": 3}, "num_kv_heads must divide num_heads, 4, got 3"),
         ((32, 4), {"head_offsets": [[0], [0]]}, "each of the 4 heads, got 1"),
         ((32, 4), {"dropout": 2.0}, "dropout"),
     ):
         with pytest.raises(ValueError, match=message):
             MultiheadDilatedAttention(*arguments, *BRANCHES, **options)
-    with pytest.raises(TypeError, match="num_heads must be an int, got '4'"):
+    with pytest.raises(TypeError, match="num_heads must be an integer, got '4'"):
         MultiheadDilatedAttention(32, "4", *BRANCHES)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"query must be \[batch, seq_len, embed_dim = 32\]"):
         make_multihead()(embedded(embed_dim=16))
@@ -356,9 +356,9 @@ def test_settings_are_checked_at_construction():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"num_heads": True}, TypeError, "num_heads must be an int, got True"),
-        ({"embed_dim": True}, TypeError, "embed_dim must be an int, got True"),
-        ({"num_kv_heads": True}, TypeError, "num_kv_heads must be an int, got True"),
+        ({"num_heads": True}, TypeError, "num_heads must be an integer, got True"),
+        ({"embed_dim": True}, TypeError, "embed_dim must be an integer, got True"),
+        ({"num_kv_heads": True}, TypeError, "num_kv_heads must be an integer, got True"),
         ({"gamma_init": float("inf")}, ValueError, "gamma_init must be .* finite, got inf"),
         ({"gamma_init": float("nan")}, ValueError, "gamma_init must be .* finite, got nan"),
         ({"gamma_init": "x"}, TypeError, "gamma_init must be a number, got 'x'"),

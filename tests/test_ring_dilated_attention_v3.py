@@ -67,5 +67,7 @@ def test_announced_calls_find_their_patterns(device, is_causal):
 
 
 def test_announcing_needs_a_cache():
-    with pytest.raises(ValueError, match="prefetch needs a pattern cache and no group"):
+    with pytest.raises(
+        ValueError, match="pattern_cache must be a cache, and group None, .* got False and None"
+    ):
         make(use_pattern_cache=False).prefetch([50], "cpu", heads=4)

@@ -18,6 +18,9 @@ Refuse = Callable[..., str]
 WRONG = {
     "--text nowhere": "--text must be a file or folder that can be read, got nowhere: No such file",
     "--text empty.txt": "--context must be below the text's sizes, 0 bytes to train on and 0 held",
+    "--text pipe": "--text must be a file or folder that can be read, got pipe: neither a file",
+    "--text /proc/self/mem": "--text must be a file or folder that can be read, got /proc/self/mem",
+    "--text a\0b": r"--text must be a path without null bytes, got 'a\x00b'",
     "--text .": "--context must be below the text's sizes, 0 bytes to train on and 0 held out",
     "--checkpoint no/where.pt": "--checkpoint must be a file in a folder that can be written, got",
     "--checkpoint .": "--checkpoint must be a file in a folder that can be written, got .",
@@ -29,9 +32,9 @@ WRONG = {
     "--text junk --log ./junk": "--log must be another file than --text, got junk",
     "--log junk --checkpoint junk": "--log must be another file than --checkpoint, got junk",
     "--log no/where.jsonl": "--log must be a file in a folder that can be written, got no/where",
-    "--resume": "--resume: there is no checkpoint train_bytes.pt",
-    "--resume --checkpoint junk": "--resume: junk must be a checkpoint that this program wrote",
-    "--resume --checkpoint other": "--resume: other must be a checkpoint that this program wrote",
+    "--resume": "--checkpoint must be a file where a run is resumed, got train_bytes.pt",
+    "--resume --checkpoint junk": "--checkpoint must be one that this program wrote, got junk",
+    "--resume --checkpoint other": "--checkpoint must be one that this program wrote, got other",
     "--device tpu": "argument --device: invalid choice: 'tpu'",
     "--sample -1": "--sample must be at least 0, got -1",
     "--context 0": "--context must be at least 1, got 0",
@@ -129,7 +132,7 @@ def test_a_checkpoint_that_was_tampered_with_is_refused(
     state["model"].popitem()
     torch.save(state, "train_bytes.pt")
     said = refuse("--resume", "--text", "text", "--device", "cpu")
-    assert said == "--resume: train_bytes.pt must fit its own settings\n"
+    assert said == "--checkpoint must fit its own settings, got train_bytes.pt\n"
 
 
 # ---- GPUs, which are made up

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from .views import SdpaViews, library_bound, library_bound_fa4
 # Whole-sequence attention is there for scale: no launch longer than about 0.6 s on an H200, and on
 # a CPU about two seconds; and no backward past a tenth of that.
 _FULL_FLOPS = {"cuda": 3e14, "cpu": 3e11}
+_SUSTAINED: tuple[Protocol, ...] = ("sustained",)
 _GRAPH_FLOPS = 1e11  # what takes longer does not wait for the host
 
 
@@ -39,29 +41,19 @@ class Impl:
 
     name: str
     prepare: Callable[[Workload, bool, Inputs], Calls]
+    note: str | None = None
     graphed: bool = False  # many small calls: timed as one CUDA graph
     same_output: bool = True
     same_gradient: bool = True
     protocols: tuple[Protocol, ...] = PROTOCOLS
-    note: str | None = None
 
 
 def ours(workload: Workload, causal: bool, inputs: Inputs) -> Calls:
     """This library, called as a user calls it."""
+    options = {**workload.arguments, "is_causal": causal}
 
     def function(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out = dilated_attention(
-            query,
-            key,
-            value,
-            workload.segment_lengths,
-            workload.dilation_rates,
-            head_offsets=workload.head_offsets,
-            is_causal=causal,
-            padding=workload.padding,
-        )
-        assert isinstance(out, Tensor)
-        return out
+        return cast(Tensor, dilated_attention(query, key, value, **options))
 
     return autograd_calls(function, inputs)
 
@@ -79,26 +71,8 @@ def full_attention(workload: Workload, causal: bool, inputs: Inputs) -> Calls:
     if workload.key_heads != workload.heads:
         raise UnsupportedError("the aten operator wants as many key heads as heads")
     share = full_attention_share(workload, inputs.query.device.type)
-
-    def function() -> sdpa.Forward:
-        return sdpa.forward(inputs.qkv, causal, "cudnn")
-
-    kept: list[sdpa.Forward] = []
-
-    def gradients(done: sdpa.Forward) -> tuple[Tensor, Tensor, Tensor]:
-        return sdpa.backward(inputs.grad_out, inputs.qkv, done, causal, "cudnn")
-
-    def backward() -> tuple[Tensor, Tensor, Tensor]:
-        if not kept:
-            kept.append(function())
-        return gradients(kept[0])
-
-    def forward() -> Tensor:
-        return function().out
-
-    if share > 0.1:
-        return Calls(forward)
-    return Calls(forward, backward, lambda: gradients(function()))
+    calls = autograd_calls(lambda *qkv: sdpa.forward(qkv, causal, "cudnn").out, inputs)
+    return Calls(calls.forward) if share > 0.1 else calls
 
 
 def _missing_torchscale(workload: Workload, causal: bool, inputs: Inputs) -> Calls:
@@ -107,37 +81,19 @@ def _missing_torchscale(workload: Workload, causal: bool, inputs: Inputs) -> Cal
 
 def make_impls(torchscale: Path | None) -> dict[str, Impl]:
     """All peers in the order in which they are measured; ValueError if that is no checkout."""
+    constant = "its backward takes the branches' weights for constants"
+    theirs = _missing_torchscale if torchscale is None else Torchscale(torchscale)
+    bound: dict[str, Any] = {"graphed": True, "same_output": False}
+    unmerged = "all branches' attention calls, without a merge"
+    whole = "every query attends to the whole sequence"
     impls = (
         Impl("ours", ours),
         Impl("ours-graph", ours_graph, graphed=True),
-        Impl(
-            "torchscale",
-            _missing_torchscale if torchscale is None else Torchscale(torchscale),
-            same_gradient=False,
-            note="its backward takes the branches' weights for constants",
-        ),
+        Impl("torchscale", theirs, constant, same_gradient=False),
         Impl("sdpa-views", SdpaViews(), graphed=True),
-        Impl(
-            "library-bound-cudnn",
-            library_bound,
-            graphed=True,
-            same_output=False,
-            note="all branches' attention calls, without a merge",
-        ),
-        Impl(
-            "library-bound-fa4",
-            library_bound_fa4,
-            graphed=True,
-            same_output=False,
-            note="all branches' attention calls, without a merge",
-        ),
-        Impl(
-            "full-attention",
-            full_attention,
-            same_output=False,
-            protocols=("sustained",),
-            note="every query attends to the whole sequence",
-        ),
-        Impl("flex", flex, note="tokens already in class order"),
+        Impl("library-bound-cudnn", library_bound, unmerged, **bound),
+        Impl("library-bound-fa4", library_bound_fa4, unmerged, **bound),
+        Impl("full-attention", full_attention, whole, same_output=False, protocols=_SUSTAINED),
+        Impl("flex", flex, "tokens already in class order"),
     )
     return {impl.name: impl for impl in impls}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,8 +12,9 @@ from torch import Tensor
 from ..results import Pass
 from ..workloads import Workload
 
-Gradients = tuple[Tensor, Tensor, Tensor]
+Triple = Sequence[Tensor]  # query, key and value, or their gradients
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # [B, N, H, D] -> [B, N, H, D]
+Saved = TypeVar("Saved")
 
 
 class UnsupportedError(Exception):
@@ -35,22 +37,21 @@ class Inputs:
     grad_out: Tensor
 
     @staticmethod
-    def make(workload: Workload, device: torch.device, dtype: torch.dtype, seed: int) -> Inputs:
+    def make(workload: Workload, device: torch.device, seed: int = 0) -> Inputs:
+        """On a CPU float32, which all its kernels take."""
+        dtype = workload.torch_dtype if device.type == "cuda" else torch.float32
         generator = torch.Generator(device).manual_seed(seed)
         shapes = (workload.query_shape, workload.key_shape, workload.key_shape)
-        query, key, value, grad = (
-            torch.randn(shape, generator=generator, device=device, dtype=dtype)
-            for shape in (*shapes, workload.query_shape)
-        )
-        return Inputs(query, key, value, grad)
+        options: dict[str, Any] = {"generator": generator, "device": device, "dtype": dtype}
+        return Inputs(*(torch.randn(s, **options) for s in (*shapes, workload.query_shape)))
 
     @property
-    def qkv(self) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(self) -> Triple:
         return self.query, self.key, self.value
 
     @property
-    def nbytes(self) -> int:
-        return sum(x.nbytes for x in (*self.qkv, self.grad_out))
+    def all(self) -> tuple[Tensor, ...]:
+        return (*self.qkv, self.grad_out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,31 +64,42 @@ class Calls:
     """
 
     forward: Callable[[], Tensor | None]
-    backward: Callable[[], Gradients | None] | None = None
-    both: Callable[[], Gradients | None] | None = None
+    backward: Callable[[], Triple | None] | None = None
+    both: Callable[[], Triple | None] | None = None
     restore: Callable[[Tensor], Tensor] = lambda x: x
     note: str | None = None  # of how this workload is computed, for the results
+    sent: Callable[[], int] = lambda: 0  # bytes that this rank has sent so far
 
     def get(self, pass_: Pass) -> Callable[[], object] | None:
         return {"fwd": self.forward, "bwd": self.backward, "fwd+bwd": self.both}.get(pass_)
 
 
+def make_calls(
+    forward: Callable[[], Tensor | None],
+    attend: Callable[[], Saved],
+    gradients: Callable[[Saved, bool], Triple | None],
+    note: str | None = None,
+) -> Calls:
+    """attend: a forward that saves what `gradients` takes, which is told whether it is kept."""
+    kept: list[Saved] = []
+
+    def backward() -> Triple | None:
+        if not kept:
+            kept.append(attend())
+        return gradients(kept[0], True)
+
+    return Calls(forward, backward, lambda: gradients(attend(), False), note=note)
+
+
 def autograd_calls(function: Attention, inputs: Inputs) -> Calls:
     """The passes of a differentiable function."""
-    leaves = tuple(x.detach().requires_grad_() for x in inputs.qkv)
-    kept: list[Tensor] = []
+    leaves = [x.detach().requires_grad_() for x in inputs.qkv]
 
     def forward() -> Tensor:
         with torch.no_grad():
             return function(*inputs.qkv)
 
-    def gradients(out: Tensor, keep: bool) -> Gradients:
-        query, key, value = torch.autograd.grad(out, leaves, inputs.grad_out, retain_graph=keep)
-        return query, key, value
+    def gradients(out: Tensor, is_kept: bool) -> Triple:
+        return torch.autograd.grad(out, leaves, inputs.grad_out, retain_graph=is_kept)
 
-    def backward() -> Gradients:
-        if not kept:
-            kept.append(function(*leaves))
-        return gradients(kept[0], True)
-
-    return Calls(forward, backward, lambda: gradients(function(*leaves), False))
+    return make_calls(forward, lambda: function(*leaves), gradients)

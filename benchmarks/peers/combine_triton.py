@@ -1,13 +1,20 @@
-"""The Triton kernel of combine.py; imported on a GPU only.
+"""One pass that puts the outputs of many strided attention calls together: weighted, or summed.
 
-A program handles BLOCK rows of one head. In each branch a head belongs to at most one piece, so a
-program first finds its piece's tensor, then reads the rows that are in it: masked loads, one a
-branch. The kernel is one function, since Triton hands no constants through structures.
+On the GPU; imported there only. A program handles BLOCK rows of one head. In each branch a head
+belongs to at most one piece, so a program first finds its piece's tensor, then reads the rows that
+are in it: masked loads, one a branch. Triton hands no constants through structures, hence META.
 """
 
 # No "from __future__ import annotations": Triton reads the annotations.
+import math
+from collections.abc import Sequence
+
+import torch
 import triton  # type: ignore[import-not-found, import-untyped, unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found, import-untyped, unused-ignore]
+from torch import Tensor
+
+from .views import Piece
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
@@ -98,3 +105,38 @@ def combine_kernel(  # type: ignore[no-untyped-def]
     place = ((batch.to(tl.int64) * seq_len + position) * HEADS + head) * HEAD_DIM
     mask = exists[:, None] & (column < HEAD_DIM)[None, :]
     tl.store(out + place[:, None] + column[None, :], total.to(out.dtype.element_ty), mask=mask)
+
+
+def combine(
+    pieces: Sequence[Piece],
+    parts: Sequence[Tensor],
+    lses: Sequence[Tensor],
+    like: Tensor,
+    lse: Tensor | None,
+) -> Tensor:
+    """Every piece read once, every row [B, N, H, D] written once; lse is written if weighted."""
+    batch, seq_len, heads, head_dim = like.shape
+    assert all(part.stride(-1) == 1 for part in parts)
+    out = torch.empty_like(like)
+    meta = tuple(
+        (x.length, x.rate, x.offset, *x.heads, *part.stride()[:3], *part_lse.stride()[:3])
+        for x, part, part_lse in zip(pieces, parts, lses, strict=True)
+    )
+    branches = [piece.branch for piece in pieces]
+    block = 1 << (max(16, 4096 // head_dim).bit_length() - 1)
+    combine_kernel[-(-seq_len // block), batch * heads](
+        tuple(parts),
+        tuple(lses),
+        out,
+        out if lse is None else lse,
+        seq_len,
+        META=meta,
+        BRANCHES=(*sorted({branches.index(branch) for branch in branches}), len(pieces)),
+        HEADS=heads,
+        HEAD_DIM=head_dim,
+        COLUMNS=max(16, 1 << (head_dim - 1).bit_length()),
+        BLOCK=block,
+        ALIGNMENT=math.gcd(16, head_dim * out.element_size()),
+        WEIGHTED=lse is not None,
+    )
+    return out

@@ -9,11 +9,11 @@ in it: sorting is not timed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, unflatten
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from ..workloads import Workload
@@ -42,14 +42,12 @@ class ClassOrder:
 
     def sort(self, x: Tensor) -> Tensor:
         """[B, N, H, D] in the order of positions -> [B, H, N, D] in class order."""
-        batch, _, heads, head_dim = x.shape
-        x = x.reshape(batch, -1, self.base // self.rate, self.rate, heads, head_dim)
+        x = unflatten(x, 1, (-1, self.base // self.rate, self.rate))
         return x.permute(0, 4, 1, 3, 2, 5).flatten(2, 4).contiguous()
 
     def restore(self, x: Tensor) -> Tensor:
         """The inverse of `sort`."""
-        batch, heads, _, head_dim = x.shape
-        x = x.reshape(batch, heads, -1, self.rate, self.base // self.rate, head_dim)
+        x = unflatten(x, 2, (-1, self.rate, self.base // self.rate))
         return x.permute(0, 2, 4, 3, 1, 5).flatten(1, 3)
 
     def position(self, index: Tensor) -> Tensor:
@@ -61,15 +59,13 @@ class ClassOrder:
 def multiplicities(workload: Workload, order: ClassOrder, device: torch.device) -> Tensor:
     """int8 [H, blocks, blocks]: branches that hold the pairs of a query block and a key block."""
     first = order.position(torch.arange(0, workload.seq_len, _BLOCK, device=device))
-    residue = first % order.rate
     table = workload.spec(False).offset_table()
     count = torch.zeros((workload.heads, len(first), len(first)), dtype=torch.int8, device=device)
-    branches = zip(workload.segment_lengths, workload.dilation_rates, table, strict=True)
-    for length, rate, offsets in branches:
+    for (length, rate), offsets in zip(workload.branches, table, strict=True):
         segment = first // length
         same = segment[:, None] == segment[None, :]
         for head, offset in enumerate(offsets):
-            mine = residue % rate == offset
+            mine = first % order.rate % rate == offset
             count[head] += same & mine[:, None] & mine[None, :]
     return count
 
@@ -105,34 +101,24 @@ def flex(workload: Workload, causal: bool, inputs: Inputs) -> Calls:
         raise UnsupportedError("blocks differ by query head, which grouped key heads do not allow")
     order = ClassOrder.make(workload)
     count = multiplicities(workload, order, inputs.query.device)
-    bias = count.clamp(min=1).float().log()
-    mask = block_mask(count, order, causal)
+    bias, mask = count.clamp(min=1).float().log(), block_mask(count, order, causal)
 
-    def add_log_multiplicity(
-        score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor
-    ) -> Tensor:
+    def multiply(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return score + bias[head, query // _BLOCK, key // _BLOCK]
 
     attend: Callable[..., Any] = flex_attention
-    options = None
+    options: dict[str, Any] = {"score_mod": multiply, "block_mask": mask}
     if inputs.query.is_cuda:
         # The bias is staged like keys and values, and what this torch stages by default is more
         # than an H200's shared memory holds: at a head_dim of 64 everywhere, above in the backward.
-        options = {"bwd_num_stages" if workload.head_dim > 64 else "num_stages": 2}
+        stages = "bwd_num_stages" if workload.head_dim > 64 else "num_stages"
+        options["kernel_options"] = {stages: 2}
         torch._dynamo.reset()  # each mask is a compilation of its own, and their number is limited
         attend = torch.compile(flex_attention, dynamic=False)
 
     def function(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out: Tensor = attend(
-            query,
-            key,
-            value,
-            score_mod=add_log_multiplicity,
-            block_mask=mask,
-            kernel_options=options,
-        )
+        out: Tensor = attend(query, key, value, **options)
         return out
 
-    ordered = Inputs(*(order.sort(x) for x in (*inputs.qkv, inputs.grad_out)))
-    calls = autograd_calls(function, ordered)
-    return Calls(calls.forward, calls.backward, calls.both, order.restore)
+    ordered = Inputs(*map(order.sort, inputs.all))
+    return replace(autograd_calls(function, ordered), restore=order.restore)

@@ -9,8 +9,7 @@ attends with this library's kernel.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 from unittest import mock
 
@@ -29,7 +28,7 @@ from dilated_attention_pytorch.ring.strategies.packing import Packet, count_rows
 
 from ..workloads import Workload
 from . import full_attention_share, ours
-from .calls import Calls, Inputs, UnsupportedError, autograd_calls
+from .calls import Calls, Inputs, Triple, UnsupportedError, autograd_calls
 
 STRATEGIES = ("auto", "ring", "gather", "all_to_all")
 SINGLE, ALL_GATHER, CONTEXT_PARALLEL = "one-rank", "all-gather", "torch-context-parallel"
@@ -55,142 +54,109 @@ class Case:
     def mine(self) -> Inputs:
         """This rank's rows."""
         begin, end = shards(self.shard_lengths)[self.group.rank()]
-        whole = (*self.inputs.qkv, self.inputs.grad_out)
-        return Inputs(*(x[:, begin:end].contiguous() for x in whole))
+        return Inputs(*(x[:, begin:end].contiguous() for x in self.inputs.all))
 
-    def offsets(self) -> Tensor | None:
-        if self.workload.head_offsets == "interleaved":
-            return None
-        return torch.tensor(self.workload.spec(self.is_causal).offset_table())
-
-
-@dataclass(frozen=True, slots=True)
-class Launches:
-    """What is timed. `sent` counts the bytes that this rank has sent since it was made."""
-
-    forward: Callable[[], object]
-    both: Callable[[], object]
-    sent: Callable[[], int]
-
-    @staticmethod
-    def of(calls: Calls, sent: Callable[[], int]) -> Launches:
-        assert calls.both is not None
-        return Launches(calls.forward, calls.both, sent)
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the operators."""
+        offsets = None
+        if self.workload.head_offsets != "interleaved":
+            offsets = torch.tensor(self.workload.spec(self.is_causal).offset_table())
+        shared = {"is_causal": self.is_causal, "padding": self.workload.padding}
+        return {"head_offsets": offsets, **shared}
 
 
-def make_launches(name: str, case: Case) -> Launches:
+def prepare(name: str, case: Case) -> Calls:
     """Raises UnsupportedError if the peer can't compute this."""
     if name in STRATEGIES:
         return _ours(case, cast(Strategy, name))
     if name == SINGLE:  # every rank computes the whole sequence, by itself
-        return Launches.of(ours(case.workload, case.is_causal, case.inputs), lambda: 0)
-    return _all_gather(case) if name == ALL_GATHER else _context_parallel(case)
+        return ours(case.workload, case.is_causal, case.inputs)
+    return AllGather(case).calls() if name == ALL_GATHER else _context_parallel(case)
 
 
-@contextlib.contextmanager
-def without_exchange() -> Iterator[None]:
+def without_exchange() -> contextlib.AbstractContextManager[object]:
     """Our strategies exchange nothing and compute with whatever memory holds.
 
     The time that this saves is the exposed communication.
     """
-
-    def nothing(*_: object) -> Transfer:
-        return Transfer()
-
-    with mock.patch.object(Communicator, "exchange", nothing):
-        yield
+    return mock.patch.object(Communicator, "exchange", lambda *_: Transfer())
 
 
-def _ours(case: Case, strategy: Strategy) -> Launches:
-    workload, offsets = case.workload, case.offsets()
-    peers = Communicator(case.group.group_name)
+def _ours(case: Case, strategy: Strategy) -> Calls:
+    branches = (case.workload.segment_lengths, case.workload.dilation_rates)
+    options = {**case.options, "shard_lengths": case.shard_lengths, "strategy": strategy}
+    group = case.group.group_name
 
     def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return ops.ring_attention(
-            q,
-            k,
-            v,
-            workload.segment_lengths,
-            workload.dilation_rates,
-            case.group.group_name,
-            head_offsets=offsets,
-            is_causal=case.is_causal,
-            padding=workload.padding,
-            shard_lengths=case.shard_lengths,
-            strategy=strategy,
-        )[0]
+        return ops.ring_attention(q, k, v, *branches, group, **options)[0]
 
-    return Launches.of(autograd_calls(forward, case.mine), lambda: peers.traffic.bytes_sent)
-
-
-class _Gathered(torch.autograd.Function):
-    """[B, n, H, D] of each rank -> [B, N, H, D] with the rows of the crossing branches."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, exchange: AllGather) -> Tensor:
-        ctx.exchange = exchange
-        return exchange.gather(rows)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return ctx.exchange.reduce(grads[0]), None
+    sent = Communicator(group).traffic
+    return replace(autograd_calls(forward, case.mine), sent=lambda: sent.bytes_sent)
 
 
 class AllGather:
     """All ranks' rows of the branches that cross ranks, to all; and gradients back, in 16 bit."""
 
     def __init__(self, case: Case) -> None:
-        self.case, self.bytes_sent = case, 0
-        lengths, spec = case.shard_lengths, case.workload.spec(case.is_causal)
+        self.case, self.options, self.bytes_sent = case, case.options, 0
+        workload, lengths = case.workload, case.shard_lengths
         if len(set(lengths)) > 1:
             raise UnsupportedError("shards must be equal")
-        self.spans = shards(lengths)
+        spec = workload.spec(case.is_causal)
         crossing = [x for x in lattices(spec) if x.segment_length > lengths[0]]
         if any(x.segment_length % lengths[0] for x in crossing if x.segment_length < spec.seq_len):
             raise UnsupportedError("segments must be whole shards")
-        if case.workload.key_heads != case.workload.heads:
+        if workload.key_heads != workload.heads:
             raise UnsupportedError("KV heads must be as many as heads")
+        spans = shards(lengths)
         self.pieces = [
-            tuple(Piece(*span, x.rate, 0, _offsets(x, span[0])) for x in crossing)
-            for span in self.spans
+            tuple(Piece(*span, x.rate, 0, _offsets(x, span[0])) for x in crossing) for span in spans
         ]
-        self.repeated = (True,) * len(crossing)
+        self.rank, self.size = case.group.rank(), case.group.size()
+        self.begin, self.end = spans[self.rank]
+        branches = (workload.segment_lengths, workload.dilation_rates)
+        self.arguments = (workload.seq_len, self.begin, 0, *branches)
+
+    def calls(self) -> Calls:
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            out: Tensor = _GatheredAttention.apply(query, key, value, self)  # type: ignore[no-untyped-call]
+            return out
+
+        return replace(autograd_calls(attend, self.case.mine), sent=lambda: self.bytes_sent)
 
     def gather(self, rows: Tensor) -> Tensor:
+        """[B, n, H, D] of each rank -> [B, N, H, D] with the rows of the crossing branches."""
         batch, _, heads, head_dim = rows.shape
-        rank, size = self.case.group.rank(), self.case.group.size()
-        begin, end = self.spans[rank]
         whole = rows.new_empty(batch, self.case.workload.seq_len, heads, head_dim)
-        if self.pieces[rank]:
-            packet = Packet.empty(count_rows(self.pieces[rank]), batch, head_dim, rows)
-            packet.put(rows, self.pieces[rank], (begin, 0))
-            received = packet.data.new_empty(size * packet.data.numel())
+        mine = self.pieces[self.rank]
+        if mine:
+            packet = Packet.empty(count_rows(mine), batch, head_dim, rows)
+            packet.put(rows, mine, (self.begin, 0))
+            received = packet.data.new_empty(self.size * packet.data.numel())
             dist.all_gather_into_tensor(received, packet.data, group=self.case.group)
-            self.bytes_sent += (size - 1) * packet.data.nbytes
-            for part, pieces in zip(received.chunk(size), self.pieces, strict=True):
+            self.bytes_sent += (self.size - 1) * packet.data.nbytes
+            for part, pieces in zip(received.chunk(self.size), self.pieces, strict=True):
                 Packet(part, batch).take(whole, pieces, (0, 0))
-        whole[:, begin:end] = rows
+        whole[:, self.begin : self.end] = rows
         return whole
 
     def reduce(self, grad: Tensor) -> Tensor:
+        """The sum of all ranks' gradients of this rank's rows."""
         batch, _, _, head_dim = grad.shape
-        rank, size = self.case.group.rank(), self.case.group.size()
-        begin, end = self.spans[rank]
-        grad = grad.clone()
-        result = None
-        if self.pieces[rank]:
-            packets = []
-            for pieces in self.pieces:
-                packets.append(Packet.empty(count_rows(pieces), batch, head_dim, grad))
-                packets[-1].put_once(grad, pieces, self.repeated, (0, 0))
-            sums = torch.empty_like(packets[rank].data)
-            sent = torch.cat([packet.data for packet in packets])
-            dist.reduce_scatter_tensor(sums, sent, group=self.case.group)
-            self.bytes_sent += (size - 1) * sums.nbytes
-            result = Packet(sums, batch)
-        own = grad[:, begin:end].contiguous()
-        if result is not None:
-            result.take(own, self.pieces[rank], (begin, 0), accumulate=True)
+        mine = self.pieces[self.rank]
+        if not mine:
+            return grad[:, self.begin : self.end].contiguous()
+        grad, packets = grad.clone(), []
+        for pieces in self.pieces:
+            packets.append(Packet.empty(count_rows(pieces), batch, head_dim, grad))
+            packets[-1].put_once(grad, pieces, (True,) * len(pieces), (0, 0))
+        sums = torch.empty_like(packets[self.rank].data)
+        sent = torch.cat([packet.data for packet in packets])
+        dist.reduce_scatter_tensor(sums, sent, group=self.case.group)
+        self.bytes_sent += (self.size - 1) * sums.nbytes
+        own = grad[:, self.begin : self.end].contiguous()
+        Packet(sums, batch).take(own, mine, (self.begin, 0), accumulate=True)
         return own
 
 
@@ -200,54 +166,27 @@ def _offsets(lattice: Lattice, begin: int) -> tuple[int, ...]:
     return tuple((first + offset) % lattice.rate for offset in lattice.queries)
 
 
-class _Block(torch.autograd.Function):
-    """attention_block of this rank's queries over all positions."""
+class _GatheredAttention(torch.autograd.Function):
+    """This rank's queries over all positions."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, case: Case, begin: int) -> Tensor:
-        out, lse = ops.attention_block(q, k, v, *_block_arguments(case, begin), **_block(case))
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.case, ctx.begin = case, begin
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, peer: AllGather) -> Tensor:
+        far_key, far_value = peer.gather(k), peer.gather(v)
+        arguments = (q, far_key, far_value, *peer.arguments)
+        out, lse = ops.attention_block(*arguments, **peer.options)
+        ctx.save_for_backward(q, far_key, far_value, out, lse)
+        ctx.peer = peer
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        case: Case = ctx.case
-        saved = ctx.saved_tensors
-        arguments = _block_arguments(case, ctx.begin)
-        shares = ops.attention_block_backward(grads[0], None, *saved, *arguments, **_block(case))
-        return (*shares, None, None)
+        peer: AllGather = ctx.peer
+        arguments = (grads[0], None, *ctx.saved_tensors, *peer.arguments)
+        query, key, value = ops.attention_block_backward(*arguments, **peer.options)
+        return query, peer.reduce(key), peer.reduce(value), None
 
 
-_gathered: Callable[..., Tensor] = _Gathered.apply
-_block_attention: Callable[..., Tensor] = _Block.apply
-
-
-def _block_arguments(case: Case, begin: int) -> tuple[Any, ...]:
-    workload = case.workload
-    return (workload.seq_len, begin, 0, workload.segment_lengths, workload.dilation_rates)
-
-
-def _block(case: Case) -> dict[str, Any]:
-    return {
-        "head_offsets": case.offsets(),
-        "is_causal": case.is_causal,
-        "padding": case.workload.padding,
-    }
-
-
-def _all_gather(case: Case) -> Launches:
-    exchange = AllGather(case)
-    begin = exchange.spans[case.group.rank()][0]
-
-    def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        far_key, far_value = (_gathered(x, exchange) for x in (k, v))
-        return _block_attention(q, far_key, far_value, case, begin)
-
-    return Launches.of(autograd_calls(forward, case.mine), lambda: exchange.bytes_sent)
-
-
-def _context_parallel(case: Case) -> Launches:
+def _context_parallel(case: Case) -> Calls:
     """Full attention; [B, H, N, D]. Its ring sends all keys and values to all ranks."""
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor.experimental import context_parallel
@@ -266,32 +205,26 @@ def _context_parallel(case: Case) -> Launches:
         with context_parallel(mesh, buffers=[whole], buffer_seq_dims=[2]):
             return whole.clone()
 
-    tensors = [shard(x) for x in (*case.inputs.qkv, case.inputs.grad_out)]
-    inputs = [x.requires_grad_() for x in tensors[:3]]
-    steps = (size - 1) * (tensors[1].nbytes + tensors[2].nbytes)
+    inputs = Inputs(*map(shard, case.inputs.all))
+    steps = (size - 1) * (inputs.key.nbytes + inputs.value.nbytes)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        grouped = q.size(1) != k.size(1)
         sent[0] += steps
-        return functional.scaled_dot_product_attention(
-            q, k, v, is_causal=case.is_causal, enable_gqa=grouped
-        )
+        grouped = q.size(1) != k.size(1)
+        attention = functional.scaled_dot_product_attention
+        return attention(q, k, v, is_causal=case.is_causal, enable_gqa=grouped)
 
-    def ring() -> contextlib.AbstractContextManager[None]:
-        """Attention goes round the mesh; at least one buffer has to be given."""
+    calls = autograd_calls(attend, inputs)
+
+    def forward() -> Tensor | None:
+        unused = torch.empty(case.workload.seq_len, device=device)  # one buffer has to be given
+        with context_parallel(mesh, buffers=[unused], buffer_seq_dims=[0]):
+            return calls.forward()
+
+    def both() -> Triple | None:
         unused = torch.empty(case.workload.seq_len, device=device)
-        manager: contextlib.AbstractContextManager[None] = context_parallel(
-            mesh, buffers=[unused], buffer_seq_dims=[0]
-        )
-        return manager
-
-    def forward() -> Tensor:
-        with torch.no_grad(), ring():
-            return attend(*inputs)
-
-    def both() -> tuple[Tensor, ...]:
-        with ring():
+        with context_parallel(mesh, buffers=[unused], buffer_seq_dims=[0]):
             sent[0] += 3 * steps  # in the backward again, and their gradients in float32
-            return torch.autograd.grad(attend(*inputs), inputs, tensors[3])
+            return calls.both() if calls.both else None
 
-    return Launches(forward, both, lambda: sent[0])
+    return Calls(forward, None, both, sent=lambda: sent[0])

@@ -9,39 +9,116 @@ cuDNN's calls and nothing else: what no method of one call per branch gets under
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import get_args
 
+import torch
 from torch import Tensor
 
 from ..timing import Stopwatch, captured
 from ..workloads import Workload
-from . import combine, sdpa
-from .calls import Calls, Gradients, Inputs
-from .combine import Piece, make_pieces
+from . import sdpa
+from .calls import Calls, Inputs, Triple, UnsupportedError, make_calls
 
 
-def _forward(
-    pieces: Sequence[Piece], inputs: Inputs, causal: bool, kernel: sdpa.Kernel = "cudnn"
-) -> list[sdpa.Forward]:
-    done = []
-    for piece in pieces:
-        query, key, value = (piece.rows(x) for x in inputs.qkv)
-        done.append(sdpa.forward((query, key, value), causal, kernel))
-    return done
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Positions p with (p mod length) mod rate == offset, of the heads range(*heads)."""
+
+    branch: int
+    length: int
+    rate: int
+    offset: int
+    heads: tuple[int, int, int]
+
+    def rows(self, x: Tensor) -> Tensor:
+        """[B, N, H, D] -> a view [B * segments, rows, heads, D]."""
+        batch, seq_len, heads, head_dim = x.shape
+        segments = batch * (seq_len // self.length)
+        x = x.view(segments, self.length // self.rate, self.rate, heads, head_dim)
+        return x[:, :, self.offset, slice(*self.heads)]
+
+    def lse_rows(self, lse: Tensor) -> Tensor:
+        """[B, H, N] -> a view [B, heads, segments, rows]."""
+        batch, heads, seq_len = lse.shape
+        shape = (batch, heads, seq_len // self.length, self.length // self.rate, self.rate)
+        return lse.view(shape)[:, slice(*self.heads), :, :, self.offset]
 
 
-def _backward(
-    pieces: Sequence[Piece],
-    inputs: Inputs,
-    done: Sequence[sdpa.Forward],
-    causal: bool,
-    kernel: sdpa.Kernel = "cudnn",
-) -> list[Gradients]:
-    grads = []
-    for piece, forward in zip(pieces, done, strict=True):
-        query, key, value, grad_out = (piece.rows(x) for x in (*inputs.qkv, inputs.grad_out))
-        grads.append(sdpa.backward(grad_out, (query, key, value), forward, causal, kernel))
-    return grads
+def make_pieces(workload: Workload) -> list[Piece]:
+    """All pieces of all branches. Raises UnsupportedError where no zero-copy view exists."""
+    if workload.key_heads != workload.heads:
+        raise UnsupportedError("grouped key heads have no zero-copy view per offset")
+    pieces = []
+    table = workload.spec(False).offset_table()
+    for branch, ((length, rate), offsets) in enumerate(zip(workload.branches, table, strict=True)):
+        length = min(length, workload.seq_len)
+        if workload.seq_len % length or length % rate:
+            raise UnsupportedError(
+                f"segments of {length} at rate {rate} do not divide {workload.seq_len} tokens"
+            )
+        for offset in sorted(set(offsets) - {-1}):
+            heads = [head for head, mine in enumerate(offsets) if mine == offset]
+            step = heads[1] - heads[0] if len(heads) > 1 else 1
+            if heads != list(range(heads[0], heads[-1] + 1, step)):
+                raise UnsupportedError(f"heads {heads} of one offset are no arithmetic progression")
+            pieces.append(Piece(branch, length, rate, offset, (heads[0], heads[-1] + 1, step)))
+    return pieces
+
+
+def merge(
+    pieces: Sequence[Piece], done: Sequence[sdpa.Forward], like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weights by softmax denominators: out [B, N, H, D] like `like`, lse [B, H, N] float32."""
+    batch, seq_len, heads, _ = like.shape
+    lse = torch.empty((batch, heads, seq_len), dtype=torch.float32, device=like.device)
+    if like.is_cuda:
+        from .combine_triton import combine
+
+        return combine(pieces, [x.out for x in done], [x.lse for x in done], like, lse), lse
+    by_batch = [torch.unflatten(x.lse, 0, (batch, -1)).transpose(1, 2) for x in done]
+    lse.fill_(-torch.inf)
+    for piece, part in zip(pieces, by_batch, strict=True):
+        view = piece.lse_rows(lse)
+        view.copy_(view.logaddexp(part))
+    out = torch.zeros_like(like, dtype=torch.float32)
+    for piece, one, part in zip(pieces, done, by_batch, strict=True):
+        weight = (part - piece.lse_rows(lse)).exp()
+        weight = weight.permute(0, 2, 3, 1).flatten(0, 1)  # [segments, rows, heads]
+        piece.rows(out).addcmul_(one.out.float(), weight[..., None])
+    return out.to(like.dtype), lse
+
+
+def add(pieces: Sequence[Piece], parts: Sequence[Tensor], like: Tensor) -> Tensor:
+    """The sum of the pieces, each where it belongs; rows of no piece are 0."""
+    if like.is_cuda:
+        from .combine_triton import combine
+
+        return combine(pieces, parts, parts, like, None)
+    total = torch.zeros_like(like, dtype=torch.float32)
+    for piece, part in zip(pieces, parts, strict=True):
+        piece.rows(total).add_(part)
+    return total.to(like.dtype)
+
+
+class _Branches:
+    """All branches' attention calls, by one library's kernels."""
+
+    def __init__(
+        self, workload: Workload, causal: bool, inputs: Inputs, kernel: sdpa.Kernel = "cudnn"
+    ) -> None:
+        self.pieces, self._causal, self._kernel = make_pieces(workload), causal, kernel
+        self._views = [[piece.rows(x) for x in inputs.all] for piece in self.pieces]
+
+    def forward(self) -> list[sdpa.Forward]:
+        return [sdpa.forward(views[:3], self._causal, self._kernel) for views in self._views]
+
+    def backward(self, done: Sequence[sdpa.Forward]) -> list[Triple]:
+        """`done` of each piece, whose out and lse may be those of all of them together."""
+        return [
+            sdpa.backward(grad_out, qkv, one, self._causal, self._kernel)
+            for (*qkv, grad_out), one in zip(self._views, done, strict=True)
+        ]
 
 
 class SdpaViews:
@@ -52,71 +129,51 @@ class SdpaViews:
 
     def _kernel(self, workload: Workload, causal: bool, inputs: Inputs) -> sdpa.Kernel:
         """Whose forward takes less time, as one graph."""
+
+        def milliseconds(kernel: sdpa.Kernel) -> float:
+            branches = _Branches(workload, causal, inputs, kernel)
+            launch = captured(branches.forward, stopwatch.device)
+            return min(stopwatch.estimate_ms(launch) for _ in range(3))
+
         case = (workload.name, causal)
         if case not in self._faster:
-            pieces, device = make_pieces(workload), inputs.query.device
-            stopwatch = Stopwatch(device)
-
-            def milliseconds(kernel: sdpa.Kernel) -> float:
-                launch = captured(lambda: _forward(pieces, inputs, causal, kernel), device)
-                return min(stopwatch.estimate_ms(launch) for _ in range(3))
-
+            stopwatch = Stopwatch(inputs.query.device)
             self._faster[case] = min(get_args(sdpa.Kernel), key=milliseconds)
         return self._faster[case]
 
     def __call__(self, workload: Workload, causal: bool, inputs: Inputs) -> Calls:
         """Raises UnsupportedError where there are no such views."""
-        pieces = make_pieces(workload)
         kernel = self._kernel(workload, causal, inputs)
+        branches = _Branches(workload, causal, inputs, kernel)
+        pieces = branches.pieces
 
         def attend() -> tuple[Tensor, Tensor, list[sdpa.Forward]]:
-            done = _forward(pieces, inputs, causal, kernel)
-            outs, lses = [one.out for one in done], [one.lse for one in done]
-            return *combine.merge(pieces, outs, lses, inputs.query), done
+            done = branches.forward()
+            return *merge(pieces, done, inputs.query), done
 
-        def differentiate(out: Tensor, lse: Tensor, done: list[sdpa.Forward]) -> Gradients:
+        def gradients(saved: tuple[Tensor, Tensor, list[sdpa.Forward]], _: bool) -> Triple:
+            out, lse, done = saved
             merged = []
             for piece, one in zip(pieces, done, strict=True):
                 piece_lse = piece.lse_rows(lse).transpose(1, 2).flatten(0, 1)
                 merged.append(sdpa.Forward(piece.rows(out), piece_lse, one.saved))
-            parts = zip(*_backward(pieces, inputs, merged, causal, kernel), strict=True)
-            query, key, value = (
-                combine.add(pieces, part, x) for part, x in zip(parts, inputs.qkv, strict=True)
-            )
-            return query, key, value
+            parts = zip(*branches.backward(merged), inputs.qkv, strict=True)
+            return tuple(add(pieces, part, x) for *part, x in parts)
 
-        kept: list[tuple[Tensor, Tensor, list[sdpa.Forward]]] = []
-
-        def backward() -> Gradients:
-            if not kept:
-                kept.append(attend())
-            return differentiate(*kept[0])
-
-        return Calls(
-            lambda: attend()[0],
-            backward,
-            lambda: differentiate(*attend()),
-            note=f"{kernel}'s kernels",
-        )
+        return make_calls(lambda: attend()[0], attend, gradients, f"{kernel}'s kernels")
 
 
 def library_bound(workload: Workload, causal: bool, inputs: Inputs) -> Calls:
     """cuDNN's time for every branch; what it computes is thrown away."""
-    pieces = make_pieces(workload)
-    kept: list[list[sdpa.Forward]] = []
+    branches = _Branches(workload, causal, inputs)
 
     def forward() -> None:
-        _forward(pieces, inputs, causal)
+        branches.forward()
 
-    def backward() -> None:
-        if not kept:
-            kept.append(_forward(pieces, inputs, causal))
-        _backward(pieces, inputs, kept[0], causal)
+    def gradients(done: list[sdpa.Forward], _: bool) -> None:
+        branches.backward(done)
 
-    def both() -> None:
-        _backward(pieces, inputs, _forward(pieces, inputs, causal), causal)
-
-    return Calls(forward, backward, both)
+    return make_calls(forward, branches.forward, gradients)
 
 
 def library_bound_fa4(workload: Workload, causal: bool, inputs: Inputs) -> Calls:

@@ -44,13 +44,13 @@ void check_like_query(const AttentionCall& call, const at::Tensor& tensor, const
 
 void check_dropout(const AttentionCall& call) {
   TORCH_CHECK_VALUE(0.0 <= call.dropout_p && call.dropout_p < 1.0,
-                    "dropout_p: 0 <= dropout_p < 1 must hold, got ", call.dropout_p);
+                    "dropout_p: must be at least 0 and below 1, got ", call.dropout_p);
   if (call.dropout_p == 0.0) {
     return;
   }
   TORCH_CHECK_VALUE(
       call.dropout_seed.has_value(),
-      "dropout_seed: an int64 tensor of one number is needed when dropout_p > 0, got None");
+      "dropout_seed: must be an int64 tensor of one number where dropout_p > 0, got None");
   const at::Tensor& seed = *call.dropout_seed;
   check_tensor(seed, "dropout_seed");
   TORCH_CHECK_VALUE(seed.scalar_type() == at::kLong && seed.sym_numel() == 1,
@@ -72,17 +72,17 @@ void check_branches(const AttentionCall& call) {
   const auto& lengths = call.segment_lengths;
   const auto& rates = call.dilation_rates;
   TORCH_CHECK_VALUE(!lengths.empty(),
-                    "segment_lengths: at least one branch is needed, got an empty list");
+                    "segment_lengths: must hold at least one branch, got an empty list");
   TORCH_CHECK_VALUE(lengths.size() == rates.size(),
-                    "segment_lengths and dilation_rates must have the same length, got ",
+                    "segment_lengths and dilation_rates: must have the same length, got ",
                     lengths.size(), " and ", rates.size());
   for (size_t i = 0; i < lengths.size(); ++i) {
     const std::optional<int64_t> length = lengths[i].maybe_as_int();
     TORCH_CHECK_VALUE(!length.has_value() || *length > 0,
-                      "segment_lengths: every length must be positive, got ", lengths[i],
+                      "segment_lengths: must be positive and below 2^63, got ", lengths[i],
                       " at index ", i);
     TORCH_CHECK_VALUE(0 < rates[i] && rates[i] <= kMaxLength,
-                      "dilation_rates: every rate must be positive and below 2^31, got ", rates[i],
+                      "dilation_rates: must be positive and below 2^31, got ", rates[i],
                       " at index ", i);
   }
 }
@@ -91,10 +91,11 @@ void check_branches(const AttentionCall& call) {
 void check_bounds(const AttentionCall& call) {
   const std::optional<int64_t> rows = call.query.sym_size(1).maybe_as_int();
   TORCH_CHECK_VALUE(call.block.has_value() || !rows.has_value() || *rows < kMaxLength,
-                    "query: seq_len < 2^31 - 1 must hold, got ", call.query.sym_size(1));
+                    "query: seq_len must be at least 0 and below 2^31 - 1, got ",
+                    call.query.sym_size(1));
   const std::optional<int64_t> heads = call.query.sym_size(2).maybe_as_int();
-  TORCH_CHECK_VALUE(!heads.has_value() || *heads <= kMaxHeads, "query: at most ", kMaxHeads,
-                    " heads, got ", call.query.sym_size(2));
+  TORCH_CHECK_VALUE(!heads.has_value() || *heads <= kMaxHeads,
+                    "query: heads must be at least 1 and below 2^16, got ", call.query.sym_size(2));
 }
 
 void check_offsets(const AttentionCall& call) {
@@ -127,8 +128,8 @@ void check_words(const AttentionCall& call) {
 
 void check_range(int64_t begin, const at::Tensor& tensor, int64_t seq_len, const char* name) {
   TORCH_CHECK_VALUE(0 <= begin && begin <= seq_len && tensor.sym_size(1) <= seq_len - begin, name,
-                    ": 0 <= ", name, " and ", name, " + rows <= seq_len must hold, got ", name, " ",
-                    begin, ", rows ", tensor.sym_size(1), ", seq_len ", seq_len);
+                    ": must be at least 0, and at most seq_len with the rows added, got ", name,
+                    " ", begin, ", rows ", tensor.sym_size(1), ", seq_len ", seq_len);
 }
 
 void check_block(const AttentionCall& call) {
@@ -137,11 +138,11 @@ void check_block(const AttentionCall& call) {
   }
   const AttentionBlock& block = *call.block;
   TORCH_CHECK_VALUE(0 <= block.seq_len && block.seq_len < kMaxLength,
-                    "seq_len: 0 <= seq_len < 2^31 - 1 must hold, got ", block.seq_len);
+                    "seq_len: must be at least 0 and below 2^31 - 1, got ", block.seq_len);
   check_range(block.query_begin, call.query, block.seq_len, "query_begin");
   check_range(block.key_begin, call.key, block.seq_len, "key_begin");
   TORCH_CHECK_VALUE(block.out.has_value() == block.lse.has_value(),
-                    "out and lse: both or neither of a running result must be given, got ",
+                    "out and lse: must be given both or neither, as a running result, got ",
                     block.out.has_value() ? "out" : "lse", " alone");
   if (block.out.has_value()) {
     check_rows(call.query, *block.out, lse_dtype(call.query), "out");
@@ -218,7 +219,7 @@ void check_scale(const at::Tensor& query, const std::optional<double>& scale) {
 void check_call(const AttentionCall& call) {
   check_input(call.query, "query");
   TORCH_CHECK_VALUE(call.query.scalar_type() != at::kDouble || !call.query.is_cuda(),
-                    "query: float64 is supported on the CPU only, got float64 on ",
+                    "query: must be on the CPU where it is float64, got one on ",
                     call.query.device());
   check_like_query(call, call.key, "key");
   check_like_query(call, call.value, "value");
@@ -230,9 +231,10 @@ void check_call(const AttentionCall& call) {
                     call.value.sym_size(2));
   const auto heads = call.query.sym_size(2), kv_heads = call.key.sym_size(2);
   TORCH_CHECK_VALUE(heads > 0 && kv_heads > 0 && heads % kv_heads == 0,
-                    "key: its heads must divide query's, got ", kv_heads, " for ", heads, " heads");
+                    "key: must have heads that divide query's, ", heads, ", got ", kv_heads);
   TORCH_CHECK_VALUE(call.query.sym_size(3) >= 1 && call.query.sym_size(3) <= 256,
-                    "query: 1 <= head_dim <= 256 must hold, got ", call.query.sym_size(3));
+                    "query: head_dim must be at least 1 and at most 256, got ",
+                    call.query.sym_size(3));
   padding_of(call.padding);
   check_bounds(call);
   check_branches(call);

@@ -45,8 +45,8 @@ c10::cuda::CUDAStream copying_stream(c10::DeviceIndex device) {
 at::Tensor plan_on_device(const PatternSpec& spec, const at::Device& device) {
   TORCH_CHECK(
       !is_capturing(),
-      "pattern: must be given, on query's device, while a CUDA graph is captured: one that is "
-      "planned on the spot comes from host memory that a replay would not find");
+      "pattern: must be given, on query's device, while a CUDA graph is captured, got None: one "
+      "that is planned on the spot comes from host memory that a replay would not find");
   const std::vector<int32_t> words = plan(spec);
   // Otherwise another thread's capture would forbid waiting.
   const c10::cuda::CUDAStreamCaptureModeGuard relaxed(cudaStreamCaptureModeRelaxed);

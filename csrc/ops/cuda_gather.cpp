@@ -28,10 +28,9 @@ struct Offsets {
       std::copy(values, values + args.heads, inlined.values);
       inlined.given = true;
     } else {
-      TORCH_CHECK(!is_capturing(), "head_offsets: at most ", kernels::kInlineHeads,
-                  " heads can be given while a CUDA graph is captured, as a replay would not find "
-                  "the host memory of more, got ",
-                  args.heads);
+      TORCH_CHECK(!is_capturing(), "head_offsets: must be of at most ", kernels::kInlineHeads,
+                  " heads while a CUDA graph is captured, got ", args.heads,
+                  ": a replay would not find the host memory of more");
       on_device = table.pin_memory().to(device, /*non_blocking=*/true);
       args.offsets = on_device.const_data_ptr<int64_t>();
     }

@@ -62,7 +62,7 @@ ops::Gradients attention_block_backward(
     const AttentionBlock& block, at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
     const AttentionOptions& options) {
   TORCH_CHECK_VALUE(!block.out.has_value() && !block.lse.has_value(),
-                    "block: out and lse, a running result, must not be given to the backward, got ",
+                    "block: must hold no running result, out and lse, for the backward, got ",
                     block.out.has_value() ? "out" : "lse");
   static const c10::OperatorHandle op = ops::find_operator("attention_block_backward");
   Stack stack{grad_out,

@@ -64,9 +64,9 @@ void check_head_offsets(const at::Tensor& input, const BranchCall& branch) {
   for (int64_t head = 0; head < offsets.size(0); ++head) {
     const int64_t offset = offsets.const_data_ptr<int64_t>()[head];
     TORCH_CHECK_VALUE(-1 <= offset && offset < branch.dilation_rate,
-                      "head_offsets: -1 (head not in the branch) or 0 <= offset < dilation_rate "
-                      "must hold, got ",
-                      offset, " for head ", head, " with rate ", branch.dilation_rate);
+                      "head_offsets: must be -1 (head not in the branch) or at least 0 and below "
+                      "dilation_rate, ",
+                      branch.dilation_rate, ", got ", offset, " for head ", head);
   }
 }
 
@@ -149,7 +149,7 @@ void check_writable(const at::Tensor& tensor, const char* name) {
                     "apart, got sizes ",
                     tensor.sizes(), " and strides ", tensor.strides());
   TORCH_CHECK_VALUE(tensor.numel() == 0 || has_own_places(tensor), name,
-                    ": every element must have a place of its own, got sizes ", tensor.sizes(),
+                    ": must have a place of its own for every element, got sizes ", tensor.sizes(),
                     " and strides ", tensor.strides());
 }
 
@@ -194,8 +194,8 @@ void check_branch(const at::Tensor& input, const BranchCall& branch, const char*
                     "dilation_rate: must be positive and below 2^31, got ", branch.dilation_rate);
   const int64_t rows = input.sym_size(1).maybe_as_int().value_or(0);
   TORCH_CHECK_VALUE(0 <= branch.start && branch.start <= kMax - rows,
-                    "start: 0 <= start and start + rows < 2^31 must hold, got start ", branch.start,
-                    ", rows ", input.sym_size(1));
+                    "start: must be at least 0, and below 2^31 with the rows added, got start ",
+                    branch.start, ", rows ", input.sym_size(1));
   check_head_offsets(input, branch);
 }
 

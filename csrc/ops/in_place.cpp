@@ -15,9 +15,9 @@ void InPlaceKernel::check_no_gradient(const c10::OperatorHandle& op,
     const c10::IValue& value = torch::jit::peek(stack, i, arguments.size());
     TORCH_CHECK(
         !value.isTensor() || !value.toTensor().defined() || !value.toTensor().requires_grad(),
-        arguments[i].name(), ": must not require gradients. ",
+        arguments[i].name(), ": must not require a gradient, got one that does: ",
         std::string_view(op.schema().name()).substr(std::string_view("dilated::").size()),
-        ": not differentiable; ", instead_);
+        " is not differentiable; ", instead_);
   }
 }
 

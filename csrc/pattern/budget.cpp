@@ -35,22 +35,24 @@ Budget::Budget(const PatternSpec& spec, const std::function<void()>& poll)
     : spec_(spec), poller_(poll, kPollSteps), limit_(max_pattern_bytes()) {}
 
 void Budget::refuse_bytes() const {
-  refuse("a pattern may take at most " + std::to_string(limit_) +
-         " bytes (max_pattern_bytes), got a larger one");
+  refuse("give a pattern of at most " + std::to_string(limit_) + " bytes (max_pattern_bytes)",
+         "a larger one");
 }
 
-void Budget::refuse(const std::string& rule_and_value) const {
+void Budget::refuse(const std::string& rule, const std::string& value) const {
   throw std::invalid_argument(
-      "dilation_rates: " + rule_and_value + " for seq_len " + std::to_string(spec_.seq_len) + ", " +
-      std::to_string(spec_.branches.size()) + " branches and " + std::to_string(spec_.heads) +
+      "dilation_rates: must " + rule + ", got " + value + " for seq_len " +
+      std::to_string(spec_.seq_len) + ", " + std::to_string(spec_.branches.size()) +
+      " branches and " + std::to_string(spec_.heads) +
       " heads: take rates and segment lengths that divide one another, longer segments, or "
       "fewer branches or heads, or raise the limit by set_max_pattern_bytes");
 }
 
 void Budget::check_steps() const {
   if (steps_ - kFreeSteps > limit_) {
-    refuse("planning may take at most " + std::to_string(limit_ + kFreeSteps) +
-           " steps (max_pattern_bytes + 2^24), got more");
+    refuse("be planned in at most " + std::to_string(limit_ + kFreeSteps) +
+               " steps (max_pattern_bytes + 2^24)",
+           "more");
   }
 }
 

@@ -43,7 +43,7 @@ class Budget {
 
  private:
   [[noreturn]] void refuse_bytes() const;
-  [[noreturn]] void refuse(const std::string& rule_and_value) const;
+  [[noreturn]] void refuse(const std::string& rule, const std::string& value) const;
   void check_steps() const;
 
   const PatternSpec& spec_;

@@ -114,9 +114,9 @@ class Cutter {
                               std::min(columns_[i].end, reach.end) - cell.begin});
     }
     if (kind.columns.size() > kMaxStretches) {
-      throw std::invalid_argument("queries and keys: a row's segments may meet at most " +
-                                  std::to_string(kMaxStretches) + " stretches, got " +
-                                  std::to_string(kind.columns.size()));
+      throw std::invalid_argument(
+          "queries and keys: must have at most " + std::to_string(kMaxStretches) +
+          " stretches in a row's segments, got " + std::to_string(kind.columns.size()));
     }
     return first;
   }

@@ -129,7 +129,7 @@ int32_t GroupPlanner::count_columns(int64_t columns, size_t first, size_t head) 
     columns += lists_.runs[j].count;
   }
   if (columns > std::numeric_limits<int32_t>::max()) {
-    throw std::invalid_argument("seq_len: a row would meet 2^31 columns or more");
+    throw std::invalid_argument("seq_len: must give a row below 2^31 columns, got more");
   }
   return static_cast<int32_t>(columns);
 }

@@ -16,7 +16,7 @@ uint64_t bit_of(const BranchLattice& lattice, std::vector<BranchLattice>& lattic
   const auto found = std::find(lattices.begin(), lattices.end(), lattice);
   const auto index = static_cast<size_t>(found - lattices.begin());
   if (index == kMaxLattices) {
-    throw std::invalid_argument("head_offsets: the query heads of one KV head may have at most " +
+    throw std::invalid_argument("head_offsets: must give the query heads of one KV head at most " +
                                 std::to_string(kMaxLattices) +
                                 " distinct (branch, offset) pairs, got more");
   }

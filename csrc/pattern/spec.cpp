@@ -26,10 +26,10 @@ void validate_stretches(const std::vector<Range>& stretches, int64_t seq_len, co
   for (const Range& stretch : stretches) {
     const auto [begin, end] = pattern::resolve(stretch, seq_len);
     require(0 <= begin && begin <= end && end <= seq_len, name,
-            ": 0 <= begin <= end <= seq_len must hold, got begin ", begin, ", end ", stretch.end,
-            ", seq_len ", seq_len);
+            ": must have 0 <= begin <= end <= seq_len, ", seq_len, ", got begin ", begin, ", end ",
+            stretch.end);
     require(previous_end <= begin, name,
-            ": stretches must be in the sequence's order and not overlap, got one that begins at ",
+            ": must be in the sequence's order and not overlap, got a stretch that begins at ",
             begin, " after one that ends at ", previous_end);
     previous_end = end;
   }
@@ -38,16 +38,15 @@ void validate_stretches(const std::vector<Range>& stretches, int64_t seq_len, co
 void validate_branches(const PatternSpec& spec) {
   constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
   require(!spec.branches.empty(),
-          "segment_lengths: at least one branch is needed, got an empty list");
+          "segment_lengths: must hold at least one branch, got an empty list");
   require(spec.branches.size() <= std::numeric_limits<uint16_t>::max(),
-          "segment_lengths: at most 65535 branches, got ", spec.branches.size());
+          "segment_lengths: must hold at most 65535 branches, got ", spec.branches.size());
   for (size_t i = 0; i < spec.branches.size(); ++i) {
     const auto& [length, rate, offsets] = spec.branches[i];
-    require(length > 0, "segment_lengths: every length must be positive, got ", length,
+    require(length > 0, "segment_lengths: must be positive and below 2^63, got ", length,
             " at index ", i);
-    require(0 < rate && rate <= kMax,
-            "dilation_rates: every rate must be positive and below 2^31, got ", rate, " at index ",
-            i);
+    require(0 < rate && rate <= kMax, "dilation_rates: must be positive and below 2^31, got ", rate,
+            " at index ", i);
   }
 }
 
@@ -56,13 +55,13 @@ void validate_offsets(const PatternSpec& spec) {
   for (size_t i = 0; i < spec.branches.size(); ++i) {
     const auto& [length, rate, offsets] = spec.branches[i];
     require(offsets.empty() || offsets.size() == heads,
-            "head_offsets: each branch needs one offset for each of the ", heads, " heads, got ",
+            "head_offsets: must have one column for each of the ", heads, " heads, got ",
             offsets.size(), " in branch ", i);
     for (size_t head = 0; head < offsets.size(); ++head) {
       require(-1 <= offsets[head] && offsets[head] < rate,
-              "head_offsets: -1 (head not in the branch) or 0 <= offset < dilation rate must hold, "
-              "got ",
-              offsets[head], " for head ", head, " in branch ", i, " of rate ", rate);
+              "head_offsets: must be -1 (head not in the branch) or at least 0 and below the "
+              "branch's dilation rate, ",
+              rate, ", got ", offsets[head], " for head ", head, " in branch ", i);
     }
   }
 }
@@ -107,14 +106,13 @@ std::vector<int64_t> blocked_offsets(int64_t dilation_rate, int64_t heads) {
 void validate(const PatternSpec& spec) {
   constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
   require(0 <= spec.seq_len && spec.seq_len < kMax,
-          "seq_len: 0 <= seq_len < 2^31 - 1 must hold, got ", spec.seq_len);
+          "seq_len: must be at least 0 and below 2^31 - 1, got ", spec.seq_len);
   require(0 < spec.heads && spec.heads <= std::numeric_limits<uint16_t>::max(),
-          "heads: 1 <= heads <= 65535 must hold, got ", spec.heads);
+          "heads: must be at least 1 and below 2^16, got ", spec.heads);
   require(0 < spec.kv_heads && spec.heads % spec.kv_heads == 0,
-          "kv_heads: must be positive and divide heads, got ", spec.kv_heads, " for ", spec.heads,
-          " heads");
+          "kv_heads: must be positive and divide heads, ", spec.heads, ", got ", spec.kv_heads);
   require(0 < spec.row_tile && spec.row_tile <= 4096,
-          "row_tile: 1 <= row_tile <= 4096 must hold, got ", spec.row_tile);
+          "row_tile: must be at least 1 and at most 4096, got ", spec.row_tile);
   require(Directions::kForward <= spec.directions && spec.directions <= Directions::kBoth,
           "directions: must be kForward, kTransposed or kBoth, got ",
           static_cast<int32_t>(spec.directions));

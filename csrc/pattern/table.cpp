@@ -12,7 +12,7 @@ namespace {
 void align(std::vector<int32_t>& words) {
   words.resize((words.size() + 3) / 4 * 4);
   if (words.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max())) {
-    throw std::invalid_argument("seq_len: the pattern would take 2^31 words or more");
+    throw std::invalid_argument("seq_len: must give a pattern below 2^31 words, got more");
   }
 }
 

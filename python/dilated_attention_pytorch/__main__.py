@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -45,14 +46,21 @@ def make_parser() -> Parser:
     add("--head-offsets", choices=["interleaved", "blocked"], default="interleaved")
     add("--causal", action="store_true")
     add("--head", type=int, default=0, help="which one is drawn (%(default)s)")
-    add("--output", type=Path, metavar="FILE", help="a picture (.png, .svg, .pdf) for matplotlib")
+    add(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="a picture: .png (without an ending too), .svg, .pdf",
+    )
     return parser
 
 
 def plan(args: argparse.Namespace) -> str:
     """The report of a pattern and its drawing; raises what planning and plotting do."""
     if (args.segment_lengths is None) != (args.dilation_rates is None):
-        raise ValueError("--segment-lengths and --dilation-rates must be given together")
+        raise ValueError(
+            "--segment-lengths and --dilation-rates must be given together, got one of them"
+        )
     branches = args.segment_lengths, args.dilation_rates
     if args.segment_lengths is None:
         branches = suggest_branches(args.seq_len)
@@ -69,7 +77,7 @@ def plan(args: argparse.Namespace) -> str:
     if args.output is not None:
         options = {"heads": args.heads, "head": args.head, "head_offsets": args.head_offsets}
         figure = plot_pattern(args.seq_len, *branches, is_causal=args.causal, **options)
-        figure.savefig(args.output)
+        figure.savefig(args.output, format=args.output.suffix[1:] or "png")  # under this name
         drawing = f"drawn into {args.output}"
     else:
         drawing = draw_text(
@@ -98,12 +106,14 @@ def main() -> None:
         print(f"{cmake_prefix_path};{torch.utils.cmake_prefix_path}")
     elif args.command == "plan":
         try:
-            print(plan(args))
+            text = plan(args)
         except (ImportError, OSError, TypeError, ValueError) as error:
             parser.error(str(error).splitlines()[0])
+        print(text)
     else:
         print(report())
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
     main()

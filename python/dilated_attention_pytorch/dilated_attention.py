@@ -104,8 +104,8 @@ class DilatedAttention(nn.Module):
         cache = current_pattern_cache() if self.pattern_cache is None else self.pattern_cache
         if self.sharding is not None or cache is False:
             raise ValueError(
-                "prefetch needs a pattern cache and no group, got "
-                f"pattern_cache={self.pattern_cache!r}, group={self.sharding!r}"
+                "pattern_cache must be a cache, and group None, where patterns are prefetched, got "
+                f"{self.pattern_cache!r} and {self.sharding!r}"
             )
         kv_heads = heads if kv_heads is None else kv_heads
         specs = [make_spec(self.scheme, n, heads, kv_heads, is_causal) for n in seq_lens]

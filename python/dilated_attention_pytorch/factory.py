@@ -114,5 +114,5 @@ def _refuse_unknown(function: str, options: Mapping[str, Any], known: set[str]) 
     unknown = [name for name in options if name not in known]
     if unknown:
         raise TypeError(
-            f"{function}() got unexpected keyword arguments {unknown}; it takes {sorted(known)}"
+            f"{function}'s keyword arguments must be among {sorted(known)}, got {unknown}"
         )

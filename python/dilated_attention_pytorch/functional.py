@@ -20,7 +20,7 @@ from .pattern import (
     Scheme,
     current_pattern_cache,
 )
-from .pattern.offsets import MAX_HEADS
+from .pattern.bounds import HEADS_END
 from .pattern.scalars import is_symbolic, real
 from .ring import Group, Sharding, Strategy, telling
 
@@ -314,7 +314,7 @@ def _shape_of(tensor: Tensor, name: str) -> torch.Size:
 def _fit(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether a pattern is worth planning: if not, the operator says which argument is wrong."""
     batch, seq_len, heads, head_dim = query.shape
-    if not (0 < heads <= MAX_HEADS and 0 < head_dim <= 256):
+    if not (0 < heads < HEADS_END and 0 < head_dim <= 256):
         return False
     kv_heads = key.shape[2]
     if (batch, seq_len, kv_heads, head_dim) != key.shape or kv_heads < 1 or heads % kv_heads:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .dilated_attention import DilatedAttention
 from .functional import CacheArgument
 from .pattern import HeadOffsets, Padding
+from .pattern.bounds import HEADS_END, at_least
 from .pattern.scalars import real
 from .ring import Group, Strategy, telling
 
@@ -69,6 +70,9 @@ class MultiheadDilatedAttention(nn.Module):
     ) -> None:
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        embed_dim = at_least(1, embed_dim, "embed_dim")
+        num_heads = at_least(1, num_heads, "num_heads", HEADS_END)
+        num_kv_heads = at_least(1, num_kv_heads, "num_kv_heads")
         _check_heads(embed_dim, num_heads, num_kv_heads)
         gamma_init = _at_least_0(gamma_init, "gamma_init")
         layer_norm_eps = _at_least_0(layer_norm_eps, "layer_norm_eps")
@@ -171,18 +175,10 @@ class MultiheadDilatedAttention(nn.Module):
 
 
 def _check_heads(embed_dim: int, num_heads: int, num_kv_heads: int) -> None:
-    numbers = {"embed_dim": embed_dim, "num_heads": num_heads, "num_kv_heads": num_kv_heads}
-    for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise TypeError(f"{name} must be an int, got {number!r}")
-    if num_heads < 1 or embed_dim < 1 or embed_dim % num_heads != 0:
-        raise ValueError(
-            f"embed_dim must be a positive multiple of num_heads, got {embed_dim} and {num_heads}"
-        )
-    if num_kv_heads < 1 or num_heads % num_kv_heads != 0:
-        raise ValueError(
-            f"num_kv_heads must divide num_heads, got {num_kv_heads} for {num_heads} heads"
-        )
+    if embed_dim % num_heads != 0:
+        raise ValueError(f"embed_dim must be a multiple of num_heads, {num_heads}, got {embed_dim}")
+    if num_heads % num_kv_heads != 0:
+        raise ValueError(f"num_kv_heads must divide num_heads, {num_heads}, got {num_kv_heads}")
 
 
 def _at_least_0(value: float, name: str) -> float:

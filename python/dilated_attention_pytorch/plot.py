@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from .pattern import HeadOffsets, Scheme
+from .pattern.bounds import HEADS_END, SEQ_LEN_END, at_least
 from .pattern.density import pair_density
 
 if TYPE_CHECKING:
@@ -88,16 +89,10 @@ def _density(
     cells: int,
     branches: Sequence[int],
 ) -> Tensor:
-    for name, number, least, end in (
-        ("seq_len", seq_len, 1, 2**31),
-        ("cells", cells, 1, 2**13),
-        ("heads", heads, 1, 2**16),
-        ("head", head, 0, heads),
-    ):
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise TypeError(f"{name} must be an int, got {number!r}")
-        if not least <= number < end:
-            raise ValueError(f"{name} must be at least {least} and below {end}, got {number}")
+    seq_len = at_least(1, seq_len, "seq_len", SEQ_LEN_END)
+    cells = at_least(1, cells, "cells", 2**13)
+    heads = at_least(1, heads, "heads", HEADS_END)
+    head = at_least(0, head, "head", heads)
     offsets = scheme.offset_table(heads)
     return pair_density(
         seq_len,

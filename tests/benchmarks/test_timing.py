@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import time
+from unittest import mock
 
 import pytest
 import torch
 
 from benchmarks import timing
-from benchmarks.device_state import Monitor, Sample, medians
-from benchmarks.timing import Rotation, Stopwatch, percentile, second_half, summarize
+from benchmarks.device_state import Sample, medians
+from benchmarks.timing import Stopwatch, percentile, rotation, second_half, summarize
 
 CPU = torch.device("cpu")
 
@@ -20,11 +21,16 @@ class HandClock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
+        self.launches: list[tuple[str, float]] = []
         monkeypatch.setattr(time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(time, "sleep", self.move)
 
     def move(self, seconds: float) -> None:
         self.now += seconds
+
+    def launch(self, name: str, seconds: float) -> None:
+        self.launches.append((name, self.now))
+        self.move(seconds)
 
 
 @pytest.fixture
@@ -55,28 +61,18 @@ def test_second_half_drops_what_ended_before_the_middle() -> None:
 
 def test_sustained_reports_the_settled_rate(clock: HandClock) -> None:
     # The device slows down from 1 to 2 ms a launch after 100 ms, as a throttled clock does.
-    started = clock.now
-
     def launch() -> None:
-        clock.move(1e-3 if clock.now - started < 0.1 else 2e-3)
+        clock.move(1e-3 if clock.now < 100.1 else 2e-3)
 
-    (got,) = timing.sustained([launch], Stopwatch(CPU), Monitor(), seconds=0.5)
-    assert got.ms == pytest.approx(2.0)
-    assert got.ms_p10 == pytest.approx(2.0)
-    assert clock.now - started >= 0.5
-    assert got.launches >= 100
+    (got,) = timing.sustained([launch], Stopwatch(CPU), seconds=0.5)
+    assert (got.ms, got.ms_p10) == pytest.approx((2.0, 2.0))
+    assert clock.now - 100.0 >= 0.5 and got.launches >= 100
 
 
 def test_sustained_times_short_launches_in_batches(clock: HandClock) -> None:
-    calls: list[None] = []
-
-    def launch() -> None:
-        calls.append(None)
-        clock.move(1e-5)
-
-    (got,) = timing.sustained([launch], Stopwatch(CPU), Monitor(), seconds=0.02)
-    assert got.ms == pytest.approx(0.01)
-    assert len(calls) >= 2000
+    launch = lambda: clock.launch("a", 1e-5)  # noqa: E731
+    (got,) = timing.sustained([launch], Stopwatch(CPU), seconds=0.02)
+    assert got.ms == pytest.approx(0.01) and len(clock.launches) >= 2000
 
 
 def test_sustained_goes_there_and_back(clock: HandClock) -> None:
@@ -89,46 +85,37 @@ def test_sustained_goes_there_and_back(clock: HandClock) -> None:
         clock.move(2e-3 if order[-2:-1] == ["hot"] else 1e-3)
 
     launches = [lambda name=name: launch(name) for name in ("a", "hot", "b")]  # type: ignore[misc]
-    a, _, b = timing.sustained(launches, Stopwatch(CPU), Monitor(), seconds=0.1)
+    a, _, b = timing.sustained(launches, Stopwatch(CPU), seconds=0.1)
     assert order == ["a", "hot", "b", "hot", "a"]
     assert (a.ms_p10, a.ms_p90) == pytest.approx((1.0, 2.0))
     assert (b.ms_p10, b.ms_p90) == pytest.approx((2.0, 2.0))
 
 
 def test_isolated_takes_turns_and_pauses(clock: HandClock) -> None:
-    order: list[tuple[str, float]] = []
-
-    def launch(name: str, seconds: float) -> None:
-        order.append((name, clock.now))
-        clock.move(seconds)
-
-    launches = [lambda: launch("a", 1e-3), lambda: launch("b", 3e-3)]
-    first, second = timing.isolated(launches, Stopwatch(CPU), Monitor(), 3, 0.04)
+    launches = [lambda: clock.launch("a", 1e-3), lambda: clock.launch("b", 3e-3)]
+    first, second = timing.isolated(launches, Stopwatch(CPU), 3, 0.04)
     assert [first.ms, second.ms] == pytest.approx([1.0, 3.0])
-    assert [name for name, _ in order] == ["a", "b"] + ["a", "b"] * 3
-    starts = [at for _, at in order[2:]]
+    assert [name for name, _ in clock.launches] == ["a", "b"] * 4
+    starts = [at for _, at in clock.launches[2:]]
     assert min(b - a for a, b in zip(starts, starts[1:], strict=False)) >= 0.04
 
 
 def test_host_times_are_those_of_the_calls_in_turn(clock: HandClock) -> None:
-    order: list[str] = []
-
     def launch(name: str, seconds: float) -> None:
-        order.append(name)
-        clock.move(seconds if len(order) > 2 * timing.HOST_WARM_UP else 1.0)
+        clock.launch(name, seconds if len(clock.launches) >= 2 * timing.HOST_WARM_UP else 1.0)
 
     launches = [lambda: launch("a", 2e-5), lambda: launch("b", 1e-5)]
     first, second = timing.host_times(launches, Stopwatch(CPU), repeats=5)
     assert [first.ms_p90, second.ms_p90] == pytest.approx([0.02, 0.01])
     assert first.launches == second.launches == 5
-    assert order == ["a", "b"] * (timing.HOST_WARM_UP + 5)
+    assert [name for name, _ in clock.launches] == ["a", "b"] * (timing.HOST_WARM_UP + 5)
 
 
 def test_rotation_visits_all() -> None:
     seen: list[int] = []
-    rotation = Rotation([lambda i=i: seen.append(i) for i in range(3)])  # type: ignore[misc]
+    launch = rotation([lambda i=i: seen.append(i) for i in range(3)])  # type: ignore[misc]
     for _ in range(7):
-        rotation()
+        launch()
     assert seen == [0, 1, 2, 0, 1, 2, 0]
 
 
@@ -137,26 +124,13 @@ def test_memory_is_not_known_on_the_cpu() -> None:
 
 
 def test_marks_on_a_gpu_are_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Event] = []
-
-    class Event:
-        def __init__(self, enable_timing: bool) -> None:
-            assert enable_timing
-            made.append(self)
-            self.calls: list[str] = []
-
-        def record(self) -> None:
-            self.calls.append("record")
-
-        def synchronize(self) -> None:
-            self.calls.append("synchronize")
-
-        def elapsed_time(self, later: Event) -> float:
-            return 10.0 * (made.index(later) - made.index(self))
-
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    gpu = torch.device("cuda", 0)
+    begin, end = mock.Mock(), mock.Mock()
+    begin.elapsed_time.return_value = 10.0
+    event = mock.Mock(side_effect=[begin, end])
+    monkeypatch.setattr(torch.cuda, "Event", event)
     stopwatch = Stopwatch(CPU)
-    monkeypatch.setattr(stopwatch, "device", gpu)
+    monkeypatch.setattr(stopwatch, "device", torch.device("cuda", 0))
     assert stopwatch.ms(lambda: None, 3) == 10.0
-    assert [event.calls for event in made] == [["record"], ["record", "synchronize"]]
+    event.assert_called_with(enable_timing=True)
+    assert begin.mock_calls == [mock.call.record(), mock.call.elapsed_time(end)]
+    assert end.mock_calls == [mock.call.record(), mock.call.synchronize()]

@@ -128,7 +128,7 @@ def test_a_graph_of_a_gather_refuses_offsets_that_a_replay_would_not_find() -> N
     offsets = torch.zeros(257, dtype=torch.int64)
     torch.ops.dilated.gather(x, 32, 2, head_offsets=offsets)
     with (
-        pytest.raises(RuntimeError, match="head_offsets: at most 256 heads .* got 257"),
+        pytest.raises(RuntimeError, match="head_offsets: must be of at most 256 heads .* got 257"),
         torch.cuda.graph(torch.cuda.CUDAGraph()),
     ):
         torch.ops.dilated.gather(x, 32, 2, head_offsets=offsets)

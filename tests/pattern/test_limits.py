@@ -70,7 +70,7 @@ def test_the_limit_is_on_the_bytes_of_the_words(kv_heads):
 )
 def test_what_is_too_large_is_refused_soon(spec):
     set_max_pattern_bytes(2**20)
-    with pytest.raises(ValueError, match="dilation_rates: a pattern may take at most 1048576 "):
+    with pytest.raises(ValueError, match="dilation_rates: must give a pattern of at most 1048576 "):
         Pattern.plan(spec)
 
 
@@ -81,7 +81,7 @@ def test_a_small_pattern_of_many_positions_is_refused_for_its_steps_alone():
     set_max_pattern_bytes(2**26)
     assert Pattern.plan(spec).nbytes < 2**22
     set_max_pattern_bytes(2**22)
-    with pytest.raises(ValueError, match=r"dilation_rates: planning may take .* steps .*4000001"):
+    with pytest.raises(ValueError, match=r"dilation_rates: must be planned in .* steps .*4000001"):
         Pattern.plan(spec)
 
 

@@ -321,7 +321,7 @@ def test_empty_and_adjacent_stretches_are_what_they_hold() -> None:
 def test_a_segment_meets_at_most_256_stretches() -> None:
     parts = tuple((2 * p, 2 * p + 1) for p in range(257))
     check_against_brute_force(Spec(600, [600], [1], keys=parts[:-1], is_causal=True))
-    with pytest.raises(ValueError, match="at most 256 stretches, got 257"):
+    with pytest.raises(ValueError, match="at most 256 stretches in a row's segments, got 257"):
         plan_words(Spec(600, [600], [1], keys=parts))
 
 
@@ -392,8 +392,8 @@ def test_tiles_waste_no_more_than_promised(
         ({"offsets": [[0, 0, 0, 0], [0, 1, -2, 0]]}, "head_offsets"),
         ({"offsets": [[0, 0, 0, 0], [0, 1, 0]]}, "head_offsets"),
         ({"queries": ((8, 4),)}, "queries"),
-        ({"queries": ((0, 9), (8, 12))}, "queries: stretches"),
-        ({"keys": ((9, 12), (0, 8))}, "keys: stretches"),
+        ({"queries": ((0, 9), (8, 12))}, "queries: must be in the sequence's order"),
+        ({"keys": ((9, 12), (0, 8))}, "keys: must be in the sequence's order"),
         ({"keys": ((0, 33),)}, "keys"),
         ({"row_tile": 0}, "row_tile"),
     ],

@@ -43,13 +43,13 @@ def test_the_pairs_of_a_query_stay_below_the_promise(seq_len: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"seq_len": 0}, ValueError, "seq_len must be at least 1 and below 2\\^31, got 0"),
-        ({"seq_len": 2**31}, ValueError, "seq_len must be .* below 2\\^31, got 2147483648"),
+        ({"seq_len": 0}, ValueError, "seq_len must be at least 1 and below 2\\^31 - 1, got 0"),
+        ({"seq_len": 2**31 - 1}, ValueError, "seq_len .* below 2\\^31 - 1, got 2147483647"),
         ({"seq_len": 1.5}, TypeError, "seq_len must be an integer, got 1.5"),
         ({"seq_len": 9, "dense": 63}, ValueError, "dense must be at least 64 .*, got 63"),
         ({"seq_len": torch.empty((), device="meta")}, TypeError, "seq_len must be an integer"),
         (
-            {"seq_len": 2**31 - 1, "dense": 64, "growth": 46341},
+            {"seq_len": 2**31 - 2, "dense": 64, "growth": 46341},
             ValueError,
             "growth must keep dilation rates below 2\\^31, got 46341",
         ),

@@ -11,10 +11,11 @@ from typing import Literal
 
 import torch
 
+from .bounds import HEADS_END, check_bounds
+
 Offsets = Literal["interleaved", "blocked"]
 HeadOffsets = Offsets | Sequence[Sequence[int]] | torch.Tensor
 OffsetTable = tuple[tuple[int, ...], ...]
-MAX_HEADS = 2**16 - 1
 
 
 def normalize_head_offsets(
@@ -44,8 +45,8 @@ def normalize_head_offsets(
         for offset in row:
             if not -1 <= offset < rate:
                 raise ValueError(
-                    f"head_offsets must be -1 (head not in the branch) or 0 <= offset < {rate}, "
-                    f"the branch's dilation rate, got {offset} in branch {branch}"
+                    "head_offsets must be -1 (head not in the branch) or at least 0 and below the "
+                    f"branch's dilation rate, {rate}, got {offset} in branch {branch}"
                 )
     return table
 
@@ -75,8 +76,7 @@ def offset_table(
     is h // ceil(heads / r), torchscale's. In Python, not in `_C`, for torch.compile to trace.
     Raises ValueError for a number of heads that the table, or any pattern, does not have.
     """
-    if heads > MAX_HEADS:
-        raise ValueError(f"heads: 1 <= heads <= {MAX_HEADS} must hold, got {heads}")
+    check_bounds(1, heads, "heads", HEADS_END)
     if isinstance(head_offsets, tuple):
         if len(head_offsets[0]) != heads:
             raise ValueError(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import _C
 from .advice import advise
+from .bounds import HEADS_END, SEQ_LEN_END, at_least
 from .branch import Branch, Padding, make_branches
 from .offsets import Offsets, OffsetTable, normalize_head_offsets, offset_table
 
@@ -60,10 +61,10 @@ class PatternSpec(NamedTuple):
 
     def check(self) -> None:
         """Raises TypeError or ValueError for wrong types, names, heads, rates and offsets."""
-        for name in ("seq_len", "heads", "kv_heads", "row_tile"):
+        at_least(0, self.seq_len, "seq_len", SEQ_LEN_END)
+        at_least(1, self.heads, "heads", HEADS_END)
+        for name in ("kv_heads", "row_tile"):
             _check_integer(getattr(self, name), name)
-        if not 1 <= self.heads < 2**16:
-            raise ValueError(f"heads must be at least 1 and at most 65535, got {self.heads}")
         if self.kv_heads < 1 or self.heads % self.kv_heads:
             raise ValueError(
                 f"kv_heads must be positive and divide heads, {self.heads}, got {self.kv_heads}"

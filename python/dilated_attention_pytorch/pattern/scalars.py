@@ -40,7 +40,7 @@ def real(value: Any, name: str) -> float:
     number = value
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         if isinstance(value, torch.Tensor) and value.requires_grad and torch.is_grad_enabled():
-            raise ValueError(f"{name} must not require a gradient, which it would not get")
+            raise ValueError(f"{name} must not require a gradient, got one that would get none")
         number = None if getattr(value, "is_meta", False) else value.item()
     if isinstance(number, bool) or not isinstance(number, (int, float)):
         raise TypeError(f"{name} must be a number, got {value!r}")

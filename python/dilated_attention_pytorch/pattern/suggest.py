@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import _C
-from .scalars import index
+from .bounds import SEQ_LEN_END, at_least
 
 
 def suggest_branches(
@@ -29,9 +29,9 @@ def suggest_branches(
     Raises:
         TypeError, ValueError: naming the argument, what must hold and what was given.
     """
-    seq_len = _at_least(1, seq_len, "seq_len")
-    dense = _at_least(_C.ROW_TILE, dense, "dense")
-    growth = _at_least(2, growth, "growth")
+    seq_len = at_least(1, seq_len, "seq_len", SEQ_LEN_END)
+    dense = at_least(_C.ROW_TILE, dense, "dense", 2**31)
+    growth = at_least(2, growth, "growth", 2**31)
     lengths, rates = [dense], [1]
     while lengths[-1] < seq_len:
         lengths.append(lengths[-1] * growth)
@@ -39,13 +39,3 @@ def suggest_branches(
     if rates[-1] >= 2**31:
         raise ValueError(f"growth must keep dilation rates below 2^31, got {growth}")
     return lengths, rates
-
-
-def _at_least(least: int, value: int, name: str) -> int:
-    try:
-        number = index(value)
-    except (TypeError, RuntimeError):  # a tensor without a value
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
-    if not least <= number < 2**31:
-        raise ValueError(f"{name} must be at least {least} and below 2^31, got {number}")
-    return number

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import ops
 from ..pattern import Directions, Padding, Pattern, PatternSpec, make_branches
+from ..pattern.bounds import SEQ_LEN_END
 from .plans.choose_strategy import Sizes, check_strategy, choose_strategy
 from .strategies.call import Call, Results, wide_dtype
 
@@ -185,7 +186,7 @@ def check_shard_lengths(shard_lengths: Sequence[int], size: int) -> None:
             f"shard_lengths: must be one length for each of the group's {size} ranks, at least 0, "
             f"got {list(shard_lengths)}"
         )
-    if sum(shard_lengths) >= 2**31 - 1:
+    if sum(shard_lengths) >= SEQ_LEN_END:
         raise ValueError(
-            f"shard_lengths: must add up to less than 2^31 - 1, got {list(shard_lengths)}"
+            f"shard_lengths: must add up to a seq_len below 2^31 - 1, got {list(shard_lengths)}"
         )

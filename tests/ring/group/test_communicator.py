@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.peers.calls import Inputs
-from benchmarks.peers.ring import SINGLE, Case, make_launches, without_exchange
+from benchmarks.peers.ring import SINGLE, Case, prepare, without_exchange
 from benchmarks.workloads import Workload
 from dilated_attention_pytorch.ring import traffic
 from dilated_attention_pytorch.ring.plans.plan import shards
@@ -17,10 +17,10 @@ WORKLOAD = Workload("tiny", "ring", 64, 4, 16, (8, 32, 64), (1, 2, 4))
 
 def compare(size: int, name: str, is_causal: bool) -> None:
     group = group_of(size)
-    inputs = Inputs.make(WORKLOAD, torch.device("cpu"), torch.float64, seed=0)
+    inputs = Inputs(*(x.double() for x in Inputs.make(WORKLOAD, torch.device("cpu")).all))
     case = Case(WORKLOAD, is_causal, inputs, group)
     begin, end = shards(case.shard_lengths)[group.rank()]
-    alone, peer = make_launches(SINGLE, case), make_launches(name, case)
+    alone, peer = prepare(SINGLE, case), prepare(name, case)
     torch.testing.assert_close(peer.forward(), alone.forward()[:, begin:end])
     for ours, theirs in zip(peer.both(), alone.both(), strict=True):
         torch.testing.assert_close(ours, theirs[:, begin:end])
