@@ -88,13 +88,29 @@ void TablePlanner::plan_span(size_t first_cell, size_t last_cell) {
   }
 }
 
-/// First the longest lists of every cell and class, then the second longest of each, and so on: the
-/// short ones come last and fill the gaps.
-Tile* TablePlanner::write_span(size_t first_cell, size_t last_cell, Tile* tile) const {
+/// Class by class, as what runs together then reads the keys of few heads, which stay in L2. The
+/// last classes are taken together, so that short lists fill the gaps that long ones leave in the
+/// end.
+Tile* TablePlanner::write_span(size_t first_cell, size_t last_cell, bool is_last,
+                               Tile* tile) const {
+  constexpr int64_t kLastTiles = 1024;  // a GPU runs a few hundred at once
+  const auto classes = static_cast<int64_t>(classes_.size());
+  const int64_t each = std::max<int64_t>(1, tiles_ / (spans() * classes));
+  const int64_t together = is_last ? std::min(classes, kLastTiles / each + 1) : 1;
+  const auto apart = static_cast<size_t>(classes - together);
+  for (size_t c = 0; c < apart; ++c) {
+    tile = write_classes(first_cell, last_cell, c, c + 1, tile);
+  }
+  return write_classes(first_cell, last_cell, apart, classes_.size(), tile);
+}
+
+/// First the longest lists of every cell and class, then the second longest of each, and so on.
+Tile* TablePlanner::write_classes(size_t first_cell, size_t last_cell, size_t first_class,
+                                  size_t last_class, Tile* tile) const {
   bool found = true;
   for (int32_t rank = 0; found; ++rank) {
     found = false;
-    for (size_t c = 0; c < classes_.size(); ++c) {
+    for (size_t c = first_class; c < last_class; ++c) {
       for (size_t cell = first_cell; cell < last_cell; ++cell) {
         const GroupRange& range = groups_of(cell, c);
         if (rank < range.count) {
@@ -142,7 +158,7 @@ Table TablePlanner::write(std::vector<int32_t>& words, size_t tables_to_come) co
         std::max(table.max_class_heads, static_cast<int32_t>(head_class.heads.size()));
   }
   table.classes = static_cast<int32_t>(classes_.size());
-  table.spans = static_cast<int32_t>(cells_.spans.size()) - 1;
+  table.spans = static_cast<int32_t>(spans());
   table.tiles = static_cast<int32_t>(tiles_);
   table.groups = static_cast<int32_t>(lists_.groups.size());
   table.runs = static_cast<int32_t>(lists_.runs.size());
@@ -159,7 +175,7 @@ Table TablePlanner::write(std::vector<int32_t>& words, size_t tables_to_come) co
   align(words);
   auto* tile = reinterpret_cast<Tile*>(words.data() + table.tiles_at);
   for (size_t s = 0; s + 1 < cells_.spans.size(); ++s) {
-    tile = write_span(cells_.spans[s], cells_.spans[s + 1], tile);
+    tile = write_span(cells_.spans[s], cells_.spans[s + 1], s + 2 == cells_.spans.size(), tile);
   }
   table.groups_at = append(words, lists_.groups);
   table.runs_at = append(words, lists_.runs);

@@ -34,8 +34,11 @@ class TablePlanner {
   int64_t tiles_of(const Group& group) const {
     return (int64_t{group.rows} + row_tile_ - 1) / row_tile_;
   }
+  int64_t spans() const { return static_cast<int64_t>(cells_.spans.size()) - 1; }
   const GroupRange& groups_of(size_t cell, size_t head_class) const;
-  Tile* write_span(size_t first_cell, size_t last_cell, Tile* tile) const;
+  Tile* write_span(size_t first_cell, size_t last_cell, bool is_last, Tile* tile) const;
+  Tile* write_classes(size_t first_cell, size_t last_cell, size_t first_class, size_t last_class,
+                      Tile* tile) const;
   Tile* write_tiles(int32_t group, const Cell& cell, Tile* tile) const;
   std::vector<int32_t> class_heads() const;
 

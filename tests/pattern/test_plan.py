@@ -118,7 +118,12 @@ def check_structure(plan: Plan, table: Table, heads: int, rows: np.ndarray) -> N
         order[mine] = np.cumsum(
             np.diff(tiles["group"][mine], prepend=tiles["group"][mine][:1]) != 0
         )
-    assert (np.diff(order)[np.diff(span) == 0] >= 0).all()
+    # Class by class, or in the last span several classes together, the longest lists first.
+    in_span = np.diff(span) == 0
+    next_class = np.diff(table.tile_class) > 0
+    assert next_class[in_span & (np.diff(order) < 0)].all()
+    before_last = in_span & (span[1:] < n["spans"] - 1)
+    assert (np.diff(table.tile_class)[before_last] >= 0).all()
     check_spans(table, span)
 
 

@@ -84,8 +84,8 @@ struct Table {
   int32_t class_heads_at;  // int32[classes + 1] prefix sums, then the heads (KV heads when
                            // transposed), class by class
   int32_t span_tiles_at;   // int32[spans + 1]: tiles of span s begin at [s]
-  int32_t tiles_at;        // Tile[tiles], ordered by span, then rank (longer column lists before
-                           // shorter), then class
+  int32_t tiles_at;        // Tile[tiles], ordered by span, then class (the last classes taken
+                           // together), then rank: longer column lists before shorter
   int32_t groups_at;       // Group[groups]
   int32_t runs_at;         // Run[runs]
   int32_t shifts_at;       // int32[stretches]: place - position of the columns in each stretch
