@@ -6,7 +6,7 @@
 #pragma once
 
 #include "kernels/cuda/hopper/forward_producer.cuh"
-#include "kernels/cuda/hopper/forward_warpgroup.cuh"
+#include "kernels/cuda/hopper/forward_result.cuh"
 
 namespace dilated::kernels::cuda::hopper {
 
