@@ -91,14 +91,12 @@ def test_ranges_of_lengths_and_heads_are_worded_alike() -> None:
     lengths = [
         lambda: Pattern.plan(spec(seq_len=long)),
         lambda: suggest_branches(long),
-        lambda: plot_pattern(long, [4], [1]),
         lambda: dilated_attention(x, x, x, [4], [1]),
         lambda: torch.ops.dilated.attention(x, x, x, [4], [1]),
         lambda: torch.ops.dilated.attention_block(x, x, x, long, 0, 0, [4], [1]),
     ]
     heads = [
         lambda: Pattern.plan(spec(heads=many, kv_heads=many)),
-        lambda: plot_pattern(8, [4], [1], heads=many),
         lambda: dilated_attention(wide, wide, wide, [4], [1]),
         lambda: torch.ops.dilated.attention(wide, wide, wide, [4], [1]),
         lambda: MultiheadDilatedAttention(many, many, [4], [1]),
@@ -110,6 +108,14 @@ def test_ranges_of_lengths_and_heads_are_worded_alike() -> None:
         for call in calls:
             with pytest.raises(ValueError, match=rf"{name}:? must be {rule}, got {value}"):
                 call()
+
+
+def test_pictures_word_ranges_so_too() -> None:
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ValueError, match=r"seq_len must be at least 1 and below 2\^31 - 1, got"):
+        plot_pattern(2**31 - 1, [4], [1])
+    with pytest.raises(ValueError, match=r"heads must be at least 1 and below 2\^16, got 65536"):
+        plot_pattern(8, [4], [1], heads=2**16)
 
 
 def test_bounds_of_no_power_are_plain() -> None:

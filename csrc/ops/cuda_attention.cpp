@@ -127,12 +127,25 @@ kernels::cuda::Problem problem_of(const at::Tensor& query, bool is_causal) {
   return {dtype_of(query), query.size(3), is_causal, at::globalContext().deterministicAlgorithms()};
 }
 
+/// Whether tensor maps, whose strides are below 2^40 bytes, can describe the rows at any stride
+/// that choose_forward() lists. They hold no stride of 0, as expanded tensors have.
+bool is_mappable(const kernels::Rows& rows, const kernels::AttentionArgs& args) {
+  constexpr int64_t kLongest = int64_t{1} << 39;
+  const auto fits = [](int64_t entries, int64_t stride, int64_t bytes_each) {
+    return entries <= 1 || (stride > 0 && stride < kLongest / bytes_each);
+  };
+  const auto& [batch, row, head] = rows.strides;
+  constexpr int64_t kBytes = 2;
+  return rows.is_aligned && fits(args.batch, batch, kBytes) && fits(args.kv_heads, head, kBytes) &&
+         fits(args.keys, row, kBytes * kernels::cuda::KeyStrides::kLongest);
+}
+
 kernels::cuda::ForwardProblem forward_problem_of(const AttentionCall& call,
                                                  const kernels::ForwardArgs& args) {
-  return {
-      problem_of(call.query, call.is_causal), args.is_partial || args.running_lse != nullptr,
-      args.query.is_aligned && args.key.is_aligned && args.value.is_aligned && args.out.is_aligned,
-      call.dilation_rates};
+  return {problem_of(call.query, call.is_causal), args.is_partial || args.running_lse != nullptr,
+          args.query.is_aligned && args.out.is_aligned && is_mappable(args.key, args) &&
+              is_mappable(args.value, args),
+          call.dilation_rates};
 }
 
 kernels::cuda::BackwardChoice choose_backward(const at::Tensor& query, bool is_causal) {

@@ -22,14 +22,14 @@ Problem problem(int64_t head_dim, bool is_causal = false, bool is_deterministic 
   return {Dtype::kBFloat16, head_dim, is_causal, is_deterministic};
 }
 
-/// Of the whole sequence, in rows that are aligned.
+/// Of the whole sequence, in rows that tensor maps can describe.
 constexpr int64_t kRates[] = {1, 2, 4};
 ForwardProblem forward_problem(const Problem& problem) {
-  return {problem, /*is_block=*/false, /*is_aligned=*/true, kRates};
+  return {problem, /*is_block=*/false, /*is_mappable=*/true, kRates};
 }
 /// That only portable kernels can run.
-ForwardProblem unaligned(const Problem& problem) {
-  return {problem, /*is_block=*/false, /*is_aligned=*/false, kRates};
+ForwardProblem unmappable(const Problem& problem) {
+  return {problem, /*is_block=*/false, /*is_mappable=*/false, kRates};
 }
 
 /// What the tests below compare: family, keys of a block, stages.
@@ -47,7 +47,7 @@ TEST(Choose, EveryCallFitsOnEveryDevice) {
           const Problem problem{dtype, head_dim, is_causal, /*is_deterministic=*/false};
           const ForwardChoice best = choose_forward(forward_problem(problem), device);
           EXPECT_LE(best.shared_bytes, device.shared_bytes);
-          const ForwardChoice any = choose_forward(unaligned(problem), device);
+          const ForwardChoice any = choose_forward(unmappable(problem), device);
           EXPECT_LE(any.shared_bytes, kLeastSharedBytes);
           for (const ForwardChoice& forward : {best, any}) {
             EXPECT_GE(forward.width, head_dim);
@@ -78,7 +78,7 @@ TEST(Choose, Float32RunsWithoutTensorCores) {
 
 TEST(Choose, TheForwardTakes128RowsWhereThatMeasuredBest) {
   const auto rows = [](int64_t head_dim, bool is_causal) {
-    return choose_forward(unaligned(problem(head_dim, is_causal)), kH100).tile.rows;
+    return choose_forward(unmappable(problem(head_dim, is_causal)), kH100).tile.rows;
   };
   EXPECT_EQ(rows(48, false), 64);
   EXPECT_EQ(rows(49, false), 128);
@@ -104,7 +104,7 @@ TEST(Choose, HopperRunsWhatItsKernelsCan) {
   for (const int64_t head_dim : {48, 200}) {
     EXPECT_EQ(family(forward_problem(problem(head_dim))), Family::kPortable);
   }
-  EXPECT_EQ(family(unaligned(problem(64))), Family::kPortable);
+  EXPECT_EQ(family(unmappable(problem(64))), Family::kPortable);
   ForwardProblem block = forward_problem(problem(64));
   block.is_block = true;
   EXPECT_EQ(family(block), Family::kPortable);
@@ -134,7 +134,7 @@ TEST(Choose, KeysLieAtStridesThatDivideTheCommonPeriod) {
 
 TEST(Choose, WidthsAreTheNarrowestThatAreCompiled) {
   const auto widths = [](int64_t head_dim) {
-    return std::pair(choose_forward(unaligned(problem(head_dim)), kH100).width,
+    return std::pair(choose_forward(unmappable(problem(head_dim)), kH100).width,
                      choose_backward(problem(head_dim), kH100).width);
   };
   EXPECT_EQ(widths(1), std::pair(32, 32));

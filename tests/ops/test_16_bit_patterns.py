@@ -94,6 +94,18 @@ def test_keys_that_no_query_sees_may_hold_anything(head_dim: int, device: str) -
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("layout", ["heads", "batch", "transposed"])
+def test_keys_in_other_layouts(layout: str, device: str) -> None:
+    q, k, v = make_qkv(300, 4, 64, batch=2, dtype=torch.bfloat16, device=device)
+    if layout == "heads":
+        k, v = (x[:, :, :1].expand(-1, -1, 4, -1) for x in (k, v))
+    elif layout == "batch":
+        k, v = (x[:1].expand(2, -1, -1, -1) for x in (k, v))
+    else:
+        k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (k, v))
+    check((q, k, v), [100, 300], [1, 4])
+
+
 @pytest.mark.parametrize("head_dim", [48, 128])
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_long_outputs_repeat_to_the_bit(head_dim: int, is_causal: bool, device: str) -> None:

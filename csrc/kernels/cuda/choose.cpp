@@ -53,7 +53,7 @@ ForwardChoice portable_forward(const Problem& problem) {
 
 /// Strides of runs are divisors of the rates' least common multiple. None if they are too many.
 KeyStrides list_strides(std::span<const int64_t> dilation_rates) {
-  constexpr int64_t kMostPeriod = 1 << 20;
+  constexpr int64_t kMostPeriod = KeyStrides::kLongest;
   int64_t period = 1;
   for (const int64_t rate : dilation_rates) {
     period = rate > kMostPeriod ? kMostPeriod + 1 : std::lcm(period, rate);
@@ -76,7 +76,7 @@ KeyStrides list_strides(std::span<const int64_t> dilation_rates) {
 /// Nothing where these kernels can't run the call, or where the portable ones measured better.
 std::optional<ForwardChoice> hopper_forward(const ForwardProblem& problem, const Device& device) {
   const bool has_width = problem.head_dim <= std::ranges::rbegin(hopper::kForwardTiles)->width;
-  if (!device.has_hopper || !has_width || !problem.is_aligned || problem.is_block) {
+  if (!device.has_hopper || !has_width || !problem.is_mappable || problem.is_block) {
     return std::nullopt;
   }
   const hopper::ForwardTile& tile = narrowest(hopper::kForwardTiles, problem.head_dim);

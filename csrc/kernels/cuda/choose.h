@@ -37,14 +37,14 @@ struct Problem {
 };
 
 struct ForwardProblem : Problem {
-  bool is_block;    // continues a running result, or will be continued
-  bool is_aligned;  // every row of every tensor begins and ends at a multiple of 16 bytes
+  bool is_block;     // continues a running result, or will be continued
+  bool is_mappable;  // rows are aligned to 16 bytes; tensor maps can describe keys and values
   std::span<const int64_t> dilation_rates;
 };
 
 /// Strides, within which a pattern's keys lie.
 struct KeyStrides {
-  static constexpr int32_t kMost = 12;
+  static constexpr int32_t kMost = 12, kLongest = 1 << 16;
   int32_t count;
   int32_t stride[kMost];
 };

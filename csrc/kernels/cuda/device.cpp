@@ -19,7 +19,7 @@ cudaError_t read_device(int index, Device& device) {
   error = read(shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, error);
   const int32_t capability = 10 * major + minor;
   device = {capability, multiprocessors, static_cast<size_t>(shared_bytes),
-            hopper::is_built() && capability == 90};
+            capability == 90 && hopper::is_available()};
   return error;
 }
 

@@ -3,7 +3,7 @@
 
 namespace dilated::kernels::cuda::hopper {
 
-bool is_built() { return false; }
+bool is_available() { return false; }
 
 cudaError_t attention_forward(const ForwardChoice& /*choice*/, const ForwardArgs& /*args*/,
                               cudaStream_t /*stream*/) {

@@ -7,8 +7,8 @@
 
 namespace dilated::kernels::cuda::hopper {
 
-/// Whether the library has these kernels.
-bool is_built();
+/// Whether the library has these kernels, and the driver what they need.
+bool is_available();
 
 cudaError_t attention_forward(const ForwardChoice& choice, const ForwardArgs& args,
                               cudaStream_t stream);

@@ -68,7 +68,7 @@ cudaError_t launch_width(const ForwardChoice& choice, const ForwardArgs& args,
 
 }  // namespace
 
-bool is_built() { return true; }
+bool is_available() { return can_encode(); }
 
 cudaError_t attention_forward(const ForwardChoice& choice, const ForwardArgs& args,
                               cudaStream_t stream) {

@@ -19,13 +19,16 @@ Encode find_encode() {
              : nullptr;
 }
 
+Encode encoder() {
+  static const Encode found = find_encode();
+  return found;
+}
+
 }  // namespace
 
+bool can_encode() { return encoder() != nullptr; }
+
 cudaError_t encode(const MapOf& of, CUtensorMap& map) {
-  static const Encode function = find_encode();
-  if (function == nullptr) {
-    return cudaErrorSymbolNotFound;
-  }
   const AttentionArgs& args = of.args;
   const auto bytes = [](int64_t elements) { return static_cast<cuuint64_t>(elements) * 2; };
   const auto dimension = [](int64_t size) { return static_cast<cuuint64_t>(size); };
@@ -43,9 +46,9 @@ cudaError_t encode(const MapOf& of, CUtensorMap& map) {
   const CUtensorMapDataType type = args.dtype == Dtype::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                                                  : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   const CUresult result =
-      function(&map, type, 5, const_cast<void*>(of.rows.data), sizes, spacings, box, every,
-               CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      encoder()(&map, type, 5, const_cast<void*>(of.rows.data), sizes, spacings, box, every,
+                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 

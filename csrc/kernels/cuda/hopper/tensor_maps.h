@@ -10,6 +10,9 @@
 
 namespace dilated::kernels::cuda::hopper {
 
+/// Whether the driver has what encodes them.
+bool can_encode();
+
 /// Of 16-bit rows at `stride`: boxes of `box_rows` rows and 64 columns, swizzled. See KeyMaps.
 struct MapOf {
   const AttentionArgs& args;
