@@ -9,13 +9,10 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import Any
-
-import torch
 
 from dilated_attention_pytorch import PatternCache, TieredPatternCache, dilated_attention
 from dilated_attention_pytorch.pattern import (
@@ -36,11 +33,12 @@ FIXED = ("seed-1024", "seed-4096", "seed-16384", "longnet-128k")
 NAMES = (*FIXED, "slides")
 _SLIDE_LAYERS = 12  # calls of GigaPath's slide encoder on one slide
 _SHORTEST, _LONGEST, _MEDIAN, _SPREAD = 500, 70_000, 6_000, 1.1
+_WARM_STEPS = 5  # more than it takes V3 to make a pattern hot
 
 
 @dataclass(frozen=True, slots=True)
 class CacheWorkload:
-    """Each step makes `calls` calls at the next of the lengths and waits until they are done."""
+    """Each step makes `calls` calls at the next of the lengths."""
 
     name: str
     base: Workload
@@ -79,23 +77,20 @@ def cache_workloads(slides: int) -> list[CacheWorkload]:
     return [*fixed, CacheWorkload("slides", base, _SLIDE_LAYERS, lengths)]
 
 
-def make_cache(name: str) -> BasePatternCache | None:
-    if name == "none":
-        return None
-    return TieredPatternCache() if name == "v3" else PatternCache()
-
-
 class Steps:
-    """Runs a workload's steps with one of CACHES, which is new."""
+    """A workload's steps with one of CACHES, which is new."""
 
     def __init__(self, workload: CacheWorkload, inputs: Inputs, name: str) -> None:
-        self.workload, self.inputs, self.name = workload, inputs, name
-        self.cache = make_cache(name)
+        self._workload, self._inputs = workload, inputs
+        self._is_told = workload.is_changing and name in ("v2-announced", "v3")
+        self.cache: BasePatternCache | None = None
+        if name != "none":
+            self.cache = TieredPatternCache() if name == "v3" else PatternCache()
 
     def call(self, step: int) -> Callable[[], object]:
         """One call of a step, as a user makes it."""
-        base, seq_len = self.workload.base, self.workload.spec(step).seq_len
-        query, key, value = (x[:, :seq_len] for x in self.inputs.qkv)
+        base, seq_len = self._workload.base, self._workload.spec(step).seq_len
+        query, key, value = (x[:, :seq_len] for x in self._inputs.qkv)
         cache = False if self.cache is None else self.cache
         options = {**base.arguments, "pattern_cache": cache}
 
@@ -107,16 +102,16 @@ class Steps:
         return attend
 
     def run(self, step: int) -> None:
-        """Tells V3, and V2 where it is to be told, what the next step's length is."""
-        if self.cache is not None and self.workload.is_changing:
-            following, device = [self.workload.spec(step + 1)], self.inputs.query.device
-            if self.name == "v3":
-                self.cache.prefetch(following, device)
-            elif self.name == "v2-announced":
-                self.cache.announce(following, device)
+        """Tells a cache that is to be told what the next step's length is."""
+        if self.cache is not None and self._is_told:
+            self.cache.announce([self._workload.spec(step + 1)], self._inputs.query.device)
         call = self.call(step)
-        for _ in range(self.workload.calls):
+        for _ in range(self._workload.calls):
             call()
+
+    def warm_up(self) -> None:
+        for _ in range(_WARM_STEPS):
+            self.run(0)
 
     def milliseconds(self, steps: Sequence[int], stopwatch: Stopwatch) -> float:
         """A step's, on average: from the device being idle to its being idle again."""
@@ -124,51 +119,35 @@ class Steps:
 
 
 class Clock:
-    """Milliseconds spent in a cache's methods, by part and thread."""
+    """Milliseconds that the thread which makes it spends in methods that don't call one another."""
 
-    def __init__(self, cache: BasePatternCache) -> None:
-        """From now on it sees what the cache does."""
-        self._running: set[tuple[str, int]] = set()
-        self._ms: defaultdict[tuple[str, int], float] = defaultdict(float)
-        parts = {"find": "lookup", "lookup": "lookup", "prefetch": "prefetch"}
-        parts |= {"announce": "prefetch", "_make": "planning", "_send": "transfer"}
-        for method, part in parts.items():
-            setattr(cache, method, self._around(part, getattr(cache, method)))
+    def __init__(self, cache: BasePatternCache, *methods: str) -> None:
+        self.ms, self._thread = 0.0, threading.get_ident()
+        for method in methods:
+            setattr(cache, method, self._timed(getattr(cache, method)))
 
-    def _around(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any, **options: Any) -> Any:
-            key = (part, threading.get_ident())
-            if key in self._running:  # one such function called another: counted once
-                return function(*arguments, **options)
-            self._running.add(key)
             began = time.perf_counter()
             try:
                 return function(*arguments, **options)
             finally:
-                self._ms[key] += (time.perf_counter() - began) * 1e3
-                self._running.discard(key)
+                if threading.get_ident() == self._thread:
+                    self.ms += (time.perf_counter() - began) * 1e3
 
         return timed
 
-    def in_all(self, part: str) -> float:
-        return sum(ms for (name, _), ms in self._ms.items() if name == part)
-
-    def own(self, *parts: str) -> float:
-        """Of the calling thread."""
-        return sum(self._ms[part, threading.get_ident()] for part in parts)
-
 
 def split(
-    steps: Steps, numbers: Sequence[int], warm: int, stopwatch: Stopwatch
+    workload: CacheWorkload, inputs: Inputs, name: str, stopwatch: Stopwatch
 ) -> dict[str, float]:
-    """Milliseconds of the parts of a step, of the numbered ones, after `warm` of the first.
+    """Milliseconds of the parts of a step.
 
-    planning, transfer: the host's time to plan, and to enqueue copies; what is announced, mostly on
-    a thread of its own. waiting: the caller's, for a plan that this thread was making. management:
+    planning, transfer: the host's time to plan, and to enqueue copies; of what is announced, on a
+    thread of its own. waiting: the caller's, for a plan that this thread was making. management:
     the caller's time in the cache beyond that. kernel: the device's time for the calls.
     """
-    workload = steps.workload
-    known = Steps(workload, steps.inputs, "v2")
+    steps, known, numbers = Steps(workload, inputs, name), Steps(workload, inputs, "v2"), range(100)
     kernels, bare = [], []
     for number in numbers:
         call = known.call(number)
@@ -177,24 +156,25 @@ def split(
         stopwatch.synchronize()
         stopwatch.flush()  # meanwhile the host enqueues the calls
         kernels.append(stopwatch.ms(call, workload.calls))
-    parts = dict.fromkeys(PARTS, 0.0)
-    parts["kernel"] = fmean(kernels) if workload.is_changing else median(kernels)
+    parts = {f"{part}_ms": 0.0 for part in PARTS}
+    parts["kernel_ms"] = fmean(kernels) if workload.is_changing else median(kernels)
     if steps.cache is None:
         # The operator plans and copies within the call: what planning does not explain is transfer.
-        cpu = Stopwatch(torch.device("cpu"))
-        plans = [cpu.ms(lambda n=n: Pattern.plan(workload.spec(n))) for n in numbers]  # type: ignore[misc]
+        plans = [stopwatch.host_ms(lambda n=n: Pattern.plan(workload.spec(n))) for n in numbers]  # type: ignore[misc]
         whole = [stopwatch.host_ms(steps.call(number)) for number in numbers]
-        parts["planning"] = fmean(plans) * workload.calls
-        if stopwatch.device.type == "cuda":
-            rest = fmean(whole) - fmean(bare) - fmean(plans)
-            parts["transfer"] = max(0.0, rest) * workload.calls
-    else:
-        for _ in range(warm):
-            steps.run(numbers[0])
-        clock, waited = Clock(steps.cache), steps.cache.statistics().waiting_seconds
-        steps.milliseconds(numbers, stopwatch)
-        waiting = (steps.cache.statistics().waiting_seconds - waited) * 1e3
-        managing = clock.own("lookup", "prefetch") - waiting - clock.own("planning", "transfer")
-        found = (clock.in_all("planning"), clock.in_all("transfer"), waiting, max(0.0, managing))
-        parts |= {part: ms / len(numbers) for part, ms in zip(PARTS, found, strict=False)}
-    return {f"{part}_ms": ms for part, ms in parts.items()}
+        rest = fmean(whole) - fmean(bare) - fmean(plans)
+        parts["planning_ms"] = fmean(plans) * workload.calls
+        parts["transfer_ms"] = max(0.0, rest) * workload.calls
+        return parts
+    if not workload.is_changing:
+        steps.warm_up()
+    inside = Clock(steps.cache, "find", "lookup_missing", "announce")
+    making = Clock(steps.cache, "_make", "_send")
+    before = steps.cache.statistics()
+    steps.milliseconds(numbers, stopwatch)
+    after = steps.cache.statistics()
+    for part in ("planning", "transfer", "waiting"):
+        seconds = getattr(after, f"{part}_seconds") - getattr(before, f"{part}_seconds")
+        parts[f"{part}_ms"] = seconds * 1e3 / len(numbers)
+    managing = (inside.ms - making.ms) / len(numbers) - parts["waiting_ms"]
+    return parts | {"management_ms": max(0.0, managing)}

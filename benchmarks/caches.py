@@ -19,18 +19,20 @@ import torch
 from dilated_attention_pytorch import PatternCache, TieredPatternCache
 from dilated_attention_pytorch.pattern import BasePatternCache, PatternSpec
 
-from .cache_steps import NAMES, OPTIONS, CacheWorkload, Steps, cache_workloads, make_cache, split
+from .cache_steps import NAMES, OPTIONS, CacheWorkload, Steps, cache_workloads, split
 from .peers.calls import Inputs
 from .results import Row, Run, names
-from .timing import Stopwatch, percentile, summarize
+from .timing import percentile, summarize
 
 ON_CPU = (
     "that the program runs; what caches save, copies to a GPU, is not there. `slides` and "
     "longnet-128k take hours: name the others by --workloads."
 )
 BUDGET_SECONDS = 90.0
-WARM_STEPS = 5  # more than it takes V3 to make a pattern hot
-_SPLIT_STEPS = 100
+SLIDES = 1000  # distinct lengths
+ROUNDS = 40  # of each cache
+ROUND_MS = 15.0  # at fixed lengths, roughly
+LARGE = 1048576  # positions of a large pattern
 _NONE_EVERY = 4  # without a cache, changing lengths are measured in every fourth round only
 _HITS = 5000
 _CPU = torch.device("cpu")
@@ -38,53 +40,43 @@ _CPU = torch.device("cpu")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workloads", type=names(NAMES), default=list(NAMES))
-    parser.add_argument("--slides", type=int, default=1000, help="distinct lengths")
-    parser.add_argument("--rounds", type=int, default=40, help="of each cache, and of each option")
-    parser.add_argument("--round-ms", type=float, default=15.0, help="at fixed lengths, roughly")
-    parser.add_argument("--large", type=int, default=1048576, help="length of a large pattern")
 
 
 def measure(run: Run, options: argparse.Namespace) -> None:
-    chosen = {name: getattr(options, name) for name in ("rounds", "slides", "round_ms")}
-    workloads = cache_workloads(options.slides)
-    hits = list(_measure_hits(workloads[0], run.stopwatch))
-    run.document |= {"protocol": chosen, "hits": hits, "options": []}
+    protocol = {"rounds": ROUNDS, "slides": SLIDES, "round_ms": ROUND_MS}
+    workloads = cache_workloads(SLIDES)
+    hits = list(_measure_hits(run, workloads[0].spec(0)))
+    run.document |= {"protocol": protocol, "hits": hits, "options": []}
     for workload in workloads:
         if workload.name in options.workloads:
-            rows = list(_measure_rounds(run, options, workload))
+            rows = list(_measure_rounds(run, workload))
             run.rows.extend(rows)
             times = ", ".join(f"{row['cache']} {row['ms']:.4g}" for row in rows)
             run.say(f"{workload.name}: {times} ms a step")
             run.write()
-    for entry in _measure_options(run, workloads[-1], options):
+    for entry in _measure_options(run, workloads[-1]):
         off, on = (percentile(entry[name], 50) for name in ("off_ms", "on_ms"))
         run.say(f"{entry['option']}: {off:.4g} ms without, {on:.4g} with")
         run.document["options"].append(entry)
 
 
-def _measure_rounds(
-    run: Run, options: argparse.Namespace, workload: CacheWorkload
-) -> Iterator[Row]:
+def _measure_rounds(run: Run, workload: CacheWorkload) -> Iterator[Row]:
     """All caches on one workload, in turn; changing lengths are dealt out, fixed ones repeated."""
     inputs = Inputs.make(workload.base, run.device)
     peers = {name: Steps(workload, inputs, name) for name in workload.caches}
     for steps in peers.values():  # compiles, allocates, fills the caches
-        for _ in range(WARM_STEPS):
-            steps.run(0)
+        steps.warm_up()
+        if workload.is_changing and steps.cache is not None:
+            steps.cache.drain()
+            steps.cache.clear()
     if workload.is_changing:
-        size = max(1, len(workload.lengths) // options.rounds)
-        for steps in peers.values():
-            if steps.cache is not None:
-                steps.cache.drain()
-                steps.cache.clear()
+        size = max(1, len(workload.lengths) // ROUNDS)
     else:
-        estimate = peers["v2"].milliseconds(range(3), run.stopwatch)
-        size = max(1, round(options.round_ms / estimate))
+        size = max(1, round(ROUND_MS / peers["v2"].milliseconds(range(3), run.stopwatch)))
     samples: dict[str, dict[str, float]] = {name: {} for name in peers}
-    for index in range(options.rounds):
+    for index in range(ROUNDS):
         if index > 1 and run.is_late():
-            reason = f"{options.rounds - index} of {options.rounds} rounds: no time"
-            run.skip(reason, workload=workload.name)
+            run.skip(f"{ROUNDS - index} of {ROUNDS} rounds: no time", workload=workload.name)
             break
         turn = index % len(peers)
         for name in workload.caches[turn:] + workload.caches[:turn]:
@@ -93,54 +85,42 @@ def _measure_rounds(
                 ms = peers[name].milliseconds(numbers, run.stopwatch)
                 samples[name][str(index)] = ms
     for name, steps in peers.items():
-        yield _row(steps, samples[name], run.stopwatch)
+        counts = None if steps.cache is None else steps.cache.statistics()
+        on_device, in_all = (counts.device_bytes, counts.bytes) if counts else (0, 0)
+        yield {
+            "workload": workload.name,
+            "cache": name,
+            **summarize(list(samples[name].values()), len(samples[name])).columns,
+            **split(workload, inputs, name, run.stopwatch),
+            "gpu_mib": on_device / 2**20,
+            "host_mib": (in_all - on_device) / 2**20,
+            "hit_rate": counts.hit_rate if counts else 0.0,
+            "calls": workload.calls,
+            "samples_ms": samples[name],
+            "statistics": asdict(counts) if counts else None,
+        }
 
 
-def _row(steps: Steps, samples: dict[str, float], stopwatch: Stopwatch) -> Row:
-    workload = steps.workload
-    counts = None if steps.cache is None else steps.cache.statistics()
-    on_device, in_all = (counts.device_bytes, counts.bytes) if counts else (0, 0)
-    numbers = range(min(_SPLIT_STEPS, len(workload.lengths)) if workload.is_changing else 50)
-    renewed = Steps(workload, steps.inputs, steps.name)
-    warm = 0 if workload.is_changing else WARM_STEPS
-    return {
-        "workload": workload.name,
-        "cache": steps.name,
-        **summarize(list(samples.values()), len(samples)).columns,
-        **split(renewed, numbers, warm, stopwatch),
-        "gpu_mib": on_device / 2**20,
-        "host_mib": (in_all - on_device) / 2**20,
-        "hit_rate": counts.hit_rate if counts else 0.0,
-        "calls": workload.calls,
-        "samples_ms": samples,
-        "statistics": asdict(counts) if counts else None,
-    }
-
-
-def _measure_hits(workload: CacheWorkload, stopwatch: Stopwatch) -> Iterator[Row]:
+def _measure_hits(run: Run, spec: PatternSpec) -> Iterator[Row]:
     """The host's time for a look-up that finds its words there, the key's making included."""
-    spec, device = workload.spec(0), stopwatch.device
-    for name in ("v2", "v3"):
-        cache = make_cache(name)
-        assert cache is not None
-        for _ in range(WARM_STEPS):
-            cache.lookup(spec, device)
+    caches: dict[str, BasePatternCache] = {"v2": PatternCache(), "v3": TieredPatternCache()}
+    for name, cache in caches.items():
 
         def look_up(cache: BasePatternCache = cache) -> None:
             for _ in range(_HITS):
-                cache.lookup(PatternSpec(*spec), device)
+                cache.lookup(PatternSpec(*spec), run.device)
 
-        times = [stopwatch.host_ms(look_up) * 1e3 / _HITS for _ in range(7)]
-        is_hot = not isinstance(cache, TieredPatternCache) or cache.statistics().hot_hits > 0
-        yield {"cache": name, "us": min(times), "us_median": percentile(times, 50), "hot": is_hot}
+        look_up()  # plans, copies, makes the pattern hot
+        times = [run.stopwatch.host_ms(look_up) * 1e3 / _HITS for _ in range(7)]
+        yield {"cache": name, "us": min(times), "us_median": percentile(times, 50)}
 
 
-def _measure_options(run: Run, slides: CacheWorkload, options: argparse.Namespace) -> Iterator[Row]:
+def _measure_options(run: Run, slides: CacheWorkload) -> Iterator[Row]:
     """Each option of V2 on and off in turn, after one measurement of each that does not count."""
     device = run.device
     shortest = sorted(slides.spec(step) for step in range(len(slides.lengths)))[:32]
-    large = shortest[0]._replace(seq_len=options.large)
-    busy = torch.randn(2048, 2048, device=device) if device.type == "cuda" else None
+    large = shortest[0]._replace(seq_len=LARGE)
+    busy = torch.randn(2048, 2048, device=device)
 
     def announced(cache: PatternCache) -> float:
         cache.prefetch(shortest, _CPU)
@@ -150,9 +130,8 @@ def _measure_options(run: Run, slides: CacheWorkload, options: argparse.Namespac
         cache.prefetch([large], _CPU)
 
         def use() -> None:
-            if busy is not None:
-                for _ in range(100):
-                    torch.mm(busy, busy)
+            for _ in range(100 if device.type == "cuda" else 0):
+                torch.mm(busy, busy)
             _, words = cache.lookup(large, device)
             words.sum()
             sum(range(100_000))  # some milliseconds of what a program does besides
@@ -168,9 +147,8 @@ def _measure_options(run: Run, slides: CacheWorkload, options: argparse.Namespac
             run.skip("no time", option=option)
             continue
         samples: dict[bool, list[float]] = {False: [], True: []}
-        for index in range(max(2, options.rounds // 2) + 1):
+        for index in range(ROUNDS // 2 + 1):
             for is_on in (False, True) if index % 2 else (True, False):
                 samples[is_on].append(once(PatternCache(**{name: is_on})))
-        settings = {"setting": {name: True}, "absence": {name: False}, "where": where}
         times = {"off_ms": samples[False][1:], "on_ms": samples[True][1:]}
-        yield {"option": option, **settings, **times}
+        yield {"option": option, "where": where, **times}
