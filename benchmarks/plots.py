@@ -13,7 +13,7 @@ from .cache_tables import by_workload, compare_caches
 from .readme_tables import PEERS, Case
 from .results import IMPLS, Document
 from .tables import Figures, shape
-from .workloads import Ceilings, Workload, floor
+from .workloads import Workload, floors
 
 Measured = Sequence[tuple[Workload, Document]]
 Points = dict[str, list[tuple[int, float]]]
@@ -71,8 +71,8 @@ def points(measured: Measured, field: str) -> Points:
             if value is not None:
                 found[impl].append((workload.seq_len, float(value)))
         if field == "ms":
-            least = floor(workload, False, "fwd", Ceilings(**document["ceilings"]))
-            found[_FLOOR].append((workload.seq_len, least.ms))
+            least = max(floors(workload, False, "fwd", document["ceilings"]))
+            found[_FLOOR].append((workload.seq_len, least))
     return {name: values for name, values in found.items() if values}
 
 

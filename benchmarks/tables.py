@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .results import BOTH, PASSES, Document, Pass, Row, find
-from .workloads import WORKLOADS, Ceilings, Workload, floor, pairs
+from .workloads import WORKLOADS, Workload, floors, pairs
 
 Line = dict[str, str]  # of a table: what stands under each of its titles
 DEFAULT_GROUPS = ("anchors", "seed")
@@ -104,8 +104,8 @@ def _run_lines(documents: Iterable[Document]) -> list[str]:
 
 def _floor(document: Document, row: Row) -> str:
     """The longer of the two floors at the document's ceilings, and what the row reaches of it."""
-    workload, ceilings = WORKLOADS[row["workload"]], Ceilings(**document["ceilings"])
-    ms = floor(workload, row["causal"], row["pass"], ceilings).ms
+    workload, ceilings = WORKLOADS[row["workload"]], document["ceilings"]
+    ms = max(floors(workload, row["causal"], row["pass"], ceilings))
     return f"{ms:.3g}, {100 * ms / row['ms']:.0f} %" if ms else "-"
 
 
@@ -210,30 +210,30 @@ def measurements_section(documents: Sequence[Document]) -> str:
     return "\n".join(body)
 
 
-def _floor_line(workload: Workload, causal: bool, ceilings: Ceilings) -> Line:
-    count = pairs(workload, causal)
-    floors = [floor(workload, causal, pass_, ceilings) for pass_ in PASSES[:2]]
-    forward, backward = (f"{least.arithmetic_ms:.3g} / {least.bytes_ms:.3g}" for least in floors)
+def _floor_line(workload: Workload, causal: bool, ceilings: Mapping[str, float]) -> Line:
+    forward, backward = (floors(workload, causal, pass_, ceilings) for pass_ in PASSES[:2])
     return {
         "workload": workload.title(causal),
         "shape B x N x H x D": shape(workload),
         "segments; rates": f"{str(workload.segment_lengths)[1:-1]}; "
         f"{str(workload.dilation_rates)[1:-1]}",
         "offsets": workload.head_offsets,
-        **ratios(count),
-        "forward": forward,
-        "backward": backward,
+        **ratios(pairs(workload, causal)),
+        "forward": "{:.3g} / {:.3g}".format(*forward),
+        "backward": "{:.3g} / {:.3g}".format(*backward),
     }
 
 
 def floors_section(documents: Sequence[Document]) -> str:
-    """What each workload costs at least, at the newest run's ceilings, else an H200's."""
-    ceilings = Ceilings(**documents[-1]["ceilings"]) if documents else Ceilings()
-    origin = "as measured beside the newest results" if documents else "an H200's"
-    rates = f"{ceilings.matmul_tflops:.0f} TFLOP/s and {ceilings.copy_gbps / 1000:.2f} TB/s"
+    """What each workload costs at least, at the newest run's ceilings."""
+    if not documents:
+        return ""
+    ceilings = documents[-1]["ceilings"]
     legend = (
-        f"At {rates}, {origin}. Arithmetic / bytes, in milliseconds; nominal / distinct is "
-        "what computing shared pairs once saves, computed / distinct what tiles of 64 x 64 add."
+        f"At {ceilings['matmul_tflops']:.0f} TFLOP/s and {ceilings['copy_gbps'] / 1000:.2f} TB/s, "
+        "as measured beside the newest results. Arithmetic / bytes, in milliseconds; nominal / "
+        "distinct is what computing shared pairs once saves, computed / distinct what tiles of "
+        "64 x 64 add."
     )
     workloads = [w for w in WORKLOADS.values() if w.group != "cpu"]
     lines = [_floor_line(w, causal, ceilings) for w in workloads for causal in w.causal]

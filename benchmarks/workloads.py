@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -23,30 +23,6 @@ _WHOLE = (2048, 8192, 32768, 131072, 262144)  # one segment spans all ranks of a
 
 BACKWARD_FLOPS = 2.5  # products of the backward over those of the forward: five against two
 _FACTOR = {"fwd": 1.0, "bwd": BACKWARD_FLOPS, "fwd+bwd": 1.0 + BACKWARD_FLOPS, "host": 0.0}
-
-
-@dataclass(frozen=True, slots=True)
-class Ceilings:
-    """What one device reaches: a large bf16 matrix product, and a device-to-device copy.
-
-    The defaults are an H200's (8192^3 product; bytes read plus bytes written); a run measures its
-    own.
-    """
-
-    matmul_tflops: float = 790.0
-    copy_gbps: float = 4150.0
-
-
-@dataclass(frozen=True, slots=True)
-class Floor:
-    """Milliseconds that no implementation gets under: by its products, and by its bytes."""
-
-    arithmetic_ms: float
-    bytes_ms: float
-
-    @property
-    def ms(self) -> float:
-        return max(self.arithmetic_ms, self.bytes_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +63,7 @@ class Workload:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return dtype
+        return cast(torch.dtype, getattr(torch, self.dtype))
 
     @property
     def query_shape(self) -> tuple[int, int, int, int]:
@@ -190,8 +165,14 @@ def moved_bytes(workload: Workload, pass_: Pass) -> int:
     return {"fwd": forward, "bwd": backward, "fwd+bwd": forward + backward, "host": 0}[pass_]
 
 
-def floor(workload: Workload, causal: bool, pass_: Pass, ceilings: Ceilings) -> Floor:
-    return Floor(
-        distinct_flops(workload, causal, pass_) / ceilings.matmul_tflops * 1e-9,
-        moved_bytes(workload, pass_) / ceilings.copy_gbps * 1e-6,
+def floors(
+    workload: Workload, causal: bool, pass_: Pass, ceilings: Mapping[str, float]
+) -> tuple[float, float]:
+    """Milliseconds that no implementation gets under: by its products, and by its bytes.
+
+    ceilings: what the device reaches in a large matrix product, and in a copy.
+    """
+    return (
+        distinct_flops(workload, causal, pass_) / ceilings["matmul_tflops"] * 1e-9,
+        moved_bytes(workload, pass_) / ceilings["copy_gbps"] * 1e-6,
     )
