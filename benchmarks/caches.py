@@ -22,7 +22,7 @@ from dilated_attention_pytorch.pattern import BasePatternCache, PatternSpec
 from .cache_steps import NAMES, OPTIONS, CacheWorkload, Steps, cache_workloads, split
 from .peers.calls import Inputs
 from .results import Row, Run, names
-from .timing import percentile, summarize
+from .timing import Timing, percentile
 
 ON_CPU = (
     "that the program runs; what caches save, copies to a GPU, is not there. `slides` and "
@@ -90,7 +90,7 @@ def _measure_rounds(run: Run, workload: CacheWorkload) -> Iterator[Row]:
         yield {
             "workload": workload.name,
             "cache": name,
-            **summarize(list(samples[name].values()), len(samples[name])).columns,
+            **Timing([*samples[name].values()]).columns,
             **split(workload, inputs, name, run.stopwatch),
             "gpu_mib": on_device / 2**20,
             "host_mib": (in_all - on_device) / 2**20,

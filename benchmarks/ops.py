@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .device_state import medians
 from .peers import Impl, make_impls
 from .peers.calls import Calls, Inputs, reason
 from .results import IMPLS, PASSES, PROTOCOLS, Pass, Row, Run, names
@@ -236,5 +237,6 @@ class Case:
             more["note"] = note
         row = {**self._what, "impl": prepared.impl.name, "pass": pass_, "protocol": protocol}
         row |= {**timing.columns, "nominal_tflops": flops / timing.ms * 1e-9}
-        row |= {"sm_mhz": timing.sm_mhz, "watts": timing.watts, "launches": timing.launches}
+        sm_mhz, watts = medians(timing.samples)
+        row |= {"sm_mhz": sm_mhz, "watts": watts, "launches": timing.launches}
         self._run.rows.append({**row, **prepared.columns.get(pass_, {}), **more})

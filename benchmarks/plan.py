@@ -16,7 +16,7 @@ from dilated_attention_pytorch.pattern import Pattern
 
 from .results import Document, Row, Run
 from .tables import Line, ratios, table
-from .timing import Stopwatch, summarize
+from .timing import Stopwatch, Timing
 from .workloads import WORKLOADS, Workload
 
 ON_CPU = "all there is: planning runs on one core of the host."
@@ -62,7 +62,7 @@ def _measure(
     while len(times) < _MIN_CALLS or sum(times) < options.seconds * 1e3:
         times.append(stopwatch.ms(lambda: Pattern.plan(spec)))
     row: Row = {"workload": workload.name, "seq_len": workload.seq_len, "heads": workload.heads}
-    row |= {"causal": causal, **summarize(times, len(times)).columns, "calls": len(times)}
+    row |= {"causal": causal, **Timing(times).columns, "calls": len(times)}
     return row | pattern.report()
 
 

@@ -27,7 +27,7 @@ from .peers.ring import NAMES, SINGLE, STRATEGIES, Case, prepare, without_exchan
 from .plots import DRAWN
 from .results import BOTH, Document, Pass, Row, Run, names
 from .tables import Line, commit_line, mib, number, table
-from .timing import Launch, Stopwatch, Timing, peak_mib, summarize
+from .timing import Launch, Stopwatch, Timing, peak_mib
 from .workloads import WORKLOADS
 
 ON_CPU = "what travels is that of GPUs; the times are those of gloo and of the CPU kernels."
@@ -125,7 +125,7 @@ class Bench:
         return self._stopwatch.ms(launch)
 
     def _summarize(self, times: Sequence[float]) -> Timing:
-        return summarize(self.largest(times), len(times))
+        return Timing(self.largest(times))
 
 
 def trace(launch: Launch, stopwatch: Stopwatch, path: Path) -> None:
