@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 from .device_state import medians
-from .peers import Impl, make_impls
+from .peers import IMPLS, Impl, make_impls
 from .peers.calls import Calls, Inputs, reason
-from .results import IMPLS, PASSES, PROTOCOLS, Pass, Row, Run, names
+from .results import Row, Run, names
 from .timing import (
     ISOLATED_LAUNCHES,
     PAUSE_SECONDS,
+    PROTOCOLS,
     SUSTAINED_SECONDS,
     Launch,
     Stopwatch,
@@ -39,7 +40,7 @@ from .timing import (
     rotation,
     sustained,
 )
-from .workloads import GROUPS, WORKLOADS, Workload, nominal_flops, select
+from .workloads import GROUPS, PASSES, WORKLOADS, Pass, Workload, nominal_flops, select
 
 ON_CPU = (
     "times of the CPU kernels, for the workloads of group `cpu`; the others are made for GPUs, and "
@@ -71,14 +72,12 @@ def measure(run: Run, options: argparse.Namespace) -> None:
     isolation = {"isolated_pause_seconds": PAUSE_SECONDS, "isolated_launches": options.repeats}
     run.document["protocol"] = {"sustained_seconds": options.seconds, **isolation}
     default = ["anchors", "seed"] if run.device.type == "cuda" else ["cpu"]
-    wanted = select(options.workloads or default)
-    cases = [{"workload": w.name, "causal": causal} for w in wanted for causal in w.causal]
-    for number, what in enumerate(run.each(cases), 1):
-        case = Case(run, options, WORKLOADS[what["workload"]], what["causal"])
+    for workload, causal in run.each(select(options.workloads or default)):
+        case = Case(run, options, workload, causal)
         try:
             case.measure(impls)
         finally:
-            run.say(f"{number}/{len(cases)}  {case.line()}")
+            run.say(case.line())
             del case
             gc.collect()
             if run.device.type == "cuda":

@@ -10,8 +10,9 @@ from typing import Any
 
 from .cache_steps import PARTS
 from .cache_tables import by_workload, compare_caches
+from .peers import IMPLS
 from .readme_tables import PEERS, Case
-from .results import IMPLS, Document
+from .results import Document
 from .tables import Figures, shape
 from .workloads import Workload, floors
 

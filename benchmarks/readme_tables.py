@@ -9,9 +9,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .results import BOTH, Document, Pass, Row
+from .results import Document, Row
 from .tables import Figures, Line, commit_line, mib, newest, number, shape, table
-from .workloads import WORKLOADS, distinct_flops
+from .workloads import BOTH, WORKLOADS, Pass, distinct_flops
 
 # Workload, causal, what it stands for.
 _ROWS = (

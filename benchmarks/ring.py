@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,10 +24,10 @@ from dilated_attention_pytorch.ring.group.communicator import Communicator
 from .peers.calls import Calls, Inputs, reason
 from .peers.ring import NAMES, SINGLE, STRATEGIES, Case, prepare, without_exchange
 from .plots import DRAWN
-from .results import BOTH, Document, Pass, Row, Run, names
+from .results import Document, Row, Run, names
 from .tables import Line, commit_line, mib, number, table
 from .timing import Launch, Stopwatch, Timing, peak_mib
-from .workloads import WORKLOADS
+from .workloads import BOTH, WORKLOADS, Pass
 
 ON_CPU = "what travels is that of GPUs; the times are those of gloo and of the CPU kernels."
 BUDGET_SECONDS = 600.0
@@ -161,19 +160,19 @@ def measure(run: Run, options: argparse.Namespace) -> None:
         bench = Bench(group, run.stopwatch, options)
         run.document |= {"world_size": group.size(), "protocol": bench.protocol}
         wanted = [WORKLOADS[name] for name in options.workloads]
-        cases = [{"workload": w.name, "causal": causal} for w in wanted for causal in w.causal]
-        for what in run.each(cases, lambda: bench.largest([run.is_late()]) > [0.0]):  # ranks agree
-            _measure_case(run, options, bench, what)
+        if options.seq_len:
+            wanted = [replace(workload, seq_len=options.seq_len) for workload in wanted]
+        are_late = lambda: bench.largest([run.is_late()]) > [0.0]  # noqa: E731 - all, or none
+        for workload, causal in run.each(wanted, are_late):
+            inputs = Inputs.make(workload, run.device)
+            _measure_case(run, options, bench, Case(workload, causal, inputs, bench.group))
     finally:
         dist.destroy_process_group()
 
 
-def _measure_case(
-    run: Run, options: argparse.Namespace, bench: Bench, what: Mapping[str, Any]
-) -> None:
-    workload = WORKLOADS[what["workload"]]
-    workload = replace(workload, seq_len=options.seq_len or workload.seq_len)
-    case = Case(workload, what["causal"], Inputs.make(workload, run.device), bench.group)
+def _measure_case(run: Run, options: argparse.Namespace, bench: Bench, case: Case) -> None:
+    what = {"workload": case.workload.name, "causal": case.is_causal}
+    title = case.workload.title(case.is_causal)
     peers, skipped = start(options.strategies, case)
     for name, why in skipped.items():
         run.skip(why, **what, strategy=name)
@@ -184,9 +183,9 @@ def _measure_case(
             who = {"strategy": name, "world_size": ranks, "pass": pass_}
             run.rows.append({**what, **who, **row})
             times.append(f"{name} {row['ms']:.4g}")
-        run.say(f"{workload.title(case.is_causal)}: {', '.join(times)} ms ({pass_})")
+        run.say(f"{title}: {', '.join(times)} ms ({pass_})")
     for name, calls in peers.items() if options.trace else ():
-        file = f"{workload.name}-{name}-{'causal' if case.is_causal else 'full'}"
+        file = f"{case.workload.name}-{name}-{'causal' if case.is_causal else 'full'}"
         path = options.trace / f"{file}-rank{bench.group.rank()}.json"
         trace(calls.both or calls.forward, run.stopwatch, path)
 

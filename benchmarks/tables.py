@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .results import BOTH, PASSES, Document, Pass, Row, find
-from .workloads import WORKLOADS, Workload, floors, pairs
+from .results import Document, Row, find
+from .workloads import BOTH, PASSES, WORKLOADS, Pass, Workload, floors, pairs
 
 Line = dict[str, str]  # of a table: what stands under each of its titles
 DEFAULT_GROUPS = ("anchors", "seed")

@@ -14,14 +14,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, pairwise
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
 from .device_state import Monitor, Sample
 
 Launch = Callable[[], object]
-
+Protocol = Literal["sustained", "isolated"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 SUSTAINED_SECONDS = 0.5
 PAUSE_SECONDS = 0.04
 ISOLATED_LAUNCHES = 7

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 
 from dilated_attention_pytorch import _C
 from dilated_attention_pytorch.pattern import Branch, Padding, PatternSpec, make_branches
 
-from .results import Pass
-
+Pass = Literal["fwd", "bwd", "fwd+bwd", "host"]
+PASSES: tuple[Pass, ...] = get_args(Pass)
+BOTH: tuple[Pass, ...] = ("fwd", "fwd+bwd")
 _RATES = (1, 2, 4, 8, 16)
 _LONGNET = ((2048, 4096, 8192, 16384, 32768), _RATES)
 _GIGAPATH = ((1024, 5792, 32768, 185363, 1048576), _RATES)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dilated_attention_pytorch import dilated_attention
 
-from ..results import PROTOCOLS, Protocol
+from ..timing import PROTOCOLS, Protocol
 from ..workloads import Workload, nominal_flops
 from . import sdpa
 from .calls import Calls, Inputs, UnsupportedError, autograd_calls
@@ -97,3 +97,6 @@ def make_impls(torchscale: Path | None) -> dict[str, Impl]:
         Impl("flex", flex, "tokens already in class order"),
     )
     return {impl.name: impl for impl in impls}
+
+
+IMPLS = tuple(make_impls(None))

@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..results import Pass
-from ..workloads import Workload
+from ..workloads import Pass, Workload
 
 Triple = Sequence[Tensor]  # query, key and value, or their gradients
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # [B, N, H, D] -> [B, N, H, D]
