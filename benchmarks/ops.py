@@ -232,7 +232,7 @@ class Case:
         self, prepared: Prepared, pass_: Pass, protocol: str, timing: Timing, **more: Any
     ) -> None:
         flops = nominal_flops(self._workload, self.causal, pass_)
-        if note := prepared.calls[0].note or prepared.impl.note:
+        if note := prepared.calls[0].note:
             more["note"] = note
         row = {**self._what, "impl": prepared.impl.name, "pass": pass_, "protocol": protocol}
         row |= {**timing.columns, "nominal_tflops": flops / timing.ms * 1e-9}

@@ -126,7 +126,8 @@ def draw_splits(document: Document, path: Path) -> None:
             left = 0.0
             for number, part in enumerate(PARTS):
                 share = row[f"{part}_ms"] / whole
-                axes.barh(place, share, left=left, color=f"C{number}", label=part)
+                label = "" if labels else part  # the legend's, once
+                axes.barh(place, share, left=left, color=f"C{number}", label=label)
                 left += share
             axes.plot(row["ms"] / whole, place, "k|", markersize=10)
             labels.append((place, f"{name}, {cache}"))
@@ -134,9 +135,7 @@ def draw_splits(document: Document, path: Path) -> None:
         place -= 0.5
     axes.set_yticks([at for at, _ in labels], [label for _, label in labels], fontsize=8)
     axes.set_xlabel("host's and GPU's time as a share of V2's step; the mark is the step")
-    handles, names = axes.get_legend_handles_labels()
-    first = dict(zip(reversed(names), reversed(handles), strict=True))
-    axes.legend([first[part] for part in PARTS if part in first], PARTS, frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.3, axis="x")
     _save(figure, path)
 

@@ -51,13 +51,6 @@ def write(path: Path, document: Mapping[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def read(folder: Path, name: str) -> list[Document]:
-    """The results files of one benchmark, oldest first, each with its name as `file`."""
-    paths = sorted(folder.glob(f"{name}-*.json"))
-    documents = [json.loads(path.read_text()) | {"file": path.name} for path in paths]
-    return sorted(documents, key=lambda document: str(document["date"]))
-
-
 def find(rows: Iterable[Row], **wanted: Any) -> Row:
     """The first row that has these values, `pass_` being "pass"; an empty one if there is none."""
     values = {name.rstrip("_"): value for name, value in wanted.items()}

@@ -91,8 +91,8 @@ class Bench:
                     with without_exchange():
                         alone[name] += self._turn(launch)
         for name, fact in zip(peers, facts, strict=True):
-            timing = self._summarize(times[name])
-            exposed = timing.ms - self._summarize(alone[name]).ms if name in alone else None
+            timing = Timing(self.largest(times[name]))
+            exposed = timing.ms - Timing(self.largest(alone[name])).ms if name in alone else None
             yield {**timing.columns, "exposed_comm_ms": exposed, **fact}
 
     def _facts(self, name: str, launch: Launch, sent: Callable[[], int]) -> Row:
@@ -122,9 +122,6 @@ class Bench:
         self.largest([0.0])  # all ranks begin together
         self._stopwatch.synchronize()
         return self._stopwatch.ms(launch)
-
-    def _summarize(self, times: Sequence[float]) -> Timing:
-        return Timing(self.largest(times))
 
 
 def trace(launch: Launch, stopwatch: Stopwatch, path: Path) -> None:

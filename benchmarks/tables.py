@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .results import Document, Row, find
@@ -12,10 +12,10 @@ Line = dict[str, str]  # of a table: what stands under each of its titles
 DEFAULT_GROUPS = ("anchors", "seed")
 
 
-def table(lines: Iterable[Line], keeps_empty: bool = True) -> str:
-    """Lines with the same titles; else without the columns that have no figure."""
+def table(lines: Iterable[Line]) -> str:
+    """Lines with the same titles, without the columns that have no figure."""
     lines = list(lines)
-    head = [x for x in lines[0] if keeps_empty or any(line[x] != "-" for line in lines)]
+    head = [title for title in lines[0] if any(line[title] != "-" for line in lines)]
     rows = [head, ["---"] * len(head), *([line[title] for title in head] for line in lines)]
     return "\n".join(f"| {' | '.join(map(str.strip, row))} |" for row in rows)
 
@@ -79,8 +79,16 @@ def measured(
     documents: Sequence[Document], groups: Collection[str]
 ) -> list[tuple[Workload, Document]]:
     """The groups' workloads that some run measured, each with the newest such run."""
-    chosen = [(w, newest(documents, w.name)) for w in WORKLOADS.values() if w.group in groups]
-    return [(workload, document) for workload, document in chosen if document is not None]
+    workloads = [workload for workload in WORKLOADS.values() if workload.group in groups]
+    return [(w, document) for w in workloads if (document := newest(documents, w.name))]
+
+
+def passes(measured: Iterable[tuple[Workload, Document]]) -> Iterator[tuple[Figures, Pass]]:
+    """What there is of this library, causal or not, forward and with the backward."""
+    for workload, document in measured:
+        for causal in workload.causal:
+            figures = Figures(document, workload, causal)
+            yield from ((figures, pass_) for pass_ in BOTH if figures.row("ours", pass_))
 
 
 def commit_line(document: Document) -> str:
@@ -142,17 +150,11 @@ def _summary(documents: Sequence[Document], legend: str) -> list[str]:
     was measured.
     """
     chosen = measured(documents, DEFAULT_GROUPS)
-    lines = [
-        _summary_line(figures, pass_)
-        for workload, document in chosen
-        for figures in (Figures(document, workload, causal) for causal in workload.causal)
-        for pass_ in BOTH
-        if figures.row("ours", pass_)
-    ]
+    lines = [_summary_line(*each) for each in passes(chosen)]
     if not lines:
         return []
     runs = _run_lines(document for _, document in chosen)
-    return [table(lines, keeps_empty=False), "", legend, "", *_host_sentence(documents), *runs]
+    return [table(lines), "", legend, "", *_host_sentence(documents), *runs]
 
 
 def summary_section(documents: Sequence[Document]) -> str:
