@@ -29,13 +29,14 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         return [*fixed, CacheWorkload("slides", replace(base, seq_len=100), 2, lengths)]
 
     monkeypatch.setattr(caches, "cache_workloads", workloads)
-    monkeypatch.setattr(caches, "_HITS", 10)
+    small = {"SLIDES": 60, "ROUNDS": 4, "ROUND_MS": 0.1, "LARGE": 200, "_HITS": 10}
+    for name, value in small.items():
+        monkeypatch.setattr(caches, name, value)
 
 
 def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
-    options = ["--device", "cpu", "--commit", "c0ffee", "--out", str(tmp_path), "--slides", "60"]
-    fast = ["--rounds", "4", "--round-ms", "0.1", "--large", "200"]
-    path = bench.main(["caches", *options, *fast, *arguments])
+    options = ["--device", "cpu", "--commit", "c0ffee", "--out", str(tmp_path)]
+    path = bench.main(["caches", *options, *arguments])
     assert path is not None
     document: dict[str, Any] = json.loads(path.read_text())
     return document

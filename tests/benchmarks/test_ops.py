@@ -176,7 +176,7 @@ def test_a_run_on_a_cpu_takes_its_workloads_and_says_what_it_is_for(
     said = capsys.readouterr().out.splitlines()
     assert "on a CPU: times of the CPU kernels" in said[0]
     assert len(said) == 1 + 4 + 1  # the sentence, a line for each workload, the file
-    assert re.search(r"4/4  cpu-16k, causal: ours [\d.]+, .* ms \(fwd, sustained", said[-2])
+    assert re.search(r"cpu-16k, causal: ours [\d.]+, .* ms$", said[-2])
 
 
 def test_relative_error_of_nan_passes_nothing() -> None:
