@@ -137,20 +137,6 @@ def trace(launch: Launch, stopwatch: Stopwatch, path: Path) -> None:
     profiler.export_chrome_trace(str(path))
 
 
-def start(wanted: Sequence[str], case: Case) -> tuple[dict[str, Calls], dict[str, str]]:
-    """Those that ran once, and why the others did not: a peer that fails, fails on all ranks."""
-    peers, skipped = {}, {}
-    for name in wanted:
-        try:
-            calls = prepare(name, case)
-            for launch in filter(None, map(calls.get, BOTH)):
-                launch()
-            peers[name] = calls
-        except Exception as error:  # of a first launch; it must not end the run
-            skipped[name] = reason(error)
-    return peers, skipped
-
-
 def measure(run: Run, options: argparse.Namespace) -> None:
     group = connect(run.device)
     try:
@@ -169,18 +155,22 @@ def measure(run: Run, options: argparse.Namespace) -> None:
 
 def _measure_case(run: Run, options: argparse.Namespace, bench: Bench, case: Case) -> None:
     what = {"workload": case.workload.name, "causal": case.is_causal}
-    title = case.workload.title(case.is_causal)
-    peers, skipped = start(options.strategies, case)
-    for name, why in skipped.items():
-        run.skip(why, **what, strategy=name)
+    peers: dict[str, Calls] = {}
+    for name in options.strategies:
+        try:
+            calls = prepare(name, case)
+            for launch in filter(None, map(calls.get, BOTH)):
+                launch()
+            peers[name] = calls
+        except Exception as error:  # a peer that fails, fails on all ranks: the others go on
+            run.skip(reason(error), **what, strategy=name)
     for pass_ in BOTH:
         times = []
         for name, row in zip(peers, bench.rows(peers, pass_), strict=True):
             ranks = 1 if name == SINGLE else bench.group.size()
-            who = {"strategy": name, "world_size": ranks, "pass": pass_}
-            run.rows.append({**what, **who, **row})
+            run.rows.append({**what, "strategy": name, "world_size": ranks, "pass": pass_, **row})
             times.append(f"{name} {row['ms']:.4g}")
-        run.say(f"{title}: {', '.join(times)} ms ({pass_})")
+        run.say(f"{case.workload.title(case.is_causal)}: {', '.join(times)} ms ({pass_})")
     for name, calls in peers.items() if options.trace else ():
         file = f"{case.workload.name}-{name}-{'causal' if case.is_causal else 'full'}"
         path = options.trace / f"{file}-rank{bench.group.rank()}.json"

@@ -5,14 +5,13 @@ from __future__ import annotations
 import random
 import time
 from itertools import pairwise
-from unittest import mock
 
 import pytest
 import torch
 
 from benchmarks import timing
 from benchmarks.device_state import Sample, medians
-from benchmarks.timing import Stopwatch, Timing, percentile, rotation
+from benchmarks.timing import Stopwatch, Timing, percentile
 
 CPU = torch.device("cpu")
 
@@ -109,28 +108,3 @@ def test_host_times_are_those_of_the_calls_in_turn(
     assert [max(first.values), max(second.values)] == pytest.approx([0.02, 0.01])
     assert first.launches == second.launches == 5
     assert [name for name, _ in clock.launches] == ["a", "b"] * (timing.HOST_WARM_UP + 5)
-
-
-def test_rotation_visits_all() -> None:
-    seen: list[int] = []
-    launch = rotation([lambda i=i: seen.append(i) for i in range(3)])  # type: ignore[misc]
-    for _ in range(7):
-        launch()
-    assert seen == [0, 1, 2, 0, 1, 2, 0]
-
-
-def test_memory_is_not_known_on_the_cpu() -> None:
-    assert timing.peak_mib(lambda: torch.zeros(10), Stopwatch(CPU)) is None
-
-
-def test_marks_on_a_gpu_are_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    begin, end = mock.Mock(), mock.Mock()
-    begin.elapsed_time.return_value = 10.0
-    event = mock.Mock(side_effect=[begin, end])
-    monkeypatch.setattr(torch.cuda, "Event", event)
-    stopwatch = Stopwatch(CPU)
-    monkeypatch.setattr(stopwatch, "device", torch.device("cuda", 0))
-    assert stopwatch.ms(lambda: None, 3) == 10.0
-    event.assert_called_with(enable_timing=True)
-    assert begin.mock_calls == [mock.call.record(), mock.call.elapsed_time(end)]
-    assert end.mock_calls == [mock.call.record(), mock.call.synchronize()]
