@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from .cache_steps import CACHES, OPTIONS, PARTS
+from .caches import CACHES, OPTIONS, PARTS
 from .results import Document, Row, find
 from .tables import Line, number, spread, table
 from .timing import percentile

@@ -11,19 +11,32 @@ each against its absence, where it could help.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
+from statistics import fmean, median
+from typing import Any
 
 import torch
 
-from dilated_attention_pytorch import PatternCache, TieredPatternCache
-from dilated_attention_pytorch.pattern import BasePatternCache, PatternSpec
+from dilated_attention_pytorch import PatternCache, TieredPatternCache, dilated_attention
+from dilated_attention_pytorch.pattern import (
+    BasePatternCache,
+    Pattern,
+    PatternSpec,
+    clear_planned_patterns,
+)
 
-from .cache_steps import NAMES, OPTIONS, CacheWorkload, Steps, cache_workloads, split
 from .peers.calls import Inputs
 from .results import Row, Run, names
-from .timing import Timing, percentile
+from .timing import Stopwatch, Timing, percentile
+from .workloads import CACHE_WORKLOADS, CacheWorkload, cache_workloads
 
+CACHES = ("none", "v2", "v2-announced", "v3")
+OPTIONS = {"batched transfer": "batch_transfers", "asynchronous transfer": "async_transfers"}
+PARTS = ("planning", "transfer", "waiting", "management", "kernel")
 ON_CPU = (
     "that the program runs; what caches save, copies to a GPU, is not there. `slides` and "
     "longnet-128k take hours: name the others by --workloads."
@@ -34,12 +47,13 @@ ROUNDS = 40  # of each cache
 ROUND_MS = 15.0  # at fixed lengths, roughly
 LARGE = 1048576  # positions of a large pattern
 _NONE_EVERY = 4  # without a cache, changing lengths are measured in every fourth round only
+_WARM_STEPS = 5  # more than it takes V3 to make a pattern hot
 _HITS = 5000
 _CPU = torch.device("cpu")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workloads", type=names(NAMES), default=list(NAMES))
+    parser.add_argument("--workloads", type=names(CACHE_WORKLOADS), default=list(CACHE_WORKLOADS))
 
 
 def measure(run: Run, options: argparse.Namespace) -> None:
@@ -48,11 +62,11 @@ def measure(run: Run, options: argparse.Namespace) -> None:
     hits = list(_measure_hits(run, workloads[0].spec(0)))
     run.document |= {"protocol": protocol, "hits": hits, "options": []}
     for workload in workloads:
-        if workload.name in options.workloads:
+        if workload.base.name in options.workloads:
             rows = list(_measure_rounds(run, workload))
             run.rows.extend(rows)
             times = ", ".join(f"{row['cache']} {row['ms']:.4g}" for row in rows)
-            run.say(f"{workload.name}: {times} ms a step")
+            run.say(f"{workload.base.name}: {times} ms a step")
             run.write()
     for entry in _measure_options(run, workloads[-1]):
         off, on = (percentile(entry[name], 50) for name in ("off_ms", "on_ms"))
@@ -63,32 +77,33 @@ def measure(run: Run, options: argparse.Namespace) -> None:
 def _measure_rounds(run: Run, workload: CacheWorkload) -> Iterator[Row]:
     """All caches on one workload, in turn; changing lengths are dealt out, fixed ones repeated."""
     inputs = Inputs.make(workload.base, run.device)
-    peers = {name: Steps(workload, inputs, name) for name in workload.caches}
+    # Where the length stays, nothing is announced.
+    chosen = [name for name in CACHES if workload.is_changing or name != "v2-announced"]
+    peers = {name: Steps(workload, inputs, name) for name in chosen}
     for steps in peers.values():  # compiles, allocates, fills the caches
-        steps.warm_up()
+        for _ in range(_WARM_STEPS):
+            steps.run(0)
         if workload.is_changing and steps.cache is not None:
             steps.cache.drain()
             steps.cache.clear()
-    if workload.is_changing:
-        size = max(1, len(workload.lengths) // ROUNDS)
-    else:
+    size = len(workload.lengths) // ROUNDS
+    if not workload.is_changing:
         size = max(1, round(ROUND_MS / peers["v2"].milliseconds(range(3), run.stopwatch)))
     samples: dict[str, dict[str, float]] = {name: {} for name in peers}
     for index in range(ROUNDS):
         if index > 1 and run.is_late():
-            run.skip(f"{ROUNDS - index} of {ROUNDS} rounds: no time", workload=workload.name)
+            run.skip(f"{ROUNDS - index} of {ROUNDS} rounds: no time", workload=workload.base.name)
             break
         turn = index % len(peers)
-        for name in workload.caches[turn:] + workload.caches[:turn]:
+        for name in chosen[turn:] + chosen[:turn]:
             if name != "none" or not workload.is_changing or index % _NONE_EVERY == 0:
-                numbers = range(index * size, (index + 1) * size)
-                ms = peers[name].milliseconds(numbers, run.stopwatch)
-                samples[name][str(index)] = ms
+                mine = range(index * size, (index + 1) * size)
+                samples[name][str(index)] = peers[name].milliseconds(mine, run.stopwatch)
     for name, steps in peers.items():
         counts = None if steps.cache is None else steps.cache.statistics()
         on_device, in_all = (counts.device_bytes, counts.bytes) if counts else (0, 0)
         yield {
-            "workload": workload.name,
+            "workload": workload.base.name,
             "cache": name,
             **Timing([*samples[name].values()]).columns,
             **split(workload, inputs, name, run.stopwatch),
@@ -99,6 +114,101 @@ def _measure_rounds(run: Run, workload: CacheWorkload) -> Iterator[Row]:
             "samples_ms": samples[name],
             "statistics": asdict(counts) if counts else None,
         }
+
+
+class Steps:
+    """A workload's steps with one of CACHES, which is new."""
+
+    def __init__(self, workload: CacheWorkload, inputs: Inputs, name: str) -> None:
+        self._workload, self._inputs = workload, inputs
+        self._is_told = workload.is_changing and name in ("v2-announced", "v3")
+        self.cache: BasePatternCache | None = None
+        if name != "none":
+            self.cache = TieredPatternCache() if name == "v3" else PatternCache()
+
+    def call(self, step: int) -> Callable[[], object]:
+        """One call of a step, as a user makes it."""
+        qkv = [x[:, : self._workload.spec(step).seq_len] for x in self._inputs.qkv]
+        cache = False if self.cache is None else self.cache
+        options = {**self._workload.base.arguments, "pattern_cache": cache}
+
+        def attend() -> object:
+            if cache is False:
+                clear_planned_patterns()  # what the operators keep by themselves
+            return dilated_attention(*qkv, **options)
+
+        return attend
+
+    def run(self, step: int) -> None:
+        """Tells a cache that is to be told what the next step's length is."""
+        if self.cache is not None and self._is_told:
+            self.cache.announce([self._workload.spec(step + 1)], self._inputs.query.device)
+        call = self.call(step)
+        for _ in range(self._workload.calls):
+            call()
+
+    def milliseconds(self, steps: Sequence[int], stopwatch: Stopwatch) -> float:
+        """A step's, on average: from the device being idle to its being idle again."""
+        return fmean(stopwatch.wall_ms(lambda step=step: self.run(step)) for step in steps)  # type: ignore[misc]
+
+
+def clock(cache: BasePatternCache, *methods: str) -> list[float]:
+    """Milliseconds that this thread spends in methods that don't call one another, call by call."""
+    me, spent = threading.get_ident(), list[float]()
+
+    def timed(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return function(*arguments, **options)
+        finally:
+            if threading.get_ident() == me:
+                spent.append((time.perf_counter() - began) * 1e3)
+
+    for method in methods:
+        setattr(cache, method, partial(timed, getattr(cache, method)))
+    return spent
+
+
+def split(
+    workload: CacheWorkload, inputs: Inputs, name: str, stopwatch: Stopwatch
+) -> dict[str, float]:
+    """Milliseconds of the parts of a step.
+
+    planning, transfer: the host's time to plan, and to enqueue copies; of what is announced, on a
+    thread of its own. waiting: the caller's, for a plan that this thread was making. management:
+    the caller's time in the cache beyond that. kernel: the device's time for the calls.
+    """
+    steps, known, numbers = Steps(workload, inputs, name), Steps(workload, inputs, "v2"), range(100)
+    kernels, bare = [], []
+    for number in numbers:
+        call = known.call(number)
+        call()  # from here on its pattern is there
+        bare.append(stopwatch.host_ms(call))
+        stopwatch.synchronize()
+        stopwatch.flush()  # meanwhile the host enqueues the calls
+        kernels.append(stopwatch.ms(call, workload.calls))
+    parts = {f"{part}_ms": 0.0 for part in PARTS}
+    parts["kernel_ms"] = fmean(kernels) if workload.is_changing else median(kernels)
+    if steps.cache is None:
+        # The operator plans and copies within the call: what planning does not explain is transfer.
+        plans = [stopwatch.host_ms(lambda n=n: Pattern.plan(workload.spec(n))) for n in numbers]  # type: ignore[misc]
+        whole = [stopwatch.host_ms(steps.call(number)) for number in numbers]
+        rest = fmean(whole) - fmean(bare) - fmean(plans)
+        parts["planning_ms"] = fmean(plans) * workload.calls
+        parts["transfer_ms"] = max(0.0, rest) * workload.calls
+        return parts
+    for _ in range(0 if workload.is_changing else _WARM_STEPS):
+        steps.run(0)
+    inside = clock(steps.cache, "find", "lookup_missing", "announce")
+    making = clock(steps.cache, "_make", "_send")
+    before = steps.cache.statistics()
+    steps.milliseconds(numbers, stopwatch)
+    after = steps.cache.statistics()
+    for part in ("planning", "transfer", "waiting"):
+        seconds = getattr(after, f"{part}_seconds") - getattr(before, f"{part}_seconds")
+        parts[f"{part}_ms"] = seconds * 1e3 / len(numbers)
+    managing = (sum(inside) - sum(making)) / len(numbers) - parts["waiting_ms"]
+    return parts | {"management_ms": max(0.0, managing)}
 
 
 def _measure_hits(run: Run, spec: PatternSpec) -> Iterator[Row]:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .cache_steps import PARTS
 from .cache_tables import by_workload, compare_caches
+from .caches import PARTS
 from .peers import IMPLS
 from .readme_tables import PEERS, Case
 from .results import Document
@@ -38,7 +38,7 @@ def _axes(width: float, height: float, **options: Any) -> tuple[Any, Any]:
 
 def _save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format=path.suffix[1:] or "svg", metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None})
 
 
 def draw_speed(case: Case, path: Path) -> None:
@@ -166,14 +166,10 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def hidden(exchange: Sequence[Interval], compute: Sequence[Interval]) -> float:
-    """The share of the exchange's time in which something was computed; 1 without exchange."""
-    total = sum(end - begin for begin, end in union(exchange))
-    covered = sum(
-        max(0.0, min(end, stop) - max(begin, start))
-        for begin, end in union(exchange)
-        for start, stop in union(compute)
-    )
-    return covered / total if total else 1.0
+    """The share of the exchange's time in which something was computed."""
+    every = (exchange, compute, [*exchange, *compute])
+    alone, computing, either = (sum(end - begin for begin, end in union(some)) for some in every)
+    return (alone + computing - either) / alone
 
 
 def draw_timeline(trace: Path, picture: Path) -> None:

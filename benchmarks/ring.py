@@ -241,9 +241,9 @@ def _table(documents: Sequence[Document]) -> str:
 
 
 def _source(document: Document) -> str:
-    source = f"* {document['device']}, driver {document['driver']}; torch "
-    source += f"{document['versions']['torch']}. {commit_line(document)[:-1]}"
-    if protocol := document.get("protocol"):
-        source += f"; {protocol['turns']} turns of {protocol['launches_a_turn']} launches, each "
-        source += f"after {protocol['settle_seconds']} s"
-    return f"{source}."
+    protocol = document["protocol"]
+    return (
+        f"* {document['device']}, driver {document['driver']}; torch "
+        f"{document['versions']['torch']}. {commit_line(document)[:-1]}; {protocol['turns']} turns "
+        f"of {protocol['launches_a_turn']} launches, each after {protocol['settle_seconds']} s."
+    )

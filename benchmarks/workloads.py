@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -123,6 +124,50 @@ def _build() -> Iterable[Workload]:
 
 WORKLOADS = {workload.name: workload for workload in _build()}  # most important first
 GROUPS = tuple(dict.fromkeys(workload.group for workload in WORKLOADS.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class CacheWorkload:
+    """What caches of patterns are compared on: steps at one length, or each at a new one.
+
+    A step is one call, or where lengths change, those of the twelve layers of GigaPath's encoder.
+    """
+
+    base: Workload
+    lengths: tuple[int, ...]
+
+    @property
+    def is_changing(self) -> bool:
+        return len(self.lengths) > 1
+
+    @property
+    def calls(self) -> int:
+        return 12 if self.is_changing else 1
+
+    def spec(self, step: int) -> PatternSpec:
+        seq_len = self.lengths[step % len(self.lengths)]
+        return self.base.spec(False)._replace(seq_len=seq_len)
+
+
+CACHE_WORKLOADS = ("seed-1024", "seed-4096", "seed-16384", "longnet-128k", "slides")
+
+
+def slide_lengths(count: int) -> tuple[int, ...]:
+    """Distinct numbers of tiles, log-normal within 500 and 70,000, in random order."""
+    rng, found = random.Random(0), dict[int, None]()
+    while len(found) < count:
+        length = round(6_000 * rng.lognormvariate(0.0, 1.1))
+        if 500 <= length <= 70_000:
+            found[length] = None
+    return tuple(found)
+
+
+def cache_workloads(slides: int) -> list[CacheWorkload]:
+    """Those of CACHE_WORKLOADS; the last one's lengths are `slides` many."""
+    fixed = [WORKLOADS[name] for name in CACHE_WORKLOADS[:-1]]
+    lengths = slide_lengths(slides)
+    base = replace(WORKLOADS["gigapath-10k"], name="slides", seq_len=max(lengths))
+    return [*(CacheWorkload(w, (w.seq_len,)) for w in fixed), CacheWorkload(base, lengths)]
 
 
 def select(wanted: Collection[str]) -> list[Workload]:

@@ -6,8 +6,9 @@ import random
 from typing import Any
 
 from benchmarks import cache_tables
-from benchmarks.cache_steps import NAMES, PARTS
 from benchmarks.cache_tables import compare
+from benchmarks.caches import PARTS
+from benchmarks.workloads import CACHE_WORKLOADS as NAMES
 
 
 def row(workload: str, cache: str, factor: float, rounds: int = 20) -> dict[str, Any]:
