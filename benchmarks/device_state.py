@@ -88,9 +88,8 @@ class Monitor:
         """The driver, and the limits of clocks and power."""
         if self._nvml is None:
             return {}
-        driver = self._nvml.nvmlSystemGetDriverVersion()
         return {
-            "driver": driver.decode() if isinstance(driver, bytes) else driver,
+            "driver": self._nvml.nvmlSystemGetDriverVersion(),
             "max_sm_mhz": self._ask("MaxClockInfo", self._nvml.NVML_CLOCK_SM),
             "max_memory_mhz": self._ask("MaxClockInfo", self._nvml.NVML_CLOCK_MEM),
             "power_limit_watts": self._ask("EnforcedPowerLimit", scale=1e-3),

@@ -47,8 +47,8 @@ class Case(Figures):
         return graphed or super().row(impl, pass_)
 
     def beats_ours(self, impl: str) -> bool:
-        pairs = [(self.row(impl, pass_), self.row("ours", pass_)) for pass_ in BOTH]
-        return any(peer and ours and peer["ms"] < ours["ms"] for peer, ours in pairs)
+        times = [[self.row(x, pass_).get("ms") for x in (impl, "ours")] for pass_ in BOTH]
+        return any(peer and ours and peer < ours for peer, ours in times)
 
     def times(self, impl: str) -> str:
         return " / ".join(self.ms(impl, pass_) for pass_ in BOTH)

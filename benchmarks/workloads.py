@@ -153,7 +153,7 @@ CACHE_WORKLOADS = ("seed-1024", "seed-4096", "seed-16384", "longnet-128k", "slid
 
 
 def slide_lengths(count: int) -> tuple[int, ...]:
-    """Distinct numbers of tiles, log-normal within 500 and 70,000, in random order."""
+    """Distinct numbers of tiles, log-normal about 6,000, of 500 to 70,000, in random order."""
     rng, found = random.Random(0), dict[int, None]()
     while len(found) < count:
         length = round(6_000 * rng.lognormvariate(0.0, 1.1))

@@ -57,11 +57,9 @@ def make_pieces(workload: Workload) -> list[Piece]:
             raise UnsupportedError(
                 f"segments of {length} at rate {rate} do not divide {workload.seq_len} tokens"
             )
-        for offset in sorted(set(offsets) - {-1}):
+        for offset in sorted(set(offsets)):  # by both rules, of heads at equal distances
             heads = [head for head, mine in enumerate(offsets) if mine == offset]
             step = heads[1] - heads[0] if len(heads) > 1 else 1
-            if heads != list(range(heads[0], heads[-1] + 1, step)):
-                raise UnsupportedError(f"heads {heads} of one offset are no arithmetic progression")
             pieces.append(Piece(branch, length, rate, offset, (heads[0], heads[-1] + 1, step)))
     return pieces
 
