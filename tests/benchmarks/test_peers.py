@@ -29,14 +29,10 @@ def make_inputs(workload: Workload, device: str) -> tuple[Inputs, float]:
 
 
 def assert_same(got: Calls, expected: Calls, tolerance: float) -> None:
-    out, wanted = got.forward(), expected.forward()
-    assert out is not None and wanted is not None
-    assert relative_error(got.restore(out), wanted) < tolerance
+    assert relative_error(got.restore(got.forward()), expected.forward()) < tolerance
     assert got.both is not None and got.backward is not None and expected.both is not None
-    wanted_grads = expected.both()
     for grads in (got.both(), got.backward(), got.backward()):
-        assert grads is not None and wanted_grads is not None
-        for one, other in zip(grads, wanted_grads, strict=True):
+        for one, other in zip(grads, expected.both(), strict=True):
             assert relative_error(got.restore(one), other) < 2 * tolerance
 
 
@@ -57,10 +53,8 @@ def test_sdpa_views_equals_ours(rule: str, head_dim: int, causal: bool, device: 
 def test_flex_equals_ours(causal: bool) -> None:
     # On the CPU FlexAttention runs uncompiled: the mask, the bias and the order are what is tested.
     inputs, tolerance = make_inputs(FLEX, "cpu")
-    calls = flex(FLEX, causal, inputs)
-    out, wanted = calls.forward(), peers.ours(FLEX, causal, inputs).forward()
-    assert out is not None and wanted is not None
-    assert relative_error(calls.restore(out), wanted) < tolerance
+    calls, wanted = flex(FLEX, causal, inputs), peers.ours(FLEX, causal, inputs).forward()
+    assert relative_error(calls.restore(calls.forward()), wanted) < tolerance
 
 
 def test_flex_computes_no_block_that_holds_nothing() -> None:
