@@ -82,12 +82,6 @@ def by_workload(document: Document) -> dict[str, dict[str, Row]]:
     return found
 
 
-def caches_sections(document: Document | None) -> dict[str, str]:
-    """Of one run: section, text."""
-    made = {name: make(document) if document else "" for name, make in _SECTIONS.items()}
-    return {f"caches-{name}": text for name, text in made.items()}
-
-
 def _run(document: Document) -> str:
     """What was measured where, and what was left out."""
     source = document["file"]
@@ -180,11 +174,11 @@ def _options(document: Document) -> str:
     return table(lines)
 
 
-_SECTIONS = {
-    "run": _run,
-    "times": _times,
-    "parts": _parts,
-    "hits": _hits,
-    "memory": _memory,
-    "options": _options,
+CACHES_SECTIONS = {
+    "caches-run": _run,
+    "caches-times": _times,
+    "caches-parts": _parts,
+    "caches-hits": _hits,
+    "caches-memory": _memory,
+    "caches-options": _options,
 }

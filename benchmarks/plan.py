@@ -69,8 +69,6 @@ def _line(row: Row) -> Line:
 
 def planning_section(documents: Sequence[Document]) -> str:
     """The newest run of `bench plan`."""
-    if not documents:
-        return ""
     document = documents[-1]
     source = f"* {document['device']}, one core; commit {document['commit'][:12]}, "
     return f"{table(map(_line, document['rows']))}\n\n{source}{document['date'][:10]}."

@@ -90,8 +90,6 @@ def readme_section(documents: Sequence[Document], on_cpu: Sequence[Document]) ->
         for name, causal, text in _ROWS
         if (document := newest(documents, name)) is not None
     ]
-    if not lines:
-        return ""
     sources = [
         f"{d['device']}, torch {d['versions'].get('torch')}. {commit_line(d)}"
         for d in (line.document for line in lines)
@@ -149,8 +147,6 @@ def cpu_section(documents: Sequence[Document]) -> str:
     chosen = [d for _, d in sorted({d["threads"]: d for d in documents}.items())]
     workloads = [workload for workload in WORKLOADS.values() if workload.group == "cpu"]
     lines = [_cpu_line(*each) for each in passes((w, d) for d in chosen for w in workloads)]
-    if not lines:
-        return ""
     sources = [
         f"* {d['device']}; torch {d['versions'].get('torch')}. {commit_line(d)}" for d in chosen
     ]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import plots
-from .cache_tables import caches_sections
+from .cache_tables import CACHES_SECTIONS
 from .plan import planning_section
 from .readme_tables import Case, cpu_section, readme_section
 from .results import RESULTS, ROOT, Document, Row
@@ -71,17 +71,23 @@ def sections(results: Path) -> dict[str, dict[str, str]]:
     """What is generated: file, section, text, which is empty where nothing was measured."""
     operations, on_cpu = load(results, "ops"), load(results, "ops", "cpu")
     caches = load(results, "caches")
+
+    def text(make: Callable[..., str], *documents: Sequence[Document]) -> str:
+        return make(*documents) if documents[0] else ""
+
     return {
-        "README.md": {"benchmarks": readme_section(operations, on_cpu)},
+        "README.md": {"benchmarks": text(readme_section, operations, on_cpu)},
         "docs/performance.md": {
-            "summary": summary_section(operations),
-            "floors": floors_section(operations),
-            "measurements": measurements_section(operations),
-            "cpu": cpu_section(on_cpu),
-            "planning": planning_section(load(results, "plan", "cpu")),
+            "summary": text(summary_section, operations),
+            "floors": text(floors_section, operations),
+            "measurements": text(measurements_section, operations),
+            "cpu": text(cpu_section, on_cpu),
+            "planning": text(planning_section, load(results, "plan", "cpu")),
         },
-        "docs/ring.md": {"measurements": ring_section(load(results, "ring"))},
-        "docs/caches.md": caches_sections(caches[-1] if caches else None),
+        "docs/ring.md": {"measurements": text(ring_section, load(results, "ring"))},
+        "docs/caches.md": {
+            name: make(caches[-1]) if caches else "" for name, make in CACHES_SECTIONS.items()
+        },
     }
 
 

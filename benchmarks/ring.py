@@ -207,7 +207,7 @@ def ring_section(documents: Sequence[Document]) -> str:
     """For each kind of device, every peer's newest run."""
     devices = dict.fromkeys(document["device"] for document in documents)
     parts = [_table([d for d in documents if d["device"] == device]) for device in devices]
-    return "\n\n".join([*parts, _LEGEND]) if parts else ""
+    return "\n\n".join([*parts, _LEGEND])
 
 
 def _line(peer: Peer, rows: Sequence[Row]) -> Line:

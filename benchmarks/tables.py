@@ -195,8 +195,6 @@ def _measurement(document: Document, row: Row) -> Line:
 def measurements_section(documents: Sequence[Document]) -> str:
     """Every row of the newest run of each workload; then other devices, in short."""
     chosen = measured(documents, {w.group for w in WORKLOADS.values()})
-    if not chosen:
-        return ""
     lines = [
         _measurement(document, row)
         for workload, document in chosen
@@ -228,8 +226,6 @@ def _floor_line(workload: Workload, causal: bool, ceilings: Mapping[str, float])
 
 def floors_section(documents: Sequence[Document]) -> str:
     """What each workload costs at least, at the newest run's ceilings."""
-    if not documents:
-        return ""
     ceilings = documents[-1]["ceilings"]
     legend = (
         f"At {ceilings['matmul_tflops']:.0f} TFLOP/s and {ceilings['copy_gbps'] / 1000:.2f} TB/s, "

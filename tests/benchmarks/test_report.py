@@ -184,7 +184,7 @@ def test_ring_table_compares_with_one_gpu_of_the_same_commit_and_day(make: Make)
 
 
 def test_writing_twice_changes_nothing(tree: Path) -> None:
-    save(tree, run("2026-01-01", row("seed-4096", "ours", 1.0)))
+    save(tree, run("2026-01-01", row("seed-1024", "ours", 1.0)))
     said: list[str] = []
     report.main(tree, said.append)
     report.main(tree, said.append)
