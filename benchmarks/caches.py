@@ -128,14 +128,15 @@ class Steps:
 
     def call(self, step: int) -> Callable[[], object]:
         """One call of a step, as a user makes it."""
-        qkv = [x[:, : self._workload.spec(step).seq_len] for x in self._inputs.qkv]
+        seq_len = self._workload.spec(step).seq_len
+        query, key, value = (x[:, :seq_len] for x in self._inputs.qkv)
         cache = False if self.cache is None else self.cache
         options = {**self._workload.base.arguments, "pattern_cache": cache}
 
         def attend() -> object:
             if cache is False:
                 clear_planned_patterns()  # what the operators keep by themselves
-            return dilated_attention(*qkv, **options)
+            return dilated_attention(query, key, value, **options)
 
         return attend
 

@@ -119,7 +119,7 @@ def draw_ratios(document: Document, path: Path) -> None:
 def draw_splits(document: Document, path: Path) -> None:
     """Where a step's time goes: bars of its parts for each cache, in shares of V2's step."""
     figure, axes = _axes(6.4, 4.2)
-    labels, place = [], 0.0
+    labels, place = list[tuple[float, str]](), 0.0
     for name, rows in by_workload(document).items():
         whole = rows["v2"]["ms"]
         for cache, row in rows.items():

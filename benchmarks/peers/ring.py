@@ -166,10 +166,11 @@ def _all_gather(case: Case) -> Calls:
     def attend() -> list[Tensor]:
         """Far keys and values, out, lse."""
         far = [peer.gather(mine.key), peer.gather(mine.value)]
-        return [*far, *ops.attention_block(mine.query, *far, *where, **options)]
+        arguments: tuple[Any, ...] = (mine.query, *far, *where)
+        return [*far, *ops.attention_block(*arguments, **options)]
 
     def gradients(saved: list[Tensor], _: bool) -> Triple:
-        arguments = (mine.grad_out, None, mine.query, *saved, *where)
+        arguments: tuple[Any, ...] = (mine.grad_out, None, mine.query, *saved, *where)
         query, key, value = ops.attention_block_backward(*arguments, **options)
         return query, peer.reduce(key), peer.reduce(value)
 
