@@ -88,8 +88,9 @@ class Monitor:
         """The driver, and the limits of clocks and power."""
         if self._nvml is None:
             return {}
+        driver = self._nvml.nvmlSystemGetDriverVersion()
         return {
-            "driver": self._nvml.nvmlSystemGetDriverVersion(),
+            "driver": driver.decode() if isinstance(driver, bytes) else driver,
             "max_sm_mhz": self._ask("MaxClockInfo", self._nvml.NVML_CLOCK_SM),
             "max_memory_mhz": self._ask("MaxClockInfo", self._nvml.NVML_CLOCK_MEM),
             "power_limit_watts": self._ask("EnforcedPowerLimit", scale=1e-3),

@@ -147,7 +147,7 @@ def read_trace(trace: Mapping[str, Any]) -> dict[str, list[Interval]]:
     found: dict[str, list[Interval]] = {EXCHANGE: [], COMPUTE: []}
     for event in events:
         begin, name = float(event["ts"]), str(event["name"]).lower()
-        if begin >= start and event["cat"] in ("kernel", "gpu_memcpy"):
+        if begin >= start and event.get("cat") in ("kernel", "gpu_memcpy"):
             is_exchange = any(part in name for part in _EXCHANGE_NAMES)
             interval = (begin, begin + float(event["dur"]))
             found[EXCHANGE if is_exchange else COMPUTE].append(interval)

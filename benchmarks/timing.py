@@ -14,15 +14,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, pairwise
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 
 from .device_state import Monitor, Sample
 
 Launch = Callable[[], object]
-Protocol = Literal["sustained", "isolated"]
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+PROTOCOLS = ("sustained", "isolated")
 SUSTAINED_SECONDS = 0.5
 PAUSE_SECONDS = 0.04
 ISOLATED_LAUNCHES = 7

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dilated_attention_pytorch import dilated_attention
 
-from ..timing import PROTOCOLS, Protocol
+from ..timing import PROTOCOLS
 from ..workloads import Workload, nominal_flops
 from . import sdpa
 from .calls import Calls, Inputs, UnsupportedError, autograd_calls
@@ -22,7 +22,6 @@ from .views import SdpaViews, library_bound, library_bound_fa4
 # Whole-sequence attention is there for scale: no launch longer than about 0.6 s on an H200, and on
 # a CPU about two seconds; and no backward past a tenth of that.
 _FULL_FLOPS = {"cuda": 3e14, "cpu": 3e11}
-_SUSTAINED: tuple[Protocol, ...] = ("sustained",)
 _GRAPH_FLOPS = 1e11  # what takes longer does not wait for the host
 
 
@@ -44,7 +43,7 @@ class Impl:
     graphed: bool = False  # many small calls: timed as one CUDA graph
     same_output: bool = True
     same_gradient: bool = True
-    protocols: tuple[Protocol, ...] = PROTOCOLS
+    protocols: tuple[str, ...] = PROTOCOLS
 
 
 def ours(workload: Workload, causal: bool, inputs: Inputs) -> Calls:
@@ -90,7 +89,7 @@ def make_impls(torchscale: Path | None) -> dict[str, Impl]:
         Impl("sdpa-views", SdpaViews(), graphed=True),
         Impl("library-bound-cudnn", library_bound, **bound),
         Impl("library-bound-fa4", library_bound_fa4, **bound),
-        Impl("full-attention", full_attention, same_output=False, protocols=_SUSTAINED),
+        Impl("full-attention", full_attention, same_output=False, protocols=("sustained",)),
         Impl("flex", flex),
     )
     return {impl.name: impl for impl in impls}

@@ -71,5 +71,5 @@ def test_timeline_counts_what_is_hidden(tmp_path: Path) -> None:
     assert plots.hidden(intervals["exchange"], intervals["compute"]) == 0.7
     trace, picture = tmp_path / "trace.json", tmp_path / "figures" / "ring.svg"
     trace.write_text(json.dumps({"traceEvents": events}))
-    assert bench.main(["timeline", str(trace), str(picture)]) == picture
+    bench.main(["timeline", str(trace), str(picture)])
     assert picture.stat().st_size > 1000
