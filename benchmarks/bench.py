@@ -61,8 +61,8 @@ def _terminate(number: int, frame: object) -> NoReturn:
     raise SystemExit(128 + number)  # so that `finally` writes the file
 
 
-def measure(options: argparse.Namespace) -> Path:
-    """The file that was written, which holds what was measured however the run ends."""
+def measure(options: argparse.Namespace) -> None:
+    """Writes a file, which holds what was measured however the run ends."""
     if "RANK" not in os.environ:  # torchrun ends its ranks itself
         signal.signal(signal.SIGTERM, _terminate)
     if options.threads:
@@ -77,19 +77,16 @@ def measure(options: argparse.Namespace) -> Path:
     finally:
         run.finish()
     run.say(str(run.path))
-    return run.path
 
 
-def main(arguments: Sequence[str] | None = None) -> Path | None:
-    """The file that was written, if it is one."""
+def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     if options.name in BENCHMARKS:
-        return measure(options)
-    if options.name == "report":
+        measure(options)
+    elif options.name == "report":
         report.main()
-        return None
-    plots.draw_timeline(options.trace, options.picture)
-    return Path(options.picture)
+    else:
+        plots.draw_timeline(options.trace, options.picture)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from dilated_attention_pytorch import PatternCache
-
-from .cache_steps import CACHES, OPTIONS, PARTS
+from .caches import CACHES, OPTIONS, PARTS
 from .results import Document, Row, find
 from .tables import Line, number, spread, table
 from .timing import percentile
@@ -27,24 +24,24 @@ _TITLES = {"none": "none", "v2": "V2", "v2-announced": "V2, announced", "v3": "V
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """other / base: the median of the pairs' ratios, its 95 % bootstrap interval, and p.
+    """other / base, pair by pair; a 95 % bootstrap interval of their median, and p.
 
     p is the probability, were the two alike, of mean log-ratios as far from 0: by flipping signs.
     """
 
-    ratio: float
+    ratios: list[float]
     low: float
     high: float
     p: float
-    pairs: int
 
     @property
-    def is_significant(self) -> bool:
-        return self.p < LEVEL and not self.low <= 1.0 <= self.high
+    def ratio(self) -> float:
+        return median(self.ratios)
 
     @property
     def matters(self) -> bool:
-        return self.is_significant and abs(self.ratio - 1) >= MATTERS
+        is_sure = self.p < LEVEL and not self.low <= 1.0 <= self.high
+        return is_sure and abs(self.ratio - 1) >= MATTERS
 
     def cells(self, title: str) -> Line:
         """The ratio with its interval, and p."""
@@ -58,14 +55,8 @@ class Comparison:
         return f"{name} is {percent:.1f} % {'slower' if self.ratio > 1 else 'faster'}"
 
 
-def compare(base: Sequence[float], other: Sequence[float]) -> Comparison:
-    """Of measurements made in turn: base[i] and other[i] belong together.
-
-    Raises:
-        ValueError: not as many of one as of the other, or none.
-    """
-    if len(base) != len(other) or not base:
-        raise ValueError(f"base and other must be pairs, got {len(base)} and {len(other)}")
+def compare(base: Iterable[float], other: Iterable[float]) -> Comparison:
+    """Of measurements made in turn: those in one place belong together."""
     rng = random.Random(0)
     ratios = [b / a for a, b in zip(base, other, strict=True)]
     medians = [median(rng.choices(ratios, k=len(ratios))) for _ in range(RESAMPLES)]
@@ -75,19 +66,12 @@ def compare(base: Sequence[float], other: Sequence[float]) -> Comparison:
         abs(fmean(x if rng.random() < 0.5 else -x for x in logs)) >= seen for _ in range(RESAMPLES)
     )
     low, high = (percentile(medians, percent) for percent in (2.5, 97.5))
-    return Comparison(median(ratios), low, high, (as_far + 1) / (RESAMPLES + 1), len(ratios))
+    return Comparison(ratios, low, high, (as_far + 1) / (RESAMPLES + 1))
 
 
-def samples_of_both(base: Row, other: Row) -> tuple[list[float], list[float]]:
-    """Of the rounds that both were measured in."""
-    left, right = (row.get("samples_ms", {}) for row in (base, other))
-    rounds = [index for index in left if index in right]
-    return [left[index] for index in rounds], [right[index] for index in rounds]
-
-
-def compare_rows(base: Row, other: Row) -> Comparison | None:
-    left, right = samples_of_both(base, other)
-    return compare(left, right) if left else None
+def compare_caches(rows: Mapping[str, Row]) -> Comparison:
+    """V3 with V2, on one workload, of which these are the rows."""
+    return compare(*(rows[cache]["samples_ms"].values() for cache in ("v2", "v3")))
 
 
 def by_workload(document: Document) -> dict[str, dict[str, Row]]:
@@ -96,12 +80,6 @@ def by_workload(document: Document) -> dict[str, dict[str, Row]]:
     for row in document["rows"]:
         found.setdefault(row["workload"], {})[row["cache"]] = row
     return found
-
-
-def caches_sections(document: Document | None) -> dict[str, str]:
-    """Of one run: section, text."""
-    made = {name: make(document) if document else "" for name, make in _SECTIONS.items()}
-    return {f"caches-{name}": text for name, text in made.items()}
 
 
 def _run(document: Document) -> str:
@@ -122,10 +100,8 @@ def _times(document: Document) -> str:
     lines = []
     for name, rows in by_workload(document).items():
         times = {f"{_TITLES[cache]}, ms": spread(rows.get(cache, {})) for cache in shown}
-        title = "V3 / V2 (95 %)"
-        said = dict.fromkeys((title, "p", "rounds", "so"), "-")
-        if c := compare_rows(rows.get("v2", {}), rows.get("v3", {})):
-            said = {**c.cells(title), "rounds": str(c.pairs), "so": c.verdict("V3")}
+        c = compare_caches(rows)
+        said = {**c.cells("V3 / V2 (95 %)"), "rounds": str(len(c.ratios)), "so": c.verdict("V3")}
         lines.append({"workload": name, **times, **said})
     return table(lines)
 
@@ -156,7 +132,7 @@ def _memory(document: Document) -> str:
         lines.append({"workload": name})
         for cache, host, gpu in (("v2", "host", "GPU"), ("v3", "host (cold)", "GPU (hot)")):
             for title, key in ((host, "host_mib"), (gpu, "gpu_mib")):
-                lines[-1][f"{cache.upper()} {title}, MiB"] = number(rows.get(cache, {}), key)
+                lines[-1][f"{cache.upper()} {title}, MiB"] = number(rows[cache], key)
     return table(lines)
 
 
@@ -168,7 +144,7 @@ def _hits(document: Document) -> str:
     lines = []
     for hit in document["hits"]:
         target, name = HIT_TARGETS_US[hit["cache"]], hit["cache"].upper()
-        what = "a hit" if name == "V2" else "a hot hit" if hit["hot"] else "a hit (not hot)"
+        what = "a hot hit" if name == "V3" else "a hit"
         lines.append(
             f"* {name}: {what} costs {hit['us']:.2f} us of the host's time, the key's making "
             f"included; {_aim(hit['us'], target)} {target:g} us."
@@ -184,36 +160,25 @@ def _hits(document: Document) -> str:
     return "\n".join(lines)
 
 
-def _default(option: Row, is_gain: bool) -> str:
-    """What PatternCache does by itself, and whether the data agree."""
-    name = OPTIONS.get(option["option"])
-    against = ", against these data"
-    if name is None:  # measured before it was left out
-        return "not offered" + (against if is_gain else "")
-    default = inspect.signature(PatternCache).parameters[name].default
-    said = f"{'on' if default else 'off'} (`{name}={default}`)"
-    return said if default == is_gain else said + against
-
-
 def _options(document: Document) -> str:
     lines = []
     for option in document["options"]:
         c = compare(option["off_ms"], option["on_ms"])
-        is_gain = c.matters and c.ratio < 1
         line = {"option": option["option"], "where": option["where"]}
         for key in ("off", "on"):
             values = option[f"{key}_ms"]
             line[f"{key}, ms"] = f"{sorted(values)[len(values) // 2]:.4g}"
-        line |= {**c.cells("on / off (95 %)"), "gain": "yes" if is_gain else "no"}
-        lines.append({**line, "default": _default(option, is_gain)})
+        line |= {**c.cells("on / off (95 %)"), "gain": "yes" if c.matters and c.ratio < 1 else "no"}
+        name = OPTIONS.get(option["option"])  # else measured before it was left out
+        lines.append({**line, "default": f"on (`{name}=True`)" if name else "not offered"})
     return table(lines)
 
 
-_SECTIONS = {
-    "run": _run,
-    "times": _times,
-    "parts": _parts,
-    "hits": _hits,
-    "memory": _memory,
-    "options": _options,
+CACHES_SECTIONS = {
+    "caches-run": _run,
+    "caches-times": _times,
+    "caches-parts": _parts,
+    "caches-hits": _hits,
+    "caches-memory": _memory,
+    "caches-options": _options,
 }

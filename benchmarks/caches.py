@@ -11,136 +11,227 @@ each against its absence, where it could help.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
+from statistics import fmean, median
+from typing import Any
 
 import torch
 
-from dilated_attention_pytorch import PatternCache, TieredPatternCache
-from dilated_attention_pytorch.pattern import BasePatternCache, PatternSpec
+from dilated_attention_pytorch import PatternCache, TieredPatternCache, dilated_attention
+from dilated_attention_pytorch.pattern import (
+    BasePatternCache,
+    Pattern,
+    PatternSpec,
+    clear_planned_patterns,
+)
 
-from .cache_steps import NAMES, OPTIONS, CacheWorkload, Steps, cache_workloads, make_cache, split
 from .peers.calls import Inputs
 from .results import Row, Run, names
-from .timing import Stopwatch, percentile, summarize
+from .timing import Stopwatch, Timing, percentile
+from .workloads import CACHE_WORKLOADS, CacheWorkload, cache_workloads
 
+CACHES = ("none", "v2", "v2-announced", "v3")
+OPTIONS = {"batched transfer": "batch_transfers", "asynchronous transfer": "async_transfers"}
+PARTS = ("planning", "transfer", "waiting", "management", "kernel")
 ON_CPU = (
     "that the program runs; what caches save, copies to a GPU, is not there. `slides` and "
     "longnet-128k take hours: name the others by --workloads."
 )
 BUDGET_SECONDS = 90.0
-WARM_STEPS = 5  # more than it takes V3 to make a pattern hot
-_SPLIT_STEPS = 100
+SLIDES = 1000  # distinct lengths
+ROUNDS = 40  # of each cache
+ROUND_MS = 15.0  # at fixed lengths, roughly
+LARGE = 1048576  # positions of a large pattern
 _NONE_EVERY = 4  # without a cache, changing lengths are measured in every fourth round only
+_WARM_STEPS = 5  # more than it takes V3 to make a pattern hot
 _HITS = 5000
 _CPU = torch.device("cpu")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workloads", type=names(NAMES), default=list(NAMES))
-    parser.add_argument("--slides", type=int, default=1000, help="distinct lengths")
-    parser.add_argument("--rounds", type=int, default=40, help="of each cache, and of each option")
-    parser.add_argument("--round-ms", type=float, default=15.0, help="at fixed lengths, roughly")
-    parser.add_argument("--large", type=int, default=1048576, help="length of a large pattern")
+    parser.add_argument("--workloads", type=names(CACHE_WORKLOADS), default=list(CACHE_WORKLOADS))
 
 
 def measure(run: Run, options: argparse.Namespace) -> None:
-    chosen = {name: getattr(options, name) for name in ("rounds", "slides", "round_ms")}
-    workloads = cache_workloads(options.slides)
-    hits = list(_measure_hits(workloads[0], run.stopwatch))
-    run.document |= {"protocol": chosen, "hits": hits, "options": []}
+    protocol = {"rounds": ROUNDS, "slides": SLIDES, "round_ms": ROUND_MS}
+    workloads = cache_workloads(SLIDES)
+    hits = list(_measure_hits(run, workloads[0].spec(0)))
+    run.document |= {"protocol": protocol, "hits": hits, "options": []}
     for workload in workloads:
-        if workload.name in options.workloads:
-            rows = list(_measure_rounds(run, options, workload))
+        if workload.base.name in options.workloads:
+            rows = list(_measure_rounds(run, workload))
             run.rows.extend(rows)
             times = ", ".join(f"{row['cache']} {row['ms']:.4g}" for row in rows)
-            run.say(f"{workload.name}: {times} ms a step")
+            run.say(f"{workload.base.name}: {times} ms a step")
             run.write()
-    for entry in _measure_options(run, workloads[-1], options):
+    for entry in _measure_options(run, workloads[-1]):
         off, on = (percentile(entry[name], 50) for name in ("off_ms", "on_ms"))
         run.say(f"{entry['option']}: {off:.4g} ms without, {on:.4g} with")
         run.document["options"].append(entry)
 
 
-def _measure_rounds(
-    run: Run, options: argparse.Namespace, workload: CacheWorkload
-) -> Iterator[Row]:
+def _measure_rounds(run: Run, workload: CacheWorkload) -> Iterator[Row]:
     """All caches on one workload, in turn; changing lengths are dealt out, fixed ones repeated."""
     inputs = Inputs.make(workload.base, run.device)
-    peers = {name: Steps(workload, inputs, name) for name in workload.caches}
+    # Where the length stays, nothing is announced.
+    chosen = [name for name in CACHES if workload.is_changing or name != "v2-announced"]
+    peers = {name: Steps(workload, inputs, name) for name in chosen}
     for steps in peers.values():  # compiles, allocates, fills the caches
-        for _ in range(WARM_STEPS):
+        for _ in range(_WARM_STEPS):
             steps.run(0)
-    if workload.is_changing:
-        size = max(1, len(workload.lengths) // options.rounds)
-        for steps in peers.values():
-            if steps.cache is not None:
-                steps.cache.drain()
-                steps.cache.clear()
-    else:
-        estimate = peers["v2"].milliseconds(range(3), run.stopwatch)
-        size = max(1, round(options.round_ms / estimate))
+        if workload.is_changing and steps.cache is not None:
+            steps.cache.drain()
+            steps.cache.clear()
+    size = len(workload.lengths) // ROUNDS
+    if not workload.is_changing:
+        size = max(1, round(ROUND_MS / peers["v2"].milliseconds(range(3), run.stopwatch)))
     samples: dict[str, dict[str, float]] = {name: {} for name in peers}
-    for index in range(options.rounds):
+    for index in range(ROUNDS):
         if index > 1 and run.is_late():
-            reason = f"{options.rounds - index} of {options.rounds} rounds: no time"
-            run.skip(reason, workload=workload.name)
+            run.skip(f"{ROUNDS - index} of {ROUNDS} rounds: no time", workload=workload.base.name)
             break
         turn = index % len(peers)
-        for name in workload.caches[turn:] + workload.caches[:turn]:
+        for name in chosen[turn:] + chosen[:turn]:
             if name != "none" or not workload.is_changing or index % _NONE_EVERY == 0:
-                numbers = range(index * size, (index + 1) * size)
-                ms = peers[name].milliseconds(numbers, run.stopwatch)
-                samples[name][str(index)] = ms
+                mine = range(index * size, (index + 1) * size)
+                samples[name][str(index)] = peers[name].milliseconds(mine, run.stopwatch)
     for name, steps in peers.items():
-        yield _row(steps, samples[name], run.stopwatch)
+        counts = None if steps.cache is None else steps.cache.statistics()
+        on_device, in_all = (counts.device_bytes, counts.bytes) if counts else (0, 0)
+        yield {
+            "workload": workload.base.name,
+            "cache": name,
+            **Timing([*samples[name].values()]).columns,
+            **split(workload, inputs, name, run.stopwatch),
+            "gpu_mib": on_device / 2**20,
+            "host_mib": (in_all - on_device) / 2**20,
+            "hit_rate": counts.hit_rate if counts else 0.0,
+            "calls": workload.calls,
+            "samples_ms": samples[name],
+            "statistics": asdict(counts) if counts else None,
+        }
 
 
-def _row(steps: Steps, samples: dict[str, float], stopwatch: Stopwatch) -> Row:
-    workload = steps.workload
-    counts = None if steps.cache is None else steps.cache.statistics()
-    on_device, in_all = (counts.device_bytes, counts.bytes) if counts else (0, 0)
-    numbers = range(min(_SPLIT_STEPS, len(workload.lengths)) if workload.is_changing else 50)
-    renewed = Steps(workload, steps.inputs, steps.name)
-    warm = 0 if workload.is_changing else WARM_STEPS
-    return {
-        "workload": workload.name,
-        "cache": steps.name,
-        **summarize(list(samples.values()), len(samples)).columns,
-        **split(renewed, numbers, warm, stopwatch),
-        "gpu_mib": on_device / 2**20,
-        "host_mib": (in_all - on_device) / 2**20,
-        "hit_rate": counts.hit_rate if counts else 0.0,
-        "calls": workload.calls,
-        "samples_ms": samples,
-        "statistics": asdict(counts) if counts else None,
-    }
+class Steps:
+    """A workload's steps with one of CACHES, which is new."""
+
+    def __init__(self, workload: CacheWorkload, inputs: Inputs, name: str) -> None:
+        self._workload, self._inputs = workload, inputs
+        self._is_told = workload.is_changing and name in ("v2-announced", "v3")
+        self.cache: BasePatternCache | None = None
+        if name != "none":
+            self.cache = TieredPatternCache() if name == "v3" else PatternCache()
+
+    def call(self, step: int) -> Callable[[], object]:
+        """One call of a step, as a user makes it."""
+        seq_len = self._workload.spec(step).seq_len
+        query, key, value = (x[:, :seq_len] for x in self._inputs.qkv)
+        cache = False if self.cache is None else self.cache
+        options = {**self._workload.base.arguments, "pattern_cache": cache}
+
+        def attend() -> object:
+            if cache is False:
+                clear_planned_patterns()  # what the operators keep by themselves
+            return dilated_attention(query, key, value, **options)
+
+        return attend
+
+    def run(self, step: int) -> None:
+        """Tells a cache that is to be told what the next step's length is."""
+        if self.cache is not None and self._is_told:
+            self.cache.announce([self._workload.spec(step + 1)], self._inputs.query.device)
+        call = self.call(step)
+        for _ in range(self._workload.calls):
+            call()
+
+    def milliseconds(self, steps: Sequence[int], stopwatch: Stopwatch) -> float:
+        """A step's, on average: from the device being idle to its being idle again."""
+        return fmean(stopwatch.wall_ms(lambda step=step: self.run(step)) for step in steps)  # type: ignore[misc]
 
 
-def _measure_hits(workload: CacheWorkload, stopwatch: Stopwatch) -> Iterator[Row]:
+def clock(cache: BasePatternCache, *methods: str) -> list[float]:
+    """Milliseconds that this thread spends in methods that don't call one another, call by call."""
+    me, spent = threading.get_ident(), list[float]()
+
+    def timed(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return function(*arguments, **options)
+        finally:
+            if threading.get_ident() == me:
+                spent.append((time.perf_counter() - began) * 1e3)
+
+    for method in methods:
+        setattr(cache, method, partial(timed, getattr(cache, method)))
+    return spent
+
+
+def split(
+    workload: CacheWorkload, inputs: Inputs, name: str, stopwatch: Stopwatch
+) -> dict[str, float]:
+    """Milliseconds of the parts of a step.
+
+    planning, transfer: the host's time to plan, and to enqueue copies; of what is announced, on a
+    thread of its own. waiting: the caller's, for a plan that this thread was making. management:
+    the caller's time in the cache beyond that. kernel: the device's time for the calls.
+    """
+    steps, known, numbers = Steps(workload, inputs, name), Steps(workload, inputs, "v2"), range(100)
+    kernels, bare = [], []
+    for number in numbers:
+        call = known.call(number)
+        call()  # from here on its pattern is there
+        bare.append(stopwatch.host_ms(call))
+        stopwatch.synchronize()
+        stopwatch.flush()  # meanwhile the host enqueues the calls
+        kernels.append(stopwatch.ms(call, workload.calls))
+    parts = {f"{part}_ms": 0.0 for part in PARTS}
+    parts["kernel_ms"] = fmean(kernels) if workload.is_changing else median(kernels)
+    if steps.cache is None:
+        # The operator plans and copies within the call: what planning does not explain is transfer.
+        plans = [stopwatch.host_ms(lambda n=n: Pattern.plan(workload.spec(n))) for n in numbers]  # type: ignore[misc]
+        whole = [stopwatch.host_ms(steps.call(number)) for number in numbers]
+        rest = fmean(whole) - fmean(bare) - fmean(plans)
+        parts["planning_ms"] = fmean(plans) * workload.calls
+        parts["transfer_ms"] = max(0.0, rest) * workload.calls
+        return parts
+    for _ in range(0 if workload.is_changing else _WARM_STEPS):
+        steps.run(0)
+    inside = clock(steps.cache, "find", "lookup_missing", "announce")
+    making = clock(steps.cache, "_make", "_send")
+    before = steps.cache.statistics()
+    steps.milliseconds(numbers, stopwatch)
+    after = steps.cache.statistics()
+    for part in ("planning", "transfer", "waiting"):
+        seconds = getattr(after, f"{part}_seconds") - getattr(before, f"{part}_seconds")
+        parts[f"{part}_ms"] = seconds * 1e3 / len(numbers)
+    managing = (sum(inside) - sum(making)) / len(numbers) - parts["waiting_ms"]
+    return parts | {"management_ms": max(0.0, managing)}
+
+
+def _measure_hits(run: Run, spec: PatternSpec) -> Iterator[Row]:
     """The host's time for a look-up that finds its words there, the key's making included."""
-    spec, device = workload.spec(0), stopwatch.device
-    for name in ("v2", "v3"):
-        cache = make_cache(name)
-        assert cache is not None
-        for _ in range(WARM_STEPS):
-            cache.lookup(spec, device)
+    caches: dict[str, BasePatternCache] = {"v2": PatternCache(), "v3": TieredPatternCache()}
+    for name, cache in caches.items():
 
         def look_up(cache: BasePatternCache = cache) -> None:
             for _ in range(_HITS):
-                cache.lookup(PatternSpec(*spec), device)
+                cache.lookup(PatternSpec(*spec), run.device)
 
-        times = [stopwatch.host_ms(look_up) * 1e3 / _HITS for _ in range(7)]
-        is_hot = not isinstance(cache, TieredPatternCache) or cache.statistics().hot_hits > 0
-        yield {"cache": name, "us": min(times), "us_median": percentile(times, 50), "hot": is_hot}
+        look_up()  # plans, copies, makes the pattern hot
+        times = [run.stopwatch.host_ms(look_up) * 1e3 / _HITS for _ in range(7)]
+        yield {"cache": name, "us": min(times), "us_median": percentile(times, 50)}
 
 
-def _measure_options(run: Run, slides: CacheWorkload, options: argparse.Namespace) -> Iterator[Row]:
+def _measure_options(run: Run, slides: CacheWorkload) -> Iterator[Row]:
     """Each option of V2 on and off in turn, after one measurement of each that does not count."""
     device = run.device
     shortest = sorted(slides.spec(step) for step in range(len(slides.lengths)))[:32]
-    large = shortest[0]._replace(seq_len=options.large)
-    busy = torch.randn(2048, 2048, device=device) if device.type == "cuda" else None
+    large = shortest[0]._replace(seq_len=LARGE)
+    busy = torch.randn(2048, 2048, device=device)
 
     def announced(cache: PatternCache) -> float:
         cache.prefetch(shortest, _CPU)
@@ -150,9 +241,8 @@ def _measure_options(run: Run, slides: CacheWorkload, options: argparse.Namespac
         cache.prefetch([large], _CPU)
 
         def use() -> None:
-            if busy is not None:
-                for _ in range(100):
-                    torch.mm(busy, busy)
+            for _ in range(100 if device.type == "cuda" else 0):
+                torch.mm(busy, busy)
             _, words = cache.lookup(large, device)
             words.sum()
             sum(range(100_000))  # some milliseconds of what a program does besides
@@ -168,9 +258,8 @@ def _measure_options(run: Run, slides: CacheWorkload, options: argparse.Namespac
             run.skip("no time", option=option)
             continue
         samples: dict[bool, list[float]] = {False: [], True: []}
-        for index in range(max(2, options.rounds // 2) + 1):
+        for index in range(ROUNDS // 2 + 1):
             for is_on in (False, True) if index % 2 else (True, False):
                 samples[is_on].append(once(PatternCache(**{name: is_on})))
-        settings = {"setting": {name: True}, "absence": {name: False}, "where": where}
         times = {"off_ms": samples[False][1:], "on_ms": samples[True][1:]}
-        yield {"option": option, **settings, **times}
+        yield {"option": option, "where": where, **times}

@@ -59,13 +59,10 @@ class Monitor:
         stop = threading.Event()
 
         def loop() -> None:
-            while not stop.wait(_SAMPLE_SECONDS):
+            while self._nvml is not None and not stop.wait(_SAMPLE_SECONDS):
                 self.read(samples)
 
         thread = threading.Thread(target=loop, daemon=True)
-        if self._nvml is None:
-            yield samples
-            return
         thread.start()
         try:
             yield samples

@@ -21,12 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .peers import Impl, make_impls
+from .device_state import medians
+from .peers import IMPLS, Impl, make_impls
 from .peers.calls import Calls, Inputs, reason
-from .results import IMPLS, PASSES, PROTOCOLS, Pass, Row, Run, names
+from .results import Row, Run, names
 from .timing import (
     ISOLATED_LAUNCHES,
     PAUSE_SECONDS,
+    PROTOCOLS,
     SUSTAINED_SECONDS,
     Launch,
     Stopwatch,
@@ -38,7 +40,7 @@ from .timing import (
     rotation,
     sustained,
 )
-from .workloads import GROUPS, WORKLOADS, Ceilings, Workload, floor, nominal_flops, select
+from .workloads import GROUPS, PASSES, WORKLOADS, Pass, Workload, nominal_flops, select
 
 ON_CPU = (
     "times of the CPU kernels, for the workloads of group `cpu`; the others are made for GPUs, and "
@@ -70,14 +72,12 @@ def measure(run: Run, options: argparse.Namespace) -> None:
     isolation = {"isolated_pause_seconds": PAUSE_SECONDS, "isolated_launches": options.repeats}
     run.document["protocol"] = {"sustained_seconds": options.seconds, **isolation}
     default = ["anchors", "seed"] if run.device.type == "cuda" else ["cpu"]
-    wanted = select(options.workloads or default)
-    cases = [{"workload": w.name, "causal": causal} for w in wanted for causal in w.causal]
-    for number, what in enumerate(run.each(cases), 1):
-        case = Case(run, options, WORKLOADS[what["workload"]], what["causal"])
+    for workload, causal in run.each(select(options.workloads or default)):
+        case = Case(run, options, workload, causal)
         try:
             case.measure(impls)
         finally:
-            run.say(f"{number}/{len(cases)}  {case.line()}")
+            run.say(case.line())
             del case
             gc.collect()
             if run.device.type == "cuda":
@@ -102,12 +102,11 @@ def measure_ceilings(stopwatch: Stopwatch) -> dict[str, float]:
 
 @dataclass(slots=True)
 class Prepared:
-    """One peer on one workload: its calls for every input set, and what checking them found."""
+    """One peer on one workload: its calls for every input set, and what its first calls gave."""
 
     impl: Impl
     calls: list[Calls]
-    errors: dict[Pass, float] = field(default_factory=dict)
-    peaks: dict[Pass, float | None] = field(default_factory=dict)
+    columns: dict[Pass, Row] = field(default_factory=dict)
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
@@ -155,22 +154,14 @@ class Case:
                 self._measure_host(ready)
 
     def line(self) -> str:
-        """What was measured, in short: milliseconds by the first protocol, of each peer all passes,
-        and what the first reaches of the floor.
-        """
+        """Milliseconds by the first protocol, of each peer all passes."""
         rows = self._run.rows[self._first_row :]
-        rows = [row for row in rows if row["protocol"] == rows[0]["protocol"]]
         times: dict[str, list[str]] = {}
         for row in rows:
-            times.setdefault(row["impl"], []).append(f"{row['ms']:.4g}")
+            if row["protocol"] == rows[0]["protocol"]:
+                times.setdefault(row["impl"], []).append(f"{row['ms']:.4g}")
         peers = ", ".join(f"{impl} {' / '.join(ms)}" for impl, ms in times.items())
-        said = f"{self._workload.title(self.causal)}: {peers or 'nothing'} ms"
-        for row in rows[:1]:
-            ceilings = Ceilings(**self._run.document["ceilings"])
-            reached = floor(self._workload, self.causal, row["pass"], ceilings).ms / row["ms"]
-            passes = " / ".join(dict.fromkeys(row["pass"] for row in rows))
-            said += f" ({passes}, {row['protocol']}; {reached:.0%} of the floor)"
-        return said
+        return f"{self._workload.title(self.causal)}: {peers or 'nothing'} ms"
 
     def _skip(self, impl: Impl, error: BaseException, **pass_: str) -> None:
         self._run.skip(reason(error), **self._what, impl=impl.name, **pass_)
@@ -180,35 +171,34 @@ class Case:
         prepared = Prepared(impl, calls)
         for pass_ in self._options.passes:
             if (call := calls[0].get(pass_)) is not None:
-                self._check(prepared, pass_, call)
-                prepared.peaks[pass_] = peak_mib(call, self._run.stopwatch)
+                error = self._check(impl, calls[0], pass_, call())
+                columns = {"peak_mib": peak_mib(call, self._run.stopwatch), **error}
+                prepared.columns[pass_] = columns
         return prepared
 
-    def _check(self, prepared: Prepared, pass_: Pass, call: Launch) -> None:
-        """Compares with this library's results. Raises RuntimeError if they are not the same."""
-        result: Any = call()
-        impl, calls = prepared.impl, prepared.calls[0]
-        if result is None or not impl.same_output:
-            return
-        results = (result,) if isinstance(result, Tensor) else tuple(result)
-        results = tuple(calls.restore(x) for x in results)
+    def _check(self, impl: Impl, calls: Calls, pass_: Pass, result: Any) -> Row:
+        """The error against this library's results; RuntimeError if they are not the same."""
+        if not impl.same_output:
+            return {}
+        results = (result,) if isinstance(result, Tensor) else result
+        results = tuple(map(calls.restore, results))
         if impl.name == "ours":
             self._expected[pass_] = results
         if impl.name == "ours" or pass_ not in self._expected:
-            return
+            return {}
         error = max(map(relative_error, results, self._expected[pass_]))
-        prepared.errors[pass_] = error
         is_same = pass_ == "fwd" or impl.same_gradient
         if is_same and not error <= _TOLERANCE[pass_]:
             note = f" ({calls.note})" if calls.note else ""
             raise RuntimeError(f"{pass_} differs from ours by {error:.3g}{note}")
+        return {"relative_error": error}
 
     def _measure(self, ready: Sequence[Prepared], pass_: Pass) -> None:
         run, options = self._run, self._options
         launches: list[tuple[Prepared, Launch]] = []
         for prepared in ready:
             calls = [call for calls in prepared.calls if (call := calls.get(pass_)) is not None]
-            self._run.check_time()
+            run.check_time()
             try:
                 if prepared.impl.graphed:
                     calls = [captured(call, run.device) for call in calls]
@@ -219,7 +209,7 @@ class Case:
         for protocol in options.protocols:
             chosen = [(p, launch) for p, launch in launches if protocol in p.impl.protocols]
             calls = [launch for _, launch in chosen]
-            self._run.check_time()
+            run.check_time()
             if protocol == "isolated":
                 timings = isolated(calls, run.stopwatch, options.repeats)
             else:
@@ -241,12 +231,11 @@ class Case:
     def _add(
         self, prepared: Prepared, pass_: Pass, protocol: str, timing: Timing, **more: Any
     ) -> None:
-        row: Row = {**self._what, "impl": prepared.impl.name, "pass": pass_, "protocol": protocol}
-        row |= timing.columns
         flops = nominal_flops(self._workload, self.causal, pass_)
-        row["nominal_tflops"] = flops / timing.ms * 1e-9
-        row["peak_mib"] = prepared.peaks.get(pass_)
-        row |= {"sm_mhz": timing.sm_mhz, "watts": timing.watts, "launches": timing.launches}
-        more |= {"relative_error": prepared.errors.get(pass_)}
-        more |= {"note": prepared.calls[0].note or prepared.impl.note}
-        self._run.rows.append(row | {name: x for name, x in more.items() if x is not None})
+        if note := prepared.calls[0].note:
+            more["note"] = note
+        row = {**self._what, "impl": prepared.impl.name, "pass": pass_, "protocol": protocol}
+        row |= {**timing.columns, "nominal_tflops": flops / timing.ms * 1e-9}
+        sm_mhz, watts = medians(timing.samples)
+        row |= {"sm_mhz": sm_mhz, "watts": watts, "launches": timing.launches}
+        self._run.rows.append({**row, **prepared.columns.get(pass_, {}), **more})

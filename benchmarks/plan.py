@@ -16,7 +16,7 @@ from dilated_attention_pytorch.pattern import Pattern
 
 from .results import Document, Row, Run
 from .tables import Line, ratios, table
-from .timing import Stopwatch, summarize
+from .timing import Timing
 from .workloads import WORKLOADS, Workload
 
 ON_CPU = "all there is: planning runs on one core of the host."
@@ -35,35 +35,25 @@ def plan_workloads() -> Iterator[Workload]:
     for base in (
         replace(longnet, name="plan-128k"),
         replace(longnet, name="plan-1m", seq_len=1048576),
-        WORKLOADS["gigapath-10k"],
-        WORKLOADS["gigapath-65k"],
+        replace(WORKLOADS["gigapath-10k"], causal=(False, True)),
+        replace(WORKLOADS["gigapath-65k"], causal=(False, True)),
     ):
         for rule in ("blocked", "interleaved"):
             yield replace(base, name=f"{base.name}-{rule}", head_offsets=rule)
 
 
 def measure(run: Run, options: argparse.Namespace) -> None:
-    workloads = {workload.name: workload for workload in plan_workloads()}
-    for case in run.each([{"workload": name} for name in workloads]):
-        workload = workloads[case["workload"]]
-        rows = [_measure(workload, causal, run.stopwatch, options) for causal in (False, True)]
-        times = " / ".join(f"{row['ms']:.3g}" for row in rows)
-        run.say(f"{workload.name}: {times} ms (not causal / causal)")
-        run.rows.extend(rows)
-
-
-def _measure(
-    workload: Workload, causal: bool, stopwatch: Stopwatch, options: argparse.Namespace
-) -> Row:
-    """The time of a plan from its specification to its words, and its counts."""
-    spec = workload.spec(causal)
-    pattern = Pattern.plan(spec)
-    times: list[float] = []
-    while len(times) < _MIN_CALLS or sum(times) < options.seconds * 1e3:
-        times.append(stopwatch.ms(lambda: Pattern.plan(spec)))
-    row: Row = {"workload": workload.name, "seq_len": workload.seq_len, "heads": workload.heads}
-    row |= {"causal": causal, **summarize(times, len(times)).columns, "calls": len(times)}
-    return row | pattern.report()
+    """From a specification to its words, and their counts."""
+    for workload, causal in run.each(plan_workloads()):
+        spec = workload.spec(causal)
+        report = Pattern.plan(spec).report()
+        times: list[float] = []
+        while len(times) < _MIN_CALLS or sum(times) < options.seconds * 1e3:
+            times.append(run.stopwatch.ms(lambda spec=spec: Pattern.plan(spec)))  # type: ignore[misc]
+        row: Row = {"workload": workload.name, "seq_len": workload.seq_len}
+        row |= {"heads": workload.heads, "causal": causal, **Timing(times).columns}
+        run.rows.append({**row, "calls": len(times), **report})
+        run.say(f"{workload.title(causal)}: {row['ms']:.3g} ms")
 
 
 def _line(row: Row) -> Line:
@@ -79,8 +69,6 @@ def _line(row: Row) -> Line:
 
 def planning_section(documents: Sequence[Document]) -> str:
     """The newest run of `bench plan`."""
-    if not documents:
-        return ""
     document = documents[-1]
     source = f"* {document['device']}, one core; commit {document['commit'][:12]}, "
     return f"{table(map(_line, document['rows']))}\n\n{source}{document['date'][:10]}."

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .cache_steps import PARTS
-from .cache_tables import by_workload, compare_rows, samples_of_both
+from .cache_tables import by_workload, compare_caches
+from .caches import PARTS
+from .peers import IMPLS
 from .readme_tables import PEERS, Case
-from .results import IMPLS, Document
+from .results import Document
 from .tables import Figures, shape
-from .workloads import Ceilings, Workload, floor
+from .workloads import Workload, floors
 
 Measured = Sequence[tuple[Workload, Document]]
 Points = dict[str, list[tuple[int, float]]]
@@ -22,7 +23,7 @@ Interval = tuple[float, float]  # begin, end; microseconds
 _FLOOR = "floor"
 EXCHANGE, COMPUTE = "exchange", "compute"
 DRAWN = "drawn"  # the annotation of the launch that is drawn; nothing comes after it
-_EXCHANGE_NAMES = ("nccl", "gloo", "memcpy peer", "memcpy ptop")
+_EXCHANGE_NAMES = ("nccl", "memcpy peer", "memcpy ptop")
 
 
 def _axes(width: float, height: float, **options: Any) -> tuple[Any, Any]:
@@ -37,7 +38,7 @@ def _axes(width: float, height: float, **options: Any) -> tuple[Any, Any]:
 
 def _save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format=path.suffix[1:] or "svg", metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None})
 
 
 def draw_speed(case: Case, path: Path) -> None:
@@ -71,8 +72,8 @@ def points(measured: Measured, field: str) -> Points:
             if value is not None:
                 found[impl].append((workload.seq_len, float(value)))
         if field == "ms":
-            least = floor(workload, False, "fwd", Ceilings(**document["ceilings"]))
-            found[_FLOOR].append((workload.seq_len, least.ms))
+            least = max(floors(workload, False, "fwd", document["ceilings"]))
+            found[_FLOOR].append((workload.seq_len, least))
     return {name: values for name, values in found.items() if values}
 
 
@@ -102,18 +103,14 @@ def draw_lengths(measured: Measured, folder: Path) -> None:
 def draw_ratios(document: Document, path: Path) -> None:
     """V3's time over V2's: every round's ratio as a dot, the median and its interval beside."""
     figure, axes = _axes(6.4, 3.2)
-    drawn: list[str] = []
-    for name, rows in by_workload(document).items():
-        both = rows.get("v2", {}), rows.get("v3", {})
-        if (c := compare_rows(*both)) is None:
-            continue
-        ratios = [v3 / v2 for v2, v3 in zip(*samples_of_both(*both), strict=True)]
-        axes.plot([len(drawn)] * len(ratios), ratios, ".", color="0.7", zorder=1)
+    workloads = by_workload(document)
+    for place, rows in enumerate(workloads.values()):
+        c = compare_caches(rows)
+        axes.plot([place] * len(c.ratios), c.ratios, ".", color="0.7", zorder=1)
         errors = [[c.ratio - c.low], [c.high - c.ratio]]
-        axes.errorbar(len(drawn), c.ratio, yerr=errors, fmt="o", color="C0", capsize=6, zorder=2)
-        drawn.append(name)
+        axes.errorbar(place, c.ratio, yerr=errors, fmt="o", color="C0", capsize=6, zorder=2)
     axes.axhline(1.0, color="k", linewidth=0.8, linestyle="--")
-    axes.set_xticks(range(len(drawn)), drawn)
+    axes.set_xticks(range(len(workloads)), workloads)
     axes.set_ylabel("V3 / V2, time of a step")
     axes.grid(alpha=0.3, axis="y")
     _save(figure, path)
@@ -122,14 +119,15 @@ def draw_ratios(document: Document, path: Path) -> None:
 def draw_splits(document: Document, path: Path) -> None:
     """Where a step's time goes: bars of its parts for each cache, in shares of V2's step."""
     figure, axes = _axes(6.4, 4.2)
-    labels, place = [], 0.0
+    labels, place = list[tuple[float, str]](), 0.0
     for name, rows in by_workload(document).items():
-        whole = rows.get("v2", {}).get("ms")
-        for cache, row in rows.items() if whole else ():
+        whole = rows["v2"]["ms"]
+        for cache, row in rows.items():
             left = 0.0
             for number, part in enumerate(PARTS):
                 share = row[f"{part}_ms"] / whole
-                axes.barh(place, share, left=left, color=f"C{number}", label=part)
+                label = "" if labels else part  # the legend's, once
+                axes.barh(place, share, left=left, color=f"C{number}", label=label)
                 left += share
             axes.plot(row["ms"] / whole, place, "k|", markersize=10)
             labels.append((place, f"{name}, {cache}"))
@@ -137,30 +135,22 @@ def draw_splits(document: Document, path: Path) -> None:
         place -= 0.5
     axes.set_yticks([at for at, _ in labels], [label for _, label in labels], fontsize=8)
     axes.set_xlabel("host's and GPU's time as a share of V2's step; the mark is the step")
-    handles, names = axes.get_legend_handles_labels()
-    first = dict(zip(reversed(names), reversed(handles), strict=True))
-    axes.legend([first[part] for part in PARTS if part in first], PARTS, frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.3, axis="x")
     _save(figure, path)
 
 
 def read_trace(trace: Mapping[str, Any]) -> dict[str, list[Interval]]:
-    """What the device did, as exchange and compute; on a trace without a GPU, what the host did."""
+    """What the GPU did, as exchange and compute."""
     events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
-    start = min((float(e["ts"]) for e in events if e["name"] == DRAWN), default=0.0)
-    events = [event for event in events if float(event["ts"]) >= start and event["name"] != DRAWN]
-    device = [e for e in events if e.get("cat") in ("kernel", "gpu_memcpy")]
+    start = min(float(event["ts"]) for event in events if event["name"] == DRAWN)
     found: dict[str, list[Interval]] = {EXCHANGE: [], COMPUTE: []}
-    for event in device or [e for e in events if e.get("cat") in ("cpu_op", "user_annotation")]:
-        name = str(event["name"]).lower()
-        is_exchange = any(part in name for part in _EXCHANGE_NAMES)
-        if not device and not is_exchange and "dilated::" not in name:
-            continue
-        if "dilated::ring" in name:  # contains all others
-            continue
-        begin = float(event["ts"])
-        interval = (begin, begin + float(event["dur"]))
-        found[EXCHANGE if is_exchange else COMPUTE].append(interval)
+    for event in events:
+        begin, name = float(event["ts"]), str(event["name"]).lower()
+        if begin >= start and event.get("cat") in ("kernel", "gpu_memcpy"):
+            is_exchange = any(part in name for part in _EXCHANGE_NAMES)
+            interval = (begin, begin + float(event["dur"]))
+            found[EXCHANGE if is_exchange else COMPUTE].append(interval)
     return found
 
 
@@ -176,14 +166,10 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def hidden(exchange: Sequence[Interval], compute: Sequence[Interval]) -> float:
-    """The share of the exchange's time in which something was computed; 1 without exchange."""
-    total = sum(end - begin for begin, end in union(exchange))
-    covered = sum(
-        max(0.0, min(end, stop) - max(begin, start))
-        for begin, end in union(exchange)
-        for start, stop in union(compute)
-    )
-    return covered / total if total else 1.0
+    """The share of the exchange's time in which something was computed."""
+    every = (exchange, compute, [*exchange, *compute])
+    alone, computing, either = (sum(end - begin for begin, end in union(some)) for some in every)
+    return (alone + computing - either) / alone
 
 
 def draw_timeline(trace: Path, picture: Path) -> None:

@@ -9,9 +9,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .results import BOTH, Document, Pass, Row
-from .tables import Figures, Line, commit_line, mib, newest, number, shape, table
-from .workloads import WORKLOADS, distinct_flops
+from .results import Document, Row
+from .tables import Figures, Line, commit_line, mib, newest, number, passes, shape, table
+from .workloads import BOTH, WORKLOADS, Pass, distinct_flops
 
 # Workload, causal, what it stands for.
 _ROWS = (
@@ -26,6 +26,7 @@ PEERS = {
     "sdpa-views": "PyTorch's kernels branch by branch",
     "full-attention": "full attention",
 }
+ALL = ("ours", *PEERS)
 _COST = {"sdpa-views": ", each shape captured as a CUDA graph"}
 _PICTURE = "![Milliseconds of this library and its peers, LongNet's branches](docs/speed.svg)"
 _LEGEND = (
@@ -45,30 +46,24 @@ class Case(Figures):
         graphed = super().row("ours-graph", pass_) if impl == "ours" else {}
         return graphed or super().row(impl, pass_)
 
-    @property
-    def is_graphed(self) -> bool:
-        return bool(super().row("ours-graph", "fwd"))
-
-    def is_fastest(self, impl: str, pass_: str) -> bool:
-        times = [row["ms"] for i in ("ours", *PEERS) if (row := self.row(i, pass_))]
-        return bool(self.row(impl, pass_).get("ms", math.inf) == min(times, default=None))
-
     def beats_ours(self, impl: str) -> bool:
-        pairs = [(self.row(impl, pass_), self.row("ours", pass_)) for pass_ in BOTH]
-        return any(peer and ours and peer["ms"] < ours["ms"] for peer, ours in pairs)
+        times = [[self.row(x, pass_).get("ms") for x in (impl, "ours")] for pass_ in BOTH]
+        return any(peer and ours and peer < ours for peer, ours in times)
 
     def times(self, impl: str) -> str:
         return " / ".join(self.ms(impl, pass_) for pass_ in BOTH)
 
     def cell(self, impl: str) -> str:
-        """Where launches are short, ours is in a CUDA graph, and a plain call beside it."""
+        """The fastest is bold; a plain call of ours stands beside that in a graph."""
         cells = []
         for pass_ in BOTH:
-            text = self.ms(impl, pass_)
-            text = f"**{text}**" if self.is_fastest(impl, pass_) else text
-            if text != "-" and impl == "ours" and self.workload.group == "seed":
+            row, text = self.row(impl, pass_), self.ms(impl, pass_)
+            if row and all(row["ms"] <= self.row(i, pass_).get("ms", math.inf) for i in ALL):
+                text = f"**{text}**"
+            if row and impl == "ours" and self.workload.group == "seed":
                 plain = number(super().row("ours", pass_))
-                text = f"{text} (call {plain})" if self.is_graphed else f"call {text}"
+                is_graphed = row["impl"] == "ours-graph"
+                text = f"{text} (call {plain})" if is_graphed else f"call {text}"
             cells.append(text)
         return "-" if {*cells} == {"-"} else " / ".join(cells)
 
@@ -95,8 +90,6 @@ def readme_section(documents: Sequence[Document], on_cpu: Sequence[Document]) ->
         for name, causal, text in _ROWS
         if (document := newest(documents, name)) is not None
     ]
-    if not lines:
-        return ""
     sources = [
         f"{d['device']}, torch {d['versions'].get('torch')}. {commit_line(d)}"
         for d in (line.document for line in lines)
@@ -151,20 +144,11 @@ def _cpu_line(figures: Figures, pass_: Pass) -> Line:
 
 def cpu_section(documents: Sequence[Document]) -> str:
     """The newest run of each number of threads."""
-    chosen = {d["threads"]: d for d in documents}
-    lines = [
-        _cpu_line(figures, pass_)
-        for _, document in sorted(chosen.items())
-        for workload in WORKLOADS.values()
-        for figures in (Figures(document, workload, causal) for causal in workload.causal)
-        for pass_ in BOTH
-        if workload.group == "cpu" and figures.row("ours", pass_)
-    ]
-    if not lines:
-        return ""
+    chosen = [d for _, d in sorted({d["threads"]: d for d in documents}.items())]
+    workloads = [workload for workload in WORKLOADS.values() if workload.group == "cpu"]
+    lines = [_cpu_line(*each) for each in passes((w, d) for d in chosen for w in workloads)]
     sources = [
-        f"* {d['device']}; torch {d['versions'].get('torch')}. {commit_line(d)}"
-        for _, d in sorted(chosen.items())
+        f"* {d['device']}; torch {d['versions'].get('torch')}. {commit_line(d)}" for d in chosen
     ]
     said = "Milliseconds; GFLOP/s count each pair once. -: not measured."
     return "\n".join([table(lines), "", said, "", *dict.fromkeys(sources)])

@@ -8,15 +8,16 @@ Running it twice changes nothing.
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import plots
-from .cache_tables import caches_sections
+from .cache_tables import CACHES_SECTIONS
 from .plan import planning_section
 from .readme_tables import Case, cpu_section, readme_section
-from .results import RESULTS, ROOT, Document, Row, read
+from .results import RESULTS, ROOT, Document, Row
 from .ring import ring_section
 from .tables import floors_section, measured, measurements_section, newest, summary_section
 from .workloads import WORKLOADS
@@ -30,13 +31,15 @@ _NOTHING = "No measurement is committed in [benchmarks/results]({up}benchmarks/r
 _SPEED_WORKLOAD = "longnet-128k"
 
 
-def load(folder: Path, name: str = "ops", device_type: str = "cuda") -> list[Document]:
+def load(folder: Path, name: str, device_type: str = "cuda") -> list[Document]:
     """The runs of a benchmark on one type of device, oldest first, those that belong together
     joined: of one commit, on one device and day.
     """
+    paths = sorted(folder.glob(f"{name}-*.json"))
+    documents = [json.loads(path.read_text()) | {"file": path.name} for path in paths]
     runs: dict[tuple[Any, ...], list[Document]] = {}
-    for document in read(folder, name):
-        if document.get("device_type", "cuda") == device_type:
+    for document in sorted(documents, key=lambda document: str(document["date"])):
+        if document.get("device_type") == device_type:
             what = [document[key] for key in ("commit", "device", "driver")]
             key = (*what, document["date"][:10], document.get("threads"))
             runs.setdefault(key, []).append(document)
@@ -66,24 +69,30 @@ def replace_section(text: str, name: str, body: str) -> str:
 
 def sections(results: Path) -> dict[str, dict[str, str]]:
     """What is generated: file, section, text, which is empty where nothing was measured."""
-    operations, on_cpu = load(results), load(results, device_type="cpu")
+    operations, on_cpu = load(results, "ops"), load(results, "ops", "cpu")
     caches = load(results, "caches")
+
+    def text(make: Callable[..., str], *documents: Sequence[Document]) -> str:
+        return make(*documents) if documents[0] else ""
+
     return {
-        "README.md": {"benchmarks": readme_section(operations, on_cpu)},
+        "README.md": {"benchmarks": text(readme_section, operations, on_cpu)},
         "docs/performance.md": {
-            "summary": summary_section(operations),
-            "floors": floors_section(operations),
-            "measurements": measurements_section(operations),
-            "cpu": cpu_section(on_cpu),
-            "planning": planning_section(read(results, "plan")),
+            "summary": text(summary_section, operations),
+            "floors": text(floors_section, operations),
+            "measurements": text(measurements_section, operations),
+            "cpu": text(cpu_section, on_cpu),
+            "planning": text(planning_section, load(results, "plan", "cpu")),
         },
-        "docs/ring.md": {"measurements": ring_section(load(results, "ring"))},
-        "docs/caches.md": caches_sections(caches[-1] if caches else None),
+        "docs/ring.md": {"measurements": text(ring_section, load(results, "ring"))},
+        "docs/caches.md": {
+            name: make(caches[-1]) if caches else "" for name, make in CACHES_SECTIONS.items()
+        },
     }
 
 
 def draw(results: Path, docs: Path) -> None:
-    operations, caches = load(results), load(results, "caches")
+    operations, caches = load(results, "ops"), load(results, "caches")
     if (document := newest(operations, _SPEED_WORKLOAD)) is not None:
         case = Case(document, WORKLOADS[_SPEED_WORKLOAD], False)
         plots.draw_speed(case, docs / "speed.svg")

@@ -16,25 +16,17 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 
 from .timing import Stopwatch
+from .workloads import Workload
 
 Document = dict[str, Any]
 Row = dict[str, Any]
-Pass = Literal["fwd", "bwd", "fwd+bwd", "host"]
-Protocol = Literal["sustained", "isolated"]
-PASSES: tuple[Pass, ...] = get_args(Pass)
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
-BOTH: tuple[Pass, ...] = ("fwd", "fwd+bwd")
-IMPLS = (
-    *("ours", "ours-graph", "torchscale", "sdpa-views", "library-bound-cudnn"),
-    *("library-bound-fa4", "flex", "full-attention"),
-)
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -57,13 +49,6 @@ def write(path: Path, document: Mapping[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text("{\n" + ",\n".join(fields) + "\n}\n")
     os.replace(temporary, path)
-
-
-def read(folder: Path, name: str) -> list[Document]:
-    """The results files of one benchmark, oldest first, each with its name as `file`."""
-    paths = sorted(folder.glob(f"{name}-*.json"))
-    documents = [json.loads(path.read_text()) | {"file": path.name} for path in paths]
-    return sorted(documents, key=lambda document: str(document["date"]))
 
 
 def find(rows: Iterable[Row], **wanted: Any) -> Row:
@@ -92,7 +77,7 @@ class Run:
         self.stopwatch = Stopwatch(device)
         self._began = time.monotonic()
         self._deadline: float = self._began + options.budget_seconds
-        self._left: list[Mapping[str, Any]] = []
+        self._left: list[tuple[Workload, bool]] = []
         now = datetime.datetime.now(datetime.timezone.utc)
         clocks = self.stopwatch.monitor.describe()
         self.document: Document = {
@@ -112,18 +97,18 @@ class Run:
         self.path: Path = options.out / ("-".join(part for part in parts if part) + ".json")
 
     def each(
-        self, cases: Sequence[Mapping[str, Any]], is_over: Callable[[], bool] | None = None
-    ) -> Iterator[Mapping[str, Any]]:
-        """The cases, as long as there is time; `finish` names in the file those that are left."""
-        self._left = list(cases)
+        self, workloads: Iterable[Workload], is_over: Callable[[], bool] | None = None
+    ) -> Iterator[tuple[Workload, bool]]:
+        """Causal or not, as long as there is time; `finish` names in the file what is left."""
+        self._left = [(workload, causal) for workload in workloads for causal in workload.causal]
         while self._left and not (is_over or self.is_late)():
             yield self._left[0]
             del self._left[0]
             self.write()
 
     def finish(self) -> None:
-        for case in self._left:
-            self.skip("not finished", **case)
+        for workload, causal in self._left:
+            self.skip("not finished", workload=workload.name, causal=causal)
         if self._left:
             self.say(f"the time is up; not finished: {len(self._left)}")
         self.document["complete"] = not self._left

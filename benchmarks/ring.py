@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,10 +24,10 @@ from dilated_attention_pytorch.ring.group.communicator import Communicator
 from .peers.calls import Calls, Inputs, reason
 from .peers.ring import NAMES, SINGLE, STRATEGIES, Case, prepare, without_exchange
 from .plots import DRAWN
-from .results import BOTH, Document, Pass, Row, Run, names
+from .results import Document, Row, Run, names
 from .tables import Line, commit_line, mib, number, table
-from .timing import Launch, Stopwatch, Timing, peak_mib, summarize
-from .workloads import WORKLOADS
+from .timing import Launch, Stopwatch, Timing, peak_mib
+from .workloads import BOTH, WORKLOADS, Pass
 
 ON_CPU = "what travels is that of GPUs; the times are those of gloo and of the CPU kernels."
 BUDGET_SECONDS = 600.0
@@ -92,8 +91,8 @@ class Bench:
                     with without_exchange():
                         alone[name] += self._turn(launch)
         for name, fact in zip(peers, facts, strict=True):
-            timing = self._summarize(times[name])
-            exposed = timing.ms - self._summarize(alone[name]).ms if name in alone else None
+            timing = Timing(self.largest(times[name]))
+            exposed = timing.ms - Timing(self.largest(alone[name])).ms if name in alone else None
             yield {**timing.columns, "exposed_comm_ms": exposed, **fact}
 
     def _facts(self, name: str, launch: Launch, sent: Callable[[], int]) -> Row:
@@ -124,9 +123,6 @@ class Bench:
         self._stopwatch.synchronize()
         return self._stopwatch.ms(launch)
 
-    def _summarize(self, times: Sequence[float]) -> Timing:
-        return summarize(self.largest(times), len(times))
-
 
 def trace(launch: Launch, stopwatch: Stopwatch, path: Path) -> None:
     """A launch under the profiler, which `bench timeline` draws.
@@ -141,52 +137,42 @@ def trace(launch: Launch, stopwatch: Stopwatch, path: Path) -> None:
     profiler.export_chrome_trace(str(path))
 
 
-def start(wanted: Sequence[str], case: Case) -> tuple[dict[str, Calls], dict[str, str]]:
-    """Those that ran once, and why the others did not: a peer that fails, fails on all ranks."""
-    peers, skipped = {}, {}
-    for name in wanted:
-        try:
-            calls = prepare(name, case)
-            for launch in filter(None, map(calls.get, BOTH)):
-                launch()
-            peers[name] = calls
-        except Exception as error:  # of a first launch; it must not end the run
-            skipped[name] = reason(error)
-    return peers, skipped
-
-
 def measure(run: Run, options: argparse.Namespace) -> None:
     group = connect(run.device)
     try:
         bench = Bench(group, run.stopwatch, options)
         run.document |= {"world_size": group.size(), "protocol": bench.protocol}
         wanted = [WORKLOADS[name] for name in options.workloads]
-        cases = [{"workload": w.name, "causal": causal} for w in wanted for causal in w.causal]
-        for what in run.each(cases, lambda: bench.largest([run.is_late()]) > [0.0]):  # ranks agree
-            _measure_case(run, options, bench, what)
+        if options.seq_len:
+            wanted = [replace(workload, seq_len=options.seq_len) for workload in wanted]
+        are_late = lambda: bench.largest([run.is_late()]) > [0.0]  # noqa: E731 - all, or none
+        for workload, causal in run.each(wanted, are_late):
+            inputs = Inputs.make(workload, run.device)
+            _measure_case(run, options, bench, Case(workload, causal, inputs, bench.group))
     finally:
         dist.destroy_process_group()
 
 
-def _measure_case(
-    run: Run, options: argparse.Namespace, bench: Bench, what: Mapping[str, Any]
-) -> None:
-    workload = WORKLOADS[what["workload"]]
-    workload = replace(workload, seq_len=options.seq_len or workload.seq_len)
-    case = Case(workload, what["causal"], Inputs.make(workload, run.device), bench.group)
-    peers, skipped = start(options.strategies, case)
-    for name, why in skipped.items():
-        run.skip(why, **what, strategy=name)
+def _measure_case(run: Run, options: argparse.Namespace, bench: Bench, case: Case) -> None:
+    what = {"workload": case.workload.name, "causal": case.is_causal}
+    peers: dict[str, Calls] = {}
+    for name in options.strategies:
+        try:
+            calls = prepare(name, case)
+            for launch in filter(None, map(calls.get, BOTH)):
+                launch()
+            peers[name] = calls
+        except Exception as error:  # a peer that fails, fails on all ranks: the others go on
+            run.skip(reason(error), **what, strategy=name)
     for pass_ in BOTH:
         times = []
         for name, row in zip(peers, bench.rows(peers, pass_), strict=True):
             ranks = 1 if name == SINGLE else bench.group.size()
-            who = {"strategy": name, "world_size": ranks, "pass": pass_}
-            run.rows.append({**what, **who, **row})
+            run.rows.append({**what, "strategy": name, "world_size": ranks, "pass": pass_, **row})
             times.append(f"{name} {row['ms']:.4g}")
-        run.say(f"{workload.title(case.is_causal)}: {', '.join(times)} ms ({pass_})")
+        run.say(f"{case.workload.title(case.is_causal)}: {', '.join(times)} ms ({pass_})")
     for name, calls in peers.items() if options.trace else ():
-        file = f"{workload.name}-{name}-{'causal' if case.is_causal else 'full'}"
+        file = f"{case.workload.name}-{name}-{'causal' if case.is_causal else 'full'}"
         path = options.trace / f"{file}-rank{bench.group.rank()}.json"
         trace(calls.both or calls.forward, run.stopwatch, path)
 
@@ -221,7 +207,7 @@ def ring_section(documents: Sequence[Document]) -> str:
     """For each kind of device, every peer's newest run."""
     devices = dict.fromkeys(document["device"] for document in documents)
     parts = [_table([d for d in documents if d["device"] == device]) for device in devices]
-    return "\n\n".join([*parts, _LEGEND]) if parts else ""
+    return "\n\n".join([*parts, _LEGEND])
 
 
 def _line(peer: Peer, rows: Sequence[Row]) -> Line:
@@ -255,9 +241,9 @@ def _table(documents: Sequence[Document]) -> str:
 
 
 def _source(document: Document) -> str:
-    source = f"* {document['device']}, driver {document['driver']}; torch "
-    source += f"{document['versions']['torch']}. {commit_line(document)[:-1]}"
-    if protocol := document.get("protocol"):
-        source += f"; {protocol['turns']} turns of {protocol['launches_a_turn']} launches, each "
-        source += f"after {protocol['settle_seconds']} s"
-    return f"{source}."
+    protocol = document["protocol"]
+    return (
+        f"* {document['device']}, driver {document['driver']}; torch "
+        f"{document['versions']['torch']}. {commit_line(document)[:-1]}; {protocol['turns']} turns "
+        f"of {protocol['launches_a_turn']} launches, each after {protocol['settle_seconds']} s."
+    )

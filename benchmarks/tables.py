@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .results import BOTH, PASSES, Document, Pass, Row, find
-from .workloads import WORKLOADS, Ceilings, Workload, floor, pairs
+from .results import Document, Row, find
+from .workloads import BOTH, PASSES, WORKLOADS, Pass, Workload, floors, pairs
 
 Line = dict[str, str]  # of a table: what stands under each of its titles
 DEFAULT_GROUPS = ("anchors", "seed")
 
 
-def table(lines: Iterable[Line], keeps_empty: bool = True) -> str:
-    """Lines with the same titles; else without the columns that have no figure."""
+def table(lines: Iterable[Line]) -> str:
+    """Lines with the same titles, without the columns that have no figure."""
     lines = list(lines)
-    head = [x for x in lines[0] if keeps_empty or any(line[x] != "-" for line in lines)]
+    head = [title for title in lines[0] if any(line[title] != "-" for line in lines)]
     rows = [head, ["---"] * len(head), *([line[title] for title in head] for line in lines)]
     return "\n".join(f"| {' | '.join(map(str.strip, row))} |" for row in rows)
 
@@ -79,8 +79,16 @@ def measured(
     documents: Sequence[Document], groups: Collection[str]
 ) -> list[tuple[Workload, Document]]:
     """The groups' workloads that some run measured, each with the newest such run."""
-    chosen = [(w, newest(documents, w.name)) for w in WORKLOADS.values() if w.group in groups]
-    return [(workload, document) for workload, document in chosen if document is not None]
+    workloads = [workload for workload in WORKLOADS.values() if workload.group in groups]
+    return [(w, document) for w in workloads if (document := newest(documents, w.name))]
+
+
+def passes(measured: Iterable[tuple[Workload, Document]]) -> Iterator[tuple[Figures, Pass]]:
+    """What there is of this library, causal or not, forward and with the backward."""
+    for workload, document in measured:
+        for causal in workload.causal:
+            figures = Figures(document, workload, causal)
+            yield from ((figures, pass_) for pass_ in BOTH if figures.row("ours", pass_))
 
 
 def commit_line(document: Document) -> str:
@@ -104,8 +112,8 @@ def _run_lines(documents: Iterable[Document]) -> list[str]:
 
 def _floor(document: Document, row: Row) -> str:
     """The longer of the two floors at the document's ceilings, and what the row reaches of it."""
-    workload, ceilings = WORKLOADS[row["workload"]], Ceilings(**document["ceilings"])
-    ms = floor(workload, row["causal"], row["pass"], ceilings).ms
+    workload, ceilings = WORKLOADS[row["workload"]], document["ceilings"]
+    ms = max(floors(workload, row["causal"], row["pass"], ceilings))
     return f"{ms:.3g}, {100 * ms / row['ms']:.0f} %" if ms else "-"
 
 
@@ -142,17 +150,11 @@ def _summary(documents: Sequence[Document], legend: str) -> list[str]:
     was measured.
     """
     chosen = measured(documents, DEFAULT_GROUPS)
-    lines = [
-        _summary_line(figures, pass_)
-        for workload, document in chosen
-        for figures in (Figures(document, workload, causal) for causal in workload.causal)
-        for pass_ in BOTH
-        if figures.row("ours", pass_)
-    ]
+    lines = [_summary_line(*each) for each in passes(chosen)]
     if not lines:
         return []
     runs = _run_lines(document for _, document in chosen)
-    return [table(lines, keeps_empty=False), "", legend, "", *_host_sentence(documents), *runs]
+    return [table(lines), "", legend, "", *_host_sentence(documents), *runs]
 
 
 def summary_section(documents: Sequence[Document]) -> str:
@@ -193,8 +195,6 @@ def _measurement(document: Document, row: Row) -> Line:
 def measurements_section(documents: Sequence[Document]) -> str:
     """Every row of the newest run of each workload; then other devices, in short."""
     chosen = measured(documents, {w.group for w in WORKLOADS.values()})
-    if not chosen:
-        return ""
     lines = [
         _measurement(document, row)
         for workload, document in chosen
@@ -210,30 +210,28 @@ def measurements_section(documents: Sequence[Document]) -> str:
     return "\n".join(body)
 
 
-def _floor_line(workload: Workload, causal: bool, ceilings: Ceilings) -> Line:
-    count = pairs(workload, causal)
-    floors = [floor(workload, causal, pass_, ceilings) for pass_ in PASSES[:2]]
-    forward, backward = (f"{least.arithmetic_ms:.3g} / {least.bytes_ms:.3g}" for least in floors)
+def _floor_line(workload: Workload, causal: bool, ceilings: Mapping[str, float]) -> Line:
+    forward, backward = (floors(workload, causal, pass_, ceilings) for pass_ in PASSES[:2])
     return {
         "workload": workload.title(causal),
         "shape B x N x H x D": shape(workload),
         "segments; rates": f"{str(workload.segment_lengths)[1:-1]}; "
         f"{str(workload.dilation_rates)[1:-1]}",
         "offsets": workload.head_offsets,
-        **ratios(count),
-        "forward": forward,
-        "backward": backward,
+        **ratios(pairs(workload, causal)),
+        "forward": "{:.3g} / {:.3g}".format(*forward),
+        "backward": "{:.3g} / {:.3g}".format(*backward),
     }
 
 
 def floors_section(documents: Sequence[Document]) -> str:
-    """What each workload costs at least, at the newest run's ceilings, else an H200's."""
-    ceilings = Ceilings(**documents[-1]["ceilings"]) if documents else Ceilings()
-    origin = "as measured beside the newest results" if documents else "an H200's"
-    rates = f"{ceilings.matmul_tflops:.0f} TFLOP/s and {ceilings.copy_gbps / 1000:.2f} TB/s"
+    """What each workload costs at least, at the newest run's ceilings."""
+    ceilings = documents[-1]["ceilings"]
     legend = (
-        f"At {rates}, {origin}. Arithmetic / bytes, in milliseconds; nominal / distinct is "
-        "what computing shared pairs once saves, computed / distinct what tiles of 64 x 64 add."
+        f"At {ceilings['matmul_tflops']:.0f} TFLOP/s and {ceilings['copy_gbps'] / 1000:.2f} TB/s, "
+        "as measured beside the newest results. Arithmetic / bytes, in milliseconds; nominal / "
+        "distinct is what computing shared pairs once saves, computed / distinct what tiles of "
+        "64 x 64 add."
     )
     workloads = [w for w in WORKLOADS.values() if w.group != "cpu"]
     lines = [_floor_line(w, causal, ceilings) for w in workloads for causal in w.causal]

@@ -12,16 +12,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import cycle
+from dataclasses import dataclass, field
+from itertools import cycle, pairwise
 from typing import Any
 
 import torch
 
-from .device_state import Monitor, Sample, medians
+from .device_state import Monitor, Sample
 
 Launch = Callable[[], object]
-
+PROTOCOLS = ("sustained", "isolated")
 SUSTAINED_SECONDS = 0.5
 PAUSE_SECONDS = 0.04
 ISOLATED_LAUNCHES = 7
@@ -29,23 +29,6 @@ HOST_LAUNCHES = 1000
 HOST_WARM_UP = 50
 _BATCH_SECONDS = 1e-3  # events are this far apart at least, so that recording them costs nothing
 _MIN_BATCHES = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Milliseconds per launch (median, 10th, 90th percentile), and the device's state meanwhile."""
-
-    ms: float
-    ms_p10: float
-    ms_p90: float
-    launches: int
-    sm_mhz: float | None = None
-    watts: float | None = None
-
-    @property
-    def columns(self) -> dict[str, float]:
-        """The times of a row of results."""
-        return {"ms": self.ms, "ms_p10": self.ms_p10, "ms_p90": self.ms_p90}
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -57,10 +40,23 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return below + (above - below) * (place - math.floor(place))
 
 
-def summarize(values: Sequence[float], launches: int, samples: Sequence[Sample] = ()) -> Timing:
-    """`values` are milliseconds per launch, at least one; `launches` is how many they stand for."""
-    p10, middle, p90 = (percentile(values, percent) for percent in (10, 50, 90))
-    return Timing(middle, p10, p90, launches, *medians(samples))
+@dataclass(slots=True)
+class Timing:
+    """Milliseconds per launch, how many launches they stand for, the device's state meanwhile."""
+
+    values: list[float] = field(default_factory=list)
+    launches: int = 0
+    samples: list[Sample] = field(default_factory=list)
+
+    @property
+    def ms(self) -> float:
+        return percentile(self.values, 50)
+
+    @property
+    def columns(self) -> dict[str, float]:
+        """Of a row of results: the median, the 10th and the 90th percentile."""
+        percents = {"ms": 50, "ms_p10": 10, "ms_p90": 90}
+        return {name: percentile(self.values, percent) for name, percent in percents.items()}
 
 
 class Stopwatch:
@@ -133,21 +129,15 @@ def sustained(
     launches: Sequence[Launch], stopwatch: Stopwatch, seconds: float = SUSTAINED_SECONDS
 ) -> list[Timing]:
     """Two turns each, in this order and then in the opposite one; what counts of both together."""
-    there = [_turn(launch, stopwatch, seconds) for launch in launches]
-    back = [_turn(launch, stopwatch, seconds) for launch in reversed(launches)]
-    timings = []
-    for (values, batch, samples), (more, other, rest) in zip(there, reversed(back), strict=True):
-        count = batch * len(values) + other * len(more)
-        timings.append(summarize(values + more, count, samples + rest))
+    timings = [Timing() for _ in launches]
+    there = list(zip(launches, timings, strict=True))
+    for launch, timing in there + there[::-1]:
+        _take_turn(launch, timing, stopwatch, seconds)
     return timings
 
 
-def _turn(
-    launch: Launch, stopwatch: Stopwatch, seconds: float
-) -> tuple[list[float], int, list[Sample]]:
-    """At least `seconds` of back-to-back launches. Of their second half: milliseconds per launch,
-    each the mean of a batch, how many are a batch, the device's state.
-    """
+def _take_turn(launch: Launch, timing: Timing, stopwatch: Stopwatch, seconds: float) -> None:
+    """At least `seconds` of back-to-back launches, in batches; their second half is recorded."""
     estimate = stopwatch.estimate_ms(launch)
     batch = max(1, round(_BATCH_SECONDS * 1e3 / estimate))
     ahead = 4 if estimate < 10 else 1  # batches that the host enqueues beyond the one it waits for
@@ -163,51 +153,43 @@ def _turn(
             elapsed = stopwatch.between(marks[0], marks[max(0, len(marks) - 1 - ahead)])
         at = [stopwatch.between(marks[0], mark) for mark in marks]
     halfway = (started + time.perf_counter()) / 2
-    values = [value / batch for value in second_half(at)]
-    return values, batch, [sample for sample in samples if sample.at >= halfway]
+    timing.samples += [sample for sample in samples if sample.at >= halfway]
+    values = [(b - a) / batch for a, b in pairwise(at) if b > at[-1] / 2]
+    timing.values += values
+    timing.launches += batch * len(values)
 
 
-def second_half(at: Sequence[float]) -> list[float]:
-    """Durations between consecutive times, of those that end in the second half; at least one."""
-    return [end - begin for begin, end in zip(at, at[1:], strict=False) if end > at[-1] / 2]
-
-
-def isolated(
-    launches: Sequence[Launch],
-    stopwatch: Stopwatch,
-    repeats: int = ISOLATED_LAUNCHES,
-    pause: float = PAUSE_SECONDS,
-) -> list[Timing]:
-    """Single launches `pause` seconds apart, the caches flushed before each, the peers in turn."""
+def isolated(launches: Sequence[Launch], stopwatch: Stopwatch, repeats: int) -> list[Timing]:
+    """Single launches PAUSE_SECONDS apart, the caches flushed before each, the peers in turn."""
     for launch in launches:
         launch()
-    times: list[list[float]] = [[] for _ in launches]
-    states: list[list[Sample]] = [[] for _ in launches]
+    timings = [Timing() for _ in launches]
     for _ in range(repeats):
-        for launch, values, samples in zip(launches, times, states, strict=True):
+        for launch, timing in zip(launches, timings, strict=True):
             stopwatch.synchronize()
-            time.sleep(pause)
+            time.sleep(PAUSE_SECONDS)
             stopwatch.flush()
             begin = stopwatch.mark()
             launch()
             end = stopwatch.mark()
-            stopwatch.monitor.read(samples)
-            values.append(stopwatch.between(begin, end))
-    return [summarize(v, len(v), s) for v, s in zip(times, states, strict=True)]
+            stopwatch.monitor.read(timing.samples)
+            timing.values.append(stopwatch.between(begin, end))
+            timing.launches += 1
+    return timings
 
 
-def host_times(
-    launches: Sequence[Launch], stopwatch: Stopwatch, repeats: int = HOST_LAUNCHES
-) -> list[Timing]:
+def host_times(launches: Sequence[Launch], stopwatch: Stopwatch) -> list[Timing]:
     """The host's time until each call returns, the device being idle when it starts; in turn.
 
     On the CPU that includes the work itself.
     """
-    values: list[list[float]] = [[] for _ in launches]
-    for _ in range(HOST_WARM_UP + repeats):
-        for launch, mine in zip(launches, values, strict=True):
-            mine.append(stopwatch.host_ms(launch))
-    return [summarize(mine[HOST_WARM_UP:], repeats) for mine in values]
+    timings = [Timing(launches=HOST_LAUNCHES) for _ in launches]
+    for index in range(HOST_WARM_UP + HOST_LAUNCHES):
+        for launch, timing in zip(launches, timings, strict=True):
+            ms = stopwatch.host_ms(launch)
+            if index >= HOST_WARM_UP:
+                timing.values.append(ms)
+    return timings
 
 
 def peak_mib(launch: Launch, stopwatch: Stopwatch) -> float | None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import random
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import torch
 
 from dilated_attention_pytorch import _C
 from dilated_attention_pytorch.pattern import Branch, Padding, PatternSpec, make_branches
 
-from .results import Pass
-
+Pass = Literal["fwd", "bwd", "fwd+bwd", "host"]
+PASSES: tuple[Pass, ...] = get_args(Pass)
+BOTH: tuple[Pass, ...] = ("fwd", "fwd+bwd")
 _RATES = (1, 2, 4, 8, 16)
 _LONGNET = ((2048, 4096, 8192, 16384, 32768), _RATES)
 _GIGAPATH = ((1024, 5792, 32768, 185363, 1048576), _RATES)
@@ -23,30 +25,6 @@ _WHOLE = (2048, 8192, 32768, 131072, 262144)  # one segment spans all ranks of a
 
 BACKWARD_FLOPS = 2.5  # products of the backward over those of the forward: five against two
 _FACTOR = {"fwd": 1.0, "bwd": BACKWARD_FLOPS, "fwd+bwd": 1.0 + BACKWARD_FLOPS, "host": 0.0}
-
-
-@dataclass(frozen=True, slots=True)
-class Ceilings:
-    """What one device reaches: a large bf16 matrix product, and a device-to-device copy.
-
-    The defaults are an H200's (8192^3 product; bytes read plus bytes written); a run measures its
-    own.
-    """
-
-    matmul_tflops: float = 790.0
-    copy_gbps: float = 4150.0
-
-
-@dataclass(frozen=True, slots=True)
-class Floor:
-    """Milliseconds that no implementation gets under: by its products, and by its bytes."""
-
-    arithmetic_ms: float
-    bytes_ms: float
-
-    @property
-    def ms(self) -> float:
-        return max(self.arithmetic_ms, self.bytes_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +65,7 @@ class Workload:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return dtype
+        return cast(torch.dtype, getattr(torch, self.dtype))
 
     @property
     def query_shape(self) -> tuple[int, int, int, int]:
@@ -149,6 +126,50 @@ WORKLOADS = {workload.name: workload for workload in _build()}  # most important
 GROUPS = tuple(dict.fromkeys(workload.group for workload in WORKLOADS.values()))
 
 
+@dataclass(frozen=True, slots=True)
+class CacheWorkload:
+    """What caches of patterns are compared on: steps at one length, or each at a new one.
+
+    A step is one call, or where lengths change, those of the twelve layers of GigaPath's encoder.
+    """
+
+    base: Workload
+    lengths: tuple[int, ...]
+
+    @property
+    def is_changing(self) -> bool:
+        return len(self.lengths) > 1
+
+    @property
+    def calls(self) -> int:
+        return 12 if self.is_changing else 1
+
+    def spec(self, step: int) -> PatternSpec:
+        seq_len = self.lengths[step % len(self.lengths)]
+        return self.base.spec(False)._replace(seq_len=seq_len)
+
+
+CACHE_WORKLOADS = ("seed-1024", "seed-4096", "seed-16384", "longnet-128k", "slides")
+
+
+def slide_lengths(count: int) -> tuple[int, ...]:
+    """Distinct numbers of tiles, log-normal about 6,000, of 500 to 70,000, in random order."""
+    rng, found = random.Random(0), dict[int, None]()
+    while len(found) < count:
+        length = round(6_000 * rng.lognormvariate(0.0, 1.1))
+        if 500 <= length <= 70_000:
+            found[length] = None
+    return tuple(found)
+
+
+def cache_workloads(slides: int) -> list[CacheWorkload]:
+    """Those of CACHE_WORKLOADS; the last one's lengths are `slides` many."""
+    fixed = [WORKLOADS[name] for name in CACHE_WORKLOADS[:-1]]
+    lengths = slide_lengths(slides)
+    base = replace(WORKLOADS["gigapath-10k"], name="slides", seq_len=max(lengths))
+    return [*(CacheWorkload(w, (w.seq_len,)) for w in fixed), CacheWorkload(base, lengths)]
+
+
 def select(wanted: Collection[str]) -> list[Workload]:
     """Workloads by name or by group, in the table's order."""
     return [w for w in WORKLOADS.values() if w.name in wanted or w.group in wanted]
@@ -190,8 +211,14 @@ def moved_bytes(workload: Workload, pass_: Pass) -> int:
     return {"fwd": forward, "bwd": backward, "fwd+bwd": forward + backward, "host": 0}[pass_]
 
 
-def floor(workload: Workload, causal: bool, pass_: Pass, ceilings: Ceilings) -> Floor:
-    return Floor(
-        distinct_flops(workload, causal, pass_) / ceilings.matmul_tflops * 1e-9,
-        moved_bytes(workload, pass_) / ceilings.copy_gbps * 1e-6,
+def floors(
+    workload: Workload, causal: bool, pass_: Pass, ceilings: Mapping[str, float]
+) -> tuple[float, float]:
+    """Milliseconds that no implementation gets under: by its products, and by its bytes.
+
+    ceilings: what the device reaches in a large matrix product, and in a copy.
+    """
+    return (
+        distinct_flops(workload, causal, pass_) / ceilings["matmul_tflops"] * 1e-9,
+        moved_bytes(workload, pass_) / ceilings["copy_gbps"] * 1e-6,
     )

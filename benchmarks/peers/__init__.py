@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dilated_attention_pytorch import dilated_attention
 
-from ..results import PROTOCOLS, Protocol
+from ..timing import PROTOCOLS
 from ..workloads import Workload, nominal_flops
 from . import sdpa
 from .calls import Calls, Inputs, UnsupportedError, autograd_calls
@@ -22,7 +22,6 @@ from .views import SdpaViews, library_bound, library_bound_fa4
 # Whole-sequence attention is there for scale: no launch longer than about 0.6 s on an H200, and on
 # a CPU about two seconds; and no backward past a tenth of that.
 _FULL_FLOPS = {"cuda": 3e14, "cpu": 3e11}
-_SUSTAINED: tuple[Protocol, ...] = ("sustained",)
 _GRAPH_FLOPS = 1e11  # what takes longer does not wait for the host
 
 
@@ -41,11 +40,10 @@ class Impl:
 
     name: str
     prepare: Callable[[Workload, bool, Inputs], Calls]
-    note: str | None = None
     graphed: bool = False  # many small calls: timed as one CUDA graph
     same_output: bool = True
     same_gradient: bool = True
-    protocols: tuple[Protocol, ...] = PROTOCOLS
+    protocols: tuple[str, ...] = PROTOCOLS
 
 
 def ours(workload: Workload, causal: bool, inputs: Inputs) -> Calls:
@@ -81,19 +79,20 @@ def _missing_torchscale(workload: Workload, causal: bool, inputs: Inputs) -> Cal
 
 def make_impls(torchscale: Path | None) -> dict[str, Impl]:
     """All peers in the order in which they are measured; ValueError if that is no checkout."""
-    constant = "its backward takes the branches' weights for constants"
     theirs = _missing_torchscale if torchscale is None else Torchscale(torchscale)
     bound: dict[str, Any] = {"graphed": True, "same_output": False}
-    unmerged = "all branches' attention calls, without a merge"
-    whole = "every query attends to the whole sequence"
     impls = (
         Impl("ours", ours),
         Impl("ours-graph", ours_graph, graphed=True),
-        Impl("torchscale", theirs, constant, same_gradient=False),
+        # Its backward takes the branches' weights for constants.
+        Impl("torchscale", theirs, same_gradient=False),
         Impl("sdpa-views", SdpaViews(), graphed=True),
-        Impl("library-bound-cudnn", library_bound, unmerged, **bound),
-        Impl("library-bound-fa4", library_bound_fa4, unmerged, **bound),
-        Impl("full-attention", full_attention, whole, same_output=False, protocols=_SUSTAINED),
-        Impl("flex", flex, "tokens already in class order"),
+        Impl("library-bound-cudnn", library_bound, **bound),
+        Impl("library-bound-fa4", library_bound_fa4, **bound),
+        Impl("full-attention", full_attention, same_output=False, protocols=("sustained",)),
+        Impl("flex", flex),
     )
     return {impl.name: impl for impl in impls}
+
+
+IMPLS = tuple(make_impls(None))

@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..results import Pass
-from ..workloads import Workload
+from ..workloads import Pass, Workload
 
 Triple = Sequence[Tensor]  # query, key and value, or their gradients
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # [B, N, H, D] -> [B, N, H, D]
@@ -63,27 +62,27 @@ class Calls:
     [B, N, H, D] order where the peer works in another; it is not timed.
     """
 
-    forward: Callable[[], Tensor | None]
-    backward: Callable[[], Triple | None] | None = None
-    both: Callable[[], Triple | None] | None = None
+    forward: Callable[[], Any]
+    backward: Callable[[], Any] | None = None
+    both: Callable[[], Any] | None = None
     restore: Callable[[Tensor], Tensor] = lambda x: x
     note: str | None = None  # of how this workload is computed, for the results
     sent: Callable[[], int] = lambda: 0  # bytes that this rank has sent so far
 
-    def get(self, pass_: Pass) -> Callable[[], object] | None:
+    def get(self, pass_: Pass) -> Callable[[], Any] | None:
         return {"fwd": self.forward, "bwd": self.backward, "fwd+bwd": self.both}.get(pass_)
 
 
 def make_calls(
-    forward: Callable[[], Tensor | None],
+    forward: Callable[[], object],
     attend: Callable[[], Saved],
-    gradients: Callable[[Saved, bool], Triple | None],
+    gradients: Callable[[Saved, bool], Sequence[object]],
     note: str | None = None,
 ) -> Calls:
     """attend: a forward that saves what `gradients` takes, which is told whether it is kept."""
     kept: list[Saved] = []
 
-    def backward() -> Triple | None:
+    def backward() -> Sequence[object]:
         if not kept:
             kept.append(attend())
         return gradients(kept[0], True)

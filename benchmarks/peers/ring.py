@@ -9,6 +9,7 @@ attends with this library's kernel.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 from unittest import mock
@@ -28,7 +29,7 @@ from dilated_attention_pytorch.ring.strategies.packing import Packet, count_rows
 
 from ..workloads import Workload
 from . import full_attention_share, ours
-from .calls import Calls, Inputs, Triple, UnsupportedError, autograd_calls
+from .calls import Calls, Inputs, Triple, UnsupportedError, autograd_calls, make_calls
 
 STRATEGIES = ("auto", "ring", "gather", "all_to_all")
 SINGLE, ALL_GATHER, CONTEXT_PARALLEL = "one-rank", "all-gather", "torch-context-parallel"
@@ -59,9 +60,7 @@ class Case:
     @property
     def options(self) -> dict[str, Any]:
         """Of the operators."""
-        offsets = None
-        if self.workload.head_offsets != "interleaved":
-            offsets = torch.tensor(self.workload.spec(self.is_causal).offset_table())
+        offsets = torch.tensor(self.workload.spec(self.is_causal).offset_table())
         shared = {"is_causal": self.is_causal, "padding": self.workload.padding}
         return {"head_offsets": offsets, **shared}
 
@@ -72,7 +71,7 @@ def prepare(name: str, case: Case) -> Calls:
         return _ours(case, cast(Strategy, name))
     if name == SINGLE:  # every rank computes the whole sequence, by itself
         return ours(case.workload, case.is_causal, case.inputs)
-    return AllGather(case).calls() if name == ALL_GATHER else _context_parallel(case)
+    return _all_gather(case) if name == ALL_GATHER else _context_parallel(case)
 
 
 def without_exchange() -> contextlib.AbstractContextManager[object]:
@@ -99,7 +98,7 @@ class AllGather:
     """All ranks' rows of the branches that cross ranks, to all; and gradients back, in 16 bit."""
 
     def __init__(self, case: Case) -> None:
-        self.case, self.options, self.bytes_sent = case, case.options, 0
+        self.case, self.bytes_sent = case, 0
         workload, lengths = case.workload, case.shard_lengths
         if len(set(lengths)) > 1:
             raise UnsupportedError("shards must be equal")
@@ -115,15 +114,6 @@ class AllGather:
         ]
         self.rank, self.size = case.group.rank(), case.group.size()
         self.begin, self.end = spans[self.rank]
-        branches = (workload.segment_lengths, workload.dilation_rates)
-        self.arguments = (workload.seq_len, self.begin, 0, *branches)
-
-    def calls(self) -> Calls:
-        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            out: Tensor = _GatheredAttention.apply(query, key, value, self)  # type: ignore[no-untyped-call]
-            return out
-
-        return replace(autograd_calls(attend, self.case.mine), sent=lambda: self.bytes_sent)
 
     def gather(self, rows: Tensor) -> Tensor:
         """[B, n, H, D] of each rank -> [B, N, H, D] with the rows of the crossing branches."""
@@ -166,24 +156,26 @@ def _offsets(lattice: Lattice, begin: int) -> tuple[int, ...]:
     return tuple((first + offset) % lattice.rate for offset in lattice.queries)
 
 
-class _GatheredAttention(torch.autograd.Function):
+def _all_gather(case: Case) -> Calls:
     """This rank's queries over all positions."""
+    peer, mine, options = AllGather(case), case.mine, case.options
+    workload = case.workload
+    branches = (workload.segment_lengths, workload.dilation_rates)
+    where = (workload.seq_len, peer.begin, 0, *branches)
 
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, peer: AllGather) -> Tensor:
-        far_key, far_value = peer.gather(k), peer.gather(v)
-        arguments = (q, far_key, far_value, *peer.arguments)
-        out, lse = ops.attention_block(*arguments, **peer.options)
-        ctx.save_for_backward(q, far_key, far_value, out, lse)
-        ctx.peer = peer
-        return out
+    def attend() -> list[Tensor]:
+        """Far keys and values, out, lse."""
+        far = [peer.gather(mine.key), peer.gather(mine.value)]
+        arguments: tuple[Any, ...] = (mine.query, *far, *where)
+        return [*far, *ops.attention_block(*arguments, **options)]
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        peer: AllGather = ctx.peer
-        arguments = (grads[0], None, *ctx.saved_tensors, *peer.arguments)
-        query, key, value = ops.attention_block_backward(*arguments, **peer.options)
-        return query, peer.reduce(key), peer.reduce(value), None
+    def gradients(saved: list[Tensor], _: bool) -> Triple:
+        arguments: tuple[Any, ...] = (mine.grad_out, None, mine.query, *saved, *where)
+        query, key, value = ops.attention_block_backward(*arguments, **options)
+        return query, peer.reduce(key), peer.reduce(value)
+
+    calls = make_calls(lambda: attend()[2], attend, gradients)
+    return replace(calls, sent=lambda: peer.bytes_sent)
 
 
 def _context_parallel(case: Case) -> Calls:
@@ -192,8 +184,6 @@ def _context_parallel(case: Case) -> Calls:
     from torch.distributed.tensor.experimental import context_parallel
 
     size, device = case.group.size(), case.inputs.query.device
-    if case.workload.seq_len % (2 * size):
-        raise UnsupportedError(f"seq_len must be a multiple of {2 * size}")
     if device.type != "cuda":
         raise UnsupportedError("only on GPUs: its ring has no kernels for the CPU")
     full_attention_share(case.workload, device.type, size)
@@ -210,21 +200,20 @@ def _context_parallel(case: Case) -> Calls:
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         sent[0] += steps
-        grouped = q.size(1) != k.size(1)
         attention = functional.scaled_dot_product_attention
-        return attention(q, k, v, is_causal=case.is_causal, enable_gqa=grouped)
+        return attention(q, k, v, is_causal=case.is_causal, enable_gqa=q.size(1) != k.size(1))
 
     calls = autograd_calls(attend, inputs)
 
-    def forward() -> Tensor | None:
-        unused = torch.empty(case.workload.seq_len, device=device)  # one buffer has to be given
-        with context_parallel(mesh, buffers=[unused], buffer_seq_dims=[0]):
-            return calls.forward()
+    def within(call: Any, more: int = 0) -> Callable[[], Any]:
+        def run() -> Any:
+            sent[0] += more
+            unused = torch.empty(case.workload.seq_len, device=device)  # one has to be given
+            with context_parallel(mesh, buffers=[unused], buffer_seq_dims=[0]):
+                return call()
 
-    def both() -> Triple | None:
-        unused = torch.empty(case.workload.seq_len, device=device)
-        with context_parallel(mesh, buffers=[unused], buffer_seq_dims=[0]):
-            sent[0] += 3 * steps  # in the backward again, and their gradients in float32
-            return calls.both() if calls.both else None
+        return run
 
-    return Calls(forward, None, both, sent=lambda: sent[0])
+    # Of the backward: keys and values again, and their gradients in float32.
+    both = within(calls.both, 3 * steps)
+    return Calls(within(calls.forward), None, both, sent=lambda: sent[0])

@@ -43,8 +43,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
-    path = bench.main(["ops", *FAST, "--out", str(tmp_path), *arguments])
-    assert path is not None
+    bench.main(["ops", *FAST, "--out", str(tmp_path), *arguments])
+    (path,) = tmp_path.iterdir()
     document: dict[str, Any] = json.loads(path.read_text())
     return document
 
@@ -176,21 +176,13 @@ def test_a_run_on_a_cpu_takes_its_workloads_and_says_what_it_is_for(
     said = capsys.readouterr().out.splitlines()
     assert "on a CPU: times of the CPU kernels" in said[0]
     assert len(said) == 1 + 4 + 1  # the sentence, a line for each workload, the file
-    assert re.search(r"4/4  cpu-16k, causal: ours [\d.]+, .* ms \(fwd, sustained", said[-2])
+    assert re.search(r"cpu-16k, causal: ours [\d.]+, .* ms$", said[-2])
 
 
 def test_relative_error_of_nan_passes_nothing() -> None:
     error = ops.relative_error(torch.tensor([torch.nan]), torch.tensor([1.0]))
     assert not error <= 1.0
     assert ops.relative_error(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 0.0])) == 1.0
-
-
-def test_inputs_are_the_same_for_the_same_seed_and_never_zero() -> None:
-    grouped, device = replace(TINY, kv_heads=2), torch.device("cpu")
-    first, again, other = (Inputs.make(grouped, device, seed) for seed in (0, 0, 1))
-    assert first.key.shape == (1, 64, 2, 16)
-    assert torch.equal(first.query, again.query) and not torch.equal(first.query, other.query)
-    assert all(x.std() > 0.9 for x in (*first.qkv, first.grad_out))
 
 
 def test_a_run_knows_its_commit_and_a_file_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,8 +195,8 @@ def test_a_run_knows_its_commit_and_a_file_name(monkeypatch: pytest.MonkeyPatch)
 def test_planning_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "plan_workloads", lambda: iter([TINY]))
     arguments = ["--out", str(tmp_path), "--commit", "c0ffee", "--seconds", "0.001"]
-    path = bench.main(["plan", *arguments])
-    assert path is not None
+    bench.main(["plan", *arguments])
+    (path,) = tmp_path.iterdir()
     document = json.loads(path.read_text())
     assert [row["causal"] for row in document["rows"]] == [False, True]
     row = document["rows"][0]

