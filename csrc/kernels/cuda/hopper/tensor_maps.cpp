@@ -1,22 +1,33 @@
 #include "kernels/cuda/hopper/tensor_maps.h"
 
-#include <algorithm>
-
 namespace dilated::kernels::cuda::hopper {
 namespace {
 
 using Encode = decltype(&cuTensorMapEncodeTiled);
 
-/// The driver's, which the CUDA runtime has loaded: nothing links the driver itself.
+cudaError_t find_function(const char* name, void** found, cudaDriverEntryPointQueryResult* result) {
+#if CUDART_VERSION >= 12050
+  constexpr unsigned kVersion = 12000;
+  return cudaGetDriverEntryPointByVersion(name, found, kVersion, cudaEnableDefault, result);
+#else
+  return cudaGetDriverEntryPoint(name, found, cudaEnableDefault, result);
+#endif
+}
+
+/// The driver's, which the CUDA runtime has loaded: nothing links the driver itself. Nothing of a
+/// driver that can't launch kernels with the maps among their parameters, of more than 4 KiB.
 Encode find_encode() {
+  constexpr int kLargeParameters = 12010;
+  int version = 0;
   void* found = nullptr;
   cudaDriverEntryPointQueryResult result{};
-  constexpr unsigned kVersion = 12000;
-  const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found,
-                                                             kVersion, cudaEnableDefault, &result);
-  return error == cudaSuccess && result == cudaDriverEntryPointSuccess
-             ? reinterpret_cast<Encode>(found)
-             : nullptr;
+  const bool has = cudaDriverGetVersion(&version) == cudaSuccess && version >= kLargeParameters &&
+                   find_function("cuTensorMapEncodeTiled", &found, &result) == cudaSuccess &&
+                   result == cudaDriverEntryPointSuccess;
+  if (!has) {
+    static_cast<void>(cudaGetLastError());  // which the next launch would report
+  }
+  return has ? reinterpret_cast<Encode>(found) : nullptr;
 }
 
 Encode encoder() {
@@ -33,14 +44,17 @@ cudaError_t encode(const MapOf& of, CUtensorMap& map) {
   const auto bytes = [](int64_t elements) { return static_cast<cuuint64_t>(elements) * 2; };
   const auto dimension = [](int64_t size) { return static_cast<cuuint64_t>(size); };
   const Strides& strides = of.rows.strides;
-  const cuuint64_t step = bytes(strides.row) * static_cast<cuuint64_t>(of.stride);
   const cuuint64_t sizes[] = {dimension(args.head_dim), dimension(of.box_rows),
                               dimension(args.keys), dimension(args.kv_heads),
                               dimension(args.batch)};
-  // The driver refuses 0, which a dimension of one entry may have.
-  const auto spacing = [](cuuint64_t stride) { return std::max<cuuint64_t>(stride, 16); };
-  const cuuint64_t spacings[] = {spacing(step), spacing(bytes(strides.row)),
-                                 spacing(bytes(strides.head)), spacing(bytes(strides.batch))};
+  // The driver looks at the stride of a dimension of one entry, too, where it may be anything.
+  constexpr cuuint64_t kAny = 16;
+  const auto spacing = [&](int64_t entries, int64_t stride) {
+    return entries <= 1 ? kAny : bytes(stride);
+  };
+  const cuuint64_t spacings[] = {
+      spacing(args.keys, strides.row * of.stride), spacing(args.keys, strides.row),
+      spacing(args.kv_heads, strides.head), spacing(args.batch, strides.batch)};
   const cuuint32_t box[] = {64, static_cast<cuuint32_t>(of.box_rows), 1, 1, 1};
   const cuuint32_t every[] = {1, 1, 1, 1, 1};
   const CUtensorMapDataType type = args.dtype == Dtype::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
