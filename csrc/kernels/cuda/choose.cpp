@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <limits>
 #include <numeric>
 #include <ranges>
 #include <system_error>
@@ -62,14 +61,24 @@ KeyStrides list_strides(std::span<const int64_t> dilation_rates) {
     }
   }
   KeyStrides strides{};
-  for (int64_t stride = 1; stride <= period; ++stride) {
+  const auto add = [&](int64_t stride) {
+    if (strides.count < KeyStrides::kMost) {
+      strides.stride[strides.count] = static_cast<int32_t>(stride);
+    }
+    ++strides.count;
+  };
+  for (int64_t stride = 1; stride * stride <= period; ++stride) {
     if (period % stride == 0) {
-      if (strides.count == KeyStrides::kMost) {
-        return {};
+      add(stride);
+      if (stride * stride < period) {
+        add(period / stride);
       }
-      strides.stride[strides.count++] = static_cast<int32_t>(stride);
     }
   }
+  if (strides.count > KeyStrides::kMost) {
+    return {};
+  }
+  std::sort(strides.stride, strides.stride + strides.count);
   return strides;
 }
 
