@@ -72,14 +72,8 @@ bool is_available() { return can_encode(); }
 
 cudaError_t attention_forward(const ForwardChoice& choice, const ForwardArgs& args,
                               cudaStream_t stream) {
-  switch (args.dtype) {
-    case Dtype::kFloat16:
-      return launch_width<__half>(choice, args, stream);
-    case Dtype::kBFloat16:
-      return launch_width<__nv_bfloat16>(choice, args, stream);
-    default:
-      return cudaErrorInvalidValue;
-  }
+  return with_16_bit(
+      args.dtype, [&]<typename Element>() { return launch_width<Element>(choice, args, stream); });
 }
 
 }  // namespace dilated::kernels::cuda::hopper

@@ -17,12 +17,6 @@ __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-#ifdef DILATED_MOST_SPINS  // for builds that look for hangs
-inline constexpr int64_t kMostSpins = DILATED_MOST_SPINS;
-#else
-inline constexpr int64_t kMostSpins = 0;
-#endif
-
 struct alignas(8) Barrier {
   uint64_t state;
 
@@ -44,10 +38,7 @@ struct alignas(8) Barrier {
   }
   __device__ void wait(uint32_t parity) {
     uint32_t done = 0;
-    for (int64_t spins = 0; done == 0; ++spins) {
-      if (kMostSpins > 0 && spins > kMostSpins) {
-        __trap();
-      }
+    while (done == 0) {
       asm volatile(
           "{\n.reg .pred p;\n"
           "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"

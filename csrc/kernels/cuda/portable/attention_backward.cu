@@ -84,14 +84,7 @@ cudaError_t launch_width(const Launch& launch) {
 cudaError_t attention_backward(const BackwardChoice& choice, const BackwardArgs& args,
                                const BackwardWorkspace& workspace, cudaStream_t stream) {
   const Launch launch{choice, args, workspace, stream};
-  switch (args.dtype) {
-    case Dtype::kFloat16:
-      return launch_width<__half>(launch);
-    case Dtype::kBFloat16:
-      return launch_width<__nv_bfloat16>(launch);
-    default:
-      return cudaErrorInvalidValue;
-  }
+  return with_16_bit(args.dtype, [&]<typename Element>() { return launch_width<Element>(launch); });
 }
 
 }  // namespace dilated::kernels::cuda::portable

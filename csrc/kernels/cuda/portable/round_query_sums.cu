@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/portable/attention.h"
 #include "kernels/cuda/portable/backward_sums.cuh"
+#include "kernels/cuda/primitives/launch.cuh"
 
 namespace dilated::kernels::cuda::portable {
 namespace {
@@ -29,16 +30,12 @@ cudaError_t round_sums(const RoundedSums& rounded, const float* sums, cudaStream
 }  // namespace
 
 cudaError_t round_query_sums(const RoundedSums& rounded, const float* sums, cudaStream_t stream) {
-  switch (rounded.dtype) {
-    case Dtype::kFloat16:
-      return round_sums<__half>(rounded, sums, stream);
-    case Dtype::kBFloat16:
-      return round_sums<__nv_bfloat16>(rounded, sums, stream);
-    case Dtype::kFloat32:
-      return round_sums<float>(rounded, sums, stream);
-    default:
-      return cudaErrorInvalidValue;
+  if (rounded.dtype == Dtype::kFloat32) {
+    return round_sums<float>(rounded, sums, stream);
   }
+  return with_16_bit(rounded.dtype, [&]<typename Element>() {
+    return round_sums<Element>(rounded, sums, stream);
+  });
 }
 
 }  // namespace dilated::kernels::cuda::portable

@@ -1,6 +1,9 @@
-// What every launch needs: how many blocks, and more shared memory than a kernel has by default.
+// What every launch needs: how many blocks, of which element type, and more shared memory than a
+// kernel has by default.
 #pragma once
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -9,6 +12,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "kernels/attention.h"
+
 namespace dilated::kernels::cuda {
 
 /// One block for each of the pattern's tiles if they are full. Blocks that find nothing end at
@@ -16,6 +21,19 @@ namespace dilated::kernels::cuda {
 inline int64_t count_blocks(int64_t rows, int64_t heads, int64_t batch, int64_t row_tile) {
   const int64_t tiles = (rows + row_tile - 1) / row_tile * heads * batch;
   return tiles + tiles / 4 + 1;
+}
+
+/// run.operator()<Element>() for the 16-bit type.
+template <typename Run>
+cudaError_t with_16_bit(Dtype dtype, const Run& run) {
+  switch (dtype) {
+    case Dtype::kFloat16:
+      return run.template operator()<__half>();
+    case Dtype::kBFloat16:
+      return run.template operator()<__nv_bfloat16>();
+    default:
+      return cudaErrorInvalidValue;
+  }
 }
 
 /// On the current device, whose driver is asked once for each kernel: `shared_bytes` is the same in

@@ -49,16 +49,11 @@ cudaError_t launch_half(const BackwardChoice& choice, const BackwardArgs& args,
 
 cudaError_t attention_backward(const BackwardChoice& choice, const BackwardArgs& args,
                                cudaStream_t stream) {
-  switch (args.dtype) {
-    case Dtype::kFloat16:
-      return launch_half<__half>(choice, args, stream);
-    case Dtype::kBFloat16:
-      return launch_half<__nv_bfloat16>(choice, args, stream);
-    case Dtype::kFloat32:
-      return launch_float(choice, args, stream);
-    default:
-      return cudaErrorInvalidValue;
+  if (args.dtype == Dtype::kFloat32) {
+    return launch_float(choice, args, stream);
   }
+  return with_16_bit(
+      args.dtype, [&]<typename Element>() { return launch_half<Element>(choice, args, stream); });
 }
 
 }  // namespace dilated::kernels::cuda::scalar
