@@ -31,12 +31,7 @@ __device__ void ForwardWarpgroup<Element, Shape>::normalize(float (&lse)[2]) {
   for (int r = 0; r < 2; ++r) {
     float sum = quad_sum(sum_[r]);
     float reference = reference_[r];
-    float factor = 1;
-    if (zero_keys > 0) {
-      reference = fmaxf(reference, 0.0f);
-      factor = exp_approx(reference_[r] - reference);
-      sum = sum * factor + zero_keys * exp_approx(-reference);
-    }
+    const float factor = add_zero_keys(zero_keys, reference, sum);
     const float kept = 1 - call_.args.dropout.probability;
     scale_row(out_, r, sum == 0 ? 0 : factor * reciprocal_approx(sum * kept));
     lse[r] = sum == 0 ? negative_infinity() : reference + logf(sum);

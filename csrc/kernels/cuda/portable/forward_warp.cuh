@@ -274,12 +274,7 @@ __device__ void ForwardWarp<Element, Shape>::finish(const WorkItem& work, int32_
   for (int r = 0; r < kWarpRows; ++r) {
     float sum = quad_sum(sum_[r]);
     float reference = reference_[r];
-    float factor = 1;
-    if (zero_keys > 0) {
-      reference = fmaxf(reference, 0.0f);
-      factor = exp_approx(reference_[r] - reference);
-      sum = sum * factor + zero_keys * exp_approx(-reference);
-    }
+    const float factor = add_zero_keys(zero_keys, reference, sum);
     scale_row(out_, r, sum == 0 ? 0 : factor / (sum * (1 - args.dropout.probability)));
     float lse = sum == 0 ? negative_infinity() : reference + logf(sum);
     if constexpr (kIsBlock) {

@@ -5,6 +5,19 @@
 
 namespace dilated::kernels::cuda {
 
+/// Adds keys of score 0 and value 0, which padding="zeros" counts, to a row's softmax. What its
+/// output, so far against the reference before, is to be multiplied by.
+__device__ inline float add_zero_keys(float zero_keys, float& reference, float& sum) {
+  float factor = 1;
+  if (zero_keys > 0) {
+    const float before = reference;
+    reference = fmaxf(reference, 0.0f);
+    factor = exp_approx(before - reference);
+    sum = sum * factor + zero_keys * exp_approx(-reference);
+  }
+  return factor;
+}
+
 /// The log-sum-exp of both sets of keys, and what their outputs weigh in the common one.
 struct Merged {
   float lse, running_weight, block_weight;
