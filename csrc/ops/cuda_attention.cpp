@@ -142,7 +142,8 @@ bool is_mappable(const kernels::Rows& rows, const kernels::AttentionArgs& args) 
 
 kernels::cuda::ForwardProblem forward_problem_of(const AttentionCall& call,
                                                  const kernels::ForwardArgs& args) {
-  return {problem_of(call.query, call.is_causal), args.is_partial || args.running_lse != nullptr,
+  return {problem_of(call.query, call.is_causal), args.batch * args.heads * args.queries,
+          args.is_partial || args.running_lse != nullptr,
           args.query.is_aligned && args.out.is_aligned && is_mappable(args.key, args) &&
               is_mappable(args.value, args),
           call.dilation_rates};
@@ -150,6 +151,24 @@ kernels::cuda::ForwardProblem forward_problem_of(const AttentionCall& call,
 
 kernels::cuda::BackwardChoice choose_backward(const at::Tensor& query, bool is_causal) {
   return kernels::cuda::choose_backward(problem_of(query, is_causal), gpu_of(query));
+}
+
+constexpr int64_t kCounterBytes = 256;  // in front of the sums, which are to be aligned
+
+/// Zeros: the counter, if there is one, and `sums` numbers.
+at::Tensor make_workspace(const at::Tensor& query, bool has_counter, int64_t sums) {
+  const int64_t bytes =
+      (has_counter ? kCounterBytes : 0) + sums * static_cast<int64_t>(sizeof(float));
+  at::Tensor workspace = at::empty({bytes}, query.options().dtype(at::kByte));
+  if (bytes > 0) {
+    C10_CUDA_CHECK(cudaMemsetAsync(workspace.mutable_data_ptr(), 0, static_cast<size_t>(bytes),
+                                   c10::cuda::getCurrentCUDAStream()));
+  }
+  return workspace;
+}
+
+unsigned long long* counter_of(const at::Tensor& workspace) {
+  return static_cast<unsigned long long*>(workspace.mutable_data_ptr());
 }
 
 Results forward_cuda(const AttentionCall& call) {
@@ -160,25 +179,11 @@ Results forward_cuda(const AttentionCall& call) {
   if (call.query.numel() > 0) {
     const kernels::cuda::ForwardChoice choice =
         kernels::cuda::choose_forward(forward_problem_of(call, forward.args), gpu_of(call.query));
-    C10_CUDA_CHECK(
-        kernels::cuda::attention_forward(choice, forward.args, c10::cuda::getCurrentCUDAStream()));
+    const at::Tensor workspace = make_workspace(call.query, choice.has_counter, 0);
+    C10_CUDA_CHECK(kernels::cuda::attention_forward(choice, forward.args, counter_of(workspace),
+                                                    c10::cuda::getCurrentCUDAStream()));
   }
   return {forward.out, forward.lse};
-}
-
-constexpr int64_t kCounterBytes = 256;  // in front of the sums, which are to be aligned
-
-/// Zeros: the counter, if there is one, and `rows` rows of sums.
-at::Tensor make_workspace(const at::Tensor& query, const kernels::cuda::BackwardChoice& choice,
-                          int64_t rows) {
-  const int64_t bytes = (choice.max_blocks > 0 ? kCounterBytes : 0) +
-                        rows * choice.sums_width * static_cast<int64_t>(sizeof(float));
-  at::Tensor workspace = at::empty({bytes}, query.options().dtype(at::kByte));
-  if (bytes > 0) {
-    C10_CUDA_CHECK(cudaMemsetAsync(workspace.mutable_data_ptr(), 0, static_cast<size_t>(bytes),
-                                   c10::cuda::getCurrentCUDAStream()));
-  }
-  return workspace;
 }
 
 /// Writes the gradients, or adds grad_query to `sums`; workspace holds the counter.
@@ -194,8 +199,8 @@ void run_backward(const AttentionCall& call, BackwardTensors& backward,
       backward.grad_lse.defined() ? backward.grad_lse.const_data_ptr<float>() : nullptr;
   C10_CUDA_CHECK(kernels::cuda::attention_delta(backward.args, rows_of(backward.out), grad_lse_data,
                                                 backward.delta.mutable_data_ptr<float>(), stream));
-  auto* counter = static_cast<unsigned long long*>(workspace.mutable_data_ptr());
-  C10_CUDA_CHECK(kernels::cuda::attention_backward(choice, backward.args, {sums, counter}, stream));
+  C10_CUDA_CHECK(kernels::cuda::attention_backward(choice, backward.args,
+                                                   {sums, counter_of(workspace)}, stream));
 }
 
 void round_into(const at::Tensor& grad_query, const kernels::cuda::BackwardChoice& choice,
@@ -216,7 +221,8 @@ Gradients backward_cuda(const AttentionCall& call, const BackwardInputs& inputs)
   const kernels::cuda::BackwardChoice choice = choose_backward(query, call.is_causal);
   const bool has_sums = choice.sums_width > 0;
   const at::Tensor workspace =
-      make_workspace(query, choice, query.size(0) * query.size(1) * query.size(2));
+      make_workspace(query, choice.max_blocks > 0,
+                     query.size(0) * query.size(1) * query.size(2) * choice.sums_width);
   float* sums = has_sums ? reinterpret_cast<float*>(
                                static_cast<char*>(workspace.mutable_data_ptr()) + kCounterBytes)
                          : nullptr;
@@ -246,7 +252,7 @@ KeyGradients backward_into_cuda(const AttentionCall& call, const BackwardInputs&
   }
   check_backward(call, inputs);
   BackwardTensors backward = prepare_backward(call, inputs, /*with_grad_query=*/false);
-  run_backward(call, backward, choice, sums_data(sums), make_workspace(call.query, choice, 0));
+  run_backward(call, backward, choice, sums_data(sums), make_workspace(call.query, choice.max_blocks > 0, 0));
   return {backward.grad_key, backward.grad_value};
 }
 

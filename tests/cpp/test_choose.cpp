@@ -25,11 +25,11 @@ Problem problem(int64_t head_dim, bool is_causal = false, bool is_deterministic 
 /// Of the whole sequence, in rows that tensor maps can describe.
 constexpr int64_t kRates[] = {1, 2, 4};
 ForwardProblem forward_problem(const Problem& problem) {
-  return {problem, /*is_block=*/false, /*is_mappable=*/true, kRates};
+  return {problem, /*rows=*/1 << 20, /*is_block=*/false, /*is_mappable=*/true, kRates};
 }
 /// That only portable kernels can run.
 ForwardProblem unmappable(const Problem& problem) {
-  return {problem, /*is_block=*/false, /*is_mappable=*/false, kRates};
+  return {problem, /*rows=*/1 << 20, /*is_block=*/false, /*is_mappable=*/false, kRates};
 }
 
 /// What the tests below compare: family, keys of a block, stages.
@@ -114,6 +114,14 @@ TEST(Choose, HopperRunsWhatItsKernelsCan) {
   Device without = kH100;
   without.has_hopper = false;
   EXPECT_EQ(family(forward_problem(problem(64)), without), Family::kPortable);
+}
+
+TEST(Choose, BlocksCountTilesWhereTheyTakeSeveral) {
+  ForwardProblem problem = forward_problem({Dtype::kBFloat16, 64, true, false});
+  EXPECT_TRUE(choose_forward(problem, kH100).has_counter);
+  problem.rows = 128 * kH100.multiprocessors;
+  EXPECT_FALSE(choose_forward(problem, kH100).has_counter);
+  EXPECT_FALSE(choose_forward(forward_problem({Dtype::kFloat32, 64}), kH100).has_counter);
 }
 
 TEST(Choose, KeysLieAtStridesThatDivideTheCommonPeriod) {

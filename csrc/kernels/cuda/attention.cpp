@@ -8,7 +8,7 @@
 namespace dilated::kernels::cuda {
 
 cudaError_t attention_forward(const ForwardChoice& choice, const ForwardArgs& args,
-                              cudaStream_t stream) {
+                              unsigned long long* counter, cudaStream_t stream) {
   if (args.queries == 0 || args.batch == 0) {
     return cudaSuccess;
   }
@@ -16,7 +16,7 @@ cudaError_t attention_forward(const ForwardChoice& choice, const ForwardArgs& ar
     case Family::kPortable:
       return portable::attention_forward(choice, args, stream);
     case Family::kHopper:
-      return hopper::attention_forward(choice, args, stream);
+      return hopper::attention_forward(choice, args, counter, stream);
     case Family::kScalar:
       return scalar::attention_forward(choice, args, stream);
   }

@@ -22,8 +22,9 @@ cudaError_t require_pattern(const int32_t* pattern, int64_t words, uint64_t fing
 cudaError_t read_pattern(const int32_t* pattern, int64_t words, int64_t* found,
                          cudaStream_t stream);
 
+/// counter: zero; may be null unless choice.has_counter.
 cudaError_t attention_forward(const ForwardChoice& choice, const ForwardArgs& args,
-                              cudaStream_t stream);
+                              unsigned long long* counter, cudaStream_t stream);
 
 /// delta[b, h, n] = sum_d grad_out * out - grad_lse; grad_lse may be null.
 cudaError_t attention_delta(const BackwardArgs& args, const Rows& out, const float* grad_lse,

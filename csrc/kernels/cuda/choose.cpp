@@ -30,6 +30,7 @@ ForwardChoice scalar_forward(int64_t head_dim) {
           .stages = 1,
           .shared_bytes = tile.bytes(),
           .max_blocks = 0,
+          .has_counter = false,
           .key_strides = {}};
 }
 
@@ -47,6 +48,7 @@ ForwardChoice portable_forward(const Problem& problem) {
           .stages = portable::ForwardTile::kStages,
           .shared_bytes = tile.bytes(),
           .max_blocks = 0,
+          .has_counter = false,
           .key_strides = {}};
 }
 
@@ -89,7 +91,7 @@ std::optional<ForwardChoice> hopper_forward(const ForwardProblem& problem, const
     return std::nullopt;
   }
   const hopper::ForwardTile& tile = narrowest(hopper::kForwardTiles, problem.head_dim);
-  constexpr int32_t kNoBetter = 48;
+  constexpr int32_t kNoBetter = -1;
   if (tile.width == kNoBetter || tile.bytes() > device.shared_bytes) {
     return std::nullopt;
   }
@@ -97,6 +99,7 @@ std::optional<ForwardChoice> hopper_forward(const ForwardProblem& problem, const
   if (strides.count == 0) {
     return std::nullopt;
   }
+  constexpr int64_t kRows = hopper::ForwardTile::kRows;
   return ForwardChoice{.family = Family::kHopper,
                        .width = tile.width,
                        .row_tile = int32_t{kRowTile},
@@ -104,6 +107,7 @@ std::optional<ForwardChoice> hopper_forward(const ForwardProblem& problem, const
                        .stages = tile.key_stages(),
                        .shared_bytes = tile.bytes(),
                        .max_blocks = device.multiprocessors,
+                       .has_counter = problem.rows > kRows * device.multiprocessors,
                        .key_strides = strides};
 }
 

@@ -37,6 +37,7 @@ struct Problem {
 };
 
 struct ForwardProblem : Problem {
+  int64_t rows;          // of queries, of all heads and batch entries
   bool is_block;     // continues a running result, or will be continued
   bool is_mappable;  // rows are aligned to 16 bytes; tensor maps can describe keys and values
   std::span<const int64_t> dilation_rates;
@@ -63,6 +64,7 @@ struct ForwardChoice {
   int32_t stages;          // tiles of columns in shared memory
   size_t shared_bytes;     // of a block
   int32_t max_blocks;      // which take one tile after another; 0: no bound
+  bool has_counter;        // from which they take them, as there are more than blocks
   KeyStrides key_strides;  // which the kernel copies at once; none: it copies rows one by one
 };
 

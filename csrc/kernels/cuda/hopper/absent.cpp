@@ -6,7 +6,7 @@ namespace dilated::kernels::cuda::hopper {
 bool is_available() { return false; }
 
 cudaError_t attention_forward(const ForwardChoice& /*choice*/, const ForwardArgs& /*args*/,
-                              cudaStream_t /*stream*/) {
+                              unsigned long long* /*counter*/, cudaStream_t /*stream*/) {
   return cudaErrorNotSupported;
 }
 

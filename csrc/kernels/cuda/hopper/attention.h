@@ -11,6 +11,6 @@ namespace dilated::kernels::cuda::hopper {
 bool is_available();
 
 cudaError_t attention_forward(const ForwardChoice& choice, const ForwardArgs& args,
-                              cudaStream_t stream);
+                              unsigned long long* counter, cudaStream_t stream);
 
 }  // namespace dilated::kernels::cuda::hopper

@@ -26,11 +26,13 @@ cudaError_t encode_maps(const KeyStrides& strides, const ForwardArgs& args, cons
 }
 
 template <typename Element, int kWidth>
-cudaError_t launch(const ForwardChoice& choice, const ForwardArgs& args, cudaStream_t stream) {
+cudaError_t launch(const ForwardChoice& choice, const ForwardArgs& args,
+                   unsigned long long* counter, cudaStream_t stream) {
   using Shape = ForwardShape<kWidth>;
   static_assert(sizeof(ForwardMemory<Shape>) + 1024 == Shape::kTile.bytes());
   HopperCall call;
   call.call = prepare_forward(args);
+  call.counter = choice.has_counter ? counter : nullptr;
   call.strides = choice.key_strides;
   cudaError_t error = encode_maps(call.strides, args, args.key, Shape::kKeys, call.key);
   if (error == cudaSuccess) {
@@ -47,20 +49,20 @@ cudaError_t launch(const ForwardChoice& choice, const ForwardArgs& args, cudaStr
 
 template <typename Element>
 cudaError_t launch_width(const ForwardChoice& choice, const ForwardArgs& args,
-                         cudaStream_t stream) {
+                         unsigned long long* counter, cudaStream_t stream) {
   switch (choice.width) {
     case 32:
-      return launch<Element, 32>(choice, args, stream);
+      return launch<Element, 32>(choice, args, counter, stream);
     case 48:
-      return launch<Element, 48>(choice, args, stream);
+      return launch<Element, 48>(choice, args, counter, stream);
     case 64:
-      return launch<Element, 64>(choice, args, stream);
+      return launch<Element, 64>(choice, args, counter, stream);
     case 96:
-      return launch<Element, 96>(choice, args, stream);
+      return launch<Element, 96>(choice, args, counter, stream);
     case 128:
-      return launch<Element, 128>(choice, args, stream);
+      return launch<Element, 128>(choice, args, counter, stream);
     case 192:
-      return launch<Element, 192>(choice, args, stream);
+      return launch<Element, 192>(choice, args, counter, stream);
     default:
       return cudaErrorInvalidValue;
   }
@@ -71,9 +73,10 @@ cudaError_t launch_width(const ForwardChoice& choice, const ForwardArgs& args,
 bool is_available() { return can_encode(); }
 
 cudaError_t attention_forward(const ForwardChoice& choice, const ForwardArgs& args,
-                              cudaStream_t stream) {
-  return with_16_bit(
-      args.dtype, [&]<typename Element>() { return launch_width<Element>(choice, args, stream); });
+                              unsigned long long* counter, cudaStream_t stream) {
+  return with_16_bit(args.dtype, [&]<typename Element>() {
+    return launch_width<Element>(choice, args, counter, stream);
+  });
 }
 
 }  // namespace dilated::kernels::cuda::hopper

@@ -23,6 +23,7 @@ struct KeyMaps {
 
 struct HopperCall {
   ForwardCall call;
+  unsigned long long* counter;  // pairs of tiles taken, but for each block's first; may be null
   KeyStrides strides;
   KeyMaps key, value;
 };
@@ -32,9 +33,8 @@ template <int kRows, int kGroups>
 struct alignas(16) Item {
   RowTileList<kRows> rows;
   WorkItem work;
-  Window seen[kGroups];  // what some row of each warpgroup sees
-  Window seen_by_all;
-  Window seen_by_some;
+  Windows windows[kGroups];  // of each warpgroup's rows
+  Window seen;               // by some row
   int32_t key_tiles;
   int32_t is_split;  // warpgroups share keys instead of rows
   int32_t is_last;   // there are no more items, and this is none
@@ -44,12 +44,12 @@ template <int kWidth_>
 struct ForwardShape {
   static constexpr int kWidth = kWidth_;
   static constexpr ForwardTile kTile{kWidth};
-  static constexpr int kKeys = kTile.keys(), kQueries = ForwardTile::kQueries;
+  static constexpr int kKeys = kTile.keys();
   static constexpr int kKeyStages = kTile.key_stages(), kValueStages = kTile.value_stages();
   static constexpr int kItems = ForwardTile::kItems;
   static constexpr int kSlots = kKeys / kSlotRows;
   static constexpr int kPanels = kTile.panels();
-  static constexpr int kGroupRows = 64, kGroups = 2, kRows = kGroups * kGroupRows;
+  static constexpr int kGroupRows = 64, kGroups = kMostGroups, kRows = kGroups * kGroupRows;
   using QueryItem = Item<kRows, kGroups>;
   static constexpr int kThreads = 128 * (1 + kGroups);
   static constexpr int kQueryPanelBytes = kGroupRows * kPanelRowBytes;
@@ -65,14 +65,14 @@ struct Handover {
 template <typename Shape>
 struct ForwardMemory {
   // Each warpgroup's rows apart, panel by panel. Later its output.
-  alignas(1024) unsigned char query[Shape::kQueries][Shape::kGroups]
+  alignas(1024) unsigned char query[Shape::kItems][Shape::kGroups]
                                    [Shape::kPanels * Shape::kQueryPanelBytes];
   alignas(1024) unsigned char key[Shape::kKeyStages][Shape::kPanels * Shape::kKeyPanelBytes];
   alignas(1024) unsigned char value[Shape::kValueStages][Shape::kPanels * Shape::kKeyPanelBytes];
   KeySlots<Shape::kSlots> lists[Shape::kKeyStages];
   typename Shape::QueryItem items[Shape::kItems];
   SlotCursor cursor;  // of the warp that copies keys
-  Handover item_turns[Shape::kItems], query_turns[Shape::kQueries], key_turns[Shape::kKeyStages],
+  Handover item_turns[Shape::kItems], query_turns[Shape::kItems], key_turns[Shape::kKeyStages],
       value_turns[Shape::kValueStages];
 };
 

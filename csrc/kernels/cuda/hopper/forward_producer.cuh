@@ -43,64 +43,70 @@ __device__ void list_item(const HopperCall& hopper, const TableView& table, cons
     item.rows.position[first + lane] = row[0].position;
   }
   __syncwarp();
+  const bool is_split = work.group.rows - work.tile.first_row <= Shape::kGroupRows;
   Windows windows[Shape::kGroups];
   if (has_windows(work, args)) {
 #pragma unroll
     for (int group = 0; group < Shape::kGroups; ++group) {
-      const int first = group * Shape::kGroupRows + lane;
+      const int first = (is_split ? 0 : group * Shape::kGroupRows) + lane;
       const Window rows[2]{window_of(item.rows, first, args.is_causal, /*over_keys=*/false),
                            window_of(item.rows, first + 32, args.is_causal, /*over_keys=*/false)};
       windows[group] = join_windows(rows);
     }
   }
-  const Window some{min(windows[0].some.first, windows[1].some.first),
+  const Window seen{min(windows[0].some.first, windows[1].some.first),
                     max(windows[0].some.last, windows[1].some.last)};
-  const int32_t slots = count_slots(hopper.strides, table, work, some);
+  const int32_t slots = count_slots(hopper.strides, table, work, seen);
   if (lane == 0) {
-    item.seen[0] = windows[0].some;
-    item.seen[1] = windows[1].some;
-    item.seen_by_some = some;
-    item.seen_by_all = {max(windows[0].all.first, windows[1].all.first),
-                        min(windows[0].all.last, windows[1].all.last)};
+    item.windows[0] = windows[0];
+    item.windows[1] = windows[1];
+    item.seen = seen;
     item.key_tiles = (slots + Shape::kSlots - 1) / Shape::kSlots;
-    item.is_split = item.rows.count <= Shape::kGroupRows;
+    item.is_split = is_split;
   }
   __syncwarp();
 }
 
+/// The pair of tiles after `pair`. Lane 0 knows it, later than the others go on.
+__device__ inline int64_t find_next_pair(const HopperCall& hopper, int64_t pair) {
+  if (hopper.counter == nullptr) {
+    return pair + gridDim.x;
+  }
+  return threadIdx.x % 32 != 0 ? 0 : gridDim.x + static_cast<int64_t>(atomicAdd(hopper.counter, 1));
+}
+
+/// Blocks take pairs of tiles, of which the second one mostly comes with the first.
 template <typename Shape>
 __device__ void list_items(const HopperCall& hopper, const TableView& table,
                            ForwardMemory<Shape>& memory) {
-  const int lane = threadIdx.x % 32;
   const int64_t batch = hopper.call.args.batch;
-  const int64_t items = count_work(table, batch);
+  const int64_t tiles = count_work(table, batch);
   Turn<Shape::kItems> turn;
-  // Two neighbours at a time: of two that are full, the second comes with the first.
-#pragma unroll 1
-  for (int64_t next = 2 * blockIdx.x;; next += next % 2 == 0 ? 1 : 2 * gridDim.x - 1) {
-    const int64_t index = next;
-    WorkItem work{};
-    if (index < items &&
-        !(find_work(table, index, batch, work) && work.tile.first_row % Shape::kRows == 0)) {
-      continue;
-    }
+  const auto fill = [&](const auto& write) {
     Handover& handover = memory.item_turns[turn.index];
-    typename Shape::QueryItem& item = memory.items[turn.index];
     handover.empty.wait(turn.empty_parity());
-    if (index >= items) {
-      item.is_last = true;
-      __syncwarp();
-      if (lane == 0) {
-        handover.full.arrive();
-      }
-      return;
-    }
-    list_item<Shape>(hopper, table, work, item);
-    if (lane == 0) {
+    write(memory.items[turn.index]);
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) {
       handover.full.arrive();
     }
     turn.advance();
+  };
+#pragma unroll 1
+  for (int64_t pair = blockIdx.x; 2 * pair < tiles;) {
+    const int64_t next = find_next_pair(hopper, pair);
+#pragma unroll 1
+    for (int64_t tile = 2 * pair; tile < min(2 * pair + 2, tiles); ++tile) {
+      WorkItem work;
+      if (find_work(table, tile, batch, work) && work.tile.first_row % Shape::kRows == 0) {
+        fill([&](typename Shape::QueryItem& item) {
+          list_item<Shape>(hopper, table, work, item);
+        });
+      }
+    }
+    pair = __shfl_sync(kAllLanes, next, 0);
   }
+  fill([&](typename Shape::QueryItem& item) { item.is_last = true; });
 }
 
 /// Warps 2 and 3.
@@ -110,7 +116,6 @@ __device__ void copy_queries(const HopperCall& hopper, ForwardMemory<Shape>& mem
   const ForwardArgs& args = hopper.call.args;
   const int thread = threadIdx.x % kThreads;
   Turn<Shape::kItems> items;
-  Turn<Shape::kQueries> queries;
 #pragma unroll 1
   for (;;) {
     memory.item_turns[items.index].full.wait(items.full_parity());
@@ -122,12 +127,12 @@ __device__ void copy_queries(const HopperCall& hopper, ForwardMemory<Shape>& mem
     const RowSource source =
         row_source(row_at<uint16_t>(args.query, work.batch, work.tile.row_shift, work.head),
                    args.query, args.head_dim);
-    memory.query_turns[queries.index].empty.wait(queries.empty_parity());
+    memory.query_turns[items.index].empty.wait(items.empty_parity());
     const int rows = item.is_split ? Shape::kGroupRows : Shape::kRows;
 #pragma unroll 2
     for (int i = thread; i < rows * kChunks; i += kThreads) {
       const int row = i / kChunks, chunk = i % kChunks;
-      unsigned char* group = memory.query[queries.index][row / Shape::kGroupRows];
+      unsigned char* group = memory.query[items.index][row / Shape::kGroupRows];
       const uint32_t to = shared_address(group) + chunk / 8 * Shape::kQueryPanelBytes +
                           Swizzle<8>::offset(row % Shape::kGroupRows, chunk % 8);
       copy_16_async_or_zero(to, source.at(item.rows.position[row]) + chunk * 16,
@@ -138,26 +143,101 @@ __device__ void copy_queries(const HopperCall& hopper, ForwardMemory<Shape>& mem
     publish_to_async_proxy();
     __syncwarp();
     if (threadIdx.x % 32 == 0) {
-      memory.query_turns[queries.index].full.arrive();
+      memory.query_turns[items.index].full.arrive();
       memory.item_turns[items.index].empty.arrive();
     }
     items.advance();
-    queries.advance();
   }
 }
 
-/// A lane's box: rows of a whole tile or of a slot.
+/// A tile of keys, of which each lane holds a slot. Uniform but for that.
+struct SlotTile {
+  LaneSlot slot;
+  int32_t place;   // of the slot's first row
+  bool is_full;    // each slot has all its rows
+  bool is_even;    // and the same bias
+  bool is_mapped;  // one box of rows is the whole tile
+  float bias_log2;
+};
+
+/// Tiles from the list's slot `first` on, all lanes of which differ only in their rows' positions,
+/// by the same number: returns how many.
+template <typename Shape>
+__device__ int32_t read_tiles(SlotCursor& cursor, int32_t first, const int32_t* shifts,
+                              SlotTile& tile) {
+  const int lane = threadIdx.x % 32;
+  LaneSlot& slot = tile.slot;
+  const bool one_run = cursor.read(first, Shape::kSlots, slot);
+  if (lane >= Shape::kSlots) {
+    slot.count = 0;
+  }
+  const uint32_t multiplicity = slot.tag & 0xffu;
+  const bool is_like_first = multiplicity == __shfl_sync(kAllLanes, multiplicity, 0);
+  const bool is_unused = lane >= Shape::kSlots;
+  tile.is_full = __all_sync(kAllLanes, is_unused || slot.count == kSlotRows);
+  tile.is_even = __all_sync(kAllLanes, is_unused || (slot.count == kSlotRows && is_like_first));
+  tile.is_mapped = one_run && tile.is_full && __shfl_sync(kAllLanes, slot.map, 0) >= 0;
+  tile.bias_log2 = log2_approx(static_cast<float>(multiplicity));
+  tile.place = slot.count == 0 ? 0 : slot.first + __ldg(shifts + Column::stretch(slot.tag));
+  return tile.is_mapped ? cursor.count_tiles(first, Shape::kSlots) : 1;
+}
+
+/// What the tile is for each warpgroup.
+template <typename Shape>
+__device__ KeySummary summarize(const SlotTile& tile, const typename Shape::QueryItem& item,
+                                bool is_windowed, int32_t index) {
+  const LaneSlot& slot = tile.slot;
+  constexpr uint32_t kSeen = 1, kMasked = 2, kBits = 2;
+  uint32_t found = kSeen | kSeen << kBits;
+  if (is_windowed) {
+    found = 0;
+    const int32_t last = slot.first + slot.stride * (slot.count - 1);
+#pragma unroll
+    for (int group = 0; group < Shape::kGroups; ++group) {
+      const Windows& windows = item.windows[group];
+      const bool is_seen = last >= windows.some.first && slot.first <= windows.some.last;
+      const bool is_masked = !(sees(windows.all, slot.first) && sees(windows.all, last));
+      found |= ((is_seen ? kSeen : 0) | (is_masked ? kMasked : 0)) << group * kBits;
+    }
+    found = __reduce_or_sync(kAllLanes, slot.count > 0 ? found : 0);
+  }
+  KeySummary summary{.kind = {}, .bias_log2 = tile.bias_log2, .reserved = 0};
+  const Kind masked =
+      tile.is_full && item.rows.windows == nullptr ? Kind::kCausal : Kind::kMasked;
+  const Kind seen = tile.is_even ? Kind::kPlain : Kind::kSlots;
+#pragma unroll
+  for (int group = 0; group < Shape::kGroups; ++group) {
+    const uint32_t bits = found >> group * kBits;
+    const bool is_taken = item.is_split ? index % Shape::kGroups == group : (bits & kSeen) != 0;
+    summary.kind[group] = !is_taken ? Kind::kPassed : (bits & kMasked) != 0 ? masked : seen;
+  }
+  return summary;
+}
+
+template <typename Shape>
+__device__ void write_list(const SlotTile& tile, const KeySummary& summary,
+                           KeySlots<Shape::kSlots>& list) {
+  const int lane = threadIdx.x % 32;
+  const LaneSlot& slot = tile.slot;
+  const int32_t empty = kSlotRows - slot.count;
+  if (lane < Shape::kSlots) {
+    list.slots[lane] = {slot.first - slot.stride * empty, slot.stride, empty, tile.bias_log2};
+  }
+  if (lane == 0) {
+    list.summary = summary;
+  }
+  __syncwarp();
+}
+
+/// A box of a map: zeros, then `count` rows from `place` on.
 struct Box {
   const CUtensorMap* map;
-  int32_t rows;          // of the map's boxes
-  int32_t first_row;     // in the tile
-  int32_t place, count;  // its first row, and how many
+  int32_t rows, count, place;
 };
 
 template <typename Shape>
-__device__ void copy_panels(const Box& box, unsigned char* tile, Barrier& done, int32_t head,
+__device__ void copy_panels(const Box& box, uint32_t to, Barrier& done, int32_t head,
                             int32_t batch) {
-  const uint32_t to = shared_address(tile) + box.first_row * kPanelRowBytes;
 #pragma unroll
   for (int panel = 0; panel < Shape::kPanels; ++panel) {
     copy_box(to + panel * Shape::kKeyPanelBytes, box.map, done, panel * kPanelColumns,
@@ -165,11 +245,33 @@ __device__ void copy_panels(const Box& box, unsigned char* tile, Barrier& done, 
   }
 }
 
+/// The tile's rows of the keys or of the values.
+template <typename Shape>
+__device__ void copy_tile(const SlotTile& tile, const KeyMaps& maps, unsigned char* to,
+                          Barrier& done, int32_t head, int32_t batch) {
+  const int lane = threadIdx.x % 32;
+  if (lane == 0) {
+    done.arrive_expecting(Shape::kPanels * Shape::kKeyPanelBytes);
+  }
+  const uint32_t address = shared_address(to);
+  if (tile.is_mapped) {
+    if (lane == 0) {
+      copy_panels<Shape>({&maps.whole[tile.slot.map], Shape::kKeys, Shape::kKeys, tile.place},
+                         address, done, head, batch);
+    }
+    return;
+  }
+  __syncwarp();
+  if (lane < Shape::kSlots) {
+    copy_panels<Shape>({&maps.slot[max(tile.slot.map, 0)], kSlotRows, tile.slot.count, tile.place},
+                       address + lane * kSlotRows * kPanelRowBytes, done, head, batch);
+  }
+}
+
 /// Warp 0.
 template <typename Shape>
 __device__ void copy_keys(const HopperCall& hopper, const TableView& table,
                           ForwardMemory<Shape>& memory) {
-  constexpr int kStageBytes = Shape::kPanels * Shape::kKeyPanelBytes;
   const int lane = threadIdx.x % 32;
   Turn<Shape::kItems> items;
   Turn<Shape::kKeyStages> key_turn;
@@ -181,80 +283,37 @@ __device__ void copy_keys(const HopperCall& hopper, const TableView& table,
     if (item.is_last) {
       return;
     }
-    const int32_t key_tiles = item.key_tiles, batch = item.work.batch;
+    const int32_t batch = item.work.batch;
     const int32_t head = item.work.head / hopper.call.heads_per_key_head;
-    const int32_t* shifts = table.shifts() + item.work.tile.first_stretch;
-    const Window all = item.seen_by_all;
-    SlotCursor& cursor = memory.cursor;
+    const bool is_windowed = has_windows(item.work, hopper.call.args);
     if (lane == 0) {
-      cursor = {hopper.strides, table.runs() + item.work.group.column_runs,
-                item.work.group.column_run_count, item.work.tile.origin, item.seen_by_some};
+      memory.cursor = {hopper.strides, table.runs() + item.work.group.column_runs,
+                       item.work.group.column_run_count, item.work.tile.origin, item.seen};
     }
     __syncwarp();
+    int32_t alike = 0;
+    SlotTile tile;
 #pragma unroll 1
-    for (int32_t tile = 0; tile < key_tiles; ++tile) {
-      LaneSlot slot;
-      const bool one_run = cursor.read(tile * Shape::kSlots, Shape::kSlots, slot);
-      const bool is_used = lane < Shape::kSlots;
-      const int32_t last = slot.first + slot.stride * (slot.count - 1);
-      const uint32_t multiplicity = slot.tag & 0xffu;
-      const bool is_like_first = multiplicity == __shfl_sync(kAllLanes, multiplicity, 0);
-      const bool is_masked = __any_sync(
-          kAllLanes, is_used && slot.count > 0 && !(sees(all, slot.first) && sees(all, last)));
-      int32_t takers = 1 << tile % Shape::kGroups;
-      if (!item.is_split) {
-        takers = 0;
-#pragma unroll
-        for (int group = 0; group < Shape::kGroups; ++group) {
-          const Window seen = item.seen[group];
-          const bool is_seen =
-              is_used && slot.count > 0 && last >= seen.first && slot.first <= seen.last;
-          takers |= __any_sync(kAllLanes, is_seen) ? 1 << group : 0;
-        }
+    for (int32_t index = 0; index < item.key_tiles; ++index) {
+      if (alike == 0) {
+        const int32_t* shifts = table.shifts() + item.work.tile.first_stretch;
+        alike = read_tiles<Shape>(memory.cursor, index * Shape::kSlots, shifts, tile);
       }
-      const bool is_full =
-          __all_sync(kAllLanes, !is_used || (is_like_first && slot.count == kSlotRows));
-      const int32_t rows = static_cast<int32_t>(
-          __reduce_add_sync(kAllLanes, static_cast<unsigned>(is_used ? slot.count : 0)));
-      const bool is_whole =
-          one_run && rows == Shape::kKeys && __shfl_sync(kAllLanes, slot.map, 0) >= 0;
-      const int32_t map = max(slot.map, 0), empty = kSlotRows - slot.count;
-      const int32_t place =
-          slot.count == 0 ? 0 : slot.first + __ldg(shifts + Column::stretch(slot.tag));
-      KeySlots<Shape::kSlots>& list = memory.lists[key_turn.index];
+      const KeySummary summary = summarize<Shape>(tile, item, is_windowed, index);
       Handover& keys = memory.key_turns[key_turn.index];
-      Handover& values = memory.value_turns[value_turn.index];
       keys.empty.wait(key_turn.empty_parity());
-      if (is_used) {
-        list.slots[lane] = {slot.first - slot.stride * empty, slot.stride, empty,
-                            log2_approx(static_cast<float>(multiplicity))};
-      }
-      if (lane == 0) {
-        list.is_plain = is_full && !is_masked;
-        list.is_masked = is_masked;
-        list.takers = takers;
-      }
-      __syncwarp();
-      const auto copy = [&](const KeyMaps& maps, unsigned char* to, Barrier& done) {
-        if (lane == 0) {
-          done.arrive_expecting(kStageBytes);
-        }
-        __syncwarp();
-        if (is_whole) {
-          if (lane == 0) {
-            copy_panels<Shape>({&maps.whole[map], Shape::kKeys, 0, place, rows}, to, done, head,
-                               batch);
-          }
-        } else if (is_used) {
-          copy_panels<Shape>({&maps.slot[map], kSlotRows, lane * kSlotRows, place, slot.count}, to,
-                             done, head, batch);
-        }
-      };
-      copy(hopper.key, memory.key[key_turn.index], keys.full);
+      write_list<Shape>(tile, summary, memory.lists[key_turn.index]);
+      copy_tile<Shape>(tile, hopper.key, memory.key[key_turn.index], keys.full, head, batch);
+      Handover& values = memory.value_turns[value_turn.index];
       values.empty.wait(value_turn.empty_parity());
-      copy(hopper.value, memory.value[value_turn.index], values.full);
+      copy_tile<Shape>(tile, hopper.value, memory.value[value_turn.index], values.full, head,
+                       batch);
       key_turn.advance();
       value_turn.advance();
+      if (--alike > 0) {
+        tile.slot.first += Shape::kKeys * tile.slot.stride;
+        tile.place += Shape::kKeys * tile.slot.stride;
+      }
     }
     __syncwarp();
     if (lane == 0) {

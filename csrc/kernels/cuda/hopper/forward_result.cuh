@@ -10,8 +10,13 @@ namespace dilated::kernels::cuda::hopper {
 /// does, with the second one's result.
 template <typename Element, typename Shape>
 __device__ void ForwardWarpgroup<Element, Shape>::finish() {
-  float lse[2];
-  normalize(lse);
+  const int32_t rows = item_->rows.count - first_row_;
+  float* lse[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    sum_[r] = quad_sum(sum_[r]);
+    lse[r] = group_row(r) < rows ? lse_at(row_position(r)) : nullptr;
+  }
   if (item_->is_split && group_ == 1) {
     hand_over(lse);
     return;
@@ -19,29 +24,22 @@ __device__ void ForwardWarpgroup<Element, Shape>::finish() {
   if (item_->is_split) {
     take_over(lse);
   }
-  write_out(lse, item_->rows.count - first_row_);
+  normalize(lse);
+  write_out(rows);
 }
 
 template <typename Element, typename Shape>
-__device__ void ForwardWarpgroup<Element, Shape>::normalize(float (&lse)[2]) {
-  // Those of padding, once an item.
-  const bool has_zeros = !(item_->is_split && group_ == 1);
-  const float zero_keys = has_zeros ? static_cast<float>(item_->work.group.zero_keys) : 0;
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    float sum = quad_sum(sum_[r]);
-    float reference = reference_[r];
-    const float factor = add_zero_keys(zero_keys, reference, sum);
-    const float kept = 1 - call_.args.dropout.probability;
-    scale_row(out_, r, sum == 0 ? 0 : factor * reciprocal_approx(sum * kept));
-    lse[r] = sum == 0 ? negative_infinity() : reference + logf(sum);
-  }
+__device__ float* ForwardWarpgroup<Element, Shape>::lse_at(int32_t position) const {
+  const ForwardArgs& args = call_.args;
+  const WorkItem& work = item_->work;
+  return static_cast<float*>(args.lse) +
+         (work.batch * args.heads + work.head) * args.queries + work.tile.row_shift + position;
 }
 
-/// Through the queries' memory and the part of the item's list of rows that has no rows: each
+/// Through the queries' memory, the part of the item's list of rows that has no rows, and lse: each
 /// thread gets what the same thread of the other warpgroup has.
 template <typename Element, typename Shape>
-__device__ void ForwardWarpgroup<Element, Shape>::hand_over(const float (&lse)[2]) {
+__device__ void ForwardWarpgroup<Element, Shape>::hand_over(float* const (&lse)[2]) {
   sync_threads(kQueryIsRead, 256);
   float* to = reinterpret_cast<float*>(query_) + threadIdx.x % 128;
   for_each_pair(out_, [&](const float* pair, int r, int n) {
@@ -50,47 +48,59 @@ __device__ void ForwardWarpgroup<Element, Shape>::hand_over(const float (&lse)[2
   });
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    if (threadIdx.x % 4 == 0) {
-      item_->rows.position[Shape::kGroupRows + group_row(r)] = __float_as_int(lse[r]);
+    if (threadIdx.x % 4 == 0 && lse[r] != nullptr) {
+      item_->rows.position[Shape::kGroupRows + group_row(r)] = __float_as_int(reference_[r]);
+      *lse[r] = sum_[r];
     }
   }
   arrive_at(kResultIsWritten, 256);
 }
 
 template <typename Element, typename Shape>
-__device__ void ForwardWarpgroup<Element, Shape>::take_over(float (&lse)[2]) {
+__device__ void ForwardWarpgroup<Element, Shape>::take_over(float* const (&lse)[2]) {
   arrive_at(kQueryIsRead, 256);
   sync_threads(kResultIsWritten, 256);
   const float* from = reinterpret_cast<const float*>(query_) + threadIdx.x % 128;
-  Merged merged[2];
+  float factor[2], other_factor[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = Shape::kGroupRows + group_row(r);
-    merged[r] = merge(__int_as_float(item_->rows.position[row]), lse[r]);
-    lse[r] = merged[r].lse;
+    const float other =
+        lse[r] == nullptr ? negative_infinity() : __int_as_float(item_->rows.position[row]);
+    const float reference = fmaxf(reference_[r], other);
+    factor[r] = rescaling(reference_[r], reference);
+    other_factor[r] = rescaling(other, reference);
+    reference_[r] = reference;
+    sum_[r] = sum_[r] * factor[r] + (lse[r] == nullptr ? 0 : *lse[r]) * other_factor[r];
   }
   for_each_pair(out_, [&](float* pair, int r, int n) {
     const float* other = from + (n * 2 + r) * 2 * 128;
-    pair[0] = pair[0] * merged[r].block_weight + other[0] * merged[r].running_weight;
-    pair[1] = pair[1] * merged[r].block_weight + other[128] * merged[r].running_weight;
+    pair[0] = pair[0] * factor[r] + other[0] * other_factor[r];
+    pair[1] = pair[1] * factor[r] + other[128] * other_factor[r];
   });
   sync_threads(kResultIsRead, 128);
 }
 
-/// Rounded once, through the queries' memory, of which each warp uses its own rows; lse as natural
-/// logarithm.
+/// And writes lse, a natural logarithm.
 template <typename Element, typename Shape>
-__device__ void ForwardWarpgroup<Element, Shape>::write_out(const float (&lse)[2], int32_t rows) {
-  const ForwardArgs& args = call_.args;
-  const WorkItem& work = item_->work;
-  float* lse_row = static_cast<float*>(args.lse) +
-                   (work.batch * args.heads + work.head) * args.queries + work.tile.row_shift;
+__device__ void ForwardWarpgroup<Element, Shape>::normalize(float* const (&lse)[2]) {
+  const auto zero_keys = static_cast<float>(item_->work.group.zero_keys);
+  const float kept = 1 - call_.args.dropout.probability;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    if (threadIdx.x % 4 == 0 && group_row(r) < rows) {
-      lse_row[row_position(r)] = lse[r];
+    const float factor = add_zero_keys(zero_keys, reference_[r], sum_[r]);
+    scale_row(out_, r, sum_[r] == 0 ? 0 : factor * reciprocal_approx(sum_[r] * kept));
+    if (threadIdx.x % 4 == 0 && lse[r] != nullptr) {
+      *lse[r] = sum_[r] == 0 ? negative_infinity() : reference_[r] + logf(sum_[r]);
     }
   }
+}
+
+/// Rounded once, through the queries' memory, of which each warp uses its own rows.
+template <typename Element, typename Shape>
+__device__ void ForwardWarpgroup<Element, Shape>::write_out(int32_t rows) {
+  const ForwardArgs& args = call_.args;
+  const WorkItem& work = item_->work;
   const int lane = threadIdx.x % 32;
   __syncwarp();
   for_each_pair(out_, [&](const float* pair, int r, int n) {

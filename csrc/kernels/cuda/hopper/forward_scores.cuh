@@ -74,13 +74,21 @@ class ForwardScores {
   }
 
   /// Scores to weights. True if references moved: out is to be multiplied by `factor`.
-  __device__ bool weigh(int stage, float (&factor)[2]) {
+  __device__ bool weigh(int stage, Kind kind, float bias_log2, float (&factor)[2]) {
     const List& list = memory_.lists[stage];
     float sums[2];
-    if (list.is_plain) {
-      weigh_plain(list.slots[0].bias_log2, sums);
-    } else {
-      list.is_masked ? weigh_slots<true>(list, sums) : weigh_slots<false>(list, sums);
+    switch (kind) {
+      case Kind::kPlain:
+        weigh_plain(bias_log2, sums);
+        break;
+      case Kind::kSlots:
+        weigh_slots<Kind::kSlots>(list, sums);
+        break;
+      case Kind::kCausal:
+        weigh_slots<Kind::kCausal>(list, sums);
+        break;
+      default:
+        weigh_slots<Kind::kMasked>(list, sums);
     }
     const bool is_moved = !fit(sums);
     if (is_moved) {
@@ -110,8 +118,8 @@ class ForwardScores {
         sums, [&](float score, int r) { return quick_weight(score, call_.scale_log2, offset[r]); });
   }
 
-  /// The same where slots differ in bias, or have empty rows; kIsMasked: or rows in what they see.
-  template <bool kIsMasked>
+  /// The same of other kinds of tiles.
+  template <Kind kKind>
   __device__ void weigh_slots(const List& list, float (&sums)[2]) {
     const float base[2]{quick_offset(finite(reference_[0]), 0),
                         quick_offset(finite(reference_[1]), 0)};
@@ -119,8 +127,10 @@ class ForwardScores {
     sums[0] = sums[1] = 0;
     for_each_score(list, [&](float& score, int r, const Slot& slot, int row) {
       const float weight = quick_weight(score, call_.scale_log2, base[r] + slot.bias_log2);
-      if constexpr (kIsMasked) {
+      if constexpr (kKind == Kind::kMasked) {
         score = masked_weight(weight, window[r], slot.position(row));
+      } else if constexpr (kKind == Kind::kCausal) {
+        score = masked_weight(weight, Through{window[r].last}, slot.first + slot.stride * row);
       } else {
         score = row < slot.empty ? 0 : weight;
       }

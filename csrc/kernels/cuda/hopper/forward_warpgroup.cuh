@@ -22,7 +22,6 @@ class ForwardWarpgroup : ForwardScores<Element, Shape> {
   /// All tiles of the block.
   __device__ void run() {
     Turn<Shape::kItems> items;
-    Turn<Shape::kQueries> queries;
 #pragma unroll 1
     for (;;) {
       Handover& item = memory_.item_turns[items.index];
@@ -31,17 +30,16 @@ class ForwardWarpgroup : ForwardScores<Element, Shape> {
       if (rows->is_last) {
         return;
       }
-      Handover& query = memory_.query_turns[queries.index];
+      Handover& query = memory_.query_turns[items.index];
       const int part = rows->is_split ? 0 : group_;
-      this->set_rows(rows, part * Shape::kGroupRows, memory_.query[queries.index][part]);
-      query.full.wait(queries.full_parity());
+      this->set_rows(rows, part * Shape::kGroupRows, memory_.query[items.index][part]);
+      query.full.wait(items.full_parity());
       attend();
       finish();
       __syncwarp();
       release(query);
       release(item);
       items.advance();
-      queries.advance();
     }
   }
 
@@ -52,12 +50,12 @@ class ForwardWarpgroup : ForwardScores<Element, Shape> {
       handover.empty.arrive();
     }
   }
-  __device__ const KeySlots<Shape::kSlots>& list() const { return memory_.lists[keys_.index]; }
   __device__ void wait_for_keys() { memory_.key_turns[keys_.index].full.wait(keys_.full_parity()); }
   __device__ void release_keys() {
     __syncwarp();  // all lanes have read the list
     release(memory_.key_turns[keys_.index]);
     keys_.advance();
+    --tiles_;
   }
   __device__ void wait_for_values() {
     memory_.value_turns[values_.index].full.wait(values_.full_parity());
@@ -77,29 +75,34 @@ class ForwardWarpgroup : ForwardScores<Element, Shape> {
   /// The item's list: the tiles of it that this warpgroup takes.
   __device__ void attend() {
     this->forget();
-    has_out_ = false;
+    set_zero(out_);
+    is_first_ = true;
     tiles_ = item_->key_tiles;
-    while (find_tile(INT_MAX)) {
+    look();
+    while (pass_tiles(INT_MAX)) {
       begin();
-      while (find_tile(1)) {
+      while (pass_tiles(1)) {
         go_on();
       }
       end();
     }
-    if (!has_out_) {
-      set_zero(out_);
+  }
+
+  /// Waits for the next tile of keys, if there is one, and reads what it is.
+  __device__ void look() {
+    if (tiles_ > 0) {
+      wait_for_keys();
+      const KeySummary& summary = memory_.lists[keys_.index].summary;
+      kind_ = summary.kind[group_];
+      bias_log2_ = summary.bias_log2;
     }
   }
 
-  /// Waits for the next tile that this warpgroup takes, and passes others. False if there is none,
-  /// or if it would have to pass more than `most`: without the values that this warpgroup still
-  /// needs, the other can't go on for ever.
-  __device__ bool find_tile(int most) {
-    for (; tiles_ > 0; --tiles_) {
-      wait_for_keys();
-      if ((list().takers >> group_ & 1) != 0) {
-        return true;
-      }
+  /// Passes tiles that this warpgroup doesn't take. False if none is left, or if it would have to
+  /// pass more than `most`: without the values that this warpgroup still needs, the other can't go
+  /// on for ever.
+  __device__ bool pass_tiles(int most) {
+    while (tiles_ > 0 && kind_ == Kind::kPassed) {
       if (passed_ == most) {
         return false;
       }
@@ -108,8 +111,9 @@ class ForwardWarpgroup : ForwardScores<Element, Shape> {
       if (most == INT_MAX) {
         pass_values();
       }
+      look();
     }
-    return false;
+    return tiles_ > 0;
   }
 
   /// A tile, but for its values.
@@ -118,51 +122,60 @@ class ForwardWarpgroup : ForwardScores<Element, Shape> {
     wait_for_products<0>();
     weigh_alone();
     release_keys();
+    look();
     pack_weights();
-    --tiles_;
   }
 
   /// The values of the tile before, and the next but for its values.
   __device__ void go_on() {
+    // Looking waits for keys, which may come after the values of all tiles before them.
+    const bool looks_early = Shape::kValueStages > 3 || passed_ == 0;
+    const uint64_t value = describe_values();
     this->multiply_keys(keys_.index);
     wait_for_values();
-    multiply_values();
+    multiply_values(value);
     wait_for_products<1>();
     float factor[2];
-    const bool is_moved = this->weigh(keys_.index, factor);
+    const bool is_moved = this->weigh(keys_.index, kind_, bias_log2_, factor);
     release_keys();
+    if (looks_early) {
+      look();
+    }
     wait_for_products<0>();
     release_values();
     pass_values();
+    if (!looks_early) {
+      look();
+    }
     if (is_moved) {
       scale_out(factor);
     }
     pack_weights();
-    --tiles_;
   }
 
   /// The values of the tile before.
   __device__ void end() {
+    const uint64_t value = describe_values();
     wait_for_values();
-    multiply_values();
+    multiply_values(value);
     wait_for_products<0>();
     release_values();
     pass_values();
   }
 
+  __device__ uint64_t describe_values() const {
+    return describe(shared_address(memory_.value[values_.index]), Shape::kKeyPanelBytes);
+  }
+
   /// Begins out += P V.
-  __device__ void multiply_values() {
-    const uint64_t value =
-        describe(shared_address(memory_.value[values_.index]), Shape::kKeyPanelBytes);
+  __device__ void multiply_values(uint64_t value) {
     begin_products();
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       Product<Element, Shape::kWidth>::weights(out_[0], weights_[step][0],
-                                               value + step * 16 * kPanelRowBytes / 16,
-                                               step > 0 || has_out_);
+                                               value + step * 16 * kPanelRowBytes / 16);
     }
     commit_products();
-    has_out_ = true;
   }
 
   __device__ void pack_weights() {
@@ -181,27 +194,28 @@ class ForwardWarpgroup : ForwardScores<Element, Shape> {
 
   /// Scores to weights, while no product is under way.
   __device__ void weigh_alone() {
-    const auto& list = this->list();
+    const auto& list = memory_.lists[keys_.index];
     float sums[2];
-    if (!has_out_ && list.is_plain && this->find_references(list.slots[0].bias_log2)) {
-      this->weigh_plain(list.slots[0].bias_log2, sums);
+    if (is_first_ && kind_ == Kind::kPlain && this->find_references(bias_log2_)) {
+      this->weigh_plain(bias_log2_, sums);
     } else {
       float factor[2];
       this->apply_biases(list);
       this->move_references(factor);
       this->weigh_logits(sums);
-      if (has_out_) {
-        scale_out(factor);
-      }
+      scale_out(factor);
     }
     this->add_sums(sums, list);
+    is_first_ = false;
   }
 
   __device__ void finish();
-  __device__ void normalize(float (&lse)[2]);
-  __device__ void hand_over(const float (&lse)[2]);
-  __device__ void take_over(float (&lse)[2]);
-  __device__ void write_out(const float (&lse)[2], int32_t rows);
+  /// lse: where the rows' are; nullptr for those that don't exist.
+  __device__ void hand_over(float* const (&lse)[2]);
+  __device__ void take_over(float* const (&lse)[2]);
+  __device__ void normalize(float* const (&lse)[2]);
+  __device__ void write_out(int32_t rows);
+  __device__ float* lse_at(int32_t position) const;
 
   // Barriers of the warpgroups among themselves; 0 is __syncthreads's.
   static constexpr int kQueryIsRead = 1, kResultIsWritten = 2, kResultIsRead = 3;
@@ -210,9 +224,11 @@ class ForwardWarpgroup : ForwardScores<Element, Shape> {
   const int group_;
   Turn<Shape::kKeyStages> keys_;
   Turn<Shape::kValueStages> values_;
-  int tiles_;       // of the item's list, that are left
+  int tiles_;       // of the item's list, that are left; the next one:
+  Kind kind_;
+  float bias_log2_;
   int passed_ = 0;  // tiles since the last taken one, whose values are still to be passed
-  bool has_out_;
+  bool is_first_;  // tile that this warpgroup takes
   Accumulators<1, Shape::kWidth / 8> out_;
   uint32_t weights_[kSteps][1][4];
 };

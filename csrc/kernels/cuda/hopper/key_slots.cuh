@@ -16,6 +16,8 @@
 
 namespace dilated::kernels::cuda::hopper {
 
+inline constexpr int kMostGroups = 2;  // warpgroups that compute
+
 struct alignas(16) Slot {
   int32_t first;  // position of its first row, were there a key
   int32_t stride;
@@ -28,13 +30,25 @@ struct alignas(16) Slot {
   }
 };
 
+/// A tile of keys as a warpgroup takes it, in order of what it costs.
+enum class Kind : int32_t {
+  kPassed,  // it doesn't
+  kPlain,   // there is a key in every row, with the same bias, which all queries see
+  kSlots,   // slots differ in bias or have empty rows
+  kCausal,  // they differ in bias, and queries see keys up to their own position
+  kMasked,  // any of it, or windows
+};
+
+struct alignas(16) KeySummary {
+  Kind kind[kMostGroups];  // for each warpgroup
+  float bias_log2;         // of the first slot
+  int32_t reserved;
+};
+
 template <int kSlots>
 struct alignas(16) KeySlots {
   Slot slots[kSlots];
-  int32_t is_plain;   // there is a key in every row, with the same bias, which all queries see
-  int32_t is_masked;  // some query does not see some key
-  int32_t takers;     // a bit for each warpgroup
-  int32_t reserved;
+  KeySummary summary;
 };
 
 /// Which of the strides, that have tensor maps, this is; -1: none.
@@ -70,6 +84,12 @@ class SlotCursor {
     }
     slot = slot_at(current_, map_, first - begin_ + lane);
     return true;
+  }
+
+  /// How many tiles of `slots` slots, all full, the run has from slot `first` on, which read() has
+  /// found in it.
+  __device__ int32_t count_tiles(int32_t first, int32_t slots) const {
+    return (current_.count - (first - begin_) * kSlotRows) / (slots * kSlotRows);
   }
 
   /// Without a map, rows are copied one by one, from any map.

@@ -22,16 +22,16 @@ struct ForwardTile {
   constexpr int32_t value_stages() const { return width <= 64 ? 5 : 2; }
   constexpr size_t bytes() const {
     const int32_t stages = key_stages() + value_stages();
-    const size_t rows = size_t(kRows) * kQueries + size_t(keys()) * stages;
+    const size_t rows = size_t(kRows) * kItems + size_t(keys()) * stages;
     const size_t lists = (kSlotBytes * (keys() / kSlotRows) + 16) * key_stages();
-    const size_t barriers = kBarrierBytes * 2 * (kItems + kQueries + stages);
+    const size_t barriers = kBarrierBytes * 2 * (2 * kItems + stages);
     return round_up(
                2 * 64 * panels() * rows + lists + kItemBytes * kItems + kCursorBytes + barriers,
                kAlignment) +
            kAlignment;
   }
 
-  static constexpr int32_t kRows = 128, kItems = 2, kQueries = 2;
+  static constexpr int32_t kRows = 128, kItems = 2;
 
  private:
   static constexpr size_t kAlignment = 1024;  // which the start of a block's memory doesn't have

@@ -10,17 +10,20 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/primitives/numerics.cuh"
+
 namespace dilated::kernels::cuda::hopper {
 
 inline constexpr int kPanelColumns = 64, kPanelRowBytes = 128;
 
 /// How a product finds a tile: where it begins, and the bytes from one panel to the next where the
-/// product runs along the rows (0: within one panel).
+/// product runs along the rows (0: within one panel). All lanes of a warp call it with the same
+/// address, which the compiler learns from the shuffle: it keeps descriptors in uniform registers.
 __device__ inline uint64_t describe(uint32_t address, int panel_bytes = 0) {
   constexpr uint64_t kSwizzle128 = uint64_t{1} << 62,
                      kEightRows = uint64_t{8 * kPanelRowBytes / 16} << 32;
   return kSwizzle128 | kEightRows | static_cast<uint64_t>(panel_bytes / 16) << 16 |
-         (address & 0x3ffff) / 16;
+         (__shfl_sync(kAllLanes, address, 0) & 0x3ffff) / 16;
 }
 
 /// Before products whose registers other instructions wrote.
@@ -34,8 +37,9 @@ __device__ inline void wait_for_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kUnderWay) : "memory");
 }
 
-/// sums[64 x kColumns] = (adds ? sums : 0) + a b: over 16 columns of a tile of 64 rows and of one
-/// of kColumns rows (rows), or of 64 x 16 numbers in registers and 16 rows of kColumns (weights).
+/// sums[64 x kColumns] = (adds ? sums : 0) + a b over 16 columns of a tile of 64 rows and of one of
+/// kColumns rows (rows); sums += a b of 64 x 16 numbers in registers and 16 rows of kColumns
+/// (weights).
 template <typename Element, int kColumns>
 struct Product;
 
@@ -68,7 +72,7 @@ struct Product;
 #define DILATED_D_128 DILATED_D_96, DILATED_D(6), DILATED_D(7)
 #define DILATED_R_192 DILATED_R_128 ", " DILATED_R8 ", " DILATED_R9 ", " DILATED_R10 ", " DILATED_R11
 #define DILATED_D_192 DILATED_D_128, DILATED_D(8), DILATED_D(9), DILATED_D(10), DILATED_D(11)
-#define DILATED_PRODUCT(Element, kType, kColumns, a0, a1, a2, a3, b, p) \
+#define DILATED_PRODUCT(Element, kType, kColumns, a0, a1, a2, a3, b) \
   template <> \
   struct Product<Element, kColumns> { \
     __device__ static void rows(float (&d)[kColumns / 8][4], uint64_t left, uint64_t right, int adds) { \
@@ -78,24 +82,23 @@ struct Product;
           a0 ", " a1 ", p, 1, 1, 0, 0;\n}" \
           : DILATED_D_##kColumns : "l"(left), "l"(right), "r"(adds)); \
     } \
-    __device__ static void weights(float (&d)[kColumns / 8][4], const uint32_t (&left)[4], uint64_t right, int adds) { \
+    __device__ static void weights(float (&d)[kColumns / 8][4], const uint32_t (&left)[4], uint64_t right) { \
       asm volatile( \
-          "{\n.reg .pred p;\nsetp.ne.b32 p, " p ", 0;\n" \
           "wgmma.mma_async.sync.aligned.m64n" #kColumns "k16.f32." kType "." kType " {" DILATED_R_##kColumns "}, " \
-          "{" a0 ", " a1 ", " a2 ", " a3 "}, " b ", p, 1, 1, 1;\n}" \
+          "{" a0 ", " a1 ", " a2 ", " a3 "}, " b ", 1, 1, 1, 1;\n" \
           : DILATED_D_##kColumns \
-          : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right), "r"(adds)); \
+          : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right)); \
     } \
   };
-#define DILATED_PRODUCTS(kColumns, a0, a1, a2, a3, b, p) \
-  DILATED_PRODUCT(__half, "f16", kColumns, a0, a1, a2, a3, b, p) \
-  DILATED_PRODUCT(__nv_bfloat16, "bf16", kColumns, a0, a1, a2, a3, b, p)
-DILATED_PRODUCTS(32, "%16", "%17", "%18", "%19", "%20", "%21")
-DILATED_PRODUCTS(48, "%24", "%25", "%26", "%27", "%28", "%29")
-DILATED_PRODUCTS(64, "%32", "%33", "%34", "%35", "%36", "%37")
-DILATED_PRODUCTS(96, "%48", "%49", "%50", "%51", "%52", "%53")
-DILATED_PRODUCTS(128, "%64", "%65", "%66", "%67", "%68", "%69")
-DILATED_PRODUCTS(192, "%96", "%97", "%98", "%99", "%100", "%101")
+#define DILATED_PRODUCTS(kColumns, a0, a1, a2, a3, b) \
+  DILATED_PRODUCT(__half, "f16", kColumns, a0, a1, a2, a3, b) \
+  DILATED_PRODUCT(__nv_bfloat16, "bf16", kColumns, a0, a1, a2, a3, b)
+DILATED_PRODUCTS(32, "%16", "%17", "%18", "%19", "%20")
+DILATED_PRODUCTS(48, "%24", "%25", "%26", "%27", "%28")
+DILATED_PRODUCTS(64, "%32", "%33", "%34", "%35", "%36")
+DILATED_PRODUCTS(96, "%48", "%49", "%50", "%51", "%52")
+DILATED_PRODUCTS(128, "%64", "%65", "%66", "%67", "%68")
+DILATED_PRODUCTS(192, "%96", "%97", "%98", "%99", "%100")
 // clang-format on
 #undef DILATED_PRODUCTS
 #undef DILATED_PRODUCT

@@ -42,8 +42,10 @@ __device__ inline ClippedRun load_clipped(const Run* run, int32_t origin, const 
   const int4 words = __ldg(reinterpret_cast<const int4*>(run));
   ClippedRun clipped{origin + words.x, words.y, words.z, static_cast<uint32_t>(words.w)};
   if (clipped.first < window.first) {
-    const int32_t skip =
-        min((window.first - clipped.first + clipped.stride - 1) / clipped.stride, clipped.count);
+    const auto stride = static_cast<uint32_t>(clipped.stride);  // sums may pass 2^31
+    const auto distance = static_cast<uint32_t>(window.first - clipped.first);
+    const auto skip = static_cast<int32_t>(
+        min((distance + stride - 1) / stride, static_cast<uint32_t>(clipped.count)));
     clipped.first += skip * clipped.stride;
     clipped.count -= skip;
   }

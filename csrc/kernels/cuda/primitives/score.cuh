@@ -22,13 +22,17 @@ __device__ inline float logit_of(float score, float scale, float bias) {
   return fmaf(score, scale, bias);
 }
 
-/// A window with one end, for which one comparison does.
+/// Windows with one end, for which one comparison does.
 struct From {
   int32_t first;
+};
+struct Through {
+  int32_t last;
 };
 
 /// Whether a row sees a column: the one mask, causal or of the pattern's windows.
 __device__ inline bool sees(const From& window, int32_t column) { return column >= window.first; }
+__device__ inline bool sees(const Through& window, int32_t column) { return column <= window.last; }
 __device__ inline bool sees(const Window& window, int32_t column) {
   return window.first <= column && column <= window.last;
 }
