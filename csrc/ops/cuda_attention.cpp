@@ -252,7 +252,8 @@ KeyGradients backward_into_cuda(const AttentionCall& call, const BackwardInputs&
   }
   check_backward(call, inputs);
   BackwardTensors backward = prepare_backward(call, inputs, /*with_grad_query=*/false);
-  run_backward(call, backward, choice, sums_data(sums), make_workspace(call.query, choice.max_blocks > 0, 0));
+  run_backward(call, backward, choice, sums_data(sums),
+               make_workspace(call.query, choice.max_blocks > 0, 0));
   return {backward.grad_key, backward.grad_value};
 }
 

@@ -84,15 +84,14 @@ KeyStrides list_strides(std::span<const int64_t> dilation_rates) {
   return strides;
 }
 
-/// Nothing where these kernels can't run the call, or where the portable ones measured better.
+/// Nothing where these kernels can't run the call.
 std::optional<ForwardChoice> hopper_forward(const ForwardProblem& problem, const Device& device) {
   const bool has_width = problem.head_dim <= std::ranges::rbegin(hopper::kForwardTiles)->width;
   if (!device.has_hopper || !has_width || !problem.is_mappable || problem.is_block) {
     return std::nullopt;
   }
   const hopper::ForwardTile& tile = narrowest(hopper::kForwardTiles, problem.head_dim);
-  constexpr int32_t kNoBetter = -1;
-  if (tile.width == kNoBetter || tile.bytes() > device.shared_bytes) {
+  if (tile.bytes() > device.shared_bytes) {
     return std::nullopt;
   }
   const KeyStrides strides = list_strides(problem.dilation_rates);

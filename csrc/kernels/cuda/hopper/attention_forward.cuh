@@ -13,15 +13,16 @@ namespace dilated::kernels::cuda::hopper {
 template <typename Shape>
 __device__ void init_barriers(ForwardMemory<Shape>& memory) {
   constexpr int kWarps = 4 * Shape::kGroups;  // which compute
+  constexpr int kCopyingWarps = 3;            // which read items
   const auto init = [](Handover& handover, int full, int empty) {
     handover.full.init(full);
     handover.empty.init(empty);
   };
   for (Handover& turn : memory.item_turns) {
-    init(turn, 1, kWarps + kQueryWarps + 1);
+    init(turn, 1, kWarps + kCopyingWarps);
   }
   for (Handover& turn : memory.query_turns) {
-    init(turn, kQueryWarps, kWarps);
+    init(turn, 1, kWarps);
   }
   for (Handover& turn : memory.key_turns) {
     init(turn, 1, kWarps);

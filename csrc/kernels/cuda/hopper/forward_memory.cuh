@@ -71,7 +71,7 @@ struct ForwardMemory {
   alignas(1024) unsigned char value[Shape::kValueStages][Shape::kPanels * Shape::kKeyPanelBytes];
   KeySlots<Shape::kSlots> lists[Shape::kKeyStages];
   typename Shape::QueryItem items[Shape::kItems];
-  SlotCursor cursor;  // of the warp that copies keys
+  SlotCursor cursors[2];  // of the warps that copy keys and values
   Handover item_turns[Shape::kItems], query_turns[Shape::kItems], key_turns[Shape::kKeyStages],
       value_turns[Shape::kValueStages];
 };

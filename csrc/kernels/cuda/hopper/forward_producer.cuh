@@ -1,5 +1,5 @@
-// The first warpgroup: it finds work and brings the rows. Warp 0 copies keys and values, warp 1
-// lists the next tile of queries, warps 2 and 3 copy its rows.
+// The first warpgroup: it finds work and brings the rows. Warp 0 copies keys, warp 1 values, warp 2
+// lists the next tile of queries, warp 3 copies its rows.
 #pragma once
 
 #include "kernels/cuda/hopper/forward_memory.cuh"
@@ -7,8 +7,6 @@
 #include "kernels/cuda/primitives/swizzle.cuh"
 
 namespace dilated::kernels::cuda::hopper {
-
-inline constexpr int kQueryWarps = 2;  // which copy queries
 
 /// How many slots the keys in the window take. All lanes of a warp call it and get the same.
 __device__ inline int32_t count_slots(const KeyStrides& strides, const TableView& table,
@@ -22,7 +20,7 @@ __device__ inline int32_t count_slots(const KeyStrides& strides, const TableView
   return static_cast<int32_t>(__reduce_add_sync(kAllLanes, static_cast<unsigned>(slots)));
 }
 
-/// Warp 1: the tile's rows, what they see and how many tiles of keys that takes.
+/// Warp 2: the tile's rows, what they see and how many tiles of keys that takes.
 template <typename Shape>
 __device__ void list_item(const HopperCall& hopper, const TableView& table, const WorkItem& work,
                           typename Shape::QueryItem& item) {
@@ -99,9 +97,7 @@ __device__ void list_items(const HopperCall& hopper, const TableView& table,
     for (int64_t tile = 2 * pair; tile < min(2 * pair + 2, tiles); ++tile) {
       WorkItem work;
       if (find_work(table, tile, batch, work) && work.tile.first_row % Shape::kRows == 0) {
-        fill([&](typename Shape::QueryItem& item) {
-          list_item<Shape>(hopper, table, work, item);
-        });
+        fill([&](typename Shape::QueryItem& item) { list_item<Shape>(hopper, table, work, item); });
       }
     }
     pair = __shfl_sync(kAllLanes, next, 0);
@@ -109,12 +105,11 @@ __device__ void list_items(const HopperCall& hopper, const TableView& table,
   fill([&](typename Shape::QueryItem& item) { item.is_last = true; });
 }
 
-/// Warps 2 and 3.
+/// Warp 3.
 template <typename Shape>
 __device__ void copy_queries(const HopperCall& hopper, ForwardMemory<Shape>& memory) {
-  constexpr int kChunks = Shape::kWidth / 8, kThreads = 32 * kQueryWarps;
+  constexpr int kChunks = Shape::kWidth / 8;
   const ForwardArgs& args = hopper.call.args;
-  const int thread = threadIdx.x % kThreads;
   Turn<Shape::kItems> items;
 #pragma unroll 1
   for (;;) {
@@ -129,8 +124,8 @@ __device__ void copy_queries(const HopperCall& hopper, ForwardMemory<Shape>& mem
                    args.query, args.head_dim);
     memory.query_turns[items.index].empty.wait(items.empty_parity());
     const int rows = item.is_split ? Shape::kGroupRows : Shape::kRows;
-#pragma unroll 2
-    for (int i = thread; i < rows * kChunks; i += kThreads) {
+#pragma unroll 4
+    for (int i = threadIdx.x % 32; i < rows * kChunks; i += 32) {
       const int row = i / kChunks, chunk = i % kChunks;
       unsigned char* group = memory.query[items.index][row / Shape::kGroupRows];
       const uint32_t to = shared_address(group) + chunk / 8 * Shape::kQueryPanelBytes +
@@ -202,8 +197,7 @@ __device__ KeySummary summarize(const SlotTile& tile, const typename Shape::Quer
     found = __reduce_or_sync(kAllLanes, slot.count > 0 ? found : 0);
   }
   KeySummary summary{.kind = {}, .bias_log2 = tile.bias_log2, .reserved = 0};
-  const Kind masked =
-      tile.is_full && item.rows.windows == nullptr ? Kind::kCausal : Kind::kMasked;
+  const Kind masked = tile.is_full && item.rows.windows == nullptr ? Kind::kCausal : Kind::kMasked;
   const Kind seen = tile.is_even ? Kind::kPlain : Kind::kSlots;
 #pragma unroll
   for (int group = 0; group < Shape::kGroups; ++group) {
@@ -268,14 +262,22 @@ __device__ void copy_tile(const SlotTile& tile, const KeyMaps& maps, unsigned ch
   }
 }
 
-/// Warp 0.
-template <typename Shape>
-__device__ void copy_keys(const HopperCall& hopper, const TableView& table,
-                          ForwardMemory<Shape>& memory) {
+/// Warps 0 and 1. The one that copies keys also lists them.
+template <typename Shape, bool kIsKeys>
+__device__ void copy_tiles(const HopperCall& hopper, const TableView& table,
+                           ForwardMemory<Shape>& memory) {
   const int lane = threadIdx.x % 32;
+  auto& rows = [&]() -> auto& {
+    if constexpr (kIsKeys) {
+      return memory.key;
+    } else {
+      return memory.value;
+    }
+  }();
+  Handover* turns = kIsKeys ? memory.key_turns : memory.value_turns;
+  SlotCursor& cursor = memory.cursors[kIsKeys ? 0 : 1];
   Turn<Shape::kItems> items;
-  Turn<Shape::kKeyStages> key_turn;
-  Turn<Shape::kValueStages> value_turn;
+  Turn<kIsKeys ? Shape::kKeyStages : Shape::kValueStages> turn;
 #pragma unroll 1
   for (;;) {
     memory.item_turns[items.index].full.wait(items.full_parity());
@@ -287,8 +289,8 @@ __device__ void copy_keys(const HopperCall& hopper, const TableView& table,
     const int32_t head = item.work.head / hopper.call.heads_per_key_head;
     const bool is_windowed = has_windows(item.work, hopper.call.args);
     if (lane == 0) {
-      memory.cursor = {hopper.strides, table.runs() + item.work.group.column_runs,
-                       item.work.group.column_run_count, item.work.tile.origin, item.seen};
+      cursor = {hopper.strides, table.runs() + item.work.group.column_runs,
+                item.work.group.column_run_count, item.work.tile.origin, item.seen};
     }
     __syncwarp();
     int32_t alike = 0;
@@ -297,19 +299,19 @@ __device__ void copy_keys(const HopperCall& hopper, const TableView& table,
     for (int32_t index = 0; index < item.key_tiles; ++index) {
       if (alike == 0) {
         const int32_t* shifts = table.shifts() + item.work.tile.first_stretch;
-        alike = read_tiles<Shape>(memory.cursor, index * Shape::kSlots, shifts, tile);
+        alike = read_tiles<Shape>(cursor, index * Shape::kSlots, shifts, tile);
       }
-      const KeySummary summary = summarize<Shape>(tile, item, is_windowed, index);
-      Handover& keys = memory.key_turns[key_turn.index];
-      keys.empty.wait(key_turn.empty_parity());
-      write_list<Shape>(tile, summary, memory.lists[key_turn.index]);
-      copy_tile<Shape>(tile, hopper.key, memory.key[key_turn.index], keys.full, head, batch);
-      Handover& values = memory.value_turns[value_turn.index];
-      values.empty.wait(value_turn.empty_parity());
-      copy_tile<Shape>(tile, hopper.value, memory.value[value_turn.index], values.full, head,
-                       batch);
-      key_turn.advance();
-      value_turn.advance();
+      Handover& handover = turns[turn.index];
+      if constexpr (kIsKeys) {
+        const KeySummary summary = summarize<Shape>(tile, item, is_windowed, index);
+        handover.empty.wait(turn.empty_parity());
+        write_list<Shape>(tile, summary, memory.lists[turn.index]);
+      } else {
+        handover.empty.wait(turn.empty_parity());
+      }
+      copy_tile<Shape>(tile, kIsKeys ? hopper.key : hopper.value, rows[turn.index], handover.full,
+                       head, batch);
+      turn.advance();
       if (--alike > 0) {
         tile.slot.first += Shape::kKeys * tile.slot.stride;
         tile.place += Shape::kKeys * tile.slot.stride;
@@ -328,9 +330,12 @@ __device__ void produce(const HopperCall& hopper, const TableView& table,
                         ForwardMemory<Shape>& memory) {
   switch (threadIdx.x / 32) {
     case 0:
-      copy_keys(hopper, table, memory);
+      copy_tiles<Shape, true>(hopper, table, memory);
       break;
     case 1:
+      copy_tiles<Shape, false>(hopper, table, memory);
+      break;
+    case 2:
       list_items(hopper, table, memory);
       break;
     default:

@@ -32,8 +32,8 @@ template <typename Element, typename Shape>
 __device__ float* ForwardWarpgroup<Element, Shape>::lse_at(int32_t position) const {
   const ForwardArgs& args = call_.args;
   const WorkItem& work = item_->work;
-  return static_cast<float*>(args.lse) +
-         (work.batch * args.heads + work.head) * args.queries + work.tile.row_shift + position;
+  return static_cast<float*>(args.lse) + (work.batch * args.heads + work.head) * args.queries +
+         work.tile.row_shift + position;
 }
 
 /// Through the queries' memory, the part of the item's list of rows that has no rows, and lse: each

@@ -224,11 +224,11 @@ class ForwardWarpgroup : ForwardScores<Element, Shape> {
   const int group_;
   Turn<Shape::kKeyStages> keys_;
   Turn<Shape::kValueStages> values_;
-  int tiles_;       // of the item's list, that are left; the next one:
+  int tiles_;  // of the item's list, that are left; the next one:
   Kind kind_;
   float bias_log2_;
   int passed_ = 0;  // tiles since the last taken one, whose values are still to be passed
-  bool is_first_;  // tile that this warpgroup takes
+  bool is_first_;   // tile that this warpgroup takes
   Accumulators<1, Shape::kWidth / 8> out_;
   uint32_t weights_[kSteps][1][4];
 };

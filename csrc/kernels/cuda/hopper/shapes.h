@@ -26,7 +26,7 @@ struct ForwardTile {
     const size_t lists = (kSlotBytes * (keys() / kSlotRows) + 16) * key_stages();
     const size_t barriers = kBarrierBytes * 2 * (2 * kItems + stages);
     return round_up(
-               2 * 64 * panels() * rows + lists + kItemBytes * kItems + kCursorBytes + barriers,
+               2 * 64 * panels() * rows + lists + kItemBytes * kItems + 2 * kCursorBytes + barriers,
                kAlignment) +
            kAlignment;
   }
