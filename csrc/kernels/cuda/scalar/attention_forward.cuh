@@ -86,7 +86,9 @@ class FloatThread {
   __device__ void weigh_keys(const WorkItem& work) {
     float scores[kRows][kKeys] = {};
     multiply_keys(scores);
-    exponentiate(scores, work);
+    mask(scores);
+    exponentiate(scores);
+    store(scores, work);
   }
 
   /// With the values and weights there.
@@ -107,7 +109,9 @@ class FloatThread {
 
   /// scores += Q K^T.
   __device__ void multiply_keys(float (&scores)[kRows][kKeys]) const;
-  __device__ void exponentiate(float (&scores)[kRows][kKeys], const WorkItem& work);
+  __device__ void mask(float (&scores)[kRows][kKeys]) const;
+  __device__ void exponentiate(float (&logits)[kRows][kKeys]);
+  __device__ void store(float (&weights)[kRows][kKeys], const WorkItem& work);
 
   const ForwardCall& call_;
   FloatMemory<Shape>& memory_;
@@ -133,45 +137,81 @@ __device__ void FloatThread<Shape>::multiply_keys(float (&scores)[kRows][kKeys])
   }
 }
 
-/// The weights go to shared memory, without what dropout removes; sums and outputs follow the rows'
-/// maxima.
+/// scores become logits. What rows don't see is looked at only in tiles that have any.
 template <typename Shape>
-__device__ void FloatThread<Shape>::exponentiate(float (&scores)[kRows][kKeys],
-                                                 const WorkItem& work) {
-  const float probability = call_.args.dropout.probability;
-  const uint32_t threshold = dropout_threshold(probability);
+__device__ void FloatThread<Shape>::mask(float (&scores)[kRows][kKeys]) const {
+#pragma unroll
+  for (int k = 0; k < kKeys; ++k) {
+    const float bias = memory_.keys.bias[x_ + 16 * k];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      scores[r][k] = logit_of(scores[r][k], call_.args.scale, bias);
+    }
+  }
+  if (memory_.keys.is_masked) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const Window window =
+          window_of(memory_.rows, first_row_ + r, call_.args.is_causal, /*over_keys=*/false);
+#pragma unroll
+      for (int k = 0; k < kKeys; ++k) {
+        scores[r][k] = masked_logit(scores[r][k], window, memory_.keys.position[x_ + 16 * k]);
+      }
+    }
+  }
+}
+
+/// Logits become weights; sums and outputs follow the rows' maxima.
+template <typename Shape>
+__device__ void FloatThread<Shape>::exponentiate(float (&logits)[kRows][kKeys]) {
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    const int row = first_row_ + r;
-    const Window window = window_of(memory_.rows, row, call_.args.is_causal, /*over_keys=*/false);
-    const uint32_t dropout_key =
-        probability == 0 ? 0 : row_dropout_key(call_.args, work, memory_.rows.position[row]);
     float largest = negative_infinity();
 #pragma unroll
     for (int k = 0; k < kKeys; ++k) {
-      const int key = x_ + 16 * k;
-      const float logit = logit_of(scores[r][k], call_.args.scale, memory_.keys.bias[key]);
-      scores[r][k] = masked_logit(logit, window, memory_.keys.position[key]);
-      largest = fmaxf(largest, scores[r][k]);
+      largest = fmaxf(largest, logits[r][k]);
     }
-    const float reference =
-        fmaxf(reference_[r], reduce_row(largest, [](float a, float b) { return fmaxf(a, b); }));
-    const float factor = rescaling(reference_[r], reference);
-    reference_[r] = reference;
+    largest = reduce_row(largest, [](float a, float b) { return fmaxf(a, b); });
+    const float before = reference_[r];
+    reference_[r] = fmaxf(before, largest);
+    const float reference = finite(reference_[r]);
+    const float factor = weight_of(before, reference);
     sum_[r] *= factor;
 #pragma unroll
     for (int k = 0; k < kKeys; ++k) {
-      const int key = x_ + 16 * k;
-      const float weight = weight_of(scores[r][k], finite(reference));
-      sum_[r] += weight;
-      const bool keeps =
-          probability == 0 || dropout_keeps(dropout_key, memory_.keys.position[key], threshold);
-      memory_.weight[row][key] = keeps ? weight : 0;
+      logits[r][k] = weight_of(logits[r][k], reference);
+      sum_[r] += logits[r][k];
     }
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
       out_[r][j] = {out_[r][j].x * factor, out_[r][j].y * factor, out_[r][j].z * factor,
                     out_[r][j].w * factor};
+    }
+  }
+}
+
+/// The weights go to shared memory, without what dropout removes.
+template <typename Shape>
+__device__ void FloatThread<Shape>::store(float (&weights)[kRows][kKeys], const WorkItem& work) {
+  const float probability = call_.args.dropout.probability;
+  if (probability > 0) {
+    const uint32_t threshold = dropout_threshold(probability);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const uint32_t row_key =
+          row_dropout_key(call_.args, work, memory_.rows.position[first_row_ + r]);
+#pragma unroll
+      for (int k = 0; k < kKeys; ++k) {
+        const int32_t key = memory_.keys.position[x_ + 16 * k];
+        weights[r][k] = dropout_keeps(row_key, key, threshold) ? weights[r][k] : 0;
+      }
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+    for (int k = 0; k < kKeys; ++k) {
+      memory_.weight[first_row_ + r][x_ + 16 * k] = weights[r][k];
     }
   }
 }
