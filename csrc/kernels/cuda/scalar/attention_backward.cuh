@@ -162,29 +162,48 @@ class ScalarBackward {
                            gradients[r]);
       }
     }
-#pragma unroll
-    for (int r = 0; r < Shape::kRowsPerWarp; ++r) {
-      differentiate(first + r, column, scores[r], gradients[r]);
-    }
+    differentiate(first, column, scores, gradients);
   }
 
-  __device__ void differentiate(int row, int column, float score, float gradient) {
+  /// Scores and gradients of the weights become weights and gradients of the scores, in shared
+  /// memory. What rows don't see is looked at only in tiles that have any.
+  __device__ void differentiate(int first, int column, float (&scores)[Shape::kRowsPerWarp],
+                                const float (&gradients)[Shape::kRowsPerWarp]) {
     const QueryList& queries = memory_.queries;
-    const int query = kTransposed ? column : row;
     const int32_t column_position = memory_.columns.position[column];
-    const float logit = logit_of(score, args_.scale, memory_.columns.bias[column]);
-    const Window window = window_of(memory_.rows, row, args_.is_causal, kTransposed);
-    const float weight =
-        masked_weight(softmax_weight(logit, queries.lse[query]), window, column_position);
-    float factor = 1;
-    if (args_.dropout.probability > 0) {
-      const int32_t key = kTransposed ? memory_.rows.position[row] : column_position;
-      const bool keeps = dropout_keeps(queries.dropout_key[query], key,
-                                       dropout_threshold(args_.dropout.probability));
-      factor = keeps ? 1 / (1 - args_.dropout.probability) : 0;
+    const float bias = memory_.columns.bias[column];
+    const auto query = [&](int r) { return kTransposed ? column : first + r; };
+#pragma unroll
+    for (int r = 0; r < Shape::kRowsPerWarp; ++r) {
+      scores[r] = softmax_weight(logit_of(scores[r], args_.scale, bias), queries.lse[query(r)]);
     }
-    memory_.weight[row][column] = weight * factor;
-    memory_.score[row][column] = score_gradient(weight, gradient * factor, queries.delta[query]);
+    if (memory_.columns.is_masked) {
+#pragma unroll
+      for (int r = 0; r < Shape::kRowsPerWarp; ++r) {
+        const Window window = window_of(memory_.rows, first + r, args_.is_causal, kTransposed);
+        scores[r] = masked_weight(scores[r], window, column_position);
+      }
+    }
+    float factors[Shape::kRowsPerWarp];
+#pragma unroll
+    for (int r = 0; r < Shape::kRowsPerWarp; ++r) {
+      factors[r] = 1;
+    }
+    if (args_.dropout.probability > 0) {
+      const uint32_t threshold = dropout_threshold(args_.dropout.probability);
+      const float kept = 1 / (1 - args_.dropout.probability);
+#pragma unroll
+      for (int r = 0; r < Shape::kRowsPerWarp; ++r) {
+        const int32_t key = kTransposed ? memory_.rows.position[first + r] : column_position;
+        factors[r] = dropout_keeps(queries.dropout_key[query(r)], key, threshold) ? kept : 0;
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < Shape::kRowsPerWarp; ++r) {
+      memory_.weight[first + r][column] = scores[r] * factors[r];
+      memory_.score[first + r][column] =
+          score_gradient(scores[r], gradients[r] * factors[r], queries.delta[query(r)]);
+    }
   }
 
   __device__ void accumulate() {
