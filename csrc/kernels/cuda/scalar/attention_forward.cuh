@@ -11,6 +11,7 @@
 #include "kernels/cuda/primitives/numerics.cuh"
 #include "kernels/cuda/primitives/running.cuh"
 #include "kernels/cuda/primitives/score.cuh"
+#include "kernels/cuda/scalar/rows.cuh"
 #include "kernels/cuda/scalar/shapes.h"
 
 namespace dilated::kernels::cuda::scalar {
@@ -46,26 +47,6 @@ __device__ inline float reduce_row(float x, const Combine& combine) {
     x = combine(x, __shfl_xor_sync(kAllLanes, x, lanes));
   }
   return x;
-}
-
-/// Rows listed[0 .. kRows - 1] into shared memory, zero from head_dim on.
-template <int kWidth, int kRows, int kPitch>
-__device__ inline void copy_float_rows(float (&tile)[kRows][kPitch], const int32_t* listed,
-                                       const float* origin, const Rows& rows, int32_t head_dim) {
-  constexpr int kChunks = kWidth / 4;
-  for (int i = threadIdx.x; i < kRows * kChunks; i += blockDim.x) {
-    const int row = i / kChunks;
-    const int d = i % kChunks * 4;
-    const float* from = origin + listed[row] * rows.strides.row + d;
-    float4 values{0, 0, 0, 0};
-    if (rows.is_aligned && d < head_dim) {
-      values = __ldg(reinterpret_cast<const float4*>(from));
-    } else if (d < head_dim) {
-      values = {from[0], d + 1 < head_dim ? from[1] : 0, d + 2 < head_dim ? from[2] : 0,
-                d + 3 < head_dim ? from[3] : 0};
-    }
-    *reinterpret_cast<float4*>(&tile[row][d]) = values;
-  }
 }
 
 template <typename Shape>
@@ -290,7 +271,7 @@ __device__ void FloatThread<Shape>::finish(const WorkItem& work, int32_t rows) c
   }
 }
 
-template <typename Shape, int kWidth>
+template <typename Shape>
 __device__ void forward_float_tile(const ForwardCall& call, const TableView& table,
                                    const WorkItem& work, FloatMemory<Shape>& memory) {
   const ForwardArgs& args = call.args;
@@ -300,9 +281,14 @@ __device__ void forward_float_tile(const ForwardCall& call, const TableView& tab
     memory.cursor = cursor_of(table, work, keys.windows.some);
     __syncwarp();
   }
-  copy_float_rows<kWidth>(memory.query, memory.rows.position,
-                          row_at<float>(args.query, work.batch, work.tile.row_shift, work.head),
-                          args.query, head_dim);
+  const auto copy = [&](auto& tile, const Rows& rows, const int32_t* listed, const float* origin) {
+    copy_rows<Shape::kThreads, float>(
+        tile, [&](int row) { return origin + listed[row] * rows.strides.row; }, head_dim,
+        rows.is_aligned);
+    wait_for_copies<0>();
+  };
+  copy(memory.query, args.query, memory.rows.position,
+       row_at<float>(args.query, work.batch, work.tile.row_shift, work.head));
   const int32_t key_head = work.head / call.heads_per_key_head;
   const auto* key = row_at<float>(args.key, work.batch, 0, key_head);
   const auto* value = row_at<float>(args.value, work.batch, 0, key_head);
@@ -313,11 +299,11 @@ __device__ void forward_float_tile(const ForwardCall& call, const TableView& tab
       read_keys(memory.cursor, first, keys.windows.all, memory.keys);
     }
     __syncthreads();
-    copy_float_rows<kWidth>(memory.key, memory.keys.place, key, args.key, head_dim);
+    copy(memory.key, args.key, memory.keys.place, key);
     __syncthreads();
     thread.weigh_keys(work);
     __syncthreads();
-    copy_float_rows<kWidth>(memory.key, memory.keys.place, value, args.value, head_dim);
+    copy(memory.key, args.value, memory.keys.place, value);
     __syncthreads();
     thread.multiply_values();
   }
@@ -338,7 +324,7 @@ __global__ void __launch_bounds__(256, 2)
       continue;
     }
     for (; work.tile.rows > 0; skip_rows(work.tile, Shape::kRows)) {
-      forward_float_tile<Shape, kWidth>(call, table, work, memory);
+      forward_float_tile<Shape>(call, table, work, memory);
       __syncthreads();
     }
   }
