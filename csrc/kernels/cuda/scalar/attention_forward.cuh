@@ -277,10 +277,16 @@ __device__ void forward_float_tile(const ForwardCall& call, const TableView& tab
   const ForwardArgs& args = call.args;
   const int32_t head_dim = static_cast<int32_t>(args.head_dim);
   const KeyList keys = begin_rows(table, work, args, memory.rows);
-  if (threadIdx.x / 32 == 0) {
+  const auto list = [&](int32_t first) {
+    if (threadIdx.x < 32 && first < keys.columns) {
+      read_keys(memory.cursor, first, keys.windows.all, memory.keys);
+    }
+  };
+  if (threadIdx.x < 32) {
     memory.cursor = cursor_of(table, work, keys.windows.some);
     __syncwarp();
   }
+  list(0);
   const auto copy = [&](auto& tile, const Rows& rows, const int32_t* listed, const float* origin) {
     copy_rows<Shape::kThreads, float>(
         tile, [&](int row) { return origin + listed[row] * rows.strides.row; }, head_dim,
@@ -295,16 +301,13 @@ __device__ void forward_float_tile(const ForwardCall& call, const TableView& tab
   FloatThread<Shape> thread(call, memory);
   for (int32_t first = 0; first < keys.columns; first += Shape::kKeys) {
     __syncthreads();
-    if (threadIdx.x / 32 == 0) {
-      read_keys(memory.cursor, first, keys.windows.all, memory.keys);
-    }
-    __syncthreads();
     copy(memory.key, args.key, memory.keys.place, key);
     __syncthreads();
     thread.weigh_keys(work);
     __syncthreads();
     copy(memory.key, args.value, memory.keys.place, value);
     __syncthreads();
+    list(first + Shape::kKeys);  // the other warps are already multiplying
     thread.multiply_values();
   }
   thread.finish(work, work.tile.rows);
