@@ -15,6 +15,7 @@
 #include "kernels/cuda/primitives/numerics.cuh"
 #include "kernels/cuda/primitives/score.cuh"
 #include "kernels/cuda/primitives/work.cuh"
+#include "kernels/cuda/scalar/rows.cuh"
 #include "kernels/cuda/scalar/shapes.h"
 #include "kernels/dropout.h"
 
@@ -130,19 +131,17 @@ class ScalarBackward {
   __device__ void load_rows(float (&first)[kCount][Shape::kPitch],
                             float (&second)[kCount][Shape::kPitch], bool is_key,
                             const SpotOf& spot_of) {
-    const Rows& first_source = is_key ? args_.key : args_.query;
-    const Rows& second_source = is_key ? args_.value : args_.grad_out;
-    for (int row = threadIdx.x / 32; row < kCount; row += Shape::kThreads / 32) {
-      const Spot spot = spot_of(row);
-      const auto* first_from = row_at<Element>(first_source, work_.batch, spot.place, spot.head);
-      const auto* second_from = row_at<Element>(second_source, work_.batch, spot.place, spot.head);
-#pragma unroll
-      for (int d = threadIdx.x % 32; d < kWidth; d += 32) {
-        const bool exists = d < args_.head_dim;
-        first[row][d] = exists ? to_float(first_from[d]) : 0;
-        second[row][d] = exists ? to_float(second_from[d]) : 0;
-      }
-    }
+    const int32_t head_dim = static_cast<int32_t>(args_.head_dim);
+    const auto copy = [&](float (&tile)[kCount][Shape::kPitch], const Rows& source) {
+      const auto row = [&](int at) {
+        const Spot spot = spot_of(at);
+        return row_at<Element>(source, work_.batch, spot.place, spot.head);
+      };
+      copy_rows<Shape::kThreads, Element>(tile, row, head_dim, source.is_aligned);
+    };
+    copy(first, is_key ? args_.key : args_.query);
+    copy(second, is_key ? args_.value : args_.grad_out);
+    wait_for_copies<0>();
   }
 
   /// One column a lane, kRowsPerWarp rows a warp.

@@ -20,6 +20,7 @@ __device__ inline void copy_rows(float (&tile)[kRows][kPitch], const Row& row, i
   if (kIsFloat && is_aligned) {
     constexpr int kLanes = kWidth / 4;  // that share a row
     constexpr int kRowsAtOnce = kThreads / kLanes, kCopies = kRows / kRowsAtOnce;
+    static_assert(kRows % kRowsAtOnce == 0);
     const int first = threadIdx.x / kLanes, d = threadIdx.x % kLanes * 4;
     // All of them before the first copy, which waits for every load from shared memory.
     const Element* from[kCopies];
