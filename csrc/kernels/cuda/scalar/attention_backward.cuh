@@ -63,7 +63,7 @@ class ScalarBackward {
 
   /// The tile's first kRows rows, or all of them.
   __device__ void run() {
-    const KeyList list = begin_rows(table_, work_, args_, memory_.rows, kTransposed);
+    const KeyList keys = begin_rows(table_, work_, args_, memory_.rows, kTransposed);
     if (!kTransposed && threadIdx.x < 32) {
       const int32_t position = memory_.rows.position[threadIdx.x];
       list_query(position, position + work_.tile.row_shift, work_.head);
@@ -71,11 +71,14 @@ class ScalarBackward {
     load_rows<Shape::kRows>(memory_.first_row, memory_.second_row, kTransposed, [&](int row) {
       return Spot{memory_.rows.position[row] + work_.tile.row_shift, work_.head};
     });
-    ColumnCursor cursor = cursor_of(table_, work_, list.windows.some);
-    for (int32_t column = 0; column < list.columns; column += Shape::kColumns) {
-      if (threadIdx.x < 32) {
-        list_tile(cursor, column, list.windows.all);
+    ColumnCursor cursor = cursor_of(table_, work_, keys.windows.some);
+    const auto list = [&](int32_t column) {
+      if (threadIdx.x < 32 && column < keys.columns) {
+        list_tile(cursor, column, keys.windows.all);
       }
+    };
+    list(0);
+    for (int32_t column = 0; column < keys.columns; column += Shape::kColumns) {
       __syncthreads();
       load_rows<Shape::kColumns>(
           memory_.first_column, memory_.second_column, !kTransposed,
@@ -83,8 +86,8 @@ class ScalarBackward {
       __syncthreads();
       weigh();
       __syncthreads();
+      list(column + Shape::kColumns);  // the other warps are already adding up
       accumulate();
-      __syncthreads();
     }
     write(kTransposed ? args_.grad_key : args_.grad_query, first_, args_.scale);
     if (kTransposed) {
