@@ -25,6 +25,7 @@ template <int kWidth>
 struct ScalarShape {
   static constexpr BackwardTile kTile{kWidth};
   static constexpr int kThreads = 128, kColumns = kTile.kColumns;
+  static constexpr int kBlocks = kWidth > 64 ? 2 : 3;  // a multiprocessor has registers for
   static constexpr int kRows = kTile.rows();
   static constexpr int kPitch = pitch(kWidth);
   static constexpr int kRowsPerWarp = kRows / 4;
@@ -50,6 +51,7 @@ struct ScalarMemory {
   RowTileList<Shape::kRows> rows;
   QueryList queries;
   int32_t head[Shape::kColumns];  // of columns
+  ColumnCursor cursor;            // warp 0's, here rather than in registers
 };
 
 template <typename Element, int kWidth, bool kTransposed>
@@ -71,10 +73,13 @@ class ScalarBackward {
     load_rows<Shape::kRows>(memory_.first_row, memory_.second_row, kTransposed, [&](int row) {
       return Spot{memory_.rows.position[row] + work_.tile.row_shift, work_.head};
     });
-    ColumnCursor cursor = cursor_of(table_, work_, keys.windows.some);
+    if (threadIdx.x < 32) {
+      memory_.cursor = cursor_of(table_, work_, keys.windows.some);
+      __syncwarp();
+    }
     const auto list = [&](int32_t column) {
       if (threadIdx.x < 32 && column < keys.columns) {
-        list_tile(cursor, column, keys.windows.all);
+        list_tile(column, keys.windows.all);
       }
     };
     list(0);
@@ -104,9 +109,9 @@ class ScalarBackward {
 
   /// One warp. Transposed, work_.head is a KV head and columns name a head of its group; forward, a
   /// query head.
-  __device__ void list_tile(ColumnCursor& cursor, int32_t first, const Window& all) {
+  __device__ void list_tile(int32_t first, const Window& all) {
     Column column[1];
-    const bool one_run = cursor.read(first, column);
+    const bool one_run = memory_.cursor.read(first, column);
     list_columns(column, one_run, all, memory_.columns);
     const int32_t group = static_cast<int32_t>(args_.heads / args_.kv_heads);
     const int32_t head = kTransposed ? work_.head * group + static_cast<int32_t>(column[0].head())
@@ -263,7 +268,7 @@ class ScalarBackward {
 };
 
 template <typename Element, int kWidth, bool kTransposed>
-__global__ void __launch_bounds__(ScalarShape<kWidth>::kThreads, 1)
+__global__ void __launch_bounds__(ScalarShape<kWidth>::kThreads, ScalarShape<kWidth>::kBlocks)
     backward_scalar_kernel(const __grid_constant__ BackwardArgs args) {
   extern __shared__ __align__(128) unsigned char bytes[];
   auto& memory = *reinterpret_cast<ScalarMemory<kWidth>*>(bytes);
