@@ -15,6 +15,7 @@
 #include "kernels/cuda/primitives/numerics.cuh"
 #include "kernels/cuda/primitives/score.cuh"
 #include "kernels/cuda/primitives/work.cuh"
+#include "kernels/cuda/scalar/rows.cuh"
 #include "kernels/cuda/scalar/shapes.h"
 #include "kernels/dropout.h"
 
@@ -24,6 +25,7 @@ template <int kWidth>
 struct ScalarShape {
   static constexpr BackwardTile kTile{kWidth};
   static constexpr int kThreads = 128, kColumns = kTile.kColumns;
+  static constexpr int kBlocks = kWidth > 64 ? 2 : 3;  // a multiprocessor has registers for
   static constexpr int kRows = kTile.rows();
   static constexpr int kPitch = pitch(kWidth);
   static constexpr int kRowsPerWarp = kRows / 4;
@@ -49,6 +51,7 @@ struct ScalarMemory {
   RowTileList<Shape::kRows> rows;
   QueryList queries;
   int32_t head[Shape::kColumns];  // of columns
+  ColumnCursor cursor;            // warp 0's, here rather than in registers
 };
 
 template <typename Element, int kWidth, bool kTransposed>
@@ -62,7 +65,7 @@ class ScalarBackward {
 
   /// The tile's first kRows rows, or all of them.
   __device__ void run() {
-    const KeyList list = begin_rows(table_, work_, args_, memory_.rows, kTransposed);
+    const KeyList keys = begin_rows(table_, work_, args_, memory_.rows, kTransposed);
     if (!kTransposed && threadIdx.x < 32) {
       const int32_t position = memory_.rows.position[threadIdx.x];
       list_query(position, position + work_.tile.row_shift, work_.head);
@@ -70,11 +73,17 @@ class ScalarBackward {
     load_rows<Shape::kRows>(memory_.first_row, memory_.second_row, kTransposed, [&](int row) {
       return Spot{memory_.rows.position[row] + work_.tile.row_shift, work_.head};
     });
-    ColumnCursor cursor = cursor_of(table_, work_, list.windows.some);
-    for (int32_t column = 0; column < list.columns; column += Shape::kColumns) {
-      if (threadIdx.x < 32) {
-        list_tile(cursor, column, list.windows.all);
+    if (threadIdx.x < 32) {
+      memory_.cursor = cursor_of(table_, work_, keys.windows.some);
+      __syncwarp();
+    }
+    const auto list = [&](int32_t column) {
+      if (threadIdx.x < 32 && column < keys.columns) {
+        list_tile(column, keys.windows.all);
       }
+    };
+    list(0);
+    for (int32_t column = 0; column < keys.columns; column += Shape::kColumns) {
       __syncthreads();
       load_rows<Shape::kColumns>(
           memory_.first_column, memory_.second_column, !kTransposed,
@@ -82,8 +91,8 @@ class ScalarBackward {
       __syncthreads();
       weigh();
       __syncthreads();
+      list(column + Shape::kColumns);  // the other warps are already adding up
       accumulate();
-      __syncthreads();
     }
     write(kTransposed ? args_.grad_key : args_.grad_query, first_, args_.scale);
     if (kTransposed) {
@@ -100,9 +109,9 @@ class ScalarBackward {
 
   /// One warp. Transposed, work_.head is a KV head and columns name a head of its group; forward, a
   /// query head.
-  __device__ void list_tile(ColumnCursor& cursor, int32_t first, const Window& all) {
+  __device__ void list_tile(int32_t first, const Window& all) {
     Column column[1];
-    const bool one_run = cursor.read(first, column);
+    const bool one_run = memory_.cursor.read(first, column);
     list_columns(column, one_run, all, memory_.columns);
     const int32_t group = static_cast<int32_t>(args_.heads / args_.kv_heads);
     const int32_t head = kTransposed ? work_.head * group + static_cast<int32_t>(column[0].head())
@@ -130,19 +139,17 @@ class ScalarBackward {
   __device__ void load_rows(float (&first)[kCount][Shape::kPitch],
                             float (&second)[kCount][Shape::kPitch], bool is_key,
                             const SpotOf& spot_of) {
-    const Rows& first_source = is_key ? args_.key : args_.query;
-    const Rows& second_source = is_key ? args_.value : args_.grad_out;
-    for (int row = threadIdx.x / 32; row < kCount; row += Shape::kThreads / 32) {
-      const Spot spot = spot_of(row);
-      const auto* first_from = row_at<Element>(first_source, work_.batch, spot.place, spot.head);
-      const auto* second_from = row_at<Element>(second_source, work_.batch, spot.place, spot.head);
-#pragma unroll
-      for (int d = threadIdx.x % 32; d < kWidth; d += 32) {
-        const bool exists = d < args_.head_dim;
-        first[row][d] = exists ? to_float(first_from[d]) : 0;
-        second[row][d] = exists ? to_float(second_from[d]) : 0;
-      }
-    }
+    const int32_t head_dim = static_cast<int32_t>(args_.head_dim);
+    const auto copy = [&](float (&tile)[kCount][Shape::kPitch], const Rows& source) {
+      const auto row = [&](int at) {
+        const Spot spot = spot_of(at);
+        return row_at<Element>(source, work_.batch, spot.place, spot.head);
+      };
+      copy_rows<Shape::kThreads, Element>(tile, row, head_dim, source.is_aligned);
+    };
+    copy(first, is_key ? args_.key : args_.query);
+    copy(second, is_key ? args_.value : args_.grad_out);
+    wait_for_copies<0>();
   }
 
   /// One column a lane, kRowsPerWarp rows a warp.
@@ -162,29 +169,48 @@ class ScalarBackward {
                            gradients[r]);
       }
     }
-#pragma unroll
-    for (int r = 0; r < Shape::kRowsPerWarp; ++r) {
-      differentiate(first + r, column, scores[r], gradients[r]);
-    }
+    differentiate(first, column, scores, gradients);
   }
 
-  __device__ void differentiate(int row, int column, float score, float gradient) {
+  /// Scores and gradients of the weights become weights and gradients of the scores, in shared
+  /// memory. What rows don't see is looked at only in tiles that have any.
+  __device__ void differentiate(int first, int column, float (&scores)[Shape::kRowsPerWarp],
+                                const float (&gradients)[Shape::kRowsPerWarp]) {
     const QueryList& queries = memory_.queries;
-    const int query = kTransposed ? column : row;
     const int32_t column_position = memory_.columns.position[column];
-    const float logit = logit_of(score, args_.scale, memory_.columns.bias[column]);
-    const Window window = window_of(memory_.rows, row, args_.is_causal, kTransposed);
-    const float weight =
-        masked_weight(softmax_weight(logit, queries.lse[query]), window, column_position);
-    float factor = 1;
-    if (args_.dropout.probability > 0) {
-      const int32_t key = kTransposed ? memory_.rows.position[row] : column_position;
-      const bool keeps = dropout_keeps(queries.dropout_key[query], key,
-                                       dropout_threshold(args_.dropout.probability));
-      factor = keeps ? 1 / (1 - args_.dropout.probability) : 0;
+    const float bias = memory_.columns.bias[column];
+    const auto query = [&](int r) { return kTransposed ? column : first + r; };
+#pragma unroll
+    for (int r = 0; r < Shape::kRowsPerWarp; ++r) {
+      scores[r] = softmax_weight(logit_of(scores[r], args_.scale, bias), queries.lse[query(r)]);
     }
-    memory_.weight[row][column] = weight * factor;
-    memory_.score[row][column] = score_gradient(weight, gradient * factor, queries.delta[query]);
+    if (memory_.columns.is_masked) {
+#pragma unroll
+      for (int r = 0; r < Shape::kRowsPerWarp; ++r) {
+        const Window window = window_of(memory_.rows, first + r, args_.is_causal, kTransposed);
+        scores[r] = masked_weight(scores[r], window, column_position);
+      }
+    }
+    float factors[Shape::kRowsPerWarp];
+#pragma unroll
+    for (int r = 0; r < Shape::kRowsPerWarp; ++r) {
+      factors[r] = 1;
+    }
+    if (args_.dropout.probability > 0) {
+      const uint32_t threshold = dropout_threshold(args_.dropout.probability);
+      const float kept = 1 / (1 - args_.dropout.probability);
+#pragma unroll
+      for (int r = 0; r < Shape::kRowsPerWarp; ++r) {
+        const int32_t key = kTransposed ? memory_.rows.position[first + r] : column_position;
+        factors[r] = dropout_keeps(queries.dropout_key[query(r)], key, threshold) ? kept : 0;
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < Shape::kRowsPerWarp; ++r) {
+      memory_.weight[first + r][column] = scores[r] * factors[r];
+      memory_.score[first + r][column] =
+          score_gradient(scores[r], gradients[r] * factors[r], queries.delta[query(r)]);
+    }
   }
 
   __device__ void accumulate() {
@@ -242,7 +268,7 @@ class ScalarBackward {
 };
 
 template <typename Element, int kWidth, bool kTransposed>
-__global__ void __launch_bounds__(ScalarShape<kWidth>::kThreads, 1)
+__global__ void __launch_bounds__(ScalarShape<kWidth>::kThreads, ScalarShape<kWidth>::kBlocks)
     backward_scalar_kernel(const __grid_constant__ BackwardArgs args) {
   extern __shared__ __align__(128) unsigned char bytes[];
   auto& memory = *reinterpret_cast<ScalarMemory<kWidth>*>(bytes);

@@ -11,6 +11,7 @@
 #include "kernels/cuda/primitives/numerics.cuh"
 #include "kernels/cuda/primitives/running.cuh"
 #include "kernels/cuda/primitives/score.cuh"
+#include "kernels/cuda/scalar/rows.cuh"
 #include "kernels/cuda/scalar/shapes.h"
 
 namespace dilated::kernels::cuda::scalar {
@@ -48,26 +49,6 @@ __device__ inline float reduce_row(float x, const Combine& combine) {
   return x;
 }
 
-/// Rows listed[0 .. kRows - 1] into shared memory, zero from head_dim on.
-template <int kWidth, int kRows, int kPitch>
-__device__ inline void copy_float_rows(float (&tile)[kRows][kPitch], const int32_t* listed,
-                                       const float* origin, const Rows& rows, int32_t head_dim) {
-  constexpr int kChunks = kWidth / 4;
-  for (int i = threadIdx.x; i < kRows * kChunks; i += blockDim.x) {
-    const int row = i / kChunks;
-    const int d = i % kChunks * 4;
-    const float* from = origin + listed[row] * rows.strides.row + d;
-    float4 values{0, 0, 0, 0};
-    if (rows.is_aligned && d < head_dim) {
-      values = __ldg(reinterpret_cast<const float4*>(from));
-    } else if (d < head_dim) {
-      values = {from[0], d + 1 < head_dim ? from[1] : 0, d + 2 < head_dim ? from[2] : 0,
-                d + 3 < head_dim ? from[3] : 0};
-    }
-    *reinterpret_cast<float4*>(&tile[row][d]) = values;
-  }
-}
-
 template <typename Shape>
 class FloatThread {
  public:
@@ -86,7 +67,9 @@ class FloatThread {
   __device__ void weigh_keys(const WorkItem& work) {
     float scores[kRows][kKeys] = {};
     multiply_keys(scores);
-    exponentiate(scores, work);
+    mask(scores);
+    exponentiate(scores);
+    store(scores, work);
   }
 
   /// With the values and weights there.
@@ -107,7 +90,9 @@ class FloatThread {
 
   /// scores += Q K^T.
   __device__ void multiply_keys(float (&scores)[kRows][kKeys]) const;
-  __device__ void exponentiate(float (&scores)[kRows][kKeys], const WorkItem& work);
+  __device__ void mask(float (&scores)[kRows][kKeys]) const;
+  __device__ void exponentiate(float (&logits)[kRows][kKeys]);
+  __device__ void store(float (&weights)[kRows][kKeys], const WorkItem& work);
 
   const ForwardCall& call_;
   FloatMemory<Shape>& memory_;
@@ -133,45 +118,81 @@ __device__ void FloatThread<Shape>::multiply_keys(float (&scores)[kRows][kKeys])
   }
 }
 
-/// The weights go to shared memory, without what dropout removes; sums and outputs follow the rows'
-/// maxima.
+/// scores become logits. What rows don't see is looked at only in tiles that have any.
 template <typename Shape>
-__device__ void FloatThread<Shape>::exponentiate(float (&scores)[kRows][kKeys],
-                                                 const WorkItem& work) {
-  const float probability = call_.args.dropout.probability;
-  const uint32_t threshold = dropout_threshold(probability);
+__device__ void FloatThread<Shape>::mask(float (&scores)[kRows][kKeys]) const {
+#pragma unroll
+  for (int k = 0; k < kKeys; ++k) {
+    const float bias = memory_.keys.bias[x_ + 16 * k];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      scores[r][k] = logit_of(scores[r][k], call_.args.scale, bias);
+    }
+  }
+  if (memory_.keys.is_masked) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const Window window =
+          window_of(memory_.rows, first_row_ + r, call_.args.is_causal, /*over_keys=*/false);
+#pragma unroll
+      for (int k = 0; k < kKeys; ++k) {
+        scores[r][k] = masked_logit(scores[r][k], window, memory_.keys.position[x_ + 16 * k]);
+      }
+    }
+  }
+}
+
+/// Logits become weights; sums and outputs follow the rows' maxima.
+template <typename Shape>
+__device__ void FloatThread<Shape>::exponentiate(float (&logits)[kRows][kKeys]) {
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    const int row = first_row_ + r;
-    const Window window = window_of(memory_.rows, row, call_.args.is_causal, /*over_keys=*/false);
-    const uint32_t dropout_key =
-        probability == 0 ? 0 : row_dropout_key(call_.args, work, memory_.rows.position[row]);
     float largest = negative_infinity();
 #pragma unroll
     for (int k = 0; k < kKeys; ++k) {
-      const int key = x_ + 16 * k;
-      const float logit = logit_of(scores[r][k], call_.args.scale, memory_.keys.bias[key]);
-      scores[r][k] = masked_logit(logit, window, memory_.keys.position[key]);
-      largest = fmaxf(largest, scores[r][k]);
+      largest = fmaxf(largest, logits[r][k]);
     }
-    const float reference =
-        fmaxf(reference_[r], reduce_row(largest, [](float a, float b) { return fmaxf(a, b); }));
-    const float factor = rescaling(reference_[r], reference);
-    reference_[r] = reference;
+    largest = reduce_row(largest, [](float a, float b) { return fmaxf(a, b); });
+    const float before = reference_[r];
+    reference_[r] = fmaxf(before, largest);
+    const float reference = finite(reference_[r]);
+    const float factor = weight_of(before, reference);
     sum_[r] *= factor;
 #pragma unroll
     for (int k = 0; k < kKeys; ++k) {
-      const int key = x_ + 16 * k;
-      const float weight = weight_of(scores[r][k], finite(reference));
-      sum_[r] += weight;
-      const bool keeps =
-          probability == 0 || dropout_keeps(dropout_key, memory_.keys.position[key], threshold);
-      memory_.weight[row][key] = keeps ? weight : 0;
+      logits[r][k] = weight_of(logits[r][k], reference);
+      sum_[r] += logits[r][k];
     }
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
       out_[r][j] = {out_[r][j].x * factor, out_[r][j].y * factor, out_[r][j].z * factor,
                     out_[r][j].w * factor};
+    }
+  }
+}
+
+/// The weights go to shared memory, without what dropout removes.
+template <typename Shape>
+__device__ void FloatThread<Shape>::store(float (&weights)[kRows][kKeys], const WorkItem& work) {
+  const float probability = call_.args.dropout.probability;
+  if (probability > 0) {
+    const uint32_t threshold = dropout_threshold(probability);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const uint32_t row_key =
+          row_dropout_key(call_.args, work, memory_.rows.position[first_row_ + r]);
+#pragma unroll
+      for (int k = 0; k < kKeys; ++k) {
+        const int32_t key = memory_.keys.position[x_ + 16 * k];
+        weights[r][k] = dropout_keeps(row_key, key, threshold) ? weights[r][k] : 0;
+      }
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+    for (int k = 0; k < kKeys; ++k) {
+      memory_.weight[first_row_ + r][x_ + 16 * k] = weights[r][k];
     }
   }
 }
@@ -250,35 +271,43 @@ __device__ void FloatThread<Shape>::finish(const WorkItem& work, int32_t rows) c
   }
 }
 
-template <typename Shape, int kWidth>
+template <typename Shape>
 __device__ void forward_float_tile(const ForwardCall& call, const TableView& table,
                                    const WorkItem& work, FloatMemory<Shape>& memory) {
   const ForwardArgs& args = call.args;
   const int32_t head_dim = static_cast<int32_t>(args.head_dim);
   const KeyList keys = begin_rows(table, work, args, memory.rows);
-  if (threadIdx.x / 32 == 0) {
+  const auto list = [&](int32_t first) {
+    if (threadIdx.x < 32 && first < keys.columns) {
+      read_keys(memory.cursor, first, keys.windows.all, memory.keys);
+    }
+  };
+  if (threadIdx.x < 32) {
     memory.cursor = cursor_of(table, work, keys.windows.some);
     __syncwarp();
   }
-  copy_float_rows<kWidth>(memory.query, memory.rows.position,
-                          row_at<float>(args.query, work.batch, work.tile.row_shift, work.head),
-                          args.query, head_dim);
+  list(0);
+  const auto copy = [&](auto& tile, const Rows& rows, const int32_t* listed, const float* origin) {
+    copy_rows<Shape::kThreads, float>(
+        tile, [&](int row) { return origin + listed[row] * rows.strides.row; }, head_dim,
+        rows.is_aligned);
+    wait_for_copies<0>();
+  };
+  copy(memory.query, args.query, memory.rows.position,
+       row_at<float>(args.query, work.batch, work.tile.row_shift, work.head));
   const int32_t key_head = work.head / call.heads_per_key_head;
   const auto* key = row_at<float>(args.key, work.batch, 0, key_head);
   const auto* value = row_at<float>(args.value, work.batch, 0, key_head);
   FloatThread<Shape> thread(call, memory);
   for (int32_t first = 0; first < keys.columns; first += Shape::kKeys) {
     __syncthreads();
-    if (threadIdx.x / 32 == 0) {
-      read_keys(memory.cursor, first, keys.windows.all, memory.keys);
-    }
-    __syncthreads();
-    copy_float_rows<kWidth>(memory.key, memory.keys.place, key, args.key, head_dim);
+    copy(memory.key, args.key, memory.keys.place, key);
     __syncthreads();
     thread.weigh_keys(work);
     __syncthreads();
-    copy_float_rows<kWidth>(memory.key, memory.keys.place, value, args.value, head_dim);
+    copy(memory.key, args.value, memory.keys.place, value);
     __syncthreads();
+    list(first + Shape::kKeys);  // the other warps are already multiplying
     thread.multiply_values();
   }
   thread.finish(work, work.tile.rows);
@@ -298,7 +327,7 @@ __global__ void __launch_bounds__(256, 2)
       continue;
     }
     for (; work.tile.rows > 0; skip_rows(work.tile, Shape::kRows)) {
-      forward_float_tile<Shape, kWidth>(call, table, work, memory);
+      forward_float_tile<Shape>(call, table, work, memory);
       __syncthreads();
     }
   }

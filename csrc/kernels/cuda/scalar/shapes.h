@@ -32,7 +32,8 @@ struct BackwardTile {
   constexpr int32_t rows() const { return width > 128 ? 8 : 32; }
   constexpr size_t bytes() const {
     const size_t floats = 2 * size_t(rows() + kColumns) * pitch(width) + 2 * rows() * kColumns;
-    return 4 * floats + key_list_bytes(kColumns) + row_list_bytes(kColumns) + kQueryBytes;
+    return 4 * floats + key_list_bytes(kColumns) + row_list_bytes(kColumns) + kQueryBytes +
+           kCursorBytes;
   }
 
   static constexpr int32_t kColumns = 32;
