@@ -140,13 +140,16 @@ bool is_mappable(const kernels::Rows& rows, const kernels::AttentionArgs& args) 
          fits(args.keys, row, kBytes * kernels::cuda::KeyStrides::kLongest);
 }
 
+bool is_mappable(const kernels::ForwardArgs& args) {
+  const bool is_aligned = args.query.is_aligned && args.out.is_aligned &&
+                          (args.running_lse == nullptr || args.running_out.is_aligned);
+  return is_aligned && is_mappable(args.key, args) && is_mappable(args.value, args);
+}
+
 kernels::cuda::ForwardProblem forward_problem_of(const AttentionCall& call,
                                                  const kernels::ForwardArgs& args) {
   return {problem_of(call.query, call.is_causal), args.batch * args.heads * args.queries,
-          args.is_partial || args.running_lse != nullptr,
-          args.query.is_aligned && args.out.is_aligned && is_mappable(args.key, args) &&
-              is_mappable(args.value, args),
-          call.dilation_rates};
+          is_mappable(args), call.dilation_rates};
 }
 
 kernels::cuda::BackwardChoice choose_backward(const at::Tensor& query, bool is_causal) {

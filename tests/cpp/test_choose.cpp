@@ -25,11 +25,11 @@ Problem problem(int64_t head_dim, bool is_causal = false, bool is_deterministic 
 /// Of the whole sequence, in rows that tensor maps can describe.
 constexpr int64_t kRates[] = {1, 2, 4};
 ForwardProblem forward_problem(const Problem& problem) {
-  return {problem, /*rows=*/1 << 20, /*is_block=*/false, /*is_mappable=*/true, kRates};
+  return {problem, /*rows=*/1 << 20, /*is_mappable=*/true, kRates};
 }
 /// That only portable kernels can run.
 ForwardProblem unmappable(const Problem& problem) {
-  return {problem, /*rows=*/1 << 20, /*is_block=*/false, /*is_mappable=*/false, kRates};
+  return {problem, /*rows=*/1 << 20, /*is_mappable=*/false, kRates};
 }
 
 /// What the tests below compare: family, keys of a block, stages.
@@ -103,9 +103,6 @@ TEST(Choose, HopperRunsWhatItsKernelsCan) {
   }
   EXPECT_EQ(family(forward_problem(problem(200))), Family::kPortable);
   EXPECT_EQ(family(unmappable(problem(64))), Family::kPortable);
-  ForwardProblem block = forward_problem(problem(64));
-  block.is_block = true;
-  EXPECT_EQ(family(block), Family::kPortable);
   Device cut = kH100;
   cut.shared_bytes = kLeastSharedBytes;
   EXPECT_EQ(family(forward_problem(problem(64)), cut), Family::kPortable);

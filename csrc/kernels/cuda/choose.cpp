@@ -87,7 +87,7 @@ KeyStrides list_strides(std::span<const int64_t> dilation_rates) {
 /// Nothing where these kernels can't run the call.
 std::optional<ForwardChoice> hopper_forward(const ForwardProblem& problem, const Device& device) {
   const bool has_width = problem.head_dim <= std::ranges::rbegin(hopper::kForwardTiles)->width;
-  if (!device.has_hopper || !has_width || !problem.is_mappable || problem.is_block) {
+  if (!device.has_hopper || !has_width || !problem.is_mappable) {
     return std::nullopt;
   }
   const hopper::ForwardTile& tile = narrowest(hopper::kForwardTiles, problem.head_dim);

@@ -38,7 +38,6 @@ struct Problem {
 
 struct ForwardProblem : Problem {
   int64_t rows;      // of queries, of all heads and batch entries
-  bool is_block;     // continues a running result, or will be continued
   bool is_mappable;  // rows are aligned to 16 bytes; tensor maps can describe keys and values
   std::span<const int64_t> dilation_rates;
 };

@@ -76,14 +76,14 @@ struct ForwardMemory {
       value_turns[Shape::kValueStages];
 };
 
-/// Which buffer of kCount is next, and in which round.
-template <int kCount>
+/// Which buffer of `count` is next, and in which round.
 struct Turn {
+  int count;
   int index = 0;
   uint32_t round = 0;  // modulo 2
 
   __device__ void advance() {
-    if (++index == kCount) {
+    if (++index == count) {
       index = 0;
       round ^= 1;
     }

@@ -79,7 +79,7 @@ __device__ void list_items(const HopperCall& hopper, const TableView& table,
                            ForwardMemory<Shape>& memory) {
   const int64_t batch = hopper.call.args.batch;
   const int64_t tiles = count_work(table, batch);
-  Turn<Shape::kItems> turn;
+  Turn turn{Shape::kItems};
   const auto fill = [&](const auto& write) {
     Handover& handover = memory.item_turns[turn.index];
     handover.empty.wait(turn.empty_parity());
@@ -110,7 +110,7 @@ template <typename Shape>
 __device__ void copy_queries(const HopperCall& hopper, ForwardMemory<Shape>& memory) {
   constexpr int kChunks = Shape::kWidth / 8;
   const ForwardArgs& args = hopper.call.args;
-  Turn<Shape::kItems> items;
+  Turn items{Shape::kItems};
 #pragma unroll 1
   for (;;) {
     memory.item_turns[items.index].full.wait(items.full_parity());
@@ -180,11 +180,11 @@ __device__ int32_t read_tiles(SlotCursor& cursor, int32_t first, const int32_t* 
 /// What the tile is for each warpgroup.
 template <typename Shape>
 __device__ KeySummary summarize(const SlotTile& tile, const typename Shape::QueryItem& item,
-                                bool is_windowed, int32_t index) {
+                                const AttentionArgs& args, int32_t index) {
   const LaneSlot& slot = tile.slot;
   constexpr uint32_t kSeen = 1, kMasked = 2, kBits = 2;
   uint32_t found = kSeen | kSeen << kBits;
-  if (is_windowed) {
+  if (has_windows(item.work, args)) {
     found = 0;
     const int32_t last = slot.first + slot.stride * (slot.count - 1);
 #pragma unroll
@@ -197,7 +197,8 @@ __device__ KeySummary summarize(const SlotTile& tile, const typename Shape::Quer
     found = __reduce_or_sync(kAllLanes, slot.count > 0 ? found : 0);
   }
   KeySummary summary{.kind = {}, .bias_log2 = tile.bias_log2, .reserved = 0};
-  const Kind masked = tile.is_full && item.rows.windows == nullptr ? Kind::kCausal : Kind::kMasked;
+  const bool is_causal = item.rows.windows == nullptr && args.scale > 0;
+  const Kind masked = tile.is_even && is_causal ? Kind::kCausal : Kind::kMasked;
   const Kind seen = tile.is_even ? Kind::kPlain : Kind::kSlots;
 #pragma unroll
   for (int group = 0; group < Shape::kGroups; ++group) {
@@ -263,21 +264,14 @@ __device__ void copy_tile(const SlotTile& tile, const KeyMaps& maps, unsigned ch
 }
 
 /// Warps 0 and 1. The one that copies keys also lists them.
-template <typename Shape, bool kIsKeys>
+template <typename Shape>
 __device__ void copy_tiles(const HopperCall& hopper, const TableView& table,
-                           ForwardMemory<Shape>& memory) {
+                           ForwardMemory<Shape>& memory, bool is_keys) {
   const int lane = threadIdx.x % 32;
-  auto& rows = [&]() -> auto& {
-    if constexpr (kIsKeys) {
-      return memory.key;
-    } else {
-      return memory.value;
-    }
-  }();
-  Handover* turns = kIsKeys ? memory.key_turns : memory.value_turns;
-  SlotCursor& cursor = memory.cursors[kIsKeys ? 0 : 1];
-  Turn<Shape::kItems> items;
-  Turn<kIsKeys ? Shape::kKeyStages : Shape::kValueStages> turn;
+  Handover* turns = is_keys ? memory.key_turns : memory.value_turns;
+  SlotCursor& cursor = memory.cursors[is_keys ? 0 : 1];
+  Turn items{Shape::kItems};
+  Turn turn{is_keys ? Shape::kKeyStages : Shape::kValueStages};
 #pragma unroll 1
   for (;;) {
     memory.item_turns[items.index].full.wait(items.full_parity());
@@ -287,7 +281,6 @@ __device__ void copy_tiles(const HopperCall& hopper, const TableView& table,
     }
     const int32_t batch = item.work.batch;
     const int32_t head = item.work.head / hopper.call.heads_per_key_head;
-    const bool is_windowed = has_windows(item.work, hopper.call.args);
     if (lane == 0) {
       cursor = {hopper.strides, table.runs() + item.work.group.column_runs,
                 item.work.group.column_run_count, item.work.tile.origin, item.seen};
@@ -302,14 +295,15 @@ __device__ void copy_tiles(const HopperCall& hopper, const TableView& table,
         alike = read_tiles<Shape>(cursor, index * Shape::kSlots, shifts, tile);
       }
       Handover& handover = turns[turn.index];
-      if constexpr (kIsKeys) {
-        const KeySummary summary = summarize<Shape>(tile, item, is_windowed, index);
+      if (is_keys) {
+        const KeySummary summary = summarize<Shape>(tile, item, hopper.call.args, index);
         handover.empty.wait(turn.empty_parity());
         write_list<Shape>(tile, summary, memory.lists[turn.index]);
       } else {
         handover.empty.wait(turn.empty_parity());
       }
-      copy_tile<Shape>(tile, kIsKeys ? hopper.key : hopper.value, rows[turn.index], handover.full,
+      copy_tile<Shape>(tile, is_keys ? hopper.key : hopper.value,
+                       is_keys ? memory.key[turn.index] : memory.value[turn.index], handover.full,
                        head, batch);
       turn.advance();
       if (--alike > 0) {
@@ -330,10 +324,8 @@ __device__ void produce(const HopperCall& hopper, const TableView& table,
                         ForwardMemory<Shape>& memory) {
   switch (threadIdx.x / 32) {
     case 0:
-      copy_tiles<Shape, true>(hopper, table, memory);
-      break;
     case 1:
-      copy_tiles<Shape, false>(hopper, table, memory);
+      copy_tiles(hopper, table, memory, /*is_keys=*/threadIdx.x < 32);
       break;
     case 2:
       list_items(hopper, table, memory);

@@ -54,8 +54,8 @@ class ForwardScores {
     commit_products();
   }
 
-  /// The references of scores that are all seen, with the same bias; false, and no references, if
-  /// they are no logits that weigh_plain() could take.
+  /// The references of scores of an even tile; false, and no references, if they are no logits that
+  /// weigh_plain() could take.
   __device__ bool find_references(float bias_log2) {
     float largest[2];
     find_largest(largest);
@@ -77,18 +77,13 @@ class ForwardScores {
   __device__ bool weigh(int stage, Kind kind, float bias_log2, float (&factor)[2]) {
     const List& list = memory_.lists[stage];
     float sums[2];
-    switch (kind) {
-      case Kind::kPlain:
-        weigh_plain(bias_log2, sums);
-        break;
-      case Kind::kSlots:
-        weigh_slots<Kind::kSlots>(list, sums);
-        break;
-      case Kind::kCausal:
-        weigh_slots<Kind::kCausal>(list, sums);
-        break;
-      default:
-        weigh_slots<Kind::kMasked>(list, sums);
+    if (is_even(kind)) {
+      if (kind == Kind::kCausal) {
+        mask_later_keys(list);
+      }
+      weigh_plain(bias_log2, sums);
+    } else {
+      kind == Kind::kSlots ? weigh_slots<false>(list, sums) : weigh_slots<true>(list, sums);
     }
     const bool is_moved = !fit(sums);
     if (is_moved) {
@@ -118,8 +113,8 @@ class ForwardScores {
         sums, [&](float score, int r) { return quick_weight(score, call_.scale_log2, offset[r]); });
   }
 
-  /// The same of other kinds of tiles.
-  template <Kind kKind>
+  /// The same where slots differ in bias, or have empty rows; kIsMasked: or rows in what they see.
+  template <bool kIsMasked>
   __device__ void weigh_slots(const List& list, float (&sums)[2]) {
     const float base[2]{quick_offset(finite(reference_[0]), 0),
                         quick_offset(finite(reference_[1]), 0)};
@@ -127,15 +122,25 @@ class ForwardScores {
     sums[0] = sums[1] = 0;
     for_each_score(list, [&](float& score, int r, const Slot& slot, int row) {
       const float weight = quick_weight(score, call_.scale_log2, base[r] + slot.bias_log2);
-      if constexpr (kKind == Kind::kMasked) {
+      if constexpr (kIsMasked) {
         score = masked_weight(weight, window[r], slot.position(row));
-      } else if constexpr (kKind == Kind::kCausal) {
-        score = masked_weight(weight, Through{window[r].last}, slot.first + slot.stride * row);
       } else {
         score = row < slot.empty ? 0 : weight;
       }
       sums[r] += score;
     });
+  }
+
+  /// Of a tile of Kind::kCausal: scores whose weights are to be 0 become -inf.
+  __device__ void mask_later_keys(const List& list) {
+    const Through seen[2]{{row_position(0)}, {row_position(1)}};
+    for_each_score(list, [&](float& score, int r, const Slot& slot, int row) {
+      score = masked_logit(score, seen[r], slot.first + slot.stride * row);
+    });
+  }
+
+  __device__ static bool is_even(Kind kind) {
+    return kind == Kind::kPlain || kind == Kind::kCausal;
   }
 
   /// Scores to logits with their multiplicities, -inf where a row may not look.

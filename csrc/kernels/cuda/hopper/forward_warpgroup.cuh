@@ -21,7 +21,7 @@ class ForwardWarpgroup : ForwardScores<Element, Shape> {
 
   /// All tiles of the block.
   __device__ void run() {
-    Turn<Shape::kItems> items;
+    Turn items{Shape::kItems};
 #pragma unroll 1
     for (;;) {
       Handover& item = memory_.item_turns[items.index];
@@ -196,7 +196,10 @@ class ForwardWarpgroup : ForwardScores<Element, Shape> {
   __device__ void weigh_alone() {
     const auto& list = memory_.lists[keys_.index];
     float sums[2];
-    if (is_first_ && kind_ == Kind::kPlain && this->find_references(bias_log2_)) {
+    if (kind_ == Kind::kCausal) {
+      this->mask_later_keys(list);
+    }
+    if (is_first_ && this->is_even(kind_) && this->find_references(bias_log2_)) {
       this->weigh_plain(bias_log2_, sums);
     } else {
       float factor[2];
@@ -210,20 +213,22 @@ class ForwardWarpgroup : ForwardScores<Element, Shape> {
   }
 
   __device__ void finish();
-  /// lse: where the rows' are; nullptr for those that don't exist.
-  __device__ void hand_over(float* const (&lse)[2]);
-  __device__ void take_over(float* const (&lse)[2]);
-  __device__ void normalize(float* const (&lse)[2]);
+  /// rows: how many of the warpgroup's exist.
+  __device__ void hand_over(int32_t rows);
+  __device__ void take_over(int32_t rows);
+  __device__ void normalize(int32_t rows);
+  __device__ void add_running(const float (&weight)[2]);
   __device__ void write_out(int32_t rows);
-  __device__ float* lse_at(int32_t position) const;
+  __device__ void write_partial(int32_t rows);
+  __device__ int64_t lse_at(int r) const;
 
   // Barriers of the warpgroups among themselves; 0 is __syncthreads's.
   static constexpr int kQueryIsRead = 1, kResultIsWritten = 2, kResultIsRead = 3;
   static constexpr int kSteps = Shape::kKeys / 16;
 
   const int group_;
-  Turn<Shape::kKeyStages> keys_;
-  Turn<Shape::kValueStages> values_;
+  Turn keys_{Shape::kKeyStages};
+  Turn values_{Shape::kValueStages};
   int tiles_;  // of the item's list, that are left; the next one:
   Kind kind_;
   float bias_log2_;

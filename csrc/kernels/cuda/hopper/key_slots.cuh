@@ -34,9 +34,9 @@ struct alignas(16) Slot {
 enum class Kind : int32_t {
   kPassed,  // it doesn't
   kPlain,   // there is a key in every row, with the same bias, which all queries see
+  kCausal,  // the same, but queries see keys up to their own position, and scale > 0
   kSlots,   // slots differ in bias or have empty rows
-  kCausal,  // they differ in bias, and queries see keys up to their own position
-  kMasked,  // any of it, or windows
+  kMasked,  // any of it
 };
 
 struct alignas(16) KeySummary {
