@@ -1,7 +1,11 @@
-"""16-bit outputs over random patterns, layouts and head dimensions, against float64."""
+"""16-bit outputs over random patterns, layouts and head dimensions, against float64.
+
+DILATED_FUZZ_CASES=5000 in the environment tries so many instead of 40.
+"""
 
 from __future__ import annotations
 
+import os
 import random
 from typing import Any
 
@@ -13,6 +17,7 @@ from tests.conftest import make_qkv
 from tests.ops.calls import deterministic_mode
 from tests.reference import dropout_keep, reference_attention
 
+CASES = int(os.environ.get("DILATED_FUZZ_CASES", "40"))
 RATES = [[1], [3], [1, 2], [2, 4], [1, 3, 5], [1, 2, 4, 6, 12], [1, 2, 4, 8, 16], [5, 7, 8, 9]]
 
 
@@ -42,8 +47,52 @@ def random_call(seed: int) -> tuple[dict[str, Any], list[int], list[int], dict[s
     return shape, lengths, rates, options
 
 
+def random_layout(tensors: tuple[Tensor, ...], rng: random.Random) -> tuple[Tensor, ...]:
+    """The same numbers, elsewhere in memory."""
+    kind = rng.choice(["as they are", "heads first", "in one", "odd"])
+    if kind == "heads first":
+        return tuple(x.transpose(1, 2).contiguous().transpose(1, 2) for x in tensors)
+    if kind == "in one":  # projection
+        sizes = [x.shape[2] for x in tensors]
+        return torch.cat(tensors, dim=2).split(sizes, dim=2)
+    if kind == "odd":  # rows that copies of 16 bytes can't take
+        return tuple(
+            torch.nn.functional.pad(x, (1, 2), value=torch.nan)[..., 1:-2] for x in tensors
+        )
+    return tensors
+
+
+def attend_by_blocks(
+    tensors: tuple[Tensor, ...],
+    lengths: list[int],
+    rates: list[int],
+    *,
+    rng: random.Random,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """The operator over pieces of the keys, in any order, some empty."""
+    q, k, v = tensors
+    seq_len = q.shape[1]
+    cuts = [0, *sorted(rng.randrange(seq_len + 1) for _ in range(rng.randint(1, 3))), seq_len]
+    pieces = list(zip(cuts, cuts[1:], strict=False))
+    rng.shuffle(pieces)
+    out = lse = None
+    for i, (begin, end) in enumerate(pieces):
+        keys, values = k[:, begin:end], v[:, begin:end]
+        partial = i + 1 < len(pieces)
+        out, lse = torch.ops.dilated.attention_block(
+            q, keys, values, seq_len, 0, begin, lengths, rates,
+            out=out, lse=lse, partial=partial, **options,
+        )  # fmt: skip
+    return out, lse
+
+
 def run_both(
-    tensors: tuple[Tensor, ...], lengths: list[int], rates: list[int], **options: Any
+    tensors: tuple[Tensor, ...],
+    lengths: list[int],
+    rates: list[int],
+    blocks: random.Random | None = None,
+    **options: Any,
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """The operator's out and lse, and the definition's, all in float64 on the CPU."""
     q, k, v = tensors
@@ -56,7 +105,10 @@ def run_both(
         options["keep"] = dropout_keep(
             11, options["dropout_p"], q.shape[0], q.shape[2], positions, positions
         )
-    ours = torch.ops.dilated.attention(q, k, v, lengths, rates, **given)
+    if blocks is None:
+        ours = torch.ops.dilated.attention(q, k, v, lengths, rates, **given)
+    else:
+        ours = attend_by_blocks(tensors, lengths, rates, rng=blocks, **given)
     theirs = reference_attention(*exact, lengths, rates, **options)
     return tuple(x.to("cpu", torch.float64) for x in ours), theirs  # type: ignore[return-value]
 
@@ -64,6 +116,7 @@ def run_both(
 def check(
     tensors: tuple[Tensor, ...], lengths: list[int], rates: list[int], **options: Any
 ) -> None:
+    """blocks: whoever cuts the keys into them."""
     (out, lse), (expected, expected_lse) = run_both(tensors, lengths, rates, **options)
     finite = torch.isfinite(expected_lse)
     assert torch.equal(lse[~finite], expected_lse[~finite])
@@ -74,10 +127,13 @@ def check(
     assert (out - expected).abs().max() <= torch.finfo(tensors[0].dtype).eps * largest
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_random_patterns(seed: int, device: str) -> None:
+@pytest.mark.parametrize("in_blocks", [False, True])
+@pytest.mark.parametrize("seed", range(CASES))
+def test_random_patterns(seed: int, in_blocks: bool, device: str) -> None:
     shape, lengths, rates, options = random_call(seed)
-    check(make_qkv(**shape, device=device, poison=True), lengths, rates, **options)
+    rng = random.Random(-seed - 1)
+    tensors = random_layout(make_qkv(**shape, device=device, poison=True), rng)
+    check(tensors, lengths, rates, blocks=rng if in_blocks else None, **options)
 
 
 @pytest.mark.parametrize("head_dim", [48, 64, 128])
