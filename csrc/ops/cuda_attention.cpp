@@ -127,23 +127,34 @@ kernels::cuda::Problem problem_of(const at::Tensor& query, bool is_causal) {
   return {dtype_of(query), query.size(3), is_causal, at::globalContext().deterministicAlgorithms()};
 }
 
-/// Whether tensor maps, whose strides are below 2^40 bytes, can describe the rows at any stride
-/// that choose_forward() lists. They hold no stride of 0, as expanded tensors have.
-bool is_mappable(const kernels::Rows& rows, const kernels::AttentionArgs& args) {
+/// Whether tensor maps, whose strides are below 2^40 bytes, can describe `entries` rows of `heads`
+/// heads at any stride that a choice lists. They hold no stride of 0, as expanded tensors have.
+bool is_mappable(const kernels::Rows& rows, int64_t batches, int64_t entries, int64_t heads) {
   constexpr int64_t kLongest = int64_t{1} << 39;
-  const auto fits = [](int64_t entries, int64_t stride, int64_t bytes_each) {
-    return entries <= 1 || (stride > 0 && stride < kLongest / bytes_each);
+  const auto fits = [](int64_t count, int64_t stride, int64_t bytes_each) {
+    return count <= 1 || (stride > 0 && stride < kLongest / bytes_each);
   };
   const auto& [batch, row, head] = rows.strides;
   constexpr int64_t kBytes = 2;
-  return rows.is_aligned && fits(args.batch, batch, kBytes) && fits(args.kv_heads, head, kBytes) &&
-         fits(args.keys, row, kBytes * kernels::cuda::KeyStrides::kLongest);
+  return rows.is_aligned && fits(batches, batch, kBytes) && fits(heads, head, kBytes) &&
+         fits(entries, row, kBytes * kernels::cuda::KeyStrides::kLongest);
 }
 
 bool is_mappable(const kernels::ForwardArgs& args) {
-  const bool is_aligned = args.query.is_aligned && args.out.is_aligned &&
-                          (args.running_lse == nullptr || args.running_out.is_aligned);
-  return is_aligned && is_mappable(args.key, args) && is_mappable(args.value, args);
+  const auto are_mappable = [&](const kernels::Rows& keys) {
+    return is_mappable(keys, args.batch, args.keys, args.kv_heads);
+  };
+  return args.query.is_aligned && args.out.is_aligned &&
+         (args.running_lse == nullptr || args.running_out.is_aligned) && are_mappable(args.key) &&
+         are_mappable(args.value);
+}
+
+bool is_mappable(const kernels::BackwardArgs& args) {
+  const auto are_mappable = [&](const kernels::Rows& queries) {
+    return is_mappable(queries, args.batch, args.queries, args.heads);
+  };
+  return args.key.is_aligned && args.value.is_aligned && args.grad_key.is_aligned &&
+         args.grad_value.is_aligned && are_mappable(args.query) && are_mappable(args.grad_out);
 }
 
 kernels::cuda::ForwardProblem forward_problem_of(const AttentionCall& call,
@@ -152,8 +163,17 @@ kernels::cuda::ForwardProblem forward_problem_of(const AttentionCall& call,
           is_mappable(args), call.dilation_rates};
 }
 
-kernels::cuda::BackwardChoice choose_backward(const at::Tensor& query, bool is_causal) {
-  return kernels::cuda::choose_backward(problem_of(query, is_causal), gpu_of(query));
+kernels::cuda::BackwardChoice choose_backward(const AttentionCall& call,
+                                              const kernels::BackwardArgs& args) {
+  return kernels::cuda::choose_backward(
+      {problem_of(call.query, call.is_causal), is_mappable(args), call.dilation_rates},
+      gpu_of(call.query));
+}
+
+/// Of any call: whether, and how, it adds grad_query up.
+kernels::cuda::BackwardChoice choose_sums(const at::Tensor& query) {
+  return kernels::cuda::choose_backward(
+      {problem_of(query, /*is_causal=*/false), /*is_mappable=*/false, {}}, gpu_of(query));
 }
 
 constexpr int64_t kCounterBytes = 256;  // in front of the sums, which are to be aligned
@@ -221,7 +241,7 @@ Gradients backward_cuda(const AttentionCall& call, const BackwardInputs& inputs)
   const at::Tensor& query = call.query;
   const c10::cuda::CUDAGuard guard(query.device());
   BackwardTensors backward = prepare_backward(call, inputs);
-  const kernels::cuda::BackwardChoice choice = choose_backward(query, call.is_causal);
+  const kernels::cuda::BackwardChoice choice = choose_backward(call, backward.args);
   const bool has_sums = choice.sums_width > 0;
   const at::Tensor workspace =
       make_workspace(query, choice.max_blocks > 0,
@@ -247,14 +267,14 @@ KeyGradients backward_into_cuda(const AttentionCall& call, const BackwardInputs&
   check_query_sums(call.query, sums);
   check_sums_apart(call, inputs, sums);
   const c10::cuda::CUDAGuard guard(call.query.device());
-  const kernels::cuda::BackwardChoice choice = choose_backward(call.query, call.is_causal);
-  if (choice.sums_width == 0) {
+  if (choose_sums(call.query).sums_width == 0) {
     const auto [grad_query, grad_key, grad_value] = backward_cuda(call, inputs);
     add_to_sums(sums, grad_query);
     return {grad_key, grad_value};
   }
   check_backward(call, inputs);
   BackwardTensors backward = prepare_backward(call, inputs, /*with_grad_query=*/false);
+  const kernels::cuda::BackwardChoice choice = choose_backward(call, backward.args);
   run_backward(call, backward, choice, sums_data(sums),
                make_workspace(call.query, choice.max_blocks > 0, 0));
   return {backward.grad_key, backward.grad_value};
@@ -266,7 +286,7 @@ at::Tensor round_query_sums_cuda(const at::Tensor& sums, const at::Tensor& query
   check_query_sums(query, sums);
   check_scale(query, scale);
   const c10::cuda::CUDAGuard guard(query.device());
-  const kernels::cuda::BackwardChoice choice = choose_backward(query, /*is_causal=*/false);
+  const kernels::cuda::BackwardChoice choice = choose_sums(query);
   if (choice.sums_width == 0) {
     return round_sums(sums, query);
   }

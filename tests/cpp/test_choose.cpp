@@ -32,10 +32,14 @@ ForwardProblem unmappable(const Problem& problem) {
   return {problem, /*rows=*/1 << 20, /*is_mappable=*/false, kRates};
 }
 
+BackwardProblem unmappable_backward(const Problem& problem) {
+  return {problem, /*is_mappable=*/false, kRates};
+}
+
 /// What the tests below compare: family, keys of a block, stages.
 using Kernel = std::tuple<Family, int32_t, int32_t>;
 Kernel backward(int64_t head_dim, const Device& device) {
-  const BackwardChoice choice = choose_backward(problem(head_dim), device);
+  const BackwardChoice choice = choose_backward(unmappable_backward(problem(head_dim)), device);
   return {choice.family, choice.tile.rows, choice.stages};
 }
 
@@ -53,7 +57,7 @@ TEST(Choose, EveryCallFitsOnEveryDevice) {
             EXPECT_GE(forward.width, head_dim);
             EXPECT_EQ(forward.row_tile, 64);
           }
-          const BackwardChoice backward = choose_backward(problem, device);
+          const BackwardChoice backward = choose_backward(unmappable_backward(problem), device);
           EXPECT_GE(backward.width, head_dim);
           EXPECT_LE(backward.shared_bytes, device.shared_bytes);
           EXPECT_EQ(backward.row_tile, 64);
@@ -68,7 +72,7 @@ TEST(Choose, Float32RunsWithoutTensorCores) {
     for (const int64_t head_dim : {1, 64, 256}) {
       const Problem problem{Dtype::kFloat32, head_dim, false, false};
       EXPECT_EQ(choose_forward(forward_problem(problem), device).family, Family::kScalar);
-      const BackwardChoice backward = choose_backward(problem, device);
+      const BackwardChoice backward = choose_backward(unmappable_backward(problem), device);
       EXPECT_EQ(backward.family, Family::kScalar);
       EXPECT_EQ(backward.sums_width, 0);
       EXPECT_EQ(backward.max_blocks, 0);
@@ -111,6 +115,25 @@ TEST(Choose, HopperRunsWhatItsKernelsCan) {
   EXPECT_EQ(family(forward_problem(problem(64)), without), Family::kPortable);
 }
 
+TEST(Choose, HopperRunsTheBackwardThatItsKernelsCan) {
+  const auto family = [](BackwardProblem problem, const Device& device = kH100) {
+    return choose_backward(problem, device).family;
+  };
+  for (const int64_t head_dim : {16, 48, 64, 80, 128}) {
+    for (const bool is_causal : {false, true}) {
+      BackwardProblem mappable = unmappable_backward(problem(head_dim, is_causal));
+      EXPECT_EQ(family(mappable), Family::kPortable);
+      mappable.is_mappable = true;
+      EXPECT_EQ(family(mappable), Family::kHopper);
+      EXPECT_EQ(choose_backward(mappable, kH100).sums_width, (head_dim + 15) / 16 * 16);
+      EXPECT_EQ(family(mappable, kA100), Family::kPortable);
+      mappable.is_deterministic = true;
+      EXPECT_EQ(family(mappable), Family::kPortable);
+    }
+  }
+  EXPECT_EQ(family({problem(192), /*is_mappable=*/true, kRates}), Family::kPortable);
+}
+
 TEST(Choose, BlocksCountTilesWhereTheyTakeSeveral) {
   ForwardProblem problem = forward_problem({Dtype::kBFloat16, 64, true, false});
   EXPECT_TRUE(choose_forward(problem, kH100).has_counter);
@@ -138,7 +161,7 @@ TEST(Choose, KeysLieAtStridesThatDivideTheCommonPeriod) {
 TEST(Choose, WidthsAreTheNarrowestThatAreCompiled) {
   const auto widths = [](int64_t head_dim) {
     return std::pair(choose_forward(unmappable(problem(head_dim)), kH100).width,
-                     choose_backward(problem(head_dim), kH100).width);
+                     choose_backward(unmappable_backward(problem(head_dim)), kH100).width);
   };
   EXPECT_EQ(widths(1), std::pair(32, 32));
   EXPECT_EQ(widths(33), std::pair(48, 48));
@@ -172,10 +195,11 @@ TEST(Choose, TheBackwardShrinksWithSharedMemory) {
 TEST(Choose, OnlyWhatIsSummedInAnyOrderHasSums) {
   for (const Device& device : kDevices) {
     for (const int64_t head_dim : {1, 17, 64, 128, 200}) {
-      const BackwardChoice sums = choose_backward(problem(head_dim), device);
+      const BackwardChoice sums = choose_backward(unmappable_backward(problem(head_dim)), device);
       const bool is_portable = sums.family == Family::kPortable;
       EXPECT_EQ(sums.sums_width, is_portable ? (head_dim + 15) / 16 * 16 : 0);
-      const BackwardChoice none = choose_backward(problem(head_dim, false, true), device);
+      const BackwardChoice none =
+          choose_backward(unmappable_backward(problem(head_dim, false, true)), device);
       EXPECT_EQ(none.sums_width, 0);
       EXPECT_EQ(std::tuple(none.family, none.shared_bytes, none.max_blocks),
                 std::tuple(sums.family, sums.shared_bytes, sums.max_blocks));
@@ -186,8 +210,10 @@ TEST(Choose, OnlyWhatIsSummedInAnyOrderHasSums) {
 TEST(Choose, BlocksOfARingAgreeOnTheirSums) {
   for (const Device& device : kDevices) {
     for (int64_t head_dim = 1; head_dim <= 256; ++head_dim) {
-      const BackwardChoice plain = choose_backward(problem(head_dim, false), device);
-      const BackwardChoice causal = choose_backward(problem(head_dim, true), device);
+      const BackwardChoice plain =
+          choose_backward(unmappable_backward(problem(head_dim, false)), device);
+      const BackwardChoice causal =
+          choose_backward(unmappable_backward(problem(head_dim, true)), device);
       EXPECT_EQ(plain.family, causal.family);
       EXPECT_EQ(plain.sums_width, causal.sums_width);
     }
@@ -195,8 +221,8 @@ TEST(Choose, BlocksOfARingAgreeOnTheirSums) {
 }
 
 TEST(Choose, BlocksThatShareAMultiprocessorAreLaunchedTogether) {
-  EXPECT_EQ(choose_backward(problem(64), kH100).max_blocks, 2 * 132);
-  EXPECT_EQ(choose_backward(problem(128), kH100).max_blocks, 132);
+  EXPECT_EQ(choose_backward(unmappable_backward(problem(64)), kH100).max_blocks, 2 * 132);
+  EXPECT_EQ(choose_backward(unmappable_backward(problem(128)), kH100).max_blocks, 132);
 }
 
 TEST(Choose, LessSharedMemoryIsANumberAndEnough) {

@@ -33,8 +33,8 @@ cudaError_t attention_backward(const BackwardChoice& choice, const BackwardArgs&
       return portable::attention_backward(choice, args, workspace, stream);
     case Family::kScalar:
       return scalar::attention_backward(choice, args, stream);
-    case Family::kHopper:  // has no backward
-      break;
+    case Family::kHopper:
+      return hopper::attention_backward(choice, args, workspace, stream);
   }
   return cudaErrorInvalidValue;
 }
@@ -43,8 +43,8 @@ cudaError_t round_query_sums(const BackwardChoice& choice, const RoundedSums& ro
                              const float* sums, cudaStream_t stream) {
   switch (choice.family) {
     case Family::kPortable:
+    case Family::kHopper:  // in the same order
       return portable::round_query_sums(rounded, sums, stream);
-    case Family::kHopper:
     case Family::kScalar:  // which sums nothing up
       break;
   }

@@ -110,6 +110,30 @@ std::optional<ForwardChoice> hopper_forward(const ForwardProblem& problem, const
                        .key_strides = strides};
 }
 
+/// The same for the backward; rows are added up in an order of their own, so a deterministic one is
+/// the portable kernels'.
+std::optional<BackwardChoice> hopper_backward(const BackwardProblem& problem,
+                                              const Device& device) {
+  const bool has_width = problem.head_dim <= std::ranges::rbegin(hopper::kBackwardTiles)->width;
+  if (!device.has_hopper || !has_width || !problem.is_mappable || problem.is_deterministic) {
+    return std::nullopt;
+  }
+  const hopper::BackwardTile& tile = narrowest(hopper::kBackwardTiles, problem.head_dim);
+  const KeyStrides strides = list_strides(problem.dilation_rates);
+  if (tile.bytes() > device.shared_bytes || strides.count == 0) {
+    return std::nullopt;
+  }
+  return BackwardChoice{.family = Family::kHopper,
+                        .width = tile.width,
+                        .row_tile = int32_t{kRowTile},
+                        .tile = {hopper::BackwardTile::kRows, hopper::BackwardTile::kColumns},
+                        .stages = hopper::BackwardTile::kStages,
+                        .shared_bytes = tile.bytes(),
+                        .max_blocks = device.multiprocessors,
+                        .sums_width = static_cast<int32_t>(query_sums_width(problem.head_dim)),
+                        .column_strides = strides};
+}
+
 BackwardChoice scalar_backward(int64_t head_dim) {
   const auto& tile = narrowest(scalar::kBackwardTiles, head_dim);
   return {.family = Family::kScalar,
@@ -119,7 +143,8 @@ BackwardChoice scalar_backward(int64_t head_dim) {
           .stages = 1,
           .shared_bytes = tile.bytes(),
           .max_blocks = 0,
-          .sums_width = 0};
+          .sums_width = 0,
+          .column_strides = {}};
 }
 
 /// Two stages where they fit. If tile.blocks() blocks fit a multiprocessor with one stage, they
@@ -143,9 +168,12 @@ ForwardChoice choose_forward(const ForwardProblem& problem, const Device& device
   return hopper_forward(problem, device).value_or(portable_forward(problem));
 }
 
-BackwardChoice choose_backward(const Problem& problem, const Device& device) {
+BackwardChoice choose_backward(const BackwardProblem& problem, const Device& device) {
   if (problem.dtype == Dtype::kFloat32) {
     return scalar_backward(problem.head_dim);
+  }
+  if (const auto choice = hopper_backward(problem, device); choice.has_value()) {
+    return *choice;
   }
   const int32_t width = narrowest(portable::kBackwardTiles, problem.head_dim).width;
   for (const portable::BackwardTile& tile : portable::kBackwardTiles) {
@@ -161,7 +189,8 @@ BackwardChoice choose_backward(const Problem& problem, const Device& device) {
             .stages = stages,
             .shared_bytes = tile.bytes(stages),
             .max_blocks = device.multiprocessors * tile.blocks(),
-            .sums_width = problem.is_deterministic ? 0 : sums_width};
+            .sums_width = problem.is_deterministic ? 0 : sums_width,
+            .column_strides = {}};
   }
   return scalar_backward(problem.head_dim);
 }

@@ -42,6 +42,11 @@ struct ForwardProblem : Problem {
   std::span<const int64_t> dilation_rates;
 };
 
+struct BackwardProblem : Problem {
+  bool is_mappable;  // the same, of queries and grad_out
+  std::span<const int64_t> dilation_rates;
+};
+
 /// Strides, within which a pattern's keys lie.
 struct KeyStrides {
   static constexpr int32_t kMost = 12, kLongest = 1 << 16;
@@ -73,15 +78,16 @@ struct BackwardChoice {
   BlockTile tile;
   int32_t stages;
   size_t shared_bytes;
-  int32_t max_blocks;  // which take tiles from a counter; 0: no counter, one block a tile
-  int32_t sums_width;  // columns of float32 sums, a row for each query, to which blocks add
-                       // grad_query in any order; 0: every row of grad_query is written once
+  int32_t max_blocks;         // which take tiles from a counter; 0: no counter, one block a tile
+  int32_t sums_width;         // columns of float32 sums, a row for each query, to which blocks add
+                              // grad_query in any order; 0: every row of grad_query is written once
+  KeyStrides column_strides;  // which the kernel copies at once; none: it copies rows one by one
 };
 
 ForwardChoice choose_forward(const ForwardProblem& problem, const Device& device);
 
 /// sums_width does not depend on is_causal: the blocks of a ring add to the same sums.
-BackwardChoice choose_backward(const Problem& problem, const Device& device);
+BackwardChoice choose_backward(const BackwardProblem& problem, const Device& device);
 
 /// The text of DILATED_SHARED_MEMORY_BYTES; nothing unless it is a number, at least
 /// kLeastSharedBytes.

@@ -10,4 +10,9 @@ cudaError_t attention_forward(const ForwardChoice& /*choice*/, const ForwardArgs
   return cudaErrorNotSupported;
 }
 
+cudaError_t attention_backward(const BackwardChoice& /*choice*/, const BackwardArgs& /*args*/,
+                               const BackwardWorkspace& /*workspace*/, cudaStream_t /*stream*/) {
+  return cudaErrorNotSupported;
+}
+
 }  // namespace dilated::kernels::cuda::hopper

@@ -13,4 +13,7 @@ bool is_available();
 cudaError_t attention_forward(const ForwardChoice& choice, const ForwardArgs& args,
                               unsigned long long* counter, cudaStream_t stream);
 
+cudaError_t attention_backward(const BackwardChoice& choice, const BackwardArgs& args,
+                               const BackwardWorkspace& workspace, cudaStream_t stream);
+
 }  // namespace dilated::kernels::cuda::hopper

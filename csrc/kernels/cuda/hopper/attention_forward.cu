@@ -7,24 +7,6 @@
 namespace dilated::kernels::cuda::hopper {
 namespace {
 
-cudaError_t encode_maps(const KeyStrides& strides, const ForwardArgs& args, const Rows& rows,
-                        int32_t keys, KeyMaps& maps) {
-  if (args.keys == 0) {
-    return cudaSuccess;  // and nothing to copy
-  }
-  for (int32_t i = 0; i < strides.count; ++i) {
-    for (const bool whole : {true, false}) {
-      const cudaError_t error =
-          encode({args, rows, strides.stride[i], whole ? keys : int32_t{kSlotRows}},
-                 whole ? maps.whole[i] : maps.slot[i]);
-      if (error != cudaSuccess) {
-        return error;
-      }
-    }
-  }
-  return cudaSuccess;
-}
-
 template <typename Element, int kWidth>
 cudaError_t launch(const ForwardChoice& choice, const ForwardArgs& args,
                    unsigned long long* counter, cudaStream_t stream) {
@@ -34,9 +16,11 @@ cudaError_t launch(const ForwardChoice& choice, const ForwardArgs& args,
   call.call = prepare_forward(args);
   call.counter = choice.has_counter ? counter : nullptr;
   call.strides = choice.key_strides;
-  cudaError_t error = encode_maps(call.strides, args, args.key, Shape::kKeys, call.key);
+  cudaError_t error =
+      encode_maps({args, args.key, args.keys, args.kv_heads}, call.strides, Shape::kKeys, call.key);
   if (error == cudaSuccess) {
-    error = encode_maps(call.strides, args, args.value, Shape::kKeys, call.value);
+    error = encode_maps({args, args.value, args.keys, args.kv_heads}, call.strides, Shape::kKeys,
+                        call.value);
   }
   if (error != cudaSuccess) {
     return error;

@@ -6,26 +6,17 @@
 #include "kernels/cuda/hopper/barrier.cuh"
 #include "kernels/cuda/hopper/key_slots.cuh"
 #include "kernels/cuda/hopper/shapes.h"
+#include "kernels/cuda/hopper/tensor_maps.h"
 #include "kernels/cuda/hopper/wgmma.cuh"
 #include "kernels/cuda/primitives/forward_call.cuh"
 
 namespace dilated::kernels::cuda::hopper {
 
-/// Tensor maps of the keys or of the values, one for each stride: of a whole tile of keys and of a
-/// slot. Coordinates are column, step, place, head and batch entry: place + step * stride is the
-/// row. Steps below 0 give zeros, from which copies learn where runs begin: a box of n rows at step
-/// count - n holds n - count zeros, then `count` rows from `place` on. (Zeros after them would come
-/// from rows past the last step; for those the hardware reads at step 0 what it throws away, and
-/// the map's start would have to be a row of the tensor.)
-struct KeyMaps {
-  CUtensorMap whole[KeyStrides::kMost], slot[KeyStrides::kMost];
-};
-
 struct HopperCall {
   ForwardCall call;
   unsigned long long* counter;  // pairs of tiles taken, but for each block's first; may be null
   KeyStrides strides;
-  KeyMaps key, value;
+  RowMaps key, value;
 };
 
 /// Rows of queries to compute.

@@ -20,12 +20,21 @@ __device__ inline int32_t count_slots(const KeyStrides& strides, const TableView
   return static_cast<int32_t>(__reduce_add_sync(kAllLanes, static_cast<unsigned>(slots)));
 }
 
+/// What lists items.
+struct Lister {
+  const AttentionArgs& args;
+  const KeyStrides& strides;
+  unsigned long long* counter;
+  TableView table;
+  bool over_keys;  // rows are keys
+};
+
 /// Warp 2: the tile's rows, what they see and how many tiles of keys that takes.
 template <typename Shape>
-__device__ void list_item(const HopperCall& hopper, const TableView& table, const WorkItem& work,
+__device__ void list_item(const Lister& lister, const WorkItem& work,
                           typename Shape::QueryItem& item) {
   const int lane = threadIdx.x % 32;
-  const ForwardArgs& args = hopper.call.args;
+  const auto& [args, strides, counter, table, over_keys] = lister;
   __syncwarp();
   if (lane == 0) {
     item.work = work;
@@ -47,14 +56,14 @@ __device__ void list_item(const HopperCall& hopper, const TableView& table, cons
 #pragma unroll
     for (int group = 0; group < Shape::kGroups; ++group) {
       const int first = (is_split ? 0 : group * Shape::kGroupRows) + lane;
-      const Window rows[2]{window_of(item.rows, first, args.is_causal, /*over_keys=*/false),
-                           window_of(item.rows, first + 32, args.is_causal, /*over_keys=*/false)};
+      const Window rows[2]{window_of(item.rows, first, args.is_causal, over_keys),
+                           window_of(item.rows, first + 32, args.is_causal, over_keys)};
       windows[group] = join_windows(rows);
     }
   }
   const Window seen{min(windows[0].some.first, windows[1].some.first),
                     max(windows[0].some.last, windows[1].some.last)};
-  const int32_t slots = count_slots(hopper.strides, table, work, seen);
+  const int32_t slots = count_slots(strides, table, work, seen);
   if (lane == 0) {
     item.windows[0] = windows[0];
     item.windows[1] = windows[1];
@@ -66,18 +75,18 @@ __device__ void list_item(const HopperCall& hopper, const TableView& table, cons
 }
 
 /// The pair of tiles after `pair`. Lane 0 knows it, later than the others go on.
-__device__ inline int64_t find_next_pair(const HopperCall& hopper, int64_t pair) {
-  if (hopper.counter == nullptr) {
+__device__ inline int64_t find_next_pair(unsigned long long* counter, int64_t pair) {
+  if (counter == nullptr) {
     return pair + gridDim.x;
   }
-  return threadIdx.x % 32 != 0 ? 0 : gridDim.x + static_cast<int64_t>(atomicAdd(hopper.counter, 1));
+  return threadIdx.x % 32 != 0 ? 0 : gridDim.x + static_cast<int64_t>(atomicAdd(counter, 1));
 }
 
 /// Blocks take pairs of tiles, of which the second one mostly comes with the first.
-template <typename Shape>
-__device__ void list_items(const HopperCall& hopper, const TableView& table,
-                           ForwardMemory<Shape>& memory) {
-  const int64_t batch = hopper.call.args.batch;
+template <typename Shape, typename Memory>
+__device__ void list_items(const Lister& lister, Memory& memory) {
+  const TableView& table = lister.table;
+  const int64_t batch = lister.args.batch;
   const int64_t tiles = count_work(table, batch);
   Turn turn{Shape::kItems};
   const auto fill = [&](const auto& write) {
@@ -92,12 +101,12 @@ __device__ void list_items(const HopperCall& hopper, const TableView& table,
   };
 #pragma unroll 1
   for (int64_t pair = blockIdx.x; 2 * pair < tiles;) {
-    const int64_t next = find_next_pair(hopper, pair);
+    const int64_t next = find_next_pair(lister.counter, pair);
 #pragma unroll 1
     for (int64_t tile = 2 * pair; tile < min(2 * pair + 2, tiles); ++tile) {
       WorkItem work;
       if (find_work(table, tile, batch, work) && work.tile.first_row % Shape::kRows == 0) {
-        fill([&](typename Shape::QueryItem& item) { list_item<Shape>(hopper, table, work, item); });
+        fill([&](typename Shape::QueryItem& item) { list_item<Shape>(lister, work, item); });
       }
     }
     pair = __shfl_sync(kAllLanes, next, 0);
@@ -242,7 +251,7 @@ __device__ void copy_panels(const Box& box, uint32_t to, Barrier& done, int32_t 
 
 /// The tile's rows of the keys or of the values.
 template <typename Shape>
-__device__ void copy_tile(const SlotTile& tile, const KeyMaps& maps, unsigned char* to,
+__device__ void copy_tile(const SlotTile& tile, const RowMaps& maps, unsigned char* to,
                           Barrier& done, int32_t head, int32_t batch) {
   const int lane = threadIdx.x % 32;
   if (lane == 0) {
@@ -328,7 +337,9 @@ __device__ void produce(const HopperCall& hopper, const TableView& table,
       copy_tiles(hopper, table, memory, /*is_keys=*/threadIdx.x < 32);
       break;
     case 2:
-      list_items(hopper, table, memory);
+      list_items<Shape>(
+          Lister{hopper.call.args, hopper.strides, hopper.counter, table, /*over_keys=*/false},
+          memory);
       break;
     default:
       copy_queries(hopper, memory);

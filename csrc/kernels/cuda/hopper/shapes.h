@@ -42,4 +42,31 @@ struct ForwardTile {
 /// Wider ones would take more registers than a thread has.
 inline constexpr ForwardTile kForwardTiles[] = {{32}, {48}, {64}, {96}, {128}, {192}};
 
+/// Two warpgroups of key rows.
+struct BackwardTile {
+  int32_t width;
+
+  constexpr int32_t panels() const { return (width + 63) / 64; }
+  constexpr int32_t row_buffers() const { return panels() == 2 ? 1 : 2; }
+  constexpr size_t bytes() const {
+    const size_t rows = 2 * (size_t(kRows) * row_buffers() + size_t(kColumns) * kStages);
+    const size_t scores = 2 * size_t(kRows) * kColumns * kStages;
+    constexpr int32_t slots = kColumns / kSlotRows;
+    const size_t lists = (28 * size_t(slots) + 12 * size_t(kColumns) + 16) * kStages;
+    const size_t barriers = kBarrierBytes * 2 * (kItems + row_buffers() + 2 * kStages);
+    return round_up(2 * 64 * panels() * rows + scores + lists + kItemBytes * kItems +
+                        2 * kCursorBytes + barriers,
+                    kAlignment) +
+           kAlignment;
+  }
+
+  static constexpr int32_t kRows = 128, kColumns = 64, kItems = 2, kStages = 2;
+
+ private:
+  static constexpr size_t kAlignment = 1024, kBarrierBytes = 8;
+  static constexpr size_t kItemBytes = row_list_bytes(kRows) + 128;
+};
+
+inline constexpr BackwardTile kBackwardTiles[] = {{32}, {48}, {64}, {96}, {128}};
+
 }  // namespace dilated::kernels::cuda::hopper

@@ -1,5 +1,7 @@
 #include "kernels/cuda/hopper/tensor_maps.h"
 
+#include "kernels/cuda/hopper/shapes.h"
+
 namespace dilated::kernels::cuda::hopper {
 namespace {
 
@@ -35,27 +37,23 @@ Encode encoder() {
   return found;
 }
 
-}  // namespace
-
-bool can_encode() { return encoder() != nullptr; }
-
-cudaError_t encode(const MapOf& of, CUtensorMap& map) {
+/// Boxes of `box_rows` rows at `stride`.
+cudaError_t encode(const MappedRows& of, int32_t stride, int32_t box_rows, CUtensorMap& map) {
   const AttentionArgs& args = of.args;
   const auto bytes = [](int64_t elements) { return static_cast<cuuint64_t>(elements) * 2; };
   const auto dimension = [](int64_t size) { return static_cast<cuuint64_t>(size); };
   const Strides& strides = of.rows.strides;
-  const cuuint64_t sizes[] = {dimension(args.head_dim), dimension(of.box_rows),
-                              dimension(args.keys), dimension(args.kv_heads),
-                              dimension(args.batch)};
+  const cuuint64_t sizes[] = {dimension(args.head_dim), dimension(box_rows), dimension(of.entries),
+                              dimension(of.heads), dimension(args.batch)};
   // The driver looks at the stride of a dimension of one entry, too, where it may be anything.
   constexpr cuuint64_t kAny = 16;
   const auto spacing = [&](int64_t entries, int64_t stride) {
     return entries <= 1 ? kAny : bytes(stride);
   };
-  const cuuint64_t spacings[] = {
-      spacing(args.keys, strides.row * of.stride), spacing(args.keys, strides.row),
-      spacing(args.kv_heads, strides.head), spacing(args.batch, strides.batch)};
-  const cuuint32_t box[] = {64, static_cast<cuuint32_t>(of.box_rows), 1, 1, 1};
+  const cuuint64_t spacings[] = {spacing(of.entries, strides.row * stride),
+                                 spacing(of.entries, strides.row), spacing(of.heads, strides.head),
+                                 spacing(args.batch, strides.batch)};
+  const cuuint32_t box[] = {64, static_cast<cuuint32_t>(box_rows), 1, 1, 1};
   const cuuint32_t every[] = {1, 1, 1, 1, 1};
   const CUtensorMapDataType type = args.dtype == Dtype::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                                                  : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
@@ -64,6 +62,27 @@ cudaError_t encode(const MapOf& of, CUtensorMap& map) {
                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+}  // namespace
+
+bool can_encode() { return encoder() != nullptr; }
+
+cudaError_t encode_maps(const MappedRows& rows, const KeyStrides& strides, int32_t tile_rows,
+                        RowMaps& maps) {
+  if (rows.entries == 0) {
+    return cudaSuccess;  // and nothing to copy
+  }
+  for (int32_t i = 0; i < strides.count; ++i) {
+    cudaError_t error = encode(rows, strides.stride[i], tile_rows, maps.whole[i]);
+    if (error == cudaSuccess) {
+      error = encode(rows, strides.stride[i], kSlotRows, maps.slot[i]);
+    }
+    if (error != cudaSuccess) {
+      return error;
+    }
+  }
+  return cudaSuccess;
 }
 
 }  // namespace dilated::kernels::cuda::hopper

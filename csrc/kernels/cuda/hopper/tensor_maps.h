@@ -7,18 +7,32 @@
 #include <cstdint>
 
 #include "kernels/attention.h"
+#include "kernels/cuda/choose.h"
 
 namespace dilated::kernels::cuda::hopper {
+
+/// Tensor maps of rows, one for each stride: of a whole tile and of a slot. Coordinates are column,
+/// step, place, head and batch entry: place + step * stride is the row. Steps below 0 give zeros,
+/// from which copies learn where runs begin: a box of n rows at step count - n holds n - count
+/// zeros, then `count` rows from `place` on. (Zeros after them would come from rows past the last
+/// step; for those the hardware reads at step 0 what it throws away, and the map's start would have
+/// to be a row of the tensor.)
+struct RowMaps {
+  CUtensorMap whole[KeyStrides::kMost], slot[KeyStrides::kMost];
+};
 
 /// Whether the driver has what encodes them.
 bool can_encode();
 
-/// Of 16-bit rows at `stride`: boxes of `box_rows` rows and 64 columns, swizzled. See KeyMaps.
-struct MapOf {
+/// What maps describe: 16-bit rows, of which a head has `entries`.
+struct MappedRows {
   const AttentionArgs& args;
   const Rows& rows;
-  int32_t stride, box_rows;
+  int64_t entries, heads;
 };
-cudaError_t encode(const MapOf& of, CUtensorMap& map);
+
+/// Of rows at each stride: boxes of a whole tile of rows and of a slot, with 64 columns, swizzled.
+cudaError_t encode_maps(const MappedRows& rows, const KeyStrides& strides, int32_t tile_rows,
+                        RowMaps& maps);
 
 }  // namespace dilated::kernels::cuda::hopper

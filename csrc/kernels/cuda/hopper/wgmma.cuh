@@ -39,7 +39,7 @@ __device__ inline void wait_for_products() {
 
 /// sums[64 x kColumns] = (adds ? sums : 0) + a b over 16 columns of a tile of 64 rows and of one of
 /// kColumns rows (rows); sums += a b of 64 x 16 numbers in registers and 16 rows of kColumns
-/// (weights).
+/// (weights); the first over 16 rows of 64 columns, transposed, and 16 of kColumns (transposed).
 template <typename Element, int kColumns>
 struct Product;
 
@@ -60,6 +60,8 @@ struct Product;
 #define DILATED_D(i) \
   "+f"(d[2 * i][0]), "+f"(d[2 * i][1]), "+f"(d[2 * i][2]), "+f"(d[2 * i][3]), \
   "+f"(d[2 * i + 1][0]), "+f"(d[2 * i + 1][1]), "+f"(d[2 * i + 1][2]), "+f"(d[2 * i + 1][3])
+#define DILATED_R_16 DILATED_R0
+#define DILATED_D_16 DILATED_D(0)
 #define DILATED_R_32 DILATED_R0 ", " DILATED_R1
 #define DILATED_D_32 DILATED_D(0), DILATED_D(1)
 #define DILATED_R_48 DILATED_R_32 ", " DILATED_R2
@@ -89,10 +91,18 @@ struct Product;
           : DILATED_D_##kColumns \
           : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right)); \
     } \
+    __device__ static void transposed(float (&d)[kColumns / 8][4], uint64_t left, uint64_t right, int adds) { \
+      asm volatile( \
+          "{\n.reg .pred p;\nsetp.ne.b32 p, " a2 ", 0;\n" \
+          "wgmma.mma_async.sync.aligned.m64n" #kColumns "k16.f32." kType "." kType " {" DILATED_R_##kColumns "}, " \
+          a0 ", " a1 ", p, 1, 1, 1, 1;\n}" \
+          : DILATED_D_##kColumns : "l"(left), "l"(right), "r"(adds)); \
+    } \
   };
 #define DILATED_PRODUCTS(kColumns, a0, a1, a2, a3, b) \
   DILATED_PRODUCT(__half, "f16", kColumns, a0, a1, a2, a3, b) \
   DILATED_PRODUCT(__nv_bfloat16, "bf16", kColumns, a0, a1, a2, a3, b)
+DILATED_PRODUCTS(16, "%8", "%9", "%10", "%11", "%12")
 DILATED_PRODUCTS(32, "%16", "%17", "%18", "%19", "%20")
 DILATED_PRODUCTS(48, "%24", "%25", "%26", "%27", "%28")
 DILATED_PRODUCTS(64, "%32", "%33", "%34", "%35", "%36")
@@ -115,6 +125,8 @@ DILATED_PRODUCTS(192, "%96", "%97", "%98", "%99", "%100")
 #undef DILATED_R9
 #undef DILATED_R10
 #undef DILATED_R11
+#undef DILATED_R_16
+#undef DILATED_D_16
 #undef DILATED_R_32
 #undef DILATED_D_32
 #undef DILATED_R_48

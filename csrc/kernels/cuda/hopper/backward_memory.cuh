@@ -1,0 +1,74 @@
+// What the warps of a block share in the backward pass, and when each may touch it. Rows are keys,
+// columns queries.
+#pragma once
+
+#include "kernels/cuda/hopper/forward_memory.cuh"
+#include "kernels/cuda/portable/backward_sums.cuh"
+
+namespace dilated::kernels::cuda::hopper {
+
+inline constexpr float kLargestLse = 256;
+
+struct BackwardCall {
+  BackwardArgs args;
+  unsigned long long* counter;  // pairs of tiles taken, but for each block's first
+  portable::QuerySums grad_query;
+  int32_t heads_per_key_head;
+  float scale_log2;  // scale * log2(e)
+  KeyStrides strides;
+  RowMaps query, grad_out;
+};
+
+template <int kWidth_>
+struct BackwardShape {
+  static constexpr int kWidth = kWidth_;
+  static constexpr BackwardTile kTile{kWidth};
+  static constexpr int kColumns = BackwardTile::kColumns, kStages = BackwardTile::kStages;
+  static constexpr int kItems = BackwardTile::kItems, kRowBuffers = kTile.row_buffers();
+  static constexpr int kSlots = kColumns / kSlotRows, kPanels = kTile.panels();
+  static_assert(kColumns == kPanelColumns);
+  static constexpr int kThreads = 128 * (1 + kMostGroups);
+  static constexpr int kGroupRows = 64, kGroups = kMostGroups, kRows = kGroups * kGroupRows;
+  static constexpr int kRowPanelBytes = kGroupRows * kPanelRowBytes;
+  static constexpr int kColumnPanelBytes = kColumns * kPanelRowBytes;
+  static constexpr int kSumColumns = kPanels == 2   ? kPanelColumns
+                                     : kWidth == 32 ? 16
+                                                    : 32;  // a warpgroup
+  using RowItem = Item<kRows, kGroups>;
+  // As what is shared with the forward pass calls them.
+  static constexpr int kKeys = kColumns, kKeyPanelBytes = kColumnPanelBytes;
+  using QueryItem = RowItem;
+};
+
+/// What is known of a tile of queries before its rows are there.
+template <int kSlots>
+struct alignas(16) QuerySlots {
+  Slot slots[kSlots];
+  int64_t row[kSlots];  // of the slot's first row, were there a query, in lse and the sums
+  int32_t head[kSlots];
+  float offset[kSlots * kSlotRows];  // log2(multiplicity) - log2(e) lse; -inf where no query is
+  float lse[kSlots * kSlotRows];     // as softmax_weight() takes it
+  int32_t is_masked[kMostGroups];    // some key of the warpgroup does not see some query
+  int32_t is_large;                  // some lse is too large for its rounding not to show
+  int32_t reserved;
+};
+
+template <typename Shape>
+struct BackwardMemory {
+  // Each warpgroup's rows apart, panel by panel. Later grad_key and grad_value.
+  alignas(1024) unsigned char key[Shape::kRowBuffers][Shape::kGroups]
+                                 [Shape::kPanels * Shape::kRowPanelBytes];
+  alignas(1024) unsigned char value[Shape::kRowBuffers][Shape::kGroups]
+                                   [Shape::kPanels * Shape::kRowPanelBytes];
+  alignas(1024) unsigned char query[Shape::kStages][Shape::kPanels * Shape::kColumnPanelBytes];
+  alignas(1024) unsigned char grad_out[Shape::kStages][Shape::kPanels * Shape::kColumnPanelBytes];
+  alignas(1024) unsigned char scores[Shape::kStages][Shape::kRows * kPanelRowBytes];  // dS^T
+  QuerySlots<Shape::kSlots> lists[Shape::kStages];
+  float delta[Shape::kStages][Shape::kColumns];
+  typename Shape::RowItem items[Shape::kItems];
+  SlotCursor cursors[2];  // of the warps that copy queries and grad_out
+  Handover item_turns[Shape::kItems], row_turns[Shape::kRowBuffers], query_turns[Shape::kStages],
+      grad_out_turns[Shape::kStages];
+};
+
+}  // namespace dilated::kernels::cuda::hopper

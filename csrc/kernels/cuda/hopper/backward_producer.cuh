@@ -1,0 +1,207 @@
+// The first warpgroup of the backward pass: warp 0 copies queries and lists what their weights
+// need, warp 1 copies grad_out, warp 2 lists the next tile of keys, warp 3 copies its rows.
+#pragma once
+
+#include "kernels/cuda/hopper/backward_memory.cuh"
+#include "kernels/cuda/hopper/forward_producer.cuh"
+
+namespace dilated::kernels::cuda::hopper {
+
+/// Where a column of the tile lies: this lane's column, from the slots of other lanes.
+struct ColumnAt {
+  bool exists;
+  int64_t row;  // in lse and delta
+  float multiplicity;
+};
+
+/// All lanes of a warp: column `column` of the tile.
+__device__ inline ColumnAt find_column(const BackwardArgs& args, const SlotTile& tile,
+                                       int64_t head_row, int column) {
+  const int owner = column / kSlotRows;
+  const int32_t count = __shfl_sync(kAllLanes, tile.slot.count, owner);
+  const int32_t stride = __shfl_sync(kAllLanes, tile.slot.stride, owner);
+  const int32_t place = __shfl_sync(kAllLanes, tile.place, owner);
+  const uint32_t tag = __shfl_sync(kAllLanes, tile.slot.tag, owner);
+  const int32_t rank = column % kSlotRows - (kSlotRows - count);
+  return {rank >= 0, head_row + (tag >> 16) * args.queries + place + rank * stride,
+          static_cast<float>(tag & 0xffu)};
+}
+
+/// Of the first of the query heads that share the item's KV head.
+__device__ inline int64_t first_head_row(const BackwardCall& call, const WorkItem& work) {
+  const BackwardArgs& args = call.args;
+  return (work.batch * args.heads + int64_t{work.head} * call.heads_per_key_head) * args.queries;
+}
+
+/// Lists the tile: its slots, and the lse of its queries.
+template <typename Shape>
+__device__ void list_queries(const BackwardCall& call, const typename Shape::RowItem& item,
+                             const SlotTile& tile, QuerySlots<Shape::kSlots>& list) {
+  const int lane = threadIdx.x % 32;
+  const LaneSlot& slot = tile.slot;
+  const int64_t head_row = first_head_row(call, item.work);
+  const int32_t empty = kSlotRows - slot.count;
+  if (lane < Shape::kSlots) {
+    list.slots[lane] = {slot.first - slot.stride * empty, slot.stride, empty, tile.bias_log2};
+    list.row[lane] =
+        head_row + (slot.tag >> 16) * call.args.queries + tile.place - int64_t{slot.stride} * empty;
+    list.head[lane] =
+        item.work.head * call.heads_per_key_head + static_cast<int32_t>(slot.tag >> 16);
+  }
+  bool is_large = false;
+#pragma unroll
+  for (int first = 0; first < Shape::kColumns; first += 32) {
+    const ColumnAt column = find_column(call.args, tile, head_row, first + lane);
+    const float lse = column.exists
+                          ? weight_lse(__ldg(static_cast<const float*>(call.args.lse) + column.row))
+                          : -negative_infinity();
+    is_large = is_large || !(fabsf(lse) <= kLargestLse || lse == -negative_infinity());
+    list.lse[first + lane] = lse;
+    list.offset[first + lane] = fmaf(lse, -kLog2E, log2_approx(column.multiplicity));
+  }
+  is_large = __any_sync(kAllLanes, is_large);
+  const int32_t last = slot.first + slot.stride * (slot.count - 1);
+#pragma unroll
+  for (int group = 0; group < Shape::kGroups; ++group) {
+    const Window all = item.windows[group].all;
+    const bool is_masked =
+        __any_sync(kAllLanes, slot.count > 0 && !(sees(all, slot.first) && sees(all, last)));
+    const bool has_all = item.rows.count >= (group + 1) * Shape::kGroupRows;
+    if (lane == 0) {
+      list.is_masked[group] = is_masked || !has_all;
+    }
+  }
+  if (lane == 0) {
+    list.is_large = is_large;
+  }
+}
+
+/// Warps 0 and 1.
+template <typename Shape>
+__device__ void copy_columns(const BackwardCall& call, const TableView& table,
+                             BackwardMemory<Shape>& memory, bool is_query) {
+  const int lane = threadIdx.x % 32;
+  Handover* turns = is_query ? memory.query_turns : memory.grad_out_turns;
+  SlotCursor& cursor = memory.cursors[is_query ? 0 : 1];
+  Turn items{Shape::kItems};
+  Turn turn{Shape::kStages};
+#pragma unroll 1
+  for (;;) {
+    memory.item_turns[items.index].full.wait(items.full_parity());
+    const typename Shape::RowItem& item = memory.items[items.index];
+    if (item.is_last) {
+      return;
+    }
+    const int32_t batch = item.work.batch;
+    const int32_t first_head = item.work.head * call.heads_per_key_head;
+    if (lane == 0) {
+      cursor = {call.strides, table.runs() + item.work.group.column_runs,
+                item.work.group.column_run_count, item.work.tile.origin, item.seen};
+    }
+    __syncwarp();
+    int32_t alike = 0;
+    SlotTile tile;
+#pragma unroll 1
+    for (int32_t index = 0; index < item.key_tiles; ++index) {
+      if (alike == 0) {
+        const int32_t* shifts = table.shifts() + item.work.tile.first_stretch;
+        alike = read_tiles<Shape>(cursor, index * Shape::kSlots, shifts, tile);
+      }
+      Handover& handover = turns[turn.index];
+      handover.empty.wait(turn.empty_parity());
+      copy_tile<Shape>(tile, is_query ? call.query : call.grad_out,
+                       is_query ? memory.query[turn.index] : memory.grad_out[turn.index],
+                       handover.full, first_head + static_cast<int32_t>(tile.slot.tag >> 16),
+                       batch);
+      if (is_query) {
+        list_queries<Shape>(call, item, tile, memory.lists[turn.index]);
+      } else {
+        const int64_t head_row = first_head_row(call, item.work);
+#pragma unroll
+        for (int first = 0; first < Shape::kColumns; first += 32) {
+          const ColumnAt column = find_column(call.args, tile, head_row, first + lane);
+          memory.delta[turn.index][first + lane] =
+              column.exists ? __ldg(static_cast<const float*>(call.args.delta) + column.row) : 0;
+        }
+      }
+      __syncwarp();
+      if (lane == 0) {
+        handover.full.arrive();
+      }
+      turn.advance();
+      if (--alike > 0) {
+        tile.slot.first += Shape::kColumns * tile.slot.stride;
+        tile.place += Shape::kColumns * tile.slot.stride;
+      }
+    }
+    __syncwarp();
+    if (lane == 0) {
+      memory.item_turns[items.index].empty.arrive();
+    }
+    items.advance();
+  }
+}
+
+/// Warp 3.
+template <typename Shape>
+__device__ void copy_rows(const BackwardCall& call, BackwardMemory<Shape>& memory) {
+  constexpr int kChunks = Shape::kWidth / 8;
+  const BackwardArgs& args = call.args;
+  Turn items{Shape::kItems};
+  Turn buffers{Shape::kRowBuffers};
+#pragma unroll 1
+  for (;;) {
+    memory.item_turns[items.index].full.wait(items.full_parity());
+    const typename Shape::RowItem& item = memory.items[items.index];
+    if (item.is_last) {
+      return;
+    }
+    const WorkItem& work = item.work;
+    const auto source_of = [&](const Rows& rows) {
+      return row_source(row_at<uint16_t>(rows, work.batch, work.tile.row_shift, work.head), rows,
+                        args.head_dim);
+    };
+    const RowSource key = source_of(args.key), value = source_of(args.value);
+    memory.row_turns[buffers.index].empty.wait(buffers.empty_parity());
+#pragma unroll 2
+    for (int i = threadIdx.x % 32; i < Shape::kRows * kChunks; i += 32) {
+      const int row = i / kChunks, chunk = i % kChunks, group = row / Shape::kGroupRows;
+      const int offset = chunk / 8 * Shape::kRowPanelBytes +
+                         Swizzle<8>::offset(row % Shape::kGroupRows, chunk % 8);
+      const bool exists = chunk * 8 < key.head_dim;
+      copy_16_async_or_zero(shared_address(memory.key[buffers.index][group]) + offset,
+                            key.at(item.rows.position[row]) + chunk * 16, exists);
+      copy_16_async_or_zero(shared_address(memory.value[buffers.index][group]) + offset,
+                            value.at(item.rows.position[row]) + chunk * 16, exists);
+    }
+    commit_copies();
+    wait_for_copies<0>();
+    publish_to_async_proxy();
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) {
+      memory.row_turns[buffers.index].full.arrive();
+      memory.item_turns[items.index].empty.arrive();
+    }
+    items.advance();
+    buffers.advance();
+  }
+}
+
+template <typename Shape>
+__device__ void produce(const BackwardCall& call, const TableView& table,
+                        BackwardMemory<Shape>& memory) {
+  switch (threadIdx.x / 32) {
+    case 0:
+    case 1:
+      copy_columns(call, table, memory, /*is_query=*/threadIdx.x < 32);
+      break;
+    case 2:
+      list_items<Shape>(Lister{call.args, call.strides, call.counter, table, /*over_keys=*/true},
+                        memory);
+      break;
+    default:
+      copy_rows(call, memory);
+  }
+}
+
+}  // namespace dilated::kernels::cuda::hopper

@@ -1,0 +1,389 @@
+// What a warpgroup does with its 64 rows of keys, 16 a warp, for each tile of queries:
+//
+//   S^T = K Q^T, P^T = multiplicity * exp(S^T - lse), dP^T = V dO^T, dS^T = P^T (dP^T - delta)
+//   grad_value += P^T dO, grad_key += dS^T Q; grad_query += dS K, of which each warpgroup sums a
+//   half, over the keys of both
+//
+// P^T and dS^T stay in registers as operands; dS^T goes through shared memory as well.
+#pragma once
+
+#include "kernels/cuda/hopper/backward_memory.cuh"
+#include "kernels/cuda/primitives/reduce_add.cuh"
+#include "kernels/cuda/primitives/score.cuh"
+#include "kernels/cuda/primitives/warp_tile.cuh"
+
+namespace dilated::kernels::cuda::hopper {
+
+/// Four 8 x 8 matrices of 16-bit elements to shared memory; lane l gives the address of row l % 8
+/// of matrix l / 8.
+__device__ inline void store_matrices(uint32_t row_address, const uint32_t (&matrices)[4]) {
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row_address),
+      "r"(matrices[0]), "r"(matrices[1]), "r"(matrices[2]), "r"(matrices[3])
+      : "memory");
+}
+
+/// As pack(), with negative numbers as 0.
+template <typename Element>
+__device__ inline uint32_t pack_positive(float low, float high) {
+  uint32_t packed;
+  if constexpr (std::is_same_v<Element, __half>) {
+    asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  }
+  return packed;
+}
+
+template <typename Element, typename Shape>
+class BackwardWarpgroup {
+ public:
+  __device__ BackwardWarpgroup(const BackwardCall& call, BackwardMemory<Shape>& memory)
+      : call_(call), memory_(memory), group_(threadIdx.x / 128 - 1) {}
+
+  /// All tiles of the block.
+  __device__ void run() {
+    Turn items{Shape::kItems};
+#pragma unroll 1
+    for (;;) {
+      Handover& item = memory_.item_turns[items.index];
+      item.full.wait(items.full_parity());
+      item_ = &memory_.items[items.index];
+      if (item_->is_last) {
+        return;
+      }
+      Handover& rows = memory_.row_turns[rows_.index];
+      rows.full.wait(rows_.full_parity());
+      set_zero(grad_key_);
+      set_zero(grad_value_);
+      const int32_t tiles = item_->key_tiles;
+#pragma unroll 1
+      for (int32_t tile = 0; tile < tiles; ++tile) {
+        attend();
+      }
+      finish();
+      release(rows);
+      release(item);
+      rows_.advance();
+      items.advance();
+    }
+  }
+
+ private:
+  static constexpr int kColumnTiles = Shape::kColumns / 8, kSteps = Shape::kColumns / 16;
+  static constexpr int kPanelSteps = kPanelColumns / 16;
+  using Scores = Accumulators<1, kColumnTiles>;
+
+  __device__ static void release(Handover& handover) {
+    if (threadIdx.x % 32 == 0) {
+      handover.empty.arrive();
+    }
+  }
+
+  /// Begins products = rows times columns, transposed.
+  __device__ static void multiply(Scores& products, const unsigned char* rows,
+                                  const unsigned char* columns) {
+    const uint64_t left = describe(shared_address(rows));
+    const uint64_t right = describe(shared_address(columns));
+    begin_products();
+#pragma unroll
+    for (int step = 0; step < Shape::kWidth / 16; ++step) {
+      const int panel = step / kPanelSteps, bytes = step % kPanelSteps * 32;
+      Product<Element, Shape::kColumns>::rows(
+          products[0], left + (panel * Shape::kRowPanelBytes + bytes) / 16,
+          right + (panel * Shape::kColumnPanelBytes + bytes) / 16, step > 0);
+    }
+    commit_products();
+  }
+
+  /// Begins sums += weights times columns.
+  template <typename Sums>
+  __device__ static void accumulate(Sums& sums, const uint32_t (&weights)[kSteps][1][4],
+                                    const unsigned char* columns) {
+    const uint64_t right = describe(shared_address(columns), Shape::kColumnPanelBytes);
+    begin_products();
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      Product<Element, Shape::kWidth>::weights(sums[0], weights[step][0],
+                                               right + step * 16 * kPanelRowBytes / 16);
+    }
+    commit_products();
+  }
+
+  /// A tile of queries.
+  __device__ void attend() {
+    const int stage = stages_.index;
+    Handover& queries = memory_.query_turns[stage];
+    Handover& gradients = memory_.grad_out_turns[stage];
+    unsigned char* key = memory_.key[rows_.index][group_];
+    unsigned char* value = memory_.value[rows_.index][group_];
+    Scores weights, scores;
+    uint32_t packed_weights[kSteps][1][4], packed_scores[kSteps][1][4];
+    queries.full.wait(stages_.full_parity());
+    multiply(weights, key, memory_.query[stage]);
+    gradients.full.wait(stages_.full_parity());
+    multiply(scores, value, memory_.grad_out[stage]);
+    wait_for_products<1>();
+    weigh(weights, stage);
+    wait_for_products<0>();
+    if (call_.args.dropout.probability > 0) [[unlikely]] {
+      drop(weights, scores, stage);
+    }
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      differentiate(weights, scores, stage, step);
+      pack_kept(packed_weights[step][0], weights, step);
+      pack_left<Element>(packed_scores[step], scores, step);
+      store_scores(packed_scores[step][0], step);
+    }
+    accumulate(grad_value_, packed_weights, memory_.grad_out[stage]);
+    publish_to_async_proxy();
+    sync_threads(kScoresAreWritten, 256);
+    Accumulators<1, Shape::kSumColumns / 8> grad_query;
+    multiply_scores(grad_query);
+    wait_for_products<1>();
+    release(gradients);
+    accumulate(grad_key_, packed_scores, memory_.query[stage]);
+    wait_for_products<1>();
+    add_grad_query(grad_query, stage);
+    wait_for_products<0>();
+    __syncwarp();
+    release(queries);
+    stages_.advance();
+  }
+
+  /// Scores to weights.
+  __device__ void weigh(Scores& weights, int stage) {
+    const auto& list = memory_.lists[stage];
+    if (list.is_large) [[unlikely]] {
+      for_each_column(
+          list,
+          [&](float& weight, int, const Slot& slot, int row, int column) {
+            const float logit = logit_of(weight, call_.args.scale, slot.bias_log2 * kLn2);
+            weight = softmax_weight(logit, list.lse[column]);
+          },
+          weights);
+    } else {
+      for_each_pair(weights, [&](float* weight, int, int n) {
+        const float2 offset = pair_in(list.offset, n);
+        weight[0] = quick_weight(weight[0], call_.scale_log2, offset.x);
+        weight[1] = quick_weight(weight[1], call_.scale_log2, offset.y);
+      });
+    }
+    if (list.is_masked[group_] != 0) {
+      const Window seen[2]{seen_window(0), seen_window(1)};
+      for_each_column(
+          list,
+          [&](float& weight, int r, const Slot& slot, int row, int) {
+            weight = masked_weight(weight, seen[r], slot.first + slot.stride * row);
+          },
+          weights);
+    }
+  }
+
+  /// scores: dP^T to dS^T, 16 queries of it.
+  __device__ void differentiate(const Scores& weights, Scores& scores, int stage, int step) {
+    const float* delta = memory_.delta[stage];
+#pragma unroll
+    for (int n = 2 * step; n < 2 * step + 2; ++n) {
+      const float2 deltas = pair_in(delta, n);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        float* score = pair_of(scores, r, n);
+        const float* weight = pair_of(weights, r, n);
+        score[0] = score_gradient(fabsf(weight[0]), score[0], deltas.x);
+        score[1] = score_gradient(fabsf(weight[1]), score[1], deltas.y);
+      }
+    }
+  }
+
+  /// Scores are what dropout leaves of them; weights that it removes get a sign, as dS takes them
+  /// all and grad_value those that are kept.
+  __device__ void drop(Scores& weights, Scores& scores, int stage) {
+    const auto& list = memory_.lists[stage];
+    const Dropout& dropout = call_.args.dropout;
+    const uint32_t threshold = dropout_threshold(dropout.probability);
+    const float factor = kept_factor();
+#pragma unroll
+    for (int n = 0; n < kColumnTiles; ++n) {
+      const Slot slot = list.slots[n / 2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int row = n % 2 * 8 + threadIdx.x % 4 * 2 + i;
+        const uint32_t key = dropout_row_key(__ldg(dropout.seed), item_->work.batch,
+                                             list.head[n / 2], slot.first + slot.stride * row);
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const bool is_kept = dropout_keeps(key, row_position(r), threshold);
+          float& weight = pair_of(weights, r, n)[i];
+          float& score = pair_of(scores, r, n)[i];
+          weight = is_kept ? weight : -weight;
+          score = is_kept ? score * factor : 0;
+        }
+      }
+    }
+  }
+  __device__ float kept_factor() const { return 1 / (1 - call_.args.dropout.probability); }
+
+  /// Calls visit(number, row of the warp, slot, row in the slot, column).
+  template <typename Visit>
+  __device__ static void for_each_column(const QuerySlots<Shape::kSlots>& list, const Visit& visit,
+                                         Scores& values) {
+#pragma unroll
+    for (int s = 0; s < Shape::kSlots; ++s) {
+      const Slot slot = list.slots[s];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int row = i / 2 * 8 + threadIdx.x % 4 * 2 + i % 2;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          visit(pair_of(values, r, 2 * s + i / 2)[i % 2], r, slot, row, s * kSlotRows + row);
+        }
+      }
+    }
+  }
+
+  /// Of weights with a sign, 0.
+  __device__ static void pack_kept(uint32_t (&packed)[4], const Scores& weights, int step) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float* pair = pair_of(weights, i % 2, 2 * step + i / 2);
+      packed[i] = pack_positive<Element>(pair[0], pair[1]);
+    }
+  }
+
+  /// dS^T, 16 queries of the warp's rows.
+  __device__ void store_scores(const uint32_t (&packed)[4], int step) {
+    const int lane = threadIdx.x % 32;
+    const int row = group_ * Shape::kGroupRows + threadIdx.x / 32 % 4 * 16 + lane % 16;
+    store_matrices(shared_address(memory_.scores[stages_.index]) +
+                       Swizzle<8>::offset(row, step * 2 + lane / 16),
+                   packed);
+  }
+
+  /// Begins sums = dS K: over the keys of both warpgroups.
+  template <typename Sums>
+  __device__ void multiply_scores(Sums& sums) {
+    const int offset =
+        group_ * (Shape::kPanels == 2 ? Shape::kRowPanelBytes : Shape::kSumColumns * 2);
+    const uint64_t left = describe(shared_address(memory_.scores[stages_.index]));
+    const uint64_t right[2]{describe(shared_address(memory_.key[rows_.index][0]) + offset),
+                            describe(shared_address(memory_.key[rows_.index][1]) + offset)};
+    begin_products();
+#pragma unroll
+    for (int step = 0; step < Shape::kRows / 16; ++step) {
+      constexpr int kStepBytes = 16 * kPanelRowBytes / 16;
+      Product<Element, Shape::kSumColumns>::transposed(
+          sums[0], left + step * kStepBytes, right[step / 4] + step % 4 * kStepBytes, step > 0);
+    }
+    commit_products();
+  }
+
+  /// To the sums in memory; see QuerySums.
+  template <typename Sums>
+  __device__ void add_grad_query(const Sums& sums, int stage) {
+    const auto& list = memory_.lists[stage];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+    const int first_column = group_ * Shape::kSumColumns;
+    const Slot slot = list.slots[warp];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = r * 8 + lane / 4;
+      if (row < slot.empty) {
+        continue;
+      }
+      float* to = call_.grad_query.row(list.row[warp] + int64_t{slot.stride} * row) + first_column +
+                  lane % 4 * 4;
+#pragma unroll
+      for (int n = 0; n < Shape::kSumColumns / 8; n += 2) {
+        const float *low = pair_of(sums, r, n), *high = pair_of(sums, r, n + 1);
+        if (first_column + n * 8 < call_.grad_query.width) {
+          reduce_add_4(to + n * 8, {low[0], low[1], high[0], high[1]});
+        }
+      }
+    }
+  }
+
+  /// Of the warpgroup's 64.
+  __device__ int group_row(int r) const {
+    return threadIdx.x / 32 % 4 * 16 + r * 8 + threadIdx.x % 32 / 4;
+  }
+  __device__ int32_t row_position(int r) const {
+    return item_->rows.position[group_ * Shape::kGroupRows + group_row(r)];
+  }
+  /// Nothing for keys that don't exist.
+  __device__ Window seen_window(int r) const {
+    const int row = group_ * Shape::kGroupRows + group_row(r);
+    const Window window = window_of(item_->rows, row, call_.args.is_causal, /*over_keys=*/true);
+    return row < item_->rows.count ? window : Window{INT_MAX, INT_MIN};
+  }
+
+  __device__ void finish();
+  template <typename Gradient>
+  __device__ void write(const MutableRows& out, const Gradient& gradient, float factor,
+                        unsigned char* buffer);
+
+  static constexpr int kScoresAreWritten = 1, kRowsAreRead = 2;
+
+  const BackwardCall& call_;
+  BackwardMemory<Shape>& memory_;
+  const int group_;
+  const typename Shape::RowItem* item_;
+  Turn stages_{Shape::kStages};
+  Turn rows_{Shape::kRowBuffers};
+  Accumulators<1, Shape::kWidth / 8> grad_key_, grad_value_;
+};
+
+/// Writes grad_key and grad_value.
+template <typename Element, typename Shape>
+__device__ void BackwardWarpgroup<Element, Shape>::finish() {
+  if (!call_.args.is_partial) {
+    sync_threads(kRowsAreRead, 256);  // the keys, of which each warpgroup reads all
+  }
+  write(call_.args.grad_key, grad_key_, call_.args.scale, memory_.key[rows_.index][group_]);
+  write(call_.args.grad_value, grad_value_, kept_factor(), memory_.value[rows_.index][group_]);
+  __syncwarp();
+}
+
+/// Rounded through the buffer, of which each warp uses its own rows, or as they are.
+template <typename Element, typename Shape>
+template <typename Gradient>
+__device__ void BackwardWarpgroup<Element, Shape>::write(const MutableRows& out,
+                                                         const Gradient& gradient, float factor,
+                                                         unsigned char* buffer) {
+  const BackwardArgs& args = call_.args;
+  const WorkItem& work = item_->work;
+  const int lane = threadIdx.x % 32;
+  const int rows = item_->rows.count - group_ * Shape::kGroupRows;
+  if (args.is_partial) {
+    auto* to = row_at<float>(out, work.batch, work.tile.row_shift, work.head);
+    for_each_pair(gradient, [&](const float* pair, int r, int n) {
+      const int column = n * 8 + lane % 4 * 2;
+      if (group_row(r) < rows && column < args.head_dim) {
+        *reinterpret_cast<float2*>(to + row_position(r) * out.strides.row + column) = {
+            pair[0] * factor, pair[1] * factor};
+      }
+    });
+    return;
+  }
+  for_each_pair(gradient, [&](const float* pair, int r, int n) {
+    *reinterpret_cast<uint32_t*>(buffer + n / 8 * Shape::kRowPanelBytes +
+                                 Swizzle<8>::offset(group_row(r), n % 8) + lane % 4 * 4) =
+        pack<Element>(pair[0] * factor, pair[1] * factor);
+  });
+  __syncwarp();
+  auto* to = row_at<uint16_t>(out, work.batch, work.tile.row_shift, work.head);
+  constexpr int kChunks = Shape::kWidth / 8;
+#pragma unroll 2
+  for (int i = lane; i < 16 * kChunks; i += 32) {
+    const int row = threadIdx.x / 32 % 4 * 16 + i / kChunks, chunk = i % kChunks;
+    if (row < rows && chunk * 8 < args.head_dim) {
+      const int32_t position = item_->rows.position[group_ * Shape::kGroupRows + row];
+      *reinterpret_cast<int4*>(to + position * out.strides.row + chunk * 8) =
+          *reinterpret_cast<const int4*>(buffer + chunk / 8 * Shape::kRowPanelBytes +
+                                         Swizzle<8>::offset(row, chunk % 8));
+    }
+  }
+}
+
+}  // namespace dilated::kernels::cuda::hopper
