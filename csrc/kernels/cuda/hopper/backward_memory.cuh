@@ -45,9 +45,10 @@ template <int kSlots>
 struct alignas(16) QuerySlots {
   Slot slots[kSlots];
   int64_t row[kSlots];  // of the slot's first row, were there a query, in lse and the sums
-  int32_t head[kSlots];
-  float offset[kSlots * kSlotRows];  // log2(multiplicity) - log2(e) lse; -inf where no query is
+  uint32_t dropout_key[kSlots * kSlotRows];
+  float bias[kSlots * kSlotRows];    // log of the multiplicity; -inf where no query is
   float lse[kSlots * kSlotRows];     // as softmax_weight() takes it
+  float offset[kSlots * kSlotRows];  // log2(e) (bias - lse)
   int32_t is_masked[kMostGroups];    // some key of the warpgroup does not see some query
   int32_t is_large;                  // some lse is too large for its rounding not to show
   int32_t reserved;
@@ -65,6 +66,7 @@ struct BackwardMemory {
   alignas(1024) unsigned char scores[Shape::kStages][Shape::kRows * kPanelRowBytes];  // dS^T
   QuerySlots<Shape::kSlots> lists[Shape::kStages];
   float delta[Shape::kStages][Shape::kColumns];
+  Window seen[Shape::kRowBuffers][Shape::kRows];  // by each key; nothing by those that don't exist
   typename Shape::RowItem items[Shape::kItems];
   SlotCursor cursors[2];  // of the warps that copy queries and grad_out
   Handover item_turns[Shape::kItems], row_turns[Shape::kRowBuffers], query_turns[Shape::kStages],

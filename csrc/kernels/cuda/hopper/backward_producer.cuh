@@ -11,7 +11,7 @@ namespace dilated::kernels::cuda::hopper {
 struct ColumnAt {
   bool exists;
   int64_t row;  // in lse and delta
-  float multiplicity;
+  uint32_t tag;  // of its run
 };
 
 /// All lanes of a warp: column `column` of the tile.
@@ -23,8 +23,7 @@ __device__ inline ColumnAt find_column(const BackwardArgs& args, const SlotTile&
   const int32_t place = __shfl_sync(kAllLanes, tile.place, owner);
   const uint32_t tag = __shfl_sync(kAllLanes, tile.slot.tag, owner);
   const int32_t rank = column % kSlotRows - (kSlotRows - count);
-  return {rank >= 0, head_row + (tag >> 16) * args.queries + place + rank * stride,
-          static_cast<float>(tag & 0xffu)};
+  return {rank >= 0, head_row + (tag >> 16) * args.queries + place + rank * stride, tag};
 }
 
 /// Of the first of the query heads that share the item's KV head.
@@ -45,8 +44,6 @@ __device__ void list_queries(const BackwardCall& call, const typename Shape::Row
     list.slots[lane] = {slot.first - slot.stride * empty, slot.stride, empty, tile.bias_log2};
     list.row[lane] =
         head_row + (slot.tag >> 16) * call.args.queries + tile.place - int64_t{slot.stride} * empty;
-    list.head[lane] =
-        item.work.head * call.heads_per_key_head + static_cast<int32_t>(slot.tag >> 16);
   }
   bool is_large = false;
 #pragma unroll
@@ -56,10 +53,24 @@ __device__ void list_queries(const BackwardCall& call, const typename Shape::Row
                           ? weight_lse(__ldg(static_cast<const float*>(call.args.lse) + column.row))
                           : -negative_infinity();
     is_large = is_large || !(fabsf(lse) <= kLargestLse || lse == -negative_infinity());
+    const float bias_log2 = log2_approx(static_cast<float>(column.tag & 0xffu));
+    list.bias[first + lane] = bias_log2 * kLn2;
     list.lse[first + lane] = lse;
-    list.offset[first + lane] = fmaf(lse, -kLog2E, log2_approx(column.multiplicity));
+    list.offset[first + lane] = fmaf(lse, -kLog2E, bias_log2);
   }
   is_large = __any_sync(kAllLanes, is_large);
+  if (call.args.dropout.probability > 0) {
+    __syncwarp();  // slots are written
+#pragma unroll 1
+    for (int at = lane; at < Shape::kColumns; at += 32) {
+      const Slot& owner = list.slots[at / kSlotRows];
+      const uint32_t tag = __shfl_sync(kAllLanes, slot.tag, at / kSlotRows);
+      list.dropout_key[at] = dropout_row_key(
+          __ldg(call.args.dropout.seed), item.work.entry(),
+          item.work.head * call.heads_per_key_head + static_cast<int32_t>(tag >> 16),
+          owner.first + owner.stride * (at % kSlotRows));
+    }
+  }
   const int32_t last = slot.first + slot.stride * (slot.count - 1);
 #pragma unroll
   for (int group = 0; group < Shape::kGroups; ++group) {
@@ -95,8 +106,8 @@ __device__ void copy_columns(const BackwardCall& call, const TableView& table,
     const int32_t batch = item.work.batch;
     const int32_t first_head = item.work.head * call.heads_per_key_head;
     if (lane == 0) {
-      cursor = {call.strides, table.runs() + item.work.group.column_runs,
-                item.work.group.column_run_count, item.work.tile.origin, item.seen};
+      cursor = {table.runs() + item.work.group.column_runs, item.work.group.column_run_count,
+                item.work.tile.origin, item.seen};
     }
     __syncwarp();
     int32_t alike = 0;
@@ -105,7 +116,7 @@ __device__ void copy_columns(const BackwardCall& call, const TableView& table,
     for (int32_t index = 0; index < item.key_tiles; ++index) {
       if (alike == 0) {
         const int32_t* shifts = table.shifts() + item.work.tile.first_stretch;
-        alike = read_tiles<Shape>(cursor, index * Shape::kSlots, shifts, tile);
+        alike = read_tiles<Shape>(call.strides, cursor, index * Shape::kSlots, shifts, tile);
       }
       Handover& handover = turns[turn.index];
       handover.empty.wait(turn.empty_parity());
@@ -175,6 +186,11 @@ __device__ void copy_rows(const BackwardCall& call, BackwardMemory<Shape>& memor
                             value.at(item.rows.position[row]) + chunk * 16, exists);
     }
     commit_copies();
+    for (int row = threadIdx.x % 32; row < Shape::kRows; row += 32) {
+      const Window window = window_of(item.rows, row, args.is_causal, /*over_keys=*/true);
+      memory.seen[buffers.index][row] =
+          row < item.rows.count ? window : Window{INT_MAX, INT_MIN};
+    }
     wait_for_copies<0>();
     publish_to_async_proxy();
     __syncwarp();

@@ -56,9 +56,8 @@ class BackwardWarpgroup {
       rows.full.wait(rows_.full_parity());
       set_zero(grad_key_);
       set_zero(grad_value_);
-      const int32_t tiles = item_->key_tiles;
 #pragma unroll 1
-      for (int32_t tile = 0; tile < tiles; ++tile) {
+      for (int32_t tiles = item_->key_tiles; tiles > 0; --tiles) {
         attend();
       }
       finish();
@@ -119,12 +118,20 @@ class BackwardWarpgroup {
     unsigned char* value = memory_.value[rows_.index][group_];
     Scores weights, scores;
     uint32_t packed_weights[kSteps][1][4], packed_scores[kSteps][1][4];
+    // Two products under way take more registers than wide rows leave.
+    constexpr bool kAtOnce = Shape::kPanels == 1;
     queries.full.wait(stages_.full_parity());
     multiply(weights, key, memory_.query[stage]);
-    gradients.full.wait(stages_.full_parity());
-    multiply(scores, value, memory_.grad_out[stage]);
-    wait_for_products<1>();
+    if constexpr (kAtOnce) {
+      gradients.full.wait(stages_.full_parity());
+      multiply(scores, value, memory_.grad_out[stage]);
+    }
+    wait_for_products<kAtOnce ? 1 : 0>();
     weigh(weights, stage);
+    if constexpr (!kAtOnce) {
+      gradients.full.wait(stages_.full_parity());
+      multiply(scores, value, memory_.grad_out[stage]);
+    }
     wait_for_products<0>();
     if (call_.args.dropout.probability > 0) [[unlikely]] {
       drop(weights, scores, stage);
@@ -156,13 +163,11 @@ class BackwardWarpgroup {
   __device__ void weigh(Scores& weights, int stage) {
     const auto& list = memory_.lists[stage];
     if (list.is_large) [[unlikely]] {
-      for_each_column(
-          list,
-          [&](float& weight, int, const Slot& slot, int row, int column) {
-            const float logit = logit_of(weight, call_.args.scale, slot.bias_log2 * kLn2);
-            weight = softmax_weight(logit, list.lse[column]);
-          },
-          weights);
+      for_each_pair(weights, [&](float* weight, int, int n) {
+        const float2 bias = pair_in(list.bias, n), lse = pair_in(list.lse, n);
+        weight[0] = softmax_weight(logit_of(weight[0], call_.args.scale, bias.x), lse.x);
+        weight[1] = softmax_weight(logit_of(weight[1], call_.args.scale, bias.y), lse.y);
+      });
     } else {
       for_each_pair(weights, [&](float* weight, int, int n) {
         const float2 offset = pair_in(list.offset, n);
@@ -171,14 +176,19 @@ class BackwardWarpgroup {
       });
     }
     if (list.is_masked[group_] != 0) {
-      const Window seen[2]{seen_window(0), seen_window(1)};
-      for_each_column(
-          list,
-          [&](float& weight, int r, const Slot& slot, int row, int) {
-            weight = masked_weight(weight, seen[r], slot.first + slot.stride * row);
-          },
-          weights);
+      mask(weights, list);
     }
+  }
+
+  /// Weights of queries that a key does not see become 0.
+  __device__ void mask(Scores& weights, const QuerySlots<Shape::kSlots>& list) {
+    const Window seen[2]{seen_window(0), seen_window(1)};
+    for_each_pair(weights, [&](float* weight, int r, int n) {
+      const Slot& slot = list.slots[n / 2];
+      const int32_t column = slot.first + slot.stride * (n % 2 * 8 + threadIdx.x % 4 * 2);
+      weight[0] = masked_weight(weight[0], seen[r], column);
+      weight[1] = masked_weight(weight[1], seen[r], column + slot.stride);
+    });
   }
 
   /// scores: dP^T to dS^T, 16 queries of it.
@@ -201,47 +211,22 @@ class BackwardWarpgroup {
   /// all and grad_value those that are kept.
   __device__ void drop(Scores& weights, Scores& scores, int stage) {
     const auto& list = memory_.lists[stage];
-    const Dropout& dropout = call_.args.dropout;
-    const uint32_t threshold = dropout_threshold(dropout.probability);
+    const uint32_t threshold = dropout_threshold(call_.args.dropout.probability);
     const float factor = kept_factor();
-#pragma unroll
-    for (int n = 0; n < kColumnTiles; ++n) {
-      const Slot slot = list.slots[n / 2];
+    const int32_t position[2]{row_position(0), row_position(1)};
+    for_each_pair(weights, [&](float* weight, int r, int n) {
+      const uint2 keys = pair_in(list.dropout_key, n);
+      float* score = pair_of(scores, r, n);
+      const bool is_kept[2]{dropout_keeps(keys.x, position[r], threshold),
+                            dropout_keeps(keys.y, position[r], threshold)};
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int row = n % 2 * 8 + threadIdx.x % 4 * 2 + i;
-        const uint32_t key = dropout_row_key(__ldg(dropout.seed), item_->work.batch,
-                                             list.head[n / 2], slot.first + slot.stride * row);
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          const bool is_kept = dropout_keeps(key, row_position(r), threshold);
-          float& weight = pair_of(weights, r, n)[i];
-          float& score = pair_of(scores, r, n)[i];
-          weight = is_kept ? weight : -weight;
-          score = is_kept ? score * factor : 0;
-        }
+        weight[i] = is_kept[i] ? weight[i] : -weight[i];
+        score[i] = is_kept[i] ? score[i] * factor : 0;
       }
-    }
+    });
   }
   __device__ float kept_factor() const { return 1 / (1 - call_.args.dropout.probability); }
-
-  /// Calls visit(number, row of the warp, slot, row in the slot, column).
-  template <typename Visit>
-  __device__ static void for_each_column(const QuerySlots<Shape::kSlots>& list, const Visit& visit,
-                                         Scores& values) {
-#pragma unroll
-    for (int s = 0; s < Shape::kSlots; ++s) {
-      const Slot slot = list.slots[s];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int row = i / 2 * 8 + threadIdx.x % 4 * 2 + i % 2;
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          visit(pair_of(values, r, 2 * s + i / 2)[i % 2], r, slot, row, s * kSlotRows + row);
-        }
-      }
-    }
-  }
 
   /// Of weights with a sign, 0.
   __device__ static void pack_kept(uint32_t (&packed)[4], const Scores& weights, int step) {
@@ -311,11 +296,8 @@ class BackwardWarpgroup {
   __device__ int32_t row_position(int r) const {
     return item_->rows.position[group_ * Shape::kGroupRows + group_row(r)];
   }
-  /// Nothing for keys that don't exist.
   __device__ Window seen_window(int r) const {
-    const int row = group_ * Shape::kGroupRows + group_row(r);
-    const Window window = window_of(item_->rows, row, call_.args.is_causal, /*over_keys=*/true);
-    return row < item_->rows.count ? window : Window{INT_MAX, INT_MIN};
+    return memory_.seen[rows_.index][group_ * Shape::kGroupRows + group_row(r)];
   }
 
   __device__ void finish();

@@ -167,11 +167,11 @@ struct SlotTile {
 /// Tiles from the list's slot `first` on, all lanes of which differ only in their rows' positions,
 /// by the same number: returns how many.
 template <typename Shape>
-__device__ int32_t read_tiles(SlotCursor& cursor, int32_t first, const int32_t* shifts,
-                              SlotTile& tile) {
+__device__ int32_t read_tiles(const KeyStrides& strides, SlotCursor& cursor, int32_t first,
+                              const int32_t* shifts, SlotTile& tile) {
   const int lane = threadIdx.x % 32;
   LaneSlot& slot = tile.slot;
-  const bool one_run = cursor.read(first, Shape::kSlots, slot);
+  const bool one_run = cursor.read(strides, first, Shape::kSlots, slot);
   if (lane >= Shape::kSlots) {
     slot.count = 0;
   }
@@ -291,8 +291,8 @@ __device__ void copy_tiles(const HopperCall& hopper, const TableView& table,
     const int32_t batch = item.work.batch;
     const int32_t head = item.work.head / hopper.call.heads_per_key_head;
     if (lane == 0) {
-      cursor = {hopper.strides, table.runs() + item.work.group.column_runs,
-                item.work.group.column_run_count, item.work.tile.origin, item.seen};
+      cursor = {table.runs() + item.work.group.column_runs, item.work.group.column_run_count,
+                item.work.tile.origin, item.seen};
     }
     __syncwarp();
     int32_t alike = 0;
@@ -301,7 +301,7 @@ __device__ void copy_tiles(const HopperCall& hopper, const TableView& table,
     for (int32_t index = 0; index < item.key_tiles; ++index) {
       if (alike == 0) {
         const int32_t* shifts = table.shifts() + item.work.tile.first_stretch;
-        alike = read_tiles<Shape>(cursor, index * Shape::kSlots, shifts, tile);
+        alike = read_tiles<Shape>(hopper.strides, cursor, index * Shape::kSlots, shifts, tile);
       }
       Handover& handover = turns[turn.index];
       if (is_keys) {

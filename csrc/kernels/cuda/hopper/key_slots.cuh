@@ -71,16 +71,15 @@ struct LaneSlot {
 /// Reads a list from front to back. In shared memory, as all lanes of a warp read together.
 class SlotCursor {
  public:
-  __device__ SlotCursor(const KeyStrides& strides, const Run* runs, int32_t run_count,
-                        int32_t origin, const Window& window)
-      : strides_(&strides), runs_(runs), run_count_(run_count), origin_(origin), window_(window) {}
+  __device__ SlotCursor(const Run* runs, int32_t run_count, int32_t origin, const Window& window)
+      : runs_(runs), run_count_(run_count), origin_(origin), window_(window) {}
 
   /// All lanes: lane i gets slot first + i. `first` must not fall from call to call. True if lanes
   /// 0 .. wanted - 1 all got slots of one run.
-  __device__ bool read(int32_t first, int32_t wanted, LaneSlot& slot) {
+  __device__ bool read(const KeyStrides& strides, int32_t first, int32_t wanted, LaneSlot& slot) {
     const int32_t lane = threadIdx.x % 32;
     if (first < begin_ || first + wanted > begin_ + slots_of(current_, map_)) {
-      return search(first, wanted, slot);
+      return search(strides, first, wanted, slot);
     }
     slot = slot_at(current_, map_, first - begin_ + lane);
     return true;
@@ -105,9 +104,8 @@ class SlotCursor {
             run.tag};
   }
 
-  __device__ bool search(int32_t first, int32_t wanted, LaneSlot& slot);
+  __device__ bool search(const KeyStrides& strides, int32_t first, int32_t wanted, LaneSlot& slot);
 
-  const KeyStrides* strides_;
   const Run* runs_;
   int32_t run_count_, origin_;
   Window window_;
@@ -117,7 +115,8 @@ class SlotCursor {
   int32_t map_ = 0;
 };
 
-__device__ inline bool SlotCursor::search(int32_t first, int32_t wanted, LaneSlot& slot) {
+__device__ inline bool SlotCursor::search(const KeyStrides& strides, int32_t first, int32_t wanted,
+                                          LaneSlot& slot) {
   const int32_t lane = threadIdx.x % 32;
   slot = {0, 1, 0, 0, 0};
   int32_t owners = 0;
@@ -126,7 +125,7 @@ __device__ inline bool SlotCursor::search(int32_t first, int32_t wanted, LaneSlo
     if (base + lane < run_count_) {
       run = load_clipped(runs_ + base + lane, origin_, window_);
     }
-    const int32_t map = find_stride(*strides_, run.stride);
+    const int32_t map = find_stride(strides, run.stride);
     const int32_t slots = slots_of(run, map);
     int32_t end = slots;  // becomes where the run ends, in slots
 #pragma unroll

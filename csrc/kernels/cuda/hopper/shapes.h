@@ -52,7 +52,8 @@ struct BackwardTile {
     const size_t rows = 2 * (size_t(kRows) * row_buffers() + size_t(kColumns) * kStages);
     const size_t scores = 2 * size_t(kRows) * kColumns * kStages;
     constexpr int32_t slots = kColumns / kSlotRows;
-    const size_t lists = (28 * size_t(slots) + 12 * size_t(kColumns) + 16) * kStages;
+    const size_t lists = (24 * size_t(slots) + 20 * size_t(kColumns) + 16) * kStages +
+                         8 * size_t(kRows) * row_buffers();
     const size_t barriers = kBarrierBytes * 2 * (kItems + row_buffers() + 2 * kStages);
     return round_up(2 * 64 * panels() * rows + scores + lists + kItemBytes * kItems +
                         2 * kCursorBytes + barriers,
