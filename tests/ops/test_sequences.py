@@ -1,4 +1,4 @@
-"""Batches of sequences in one call: each is as if called alone, and what lies between is padding."""
+"""Batches of sequences in one call: each is as if called alone, and what is between is padding."""
 
 from __future__ import annotations
 
