@@ -210,9 +210,10 @@ class BasePatternCache(ABC):
 
     def _make(self, spec: PatternSpec, device: torch.device) -> Pattern:
         """Plans, for use on `device`; not locked, so that other look-ups need not wait."""
-        if isinstance(spec, PatternSpec) and spec.sequences is not None:
-            return Pattern.join(spec, self._parts(spec))
-        return Pattern.plan(spec)
+        check_spec(spec)
+        if spec.sequences is None:
+            return Pattern.plan(spec)
+        return Pattern.join(spec, self._parts(spec))
 
     def _parts(self, spec: PatternSpec) -> list[Pattern]:
         """Patterns of a batch's lengths, which many batches share; the missing ones are planned."""
