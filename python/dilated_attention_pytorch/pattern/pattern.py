@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ from .advice import advise
 from .bounds import HEADS_END, SEQ_LEN_END, at_least
 from .branch import Branch, Padding, make_branches
 from .offsets import Offsets, OffsetTable, normalize_head_offsets, offset_table
+from .sequences import Sequences
 
 Directions = Literal["forward", "transposed", "both"]
 
@@ -25,6 +28,7 @@ class PatternSpec(NamedTuple):
     `queries` and `keys` are the positions (begin, end) of the rows of query, and of key and value:
     in a ring, a shard of the sequence. end = -1 stands for seq_len. `directions` "forward" is for
     the forward pass alone: quicker to plan and smaller where kv_heads < heads or queries != keys.
+    `sequences`: those of a batch in seq_len rows, each with positions of its own, from 0.
     A wrong field raises a ValueError or TypeError that names it, when the pattern is planned.
     """
 
@@ -39,6 +43,15 @@ class PatternSpec(NamedTuple):
     keys: tuple[int, int] = (0, -1)
     row_tile: int = _C.ROW_TILE
     directions: Directions = "both"
+    sequences: Sequences | None = None
+
+    def parts(self) -> tuple[PatternSpec, ...]:
+        """What a batch's pattern is joined of: one sequence of each length, the longest first."""
+        if self.sequences is None:
+            return ()
+        _check_sequences(self.sequences)
+        lengths = self.sequences.lengths()
+        return tuple(self._replace(seq_len=length, sequences=None) for length in lengths)
 
     def offset_table(self) -> OffsetTable:
         """[branches, heads], -1 where a head is not in a branch."""
@@ -48,13 +61,13 @@ class PatternSpec(NamedTuple):
     def native(self) -> _C.PatternSpec:
         """The specification as the planner takes it, which checks the values further."""
         self.check()
-        branches = zip(self.branches, self.offset_table(), strict=True)
         fields = self._asdict() | {
-            "branches": [_C.Branch(*branch, list(offsets)) for branch, offsets in branches],
+            "branches": _native_branches(self.branches, self.head_offsets, self.heads),
             "padding": _C.Padding.__members__[self.padding],
             "directions": _C.Directions.__members__[self.directions],
             "queries": [self.queries],
             "keys": [self.keys],
+            "sequences": None if self.sequences is None else self.sequences.numbers(),
         }
         del fields["head_offsets"]
         return _C.PatternSpec(**fields)
@@ -101,6 +114,16 @@ class PatternSpec(NamedTuple):
                 raise TypeError(f"{name} must be positions (begin, end), got {positions!r}")
             for position in positions:
                 _check_integer(position, name)
+        _check_sequences(self.sequences)
+
+
+@lru_cache(maxsize=64)
+def _native_branches(
+    branches: tuple[Branch, ...], head_offsets: Offsets | OffsetTable, heads: int
+) -> list[_C.Branch]:
+    """Of checked fields; the lengths of a data set share them."""
+    offsets = offset_table(head_offsets, [rate for _, rate in branches], heads)
+    return [_C.Branch(*pair, list(row)) for pair, row in zip(branches, offsets, strict=True)]
 
 
 def check_spec(spec: PatternSpec) -> None:
@@ -117,6 +140,11 @@ def _check_integer(value: int, name: str) -> None:
         raise TypeError(f"{name} must be an integer, got {value!r}") from None
     if not -(2**63) <= number < 2**63:
         raise ValueError(f"{name} must be a 64-bit integer, got {number}")
+
+
+def _check_sequences(sequences: Sequences | None) -> None:
+    if sequences is not None and not isinstance(sequences, Sequences):
+        raise TypeError(f"sequences must be Sequences or None, got {sequences!r}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,8 +168,12 @@ class Pattern:
 
     @staticmethod
     def check(spec: PatternSpec) -> None:
-        """Raises what `plan` does, except for the pattern's size; fast, as it plans no rows."""
-        Pattern.plan(spec._replace(queries=(0, 0), keys=(0, 0)))
+        """Raises what `plan` does, except for the pattern's size and where sequences lie.
+
+        Fast, as it plans no rows.
+        """
+        check_spec(spec)
+        Pattern.plan(spec._replace(queries=(0, 0), keys=(0, 0), sequences=None))
 
     @property
     def is_intact(self) -> bool:
@@ -160,17 +192,36 @@ class Pattern:
                 `max_pattern_bytes()`.
         """
         check_spec(spec)
-        # A profile shows planning by name; a call costs nothing while there is none.
-        profiled = torch._C._autograd._profiler_enabled()
-        named = torch.profiler.record_function("dilated::plan") if profiled else nullcontext()
-        # An inference tensor could not be saved for a later call's backward.
-        with named, torch.inference_mode(False):
-            words = torch.frombuffer(_C.plan(spec.native()), dtype=torch.int32)
-            offsets = None
-            if spec.head_offsets != "interleaved":
-                offsets = torch.tensor(spec.offset_table(), dtype=torch.int64, device="cpu")
-        advise(spec)
-        return Pattern(spec, words, offsets)
+        pattern = _plan(spec, _C.plan)
+        advise(next(iter(spec.parts()), spec))
+        return pattern
+
+    @staticmethod
+    def plan_parts(spec: PatternSpec, parts: Sequence[PatternSpec]) -> list[Pattern]:
+        """As `plan`, of several of `spec.parts()` at once, the longest first; on several threads.
+
+        Raises:
+            TypeError, ValueError: as `plan`.
+        """
+        check_spec(spec)
+        with torch.inference_mode(False):
+            planned = _C.plan_lengths(spec.native(), [part.seq_len for part in parts])
+            offsets = _offset_tensor(spec)
+            words = [torch.frombuffer(buffer, dtype=torch.int32) for buffer in planned]
+        for part in parts[:1]:
+            advise(part)
+        return [Pattern(part, x, offsets) for part, x in zip(parts, words, strict=True)]
+
+    @staticmethod
+    def join(spec: PatternSpec, parts: Sequence[Pattern]) -> Pattern:
+        """As `plan`, of a batch of sequences whose `spec.parts()` are planned already.
+
+        Raises:
+            TypeError, ValueError: as `plan`; parts are not those.
+        """
+        check_spec(spec)
+        words = [(part.words.data_ptr(), part.words.numel()) for part in parts]
+        return _plan(spec, lambda native: _C.join_sequences(native, words))
 
     @property
     def nbytes(self) -> int:
@@ -183,3 +234,19 @@ class Pattern:
         of tiles; bytes, tiles, groups, runs.
         """
         return _C.report(self.spec.native())
+
+
+def _plan(spec: PatternSpec, plan: Callable[[_C.PatternSpec], _C.PatternWords]) -> Pattern:
+    # A profile shows planning by name; a call costs nothing while there is none.
+    profiled = torch._C._autograd._profiler_enabled()
+    named = torch.profiler.record_function("dilated::plan") if profiled else nullcontext()
+    # An inference tensor could not be saved for a later call's backward.
+    with named, torch.inference_mode(False):
+        words = torch.frombuffer(plan(spec.native()), dtype=torch.int32)
+        return Pattern(spec, words, _offset_tensor(spec))
+
+
+def _offset_tensor(spec: PatternSpec) -> Tensor | None:
+    if spec.head_offsets == "interleaved":
+        return None
+    return torch.tensor(spec.offset_table(), dtype=torch.int64, device="cpu")

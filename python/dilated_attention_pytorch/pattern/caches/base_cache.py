@@ -210,7 +210,29 @@ class BasePatternCache(ABC):
 
     def _make(self, spec: PatternSpec, device: torch.device) -> Pattern:
         """Plans, for use on `device`; not locked, so that other look-ups need not wait."""
-        return Pattern.plan(spec)
+        check_spec(spec)
+        if spec.sequences is None:
+            return Pattern.plan(spec)
+        return Pattern.join(spec, self._parts(spec))
+
+    def _parts(self, spec: PatternSpec) -> list[Pattern]:
+        """Patterns of a batch's lengths, which many batches share; the missing ones are planned."""
+        held: dict[PatternSpec, Pattern] = {}
+        missing: list[PatternSpec] = []
+        with self._lock:
+            for part in spec.parts():
+                if (entry := self._find(part)) is None:
+                    missing.append(part)
+                else:
+                    held[part] = entry.pattern
+                    self._entries.move_to_end(part)
+                    self._newest = None
+        planned = Pattern.plan_parts(spec, missing) if missing else []
+        with self._lock:
+            for pattern in planned:
+                self._hold(pattern.spec, Entry(pattern))
+        held.update((pattern.spec, pattern) for pattern in planned)
+        return [held[part] for part in spec.parts()]
 
     def _planned(self, spec: PatternSpec, device: torch.device) -> Entry:
         """The entry, planned by this thread unless another one is already planning it."""
