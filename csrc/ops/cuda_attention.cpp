@@ -132,7 +132,7 @@ bool is_mappable(const kernels::Rows& rows, int64_t batches, int64_t entries, in
   const auto& [batch, row, head] = rows.strides;
   constexpr int64_t kBytes = 2;
   return rows.is_aligned && fits(batches, batch, kBytes) && fits(heads, head, kBytes) &&
-         fits(entries, row, kBytes * kernels::cuda::KeyStrides::kLongest);
+         fits(entries, row, kBytes * kernels::cuda::ListStrides::kLongest);
 }
 
 bool is_mappable(const kernels::ForwardArgs& args) {
@@ -221,14 +221,12 @@ void run_backward(const AttentionCall& call, BackwardTensors& backward,
                                                    {sums, counter_of(workspace)}, stream));
 }
 
-void round_into(const at::Tensor& grad_query, const kernels::cuda::BackwardChoice& choice,
-                double scale, const float* sums) {
+void round_into(const at::Tensor& grad_query, double scale, const float* sums) {
   const kernels::cuda::RoundedSums rounded{dtype_of(grad_query),       grad_query.size(0),
                                            grad_query.size(1),         grad_query.size(2),
                                            grad_query.size(3),         static_cast<float>(scale),
                                            mutable_rows_of(grad_query)};
-  C10_CUDA_CHECK(
-      kernels::cuda::round_query_sums(choice, rounded, sums, c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(kernels::cuda::round_query_sums(rounded, sums, c10::cuda::getCurrentCUDAStream()));
 }
 
 Gradients backward_cuda(const AttentionCall& call, const BackwardInputs& inputs) {
@@ -246,7 +244,7 @@ Gradients backward_cuda(const AttentionCall& call, const BackwardInputs& inputs)
                          : nullptr;
   run_backward(call, backward, choice, sums, workspace);
   if (has_sums) {
-    round_into(backward.grad_query, choice, backward.args.scale64, sums);
+    round_into(backward.grad_query, backward.args.scale64, sums);
   }
   return {backward.grad_query, backward.grad_key, backward.grad_value};
 }
@@ -286,7 +284,7 @@ at::Tensor round_query_sums_cuda(const at::Tensor& sums, const at::Tensor& query
     return round_sums(sums, query);
   }
   at::Tensor grad_query = at::empty(query.sizes(), query.options());
-  round_into(grad_query, choice, scale_of(query, scale), sums_data(sums));
+  round_into(grad_query, scale_of(query, scale), sums_data(sums));
   return grad_query;
 }
 

@@ -146,7 +146,7 @@ TEST(Choose, KeysLieAtStridesThatDivideTheCommonPeriod) {
   const auto strides = [](std::vector<int64_t> rates) {
     ForwardProblem problem = forward_problem({Dtype::kBFloat16, 64, false, false});
     problem.dilation_rates = rates;
-    const KeyStrides found = choose_forward(problem, kH100).key_strides;
+    const ListStrides found = choose_forward(problem, kH100).strides;
     return std::vector<int32_t>(found.stride, found.stride + found.count);
   };
   EXPECT_EQ(strides({1}), (std::vector{1}));

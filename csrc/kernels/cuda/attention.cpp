@@ -39,16 +39,4 @@ cudaError_t attention_backward(const BackwardChoice& choice, const BackwardArgs&
   return cudaErrorInvalidValue;
 }
 
-cudaError_t round_query_sums(const BackwardChoice& choice, const RoundedSums& rounded,
-                             const float* sums, cudaStream_t stream) {
-  switch (choice.family) {
-    case Family::kPortable:
-    case Family::kHopper:  // in the same order
-      return portable::round_query_sums(rounded, sums, stream);
-    case Family::kScalar:  // which sums nothing up
-      break;
-  }
-  return cudaErrorInvalidValue;
-}
-
 }  // namespace dilated::kernels::cuda

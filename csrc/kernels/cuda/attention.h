@@ -37,7 +37,7 @@ struct BackwardWorkspace {
 };
 
 /// Writes grad_key and grad_value. If the choice has sums, adds grad_query / scale to them, their
-/// columns in the family's own order; else writes grad_query.
+/// columns in the order of QuerySums; else writes grad_query.
 cudaError_t attention_backward(const BackwardChoice& choice, const BackwardArgs& args,
                                const BackwardWorkspace& workspace, cudaStream_t stream);
 
@@ -48,7 +48,6 @@ struct RoundedSums {
   float scale;
   MutableRows grad_query;
 };
-cudaError_t round_query_sums(const BackwardChoice& choice, const RoundedSums& rounded,
-                             const float* sums, cudaStream_t stream);
+cudaError_t round_query_sums(const RoundedSums& rounded, const float* sums, cudaStream_t stream);
 
 }  // namespace dilated::kernels::cuda

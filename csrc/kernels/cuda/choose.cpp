@@ -31,7 +31,7 @@ ForwardChoice scalar_forward(int64_t head_dim) {
           .shared_bytes = tile.bytes(),
           .max_blocks = 0,
           .has_counter = false,
-          .key_strides = {}};
+          .strides = {}};
 }
 
 /// The tile that measured best: 128 rows halve what is read from L2; a causal tile of 64 wastes
@@ -49,12 +49,12 @@ ForwardChoice portable_forward(const Problem& problem) {
           .shared_bytes = tile.bytes(),
           .max_blocks = 0,
           .has_counter = false,
-          .key_strides = {}};
+          .strides = {}};
 }
 
 /// Strides of runs are divisors of the rates' least common multiple. None if they are too many.
-KeyStrides list_strides(std::span<const int64_t> dilation_rates) {
-  constexpr int64_t kMostPeriod = KeyStrides::kLongest;
+ListStrides list_strides(std::span<const int64_t> dilation_rates) {
+  constexpr int64_t kMostPeriod = ListStrides::kLongest;
   int64_t period = 1;
   for (const int64_t rate : dilation_rates) {
     period = rate > kMostPeriod ? kMostPeriod + 1 : std::lcm(period, rate);
@@ -62,9 +62,9 @@ KeyStrides list_strides(std::span<const int64_t> dilation_rates) {
       return {};
     }
   }
-  KeyStrides strides{};
+  ListStrides strides{};
   const auto add = [&](int64_t stride) {
-    if (strides.count < KeyStrides::kMost) {
+    if (strides.count < ListStrides::kMost) {
       strides.stride[strides.count] = static_cast<int32_t>(stride);
     }
     ++strides.count;
@@ -77,7 +77,7 @@ KeyStrides list_strides(std::span<const int64_t> dilation_rates) {
       }
     }
   }
-  if (strides.count > KeyStrides::kMost) {
+  if (strides.count > ListStrides::kMost) {
     return {};
   }
   std::sort(strides.stride, strides.stride + strides.count);
@@ -94,7 +94,7 @@ std::optional<ForwardChoice> hopper_forward(const ForwardProblem& problem, const
   if (tile.bytes() > device.shared_bytes) {
     return std::nullopt;
   }
-  const KeyStrides strides = list_strides(problem.dilation_rates);
+  const ListStrides strides = list_strides(problem.dilation_rates);
   if (strides.count == 0) {
     return std::nullopt;
   }
@@ -107,7 +107,7 @@ std::optional<ForwardChoice> hopper_forward(const ForwardProblem& problem, const
                        .shared_bytes = tile.bytes(),
                        .max_blocks = device.multiprocessors,
                        .has_counter = problem.rows > kRows * device.multiprocessors,
-                       .key_strides = strides};
+                       .strides = strides};
 }
 
 /// The same for the backward; rows are added up in an order of their own, so a deterministic one is
@@ -119,7 +119,7 @@ std::optional<BackwardChoice> hopper_backward(const BackwardProblem& problem,
     return std::nullopt;
   }
   const hopper::BackwardTile& tile = narrowest(hopper::kBackwardTiles, problem.head_dim);
-  const KeyStrides strides = list_strides(problem.dilation_rates);
+  const ListStrides strides = list_strides(problem.dilation_rates);
   if (tile.bytes() > device.shared_bytes || strides.count == 0) {
     return std::nullopt;
   }
@@ -131,7 +131,7 @@ std::optional<BackwardChoice> hopper_backward(const BackwardProblem& problem,
                         .shared_bytes = tile.bytes(),
                         .max_blocks = device.multiprocessors,
                         .sums_width = static_cast<int32_t>(query_sums_width(problem.head_dim)),
-                        .column_strides = strides};
+                        .strides = strides};
 }
 
 BackwardChoice scalar_backward(int64_t head_dim) {
@@ -144,7 +144,7 @@ BackwardChoice scalar_backward(int64_t head_dim) {
           .shared_bytes = tile.bytes(),
           .max_blocks = 0,
           .sums_width = 0,
-          .column_strides = {}};
+          .strides = {}};
 }
 
 /// Two stages where they fit. If tile.blocks() blocks fit a multiprocessor with one stage, they
@@ -190,7 +190,7 @@ BackwardChoice choose_backward(const BackwardProblem& problem, const Device& dev
             .shared_bytes = tile.bytes(stages),
             .max_blocks = device.multiprocessors * tile.blocks(),
             .sums_width = problem.is_deterministic ? 0 : sums_width,
-            .column_strides = {}};
+            .strides = {}};
   }
   return scalar_backward(problem.head_dim);
 }

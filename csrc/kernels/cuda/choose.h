@@ -48,7 +48,7 @@ struct BackwardProblem : Problem {
 };
 
 /// Strides, within which a pattern's keys lie.
-struct KeyStrides {
+struct ListStrides {
   static constexpr int32_t kMost = 12, kLongest = 1 << 16;
   int32_t count;
   int32_t stride[kMost];
@@ -65,11 +65,11 @@ struct ForwardChoice {
   int32_t width;     // head_dim, padded to what a kernel is compiled for
   int32_t row_tile;  // rows of the pattern's tiles, of which a block takes one or two
   BlockTile tile;
-  int32_t stages;          // tiles of columns in shared memory
-  size_t shared_bytes;     // of a block
-  int32_t max_blocks;      // which take one tile after another; 0: no bound
-  bool has_counter;        // from which they take them, as there are more than blocks
-  KeyStrides key_strides;  // which the kernel copies at once; none: it copies rows one by one
+  int32_t stages;       // tiles of columns in shared memory
+  size_t shared_bytes;  // of a block
+  int32_t max_blocks;   // which take one tile after another; 0: no bound
+  bool has_counter;     // from which they take them, as there are more than blocks
+  ListStrides strides;  // which the kernel copies at once; none: it copies rows one by one
 };
 
 struct BackwardChoice {
@@ -78,10 +78,10 @@ struct BackwardChoice {
   BlockTile tile;
   int32_t stages;
   size_t shared_bytes;
-  int32_t max_blocks;         // which take tiles from a counter; 0: no counter, one block a tile
-  int32_t sums_width;         // columns of float32 sums, a row for each query, to which blocks add
-                              // grad_query in any order; 0: every row of grad_query is written once
-  KeyStrides column_strides;  // which the kernel copies at once; none: it copies rows one by one
+  int32_t max_blocks;   // which take tiles from a counter; 0: no counter, one block a tile
+  int32_t sums_width;   // columns of float32 sums, a row for each query, to which blocks add
+                        // grad_query in any order; 0: every row of grad_query is written once
+  ListStrides strides;  // which the kernel copies at once; none: it copies rows one by one
 };
 
 ForwardChoice choose_forward(const ForwardProblem& problem, const Device& device);

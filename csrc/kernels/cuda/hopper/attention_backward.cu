@@ -18,7 +18,7 @@ cudaError_t launch(const BackwardChoice& choice, const BackwardArgs& args,
   call.grad_query = {workspace.query_sums, choice.sums_width};
   call.heads_per_key_head = static_cast<int32_t>(args.heads / args.kv_heads);
   call.scale_log2 = args.scale * kLog2E;
-  call.strides = choice.column_strides;
+  call.strides = choice.strides;
   cudaError_t error = encode_maps({args, args.query, args.queries, args.heads}, call.strides,
                                   Shape::kColumns, call.query);
   if (error == cudaSuccess) {

@@ -15,11 +15,11 @@ cudaError_t launch(const ForwardChoice& choice, const ForwardArgs& args,
   HopperCall call;
   call.call = prepare_forward(args);
   call.counter = choice.has_counter ? counter : nullptr;
-  call.strides = choice.key_strides;
-  cudaError_t error =
-      encode_maps({args, args.key, args.keys, args.kv_heads}, call.strides, Shape::kKeys, call.key);
+  call.strides = choice.strides;
+  cudaError_t error = encode_maps({args, args.key, args.keys, args.kv_heads}, call.strides,
+                                  Shape::kColumns, call.key);
   if (error == cudaSuccess) {
-    error = encode_maps({args, args.value, args.keys, args.kv_heads}, call.strides, Shape::kKeys,
+    error = encode_maps({args, args.value, args.keys, args.kv_heads}, call.strides, Shape::kColumns,
                         call.value);
   }
   if (error != cudaSuccess) {

@@ -2,8 +2,10 @@
 // columns queries.
 #pragma once
 
-#include "kernels/cuda/hopper/forward_memory.cuh"
-#include "kernels/cuda/portable/backward_sums.cuh"
+#include "kernels/cuda/hopper/items.cuh"
+#include "kernels/cuda/hopper/shapes.h"
+#include "kernels/cuda/hopper/slot_tiles.cuh"
+#include "kernels/cuda/primitives/query_sums.cuh"
 
 namespace dilated::kernels::cuda::hopper {
 
@@ -12,10 +14,10 @@ inline constexpr float kLargestLse = 256;
 struct BackwardCall {
   BackwardArgs args;
   unsigned long long* counter;  // pairs of tiles taken, but for each block's first
-  portable::QuerySums grad_query;
+  QuerySums grad_query;
   int32_t heads_per_key_head;
   float scale_log2;  // scale * log2(e)
-  KeyStrides strides;
+  ListStrides strides;
   RowMaps query, grad_out;
 };
 
@@ -35,9 +37,6 @@ struct BackwardShape {
                                      : kWidth == 32 ? 16
                                                     : 32;  // a warpgroup
   using RowItem = Item<kRows, kGroups>;
-  // As what is shared with the forward pass calls them.
-  static constexpr int kKeys = kColumns, kKeyPanelBytes = kColumnPanelBytes;
-  using QueryItem = RowItem;
 };
 
 /// What is known of a tile of queries before its rows are there.

@@ -3,14 +3,17 @@
 #pragma once
 
 #include "kernels/cuda/hopper/backward_memory.cuh"
-#include "kernels/cuda/hopper/forward_producer.cuh"
+#include "kernels/cuda/primitives/async_copy.cuh"
+#include "kernels/cuda/primitives/row_tile.cuh"
+#include "kernels/cuda/primitives/score.cuh"
+#include "kernels/cuda/primitives/swizzle.cuh"
 
 namespace dilated::kernels::cuda::hopper {
 
 /// Where a column of the tile lies: this lane's column, from the slots of other lanes.
 struct ColumnAt {
   bool exists;
-  int64_t row;  // in lse and delta
+  int64_t row;   // in lse and delta
   uint32_t tag;  // of its run
 };
 
@@ -113,7 +116,7 @@ __device__ void copy_columns(const BackwardCall& call, const TableView& table,
     int32_t alike = 0;
     SlotTile tile;
 #pragma unroll 1
-    for (int32_t index = 0; index < item.key_tiles; ++index) {
+    for (int32_t index = 0; index < item.column_tiles; ++index) {
       if (alike == 0) {
         const int32_t* shifts = table.shifts() + item.work.tile.first_stretch;
         alike = read_tiles<Shape>(call.strides, cursor, index * Shape::kSlots, shifts, tile);
@@ -188,8 +191,7 @@ __device__ void copy_rows(const BackwardCall& call, BackwardMemory<Shape>& memor
     commit_copies();
     for (int row = threadIdx.x % 32; row < Shape::kRows; row += 32) {
       const Window window = window_of(item.rows, row, args.is_causal, /*over_keys=*/true);
-      memory.seen[buffers.index][row] =
-          row < item.rows.count ? window : Window{INT_MAX, INT_MIN};
+      memory.seen[buffers.index][row] = row < item.rows.count ? window : Window{INT_MAX, INT_MIN};
     }
     wait_for_copies<0>();
     publish_to_async_proxy();

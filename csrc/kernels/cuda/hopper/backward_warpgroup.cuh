@@ -57,7 +57,7 @@ class BackwardWarpgroup {
       set_zero(grad_key_);
       set_zero(grad_value_);
 #pragma unroll 1
-      for (int32_t tiles = item_->key_tiles; tiles > 0; --tiles) {
+      for (int32_t tiles = item_->column_tiles; tiles > 0; --tiles) {
         attend();
       }
       finish();

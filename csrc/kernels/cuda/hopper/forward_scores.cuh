@@ -18,13 +18,13 @@ template <typename Element, typename Shape>
 class ForwardScores {
  protected:
   using List = KeySlots<Shape::kSlots>;
-  static constexpr int kKeyTiles = Shape::kKeys / 8, kPanelSteps = kPanelColumns / 16;
+  static constexpr int kKeyTiles = Shape::kColumns / 8, kPanelSteps = kPanelColumns / 16;
 
   __device__ ForwardScores(const ForwardCall& call, ForwardMemory<Shape>& memory)
       : call_(call), memory_(memory) {}
 
   /// Rows first_row .. of the item, whose queries begin at `query`.
-  __device__ void set_rows(typename Shape::QueryItem* item, int first_row, unsigned char* query) {
+  __device__ void set_rows(typename Shape::RowItem* item, int first_row, unsigned char* query) {
     item_ = item;
     first_row_ = first_row;
     query_ = query;
@@ -47,9 +47,9 @@ class ForwardScores {
 #pragma unroll
     for (int step = 0; step < Shape::kWidth / 16; ++step) {
       const int panel = step / kPanelSteps, bytes = step % kPanelSteps * 32;
-      Product<Element, Shape::kKeys>::rows(
+      Product<Element, Shape::kColumns>::rows(
           scores_[0], query + (panel * Shape::kQueryPanelBytes + bytes) / 16,
-          key + (panel * Shape::kKeyPanelBytes + bytes) / 16, step > 0);
+          key + (panel * Shape::kColumnPanelBytes + bytes) / 16, step > 0);
     }
     commit_products();
   }
@@ -232,8 +232,8 @@ class ForwardScores {
       load_left<Swizzle<8>>(a, query + panel * Shape::kQueryPanelBytes, step % kPanelSteps);
 #pragma unroll
       for (int n = 0; n < kKeyTiles; n += 2) {
-        multiply_rows_step<Element, Swizzle<8>>(scores_, n, a, key + panel * Shape::kKeyPanelBytes,
-                                                step % kPanelSteps);
+        multiply_rows_step<Element, Swizzle<8>>(
+            scores_, n, a, key + panel * Shape::kColumnPanelBytes, step % kPanelSteps);
       }
     }
   }
@@ -267,7 +267,7 @@ class ForwardScores {
 
   const ForwardCall& call_;
   ForwardMemory<Shape>& memory_;
-  typename Shape::QueryItem* item_;
+  typename Shape::RowItem* item_;
   int first_row_;
   unsigned char* query_;
   Accumulators<1, kKeyTiles> scores_;

@@ -77,7 +77,7 @@ class ForwardWarpgroup : ForwardScores<Element, Shape> {
     this->forget();
     set_zero(out_);
     is_first_ = true;
-    tiles_ = item_->key_tiles;
+    tiles_ = item_->column_tiles;
     look();
     while (pass_tiles(INT_MAX)) {
       begin();
@@ -164,7 +164,7 @@ class ForwardWarpgroup : ForwardScores<Element, Shape> {
   }
 
   __device__ uint64_t describe_values() const {
-    return describe(shared_address(memory_.value[values_.index]), Shape::kKeyPanelBytes);
+    return describe(shared_address(memory_.value[values_.index]), Shape::kColumnPanelBytes);
   }
 
   /// Begins out += P V.
@@ -224,7 +224,7 @@ class ForwardWarpgroup : ForwardScores<Element, Shape> {
 
   // Barriers of the warpgroups among themselves; 0 is __syncthreads's.
   static constexpr int kQueryIsRead = 1, kResultIsWritten = 2, kResultIsRead = 3;
-  static constexpr int kSteps = Shape::kKeys / 16;
+  static constexpr int kSteps = Shape::kColumns / 16;
 
   const int group_;
   Turn keys_{Shape::kKeyStages};

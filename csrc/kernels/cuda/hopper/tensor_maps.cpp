@@ -68,7 +68,7 @@ cudaError_t encode(const MappedRows& of, int32_t stride, int32_t box_rows, CUten
 
 bool can_encode() { return encoder() != nullptr; }
 
-cudaError_t encode_maps(const MappedRows& rows, const KeyStrides& strides, int32_t tile_rows,
+cudaError_t encode_maps(const MappedRows& rows, const ListStrides& strides, int32_t tile_rows,
                         RowMaps& maps) {
   if (rows.entries == 0) {
     return cudaSuccess;  // and nothing to copy

@@ -18,7 +18,7 @@ namespace dilated::kernels::cuda::hopper {
 /// step; for those the hardware reads at step 0 what it throws away, and the map's start would have
 /// to be a row of the tensor.)
 struct RowMaps {
-  CUtensorMap whole[KeyStrides::kMost], slot[KeyStrides::kMost];
+  CUtensorMap whole[ListStrides::kMost], slot[ListStrides::kMost];
 };
 
 /// Whether the driver has what encodes them.
@@ -32,7 +32,7 @@ struct MappedRows {
 };
 
 /// Of rows at each stride: boxes of a whole tile of rows and of a slot, with 64 columns, swizzled.
-cudaError_t encode_maps(const MappedRows& rows, const KeyStrides& strides, int32_t tile_rows,
+cudaError_t encode_maps(const MappedRows& rows, const ListStrides& strides, int32_t tile_rows,
                         RowMaps& maps);
 
 }  // namespace dilated::kernels::cuda::hopper

@@ -11,6 +11,5 @@ cudaError_t attention_forward(const ForwardChoice& choice, const ForwardArgs& ar
                               cudaStream_t stream);
 cudaError_t attention_backward(const BackwardChoice& choice, const BackwardArgs& args,
                                const BackwardWorkspace& workspace, cudaStream_t stream);
-cudaError_t round_query_sums(const RoundedSums& rounded, const float* sums, cudaStream_t stream);
 
 }  // namespace dilated::kernels::cuda::portable

@@ -2,10 +2,10 @@
 #pragma once
 
 #include "kernels/attention.h"
-#include "kernels/cuda/portable/backward_sums.cuh"
 #include "kernels/cuda/primitives/async_copy.cuh"
 #include "kernels/cuda/primitives/lists.cuh"
 #include "kernels/cuda/primitives/mma.cuh"
+#include "kernels/cuda/primitives/query_sums.cuh"
 #include "kernels/cuda/primitives/row_tile.cuh"
 #include "kernels/cuda/primitives/score.cuh"
 #include "kernels/cuda/primitives/work.cuh"

@@ -1,4 +1,4 @@
-// A tile of keys in slots of kSlotRows rows: what tensor maps can copy. A slot holds rows of one
+// A tile of columns in slots of kSlotRows rows: what tensor maps can copy. A slot holds rows of one
 // run, each its stride after the one before; where they are too few, zeros come before them.
 //
 // Runs are cut into slots in order; as slots don't share runs, a run wastes at most kSlotRows - 1
@@ -16,43 +16,20 @@
 
 namespace dilated::kernels::cuda::hopper {
 
-inline constexpr int kMostGroups = 2;  // warpgroups that compute
-
 struct alignas(16) Slot {
-  int32_t first;  // position of its first row, were there a key
+  int32_t first;  // position of its first row, were it not empty
   int32_t stride;
-  int32_t empty;  // rows before its first key; kSlotRows past the end of the list
+  int32_t empty;  // rows before its first one; kSlotRows past the end of the list
   float bias_log2;
 
-  /// A position that no query sees where there is no key.
+  /// A position that no row sees where the slot is empty.
   __device__ int32_t position(int row) const {
     return row < empty ? INT_MAX : first + stride * row;
   }
 };
 
-/// A tile of keys as a warpgroup takes it, in order of what it costs.
-enum class Kind : int32_t {
-  kPassed,  // it doesn't
-  kPlain,   // there is a key in every row, with the same bias, which all queries see
-  kCausal,  // the same, but queries see keys up to their own position, and scale > 0
-  kSlots,   // slots differ in bias or have empty rows
-  kMasked,  // any of it
-};
-
-struct alignas(16) KeySummary {
-  Kind kind[kMostGroups];  // for each warpgroup
-  float bias_log2;         // of the first slot
-  int32_t reserved;
-};
-
-template <int kSlots>
-struct alignas(16) KeySlots {
-  Slot slots[kSlots];
-  KeySummary summary;
-};
-
 /// Which of the strides, that have tensor maps, this is; -1: none.
-__device__ inline int32_t find_stride(const KeyStrides& strides, int32_t wanted) {
+__device__ inline int32_t find_stride(const ListStrides& strides, int32_t wanted) {
   int32_t found = -1;
 #pragma unroll 1
   for (int32_t i = 0; i < strides.count; ++i) {
@@ -76,7 +53,7 @@ class SlotCursor {
 
   /// All lanes: lane i gets slot first + i. `first` must not fall from call to call. True if lanes
   /// 0 .. wanted - 1 all got slots of one run.
-  __device__ bool read(const KeyStrides& strides, int32_t first, int32_t wanted, LaneSlot& slot) {
+  __device__ bool read(const ListStrides& strides, int32_t first, int32_t wanted, LaneSlot& slot) {
     const int32_t lane = threadIdx.x % 32;
     if (first < begin_ || first + wanted > begin_ + slots_of(current_, map_)) {
       return search(strides, first, wanted, slot);
@@ -104,7 +81,7 @@ class SlotCursor {
             run.tag};
   }
 
-  __device__ bool search(const KeyStrides& strides, int32_t first, int32_t wanted, LaneSlot& slot);
+  __device__ bool search(const ListStrides& strides, int32_t first, int32_t wanted, LaneSlot& slot);
 
   const Run* runs_;
   int32_t run_count_, origin_;
@@ -115,7 +92,7 @@ class SlotCursor {
   int32_t map_ = 0;
 };
 
-__device__ inline bool SlotCursor::search(const KeyStrides& strides, int32_t first, int32_t wanted,
+__device__ inline bool SlotCursor::search(const ListStrides& strides, int32_t first, int32_t wanted,
                                           LaneSlot& slot) {
   const int32_t lane = threadIdx.x % 32;
   slot = {0, 1, 0, 0, 0};

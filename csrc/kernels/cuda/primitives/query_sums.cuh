@@ -7,7 +7,7 @@
 #include "kernels/cuda/primitives/numerics.cuh"
 #include "kernels/cuda/primitives/reduce_add.cuh"
 
-namespace dilated::kernels::cuda::portable {
+namespace dilated::kernels::cuda {
 
 /// Rows [batch, head, query] of `width` numbers, head_dim rounded up to 16. Within 16 columns,
 /// thread t of the four that share a row of an mma accumulator keeps its columns 2t, 2t + 1, 8 +
@@ -77,4 +77,4 @@ __global__ void round_sums_kernel(ConstQuerySums sums, MutableRows out, int64_t 
   }
 }
 
-}  // namespace dilated::kernels::cuda::portable
+}  // namespace dilated::kernels::cuda

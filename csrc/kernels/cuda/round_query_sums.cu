@@ -2,11 +2,11 @@
 #include <cstdint>
 #include <limits>
 
-#include "kernels/cuda/portable/attention.h"
-#include "kernels/cuda/portable/backward_sums.cuh"
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda/primitives/launch.cuh"
+#include "kernels/cuda/primitives/query_sums.cuh"
 
-namespace dilated::kernels::cuda::portable {
+namespace dilated::kernels::cuda {
 namespace {
 
 template <typename Element>
@@ -38,4 +38,4 @@ cudaError_t round_query_sums(const RoundedSums& rounded, const float* sums, cuda
   });
 }
 
-}  // namespace dilated::kernels::cuda::portable
+}  // namespace dilated::kernels::cuda

@@ -1,0 +1,82 @@
+// Tiles of columns on their way: from a list to tensor maps' boxes.
+#pragma once
+
+#include "kernels/cuda/hopper/barrier.cuh"
+#include "kernels/cuda/hopper/slots.cuh"
+#include "kernels/cuda/hopper/tensor_maps.h"
+#include "kernels/cuda/hopper/wgmma.cuh"
+
+namespace dilated::kernels::cuda::hopper {
+
+/// A tile of columns, of which each lane holds a slot. Uniform but for that.
+struct SlotTile {
+  LaneSlot slot;
+  int32_t place;   // of the slot's first row
+  bool is_full;    // each slot has all its rows
+  bool is_even;    // and the same bias
+  bool is_mapped;  // one box of rows is the whole tile
+  float bias_log2;
+};
+
+/// Tiles from the list's slot `first` on, all lanes of which differ only in their rows' positions,
+/// by the same number: returns how many.
+template <typename Shape>
+__device__ int32_t read_tiles(const ListStrides& strides, SlotCursor& cursor, int32_t first,
+                              const int32_t* shifts, SlotTile& tile) {
+  const int lane = threadIdx.x % 32;
+  LaneSlot& slot = tile.slot;
+  const bool one_run = cursor.read(strides, first, Shape::kSlots, slot);
+  if (lane >= Shape::kSlots) {
+    slot.count = 0;
+  }
+  const uint32_t multiplicity = slot.tag & 0xffu;
+  const bool is_like_first = multiplicity == __shfl_sync(kAllLanes, multiplicity, 0);
+  const bool is_unused = lane >= Shape::kSlots;
+  tile.is_full = __all_sync(kAllLanes, is_unused || slot.count == kSlotRows);
+  tile.is_even = __all_sync(kAllLanes, is_unused || (slot.count == kSlotRows && is_like_first));
+  tile.is_mapped = one_run && tile.is_full && __shfl_sync(kAllLanes, slot.map, 0) >= 0;
+  tile.bias_log2 = log2_approx(static_cast<float>(multiplicity));
+  tile.place = slot.count == 0 ? 0 : slot.first + __ldg(shifts + Column::stretch(slot.tag));
+  return tile.is_mapped ? cursor.count_tiles(first, Shape::kSlots) : 1;
+}
+
+/// A box of a map: zeros, then `count` rows from `place` on.
+struct Box {
+  const CUtensorMap* map;
+  int32_t rows, count, place;
+};
+
+template <typename Shape>
+__device__ void copy_panels(const Box& box, uint32_t to, Barrier& done, int32_t head,
+                            int32_t batch) {
+#pragma unroll
+  for (int panel = 0; panel < Shape::kPanels; ++panel) {
+    copy_box(to + panel * Shape::kColumnPanelBytes, box.map, done, panel * kPanelColumns,
+             box.count - box.rows, box.place, head, batch);
+  }
+}
+
+/// All lanes of a warp: the tile's rows of `head`, which a lane gives for its slot.
+template <typename Shape>
+__device__ void copy_tile(const SlotTile& tile, const RowMaps& maps, unsigned char* to,
+                          Barrier& done, int32_t head, int32_t batch) {
+  const int lane = threadIdx.x % 32;
+  if (lane == 0) {
+    done.arrive_expecting(Shape::kPanels * Shape::kColumnPanelBytes);
+  }
+  const uint32_t address = shared_address(to);
+  if (tile.is_mapped) {
+    if (lane == 0) {
+      copy_panels<Shape>({&maps.whole[tile.slot.map], Shape::kColumns, Shape::kColumns, tile.place},
+                         address, done, head, batch);
+    }
+    return;
+  }
+  __syncwarp();
+  if (lane < Shape::kSlots) {
+    copy_panels<Shape>({&maps.slot[max(tile.slot.map, 0)], kSlotRows, tile.slot.count, tile.place},
+                       address + lane * kSlotRows * kPanelRowBytes, done, head, batch);
+  }
+}
+
+}  // namespace dilated::kernels::cuda::hopper
