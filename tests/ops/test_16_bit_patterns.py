@@ -1,4 +1,4 @@
-"""16-bit outputs over random patterns, layouts and head dimensions, against float64.
+"""16-bit outputs and gradients over random patterns, layouts and head dimensions, against float64.
 
 DILATED_FUZZ_CASES=5000 in the environment tries so many instead of 40.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import make_qkv
-from tests.ops.calls import deterministic_mode
+from tests.ops.calls import deterministic_mode, run_operator, run_reference
 from tests.reference import dropout_keep, reference_attention
 
 CASES = int(os.environ.get("DILATED_FUZZ_CASES", "40"))
@@ -134,6 +134,19 @@ def test_random_patterns(seed: int, in_blocks: bool, device: str) -> None:
     rng = random.Random(-seed - 1)
     tensors = random_layout(make_qkv(**shape, device=device, poison=True), rng)
     check(tensors, lengths, rates, blocks=rng if in_blocks else None, **options)
+
+
+@pytest.mark.parametrize("seed", range(CASES))
+def test_random_gradients(seed: int, device: str) -> None:
+    shape, lengths, rates, options = random_call(seed)
+    tensors = make_qkv(**shape, device=device, poison=True)
+    if options["dropout_p"] > 0:
+        options["dropout_seed"] = torch.tensor(seed, device=device)
+    actual = run_operator(tensors, lengths, rates, **options)
+    expected = run_reference(tensors, lengths, rates, **options)
+    for name in ("grad_query", "grad_key", "grad_value"):
+        ours, theirs = getattr(actual, name).to("cpu", torch.float64), getattr(expected, name)
+        assert (ours - theirs).norm() <= torch.finfo(tensors[0].dtype).eps * theirs.norm(), name
 
 
 @pytest.mark.parametrize("head_dim", [48, 64, 128])
