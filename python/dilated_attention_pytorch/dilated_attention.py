@@ -18,6 +18,7 @@ from .functional import (
 )
 from .pattern import HeadOffsets, Padding, Pattern, Scheme, current_pattern_cache
 from .ring import Group, Sharding, Strategy, telling
+from .sequences import SeqLens
 
 
 class DilatedAttention(nn.Module):
@@ -63,11 +64,18 @@ class DilatedAttention(nn.Module):
             check_ring_cache(self.pattern_cache)
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool = False
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        is_causal: bool = False,
+        seq_lens: SeqLens | None = None,
     ) -> Tensor:
         """query [batch, seq_len, heads, head_dim] -> the same shape.
 
-        key and value: [batch, seq_len, kv_heads, head_dim]. Raises TypeError and ValueError.
+        key and value: [batch, seq_len, kv_heads, head_dim]. seq_lens, nested tensors: as in
+        `dilated_attention`. Raises TypeError and ValueError.
         """
         with telling(self.sharding):
             out, _ = attend(
@@ -80,6 +88,7 @@ class DilatedAttention(nn.Module):
                 dropout_p=self.dropout if self.training else 0.0,
                 pattern_cache=self.pattern_cache,
                 sharding=self.sharding,
+                seq_lens=seq_lens,
             )
         return out
 

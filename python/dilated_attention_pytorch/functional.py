@@ -23,6 +23,7 @@ from .pattern import (
 from .pattern.bounds import HEADS_END
 from .pattern.scalars import is_symbolic, real
 from .ring import Group, Sharding, Strategy, telling
+from .sequences import SeqLens, pack
 
 CacheArgument = BasePatternCache | Literal[False] | None
 _MAX_SEED = 2**63 - 1
@@ -43,6 +44,7 @@ def dilated_attention(
     padding: Padding = ...,
     dropout_p: float = ...,
     return_lse: Literal[False] = ...,
+    seq_lens: SeqLens | None = ...,
     pattern_cache: CacheArgument = ...,
     group: Group | None = ...,
     shard_lengths: Sequence[int] | None = ...,
@@ -62,6 +64,7 @@ def dilated_attention(
     padding: Padding = ...,
     dropout_p: float = ...,
     return_lse: Literal[True],
+    seq_lens: SeqLens | None = ...,
     pattern_cache: CacheArgument = ...,
     group: Group | None = ...,
     shard_lengths: Sequence[int] | None = ...,
@@ -81,6 +84,7 @@ def dilated_attention(
     padding: Padding = ...,
     dropout_p: float = ...,
     return_lse: bool,
+    seq_lens: SeqLens | None = ...,
     pattern_cache: CacheArgument = ...,
     group: Group | None = ...,
     shard_lengths: Sequence[int] | None = ...,
@@ -99,6 +103,7 @@ def dilated_attention(
     padding: Padding = "masked",
     dropout_p: float = 0.0,
     return_lse: bool = False,
+    seq_lens: SeqLens | None = None,
     pattern_cache: CacheArgument = None,
     group: Group | None = None,
     shard_lengths: Sequence[int] | None = None,
@@ -114,8 +119,10 @@ def dilated_attention(
 
     Args:
         query: [batch, seq_len, heads, head_dim]; float16, bfloat16, float32, or float64 on the CPU.
+            Or a nested tensor of layout torch.jagged, [batch, ragged, heads, head_dim]: each
+            sequence has positions, segments and lattices of its own.
         key, value: [batch, seq_len, kv_heads, head_dim], kv_heads dividing heads; query head h
-            reads KV head h // (heads / kv_heads).
+            reads KV head h // (heads / kv_heads). Nested where query is, with its lengths.
         segment_lengths: w of each branch, in positions; clipped to seq_len.
         dilation_rates: r of each branch.
         head_offsets: "interleaved", h mod r (the paper); "blocked", h // ceil(heads / r)
@@ -131,6 +138,13 @@ def dilated_attention(
         dropout_p: probability of dropping an attention weight, at every call, as in
             torch.nn.functional.scaled_dot_product_attention; draws from torch's generator.
         return_lse: also return the log-sum-exp, the logarithm of the softmax's denominator.
+        seq_lens: [batch], integers: row b is a sequence of its first seq_lens[b] positions, as if
+            called alone. Or [batch, 2], the first position and the length of each, for padding
+            before it; see `seq_lens_of_mask`. Padding may hold anything, NaN included, and so may
+            the gradients of its outputs: its out is 0, its lse -inf, its gradients are 0. A list or
+            a tensor, on the CPU; for one on a GPU, as for a nested tensor there, the host waits
+            once a call. Under torch.compile give a tensor: one program then serves all lengths.
+            Must be None with a group.
         pattern_cache: the `PatternCache` or `TieredPatternCache` that keeps planned patterns; None
             means `current_pattern_cache()`. With False, and under torch.compile, the operators keep
             what they plan (`pattern.resize_planned_patterns`). Must be None with a group.
@@ -143,7 +157,8 @@ def dilated_attention(
 
     Returns:
         out, like query; with return_lse (out, lse), lse being [batch, heads, seq_len], float32
-        (float64 for float64), -inf where a query attends to nothing. Both are differentiable.
+        (float64 for float64), -inf where a query attends to nothing. Both are differentiable, and
+        both are nested where query is.
 
     Raises:
         TypeError, ValueError: naming the argument, what must hold and what was given; with a group
@@ -152,8 +167,7 @@ def dilated_attention(
             timeout; a CUDA graph is being captured and the pattern is not on the GPU yet.
     """
     with telling(group):
-        make = Scheme.make if is_compiling() else Scheme.recall
-        scheme = make(segment_lengths, dilation_rates, head_offsets, padding)
+        scheme = make_scheme(segment_lengths, dilation_rates, head_offsets, padding)
         scale = check_scale(scale)
         dropout_p = check_dropout(dropout_p, "dropout_p")
         check_cache(pattern_cache)
@@ -165,6 +179,7 @@ def dilated_attention(
             is_causal=is_causal,
             scale=scale,
             dropout_p=dropout_p,
+            seq_lens=seq_lens,
             pattern_cache=pattern_cache,
             sharding=Sharding.make(group, shard_lengths, strategy),
         )
@@ -182,13 +197,36 @@ def attend(
     dropout_p: float,
     pattern_cache: CacheArgument,
     sharding: Sharding | None = None,
+    seq_lens: SeqLens | None = None,
+    sequences: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`dilated_attention` for a checked scheme; returns (out, lse)."""
+    """`dilated_attention` for a checked scheme; returns (out, lse).
+
+    sequences: of rows [1, T, H, D], as the operators take them.
+    """
     shape = _shape_of(query, "query")
     key_shape = _shape_of(key, "key")
     value_shape = _shape_of(value, "value")
     if is_causal is not True and is_causal is not False:
         raise TypeError(f"is_causal must be a bool, got {is_causal!r}")
+    if seq_lens is not None or query.is_nested or key.is_nested or value.is_nested:
+        if sharding is not None:
+            raise ValueError(
+                "seq_lens must be None, and query no nested tensor, where a group is given: ranks "
+                f"share one sequence, got {seq_lens!r} and shape {tuple(shape)}"
+            )
+        packed = pack(query, key, value, seq_lens)
+        if packed is not None:
+            out, lse = attend(
+                *packed.rows,
+                scheme,
+                is_causal=is_causal,
+                scale=scale,
+                dropout_p=dropout_p,
+                pattern_cache=pattern_cache,
+                sequences=packed.sequences,
+            )
+            return packed.unpack(out, lse)
     seed = None
     if dropout_p > 0.0:
         # On the device, so that drawing it needs no synchronisation; activation checkpointing
@@ -216,6 +254,9 @@ def attend(
             strategy=sharding.strategy,
             **options,
         )
+    if sequences is not None:
+        offsets = _offset_tensor(scheme, shape[2])
+        return _attend_sequences(*rows, sequences, options, offsets)  # type: ignore
     # Compilers and tensor subclasses (fake tensors among them) must not meet the cache's tensors.
     is_plain = type(query) is Tensor or type(query) is Parameter
     found = None
@@ -232,6 +273,38 @@ def attend(
     if offsets is not None:
         options["head_offsets"] = offsets
     return ops.attention(*rows, **options)
+
+
+def _attend_sequences(  # type: ignore
+    query, key, value, segment_lengths, dilation_rates, sequences, options, offsets
+):
+    """One call for each sequence."""
+    if offsets is not None:
+        options["head_offsets"] = offsets
+    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    outs, lses, end = [], [], 0
+    for first, length in [*sequences.tolist(), (query.size(1), 0)]:
+        gap = first - end
+        outs.append(query.new_zeros(1, gap, *query.shape[2:]))
+        lses.append(query.new_full((1, query.size(2), gap), -torch.inf, dtype=wide))
+        end = first + length
+        if length:
+            rows = (x[:, first:end] for x in (query, key, value))
+            out, lse = ops.attention(*rows, segment_lengths, dilation_rates, **options)  # type: ignore
+            outs.append(out)
+            lses.append(lse)
+    return torch.cat(outs, 1), torch.cat(lses, 2)
+
+
+def make_scheme(
+    segment_lengths: Sequence[int],
+    dilation_rates: Sequence[int],
+    head_offsets: HeadOffsets,
+    padding: Padding,
+) -> Scheme:
+    """What functions are given at every call, checked; recent ones are remembered."""
+    make = Scheme.make if is_compiling() else Scheme.recall
+    return make(segment_lengths, dilation_rates, head_offsets, padding)
 
 
 def make_spec(
@@ -303,6 +376,8 @@ def check_ring_cache(pattern_cache: CacheArgument) -> None:
 def _shape_of(tensor: Tensor, name: str) -> torch.Size:
     if type(tensor) is not Tensor and not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.is_nested and tensor.layout is not torch.jagged:
+        raise ValueError(f"{name} must have the layout torch.jagged if nested, got {tensor.layout}")
     shape = tensor.shape
     if len(shape) != 4:
         raise ValueError(

@@ -1,0 +1,99 @@
+"""Lengths and offsets to sequences, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dilated_attention_pytorch.sequences import are_whole, of_offsets, stretches
+from dilated_attention_pytorch.sequences.lengths import of_padded
+
+LENGTHS = [3, 0, 5]
+FORMS = {
+    "list": lambda values: values,
+    "tuple": tuple,
+    "numpy": np.array,
+    "int64": torch.tensor,
+    "int32": lambda values: torch.tensor(values, dtype=torch.int32),
+    "uint8": lambda values: torch.tensor(values, dtype=torch.uint8),
+    "scalars": lambda values: [torch.tensor(value) for value in values],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_lengths_may_have_any_form(form: str) -> None:
+    pairs = stretches(FORMS[form](LENGTHS), 3, 5)
+    assert pairs.tolist() == [[0, 3], [0, 0], [0, 5]]
+    assert pairs.dtype is torch.int64 and pairs.device.type == "cpu"
+    assert of_padded(pairs, 5).tolist() == [[0, 3], [5, 0], [10, 5]]
+    assert of_offsets(FORMS[form]([0, 3, 3, 8]), 9).tolist() == [[0, 3], [3, 0], [3, 5]]
+
+
+def test_lengths_come_from_any_device(device: str) -> None:
+    pairs = stretches(torch.tensor(LENGTHS, device=device), 3, 5)
+    assert pairs.tolist() == [[0, 3], [0, 0], [0, 5]] and pairs.device.type == "cpu"
+
+
+def test_a_default_device_is_not_for_them() -> None:
+    with torch.device("meta"):
+        assert of_padded(stretches(LENGTHS, 3, 5), 5).tolist() == [[0, 3], [5, 0], [10, 5]]
+        assert of_offsets([0, 3], 3).tolist() == [[0, 3]]
+
+
+def test_pairs_have_a_first_position() -> None:
+    pairs = stretches([(1, 2), (0, 0), (0, 5)], 3, 5)
+    assert of_padded(pairs, 5).tolist() == [[1, 2], [5, 0], [10, 5]]
+
+
+def test_there_may_be_none() -> None:
+    assert stretches([], 0, 5).shape == (0, 2)
+    assert of_padded(stretches([], 0, 5), 5).shape == (0, 2)
+    assert of_offsets([0], 7).shape == (0, 2)
+
+
+def test_whole_rows_are_seen() -> None:
+    assert are_whole(stretches([5, 5], 2, 5), 5)
+    assert not are_whole(stretches([5, 4], 2, 5), 5)
+    assert not are_whole(stretches([(1, 4), (0, 5)], 2, 5), 5)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ([3, 0], ValueError, r"seq_lens must be \[3\] or \[3, 2\], .*, got shape \(2,\)"),
+        (torch.zeros(3, 3, dtype=torch.int64), ValueError, r"must be .* got shape \(3, 3\)"),
+        (7, ValueError, r"seq_lens must be \[3\] .*, got shape \(\)"),
+        ([3, -1, 5], ValueError, "seq_lens must be at least 0, got -1"),
+        ([(0, 1), (-1, 2), (0, 1)], ValueError, "seq_lens must be at least 0, got -1"),
+        ([3, 6, 5], ValueError, "seq_lens must end at seq_len, 5, or before, got 6"),
+        ([(0, 1), (4, 2), (0, 1)], ValueError, "seq_lens must end at seq_len, 5, .* got 6"),
+        ([3.0, 1.0, 2.0], TypeError, r"seq_lens must be integers, .*, got \[3.0, 1.0, 2.0\]"),
+        ([True, True, False], TypeError, "seq_lens must be integers"),
+        (torch.ones(3), TypeError, "seq_lens must be integers"),
+        (["3", "1", "2"], TypeError, "seq_lens must be integers"),
+        ([[1], [1, 2], [3]], TypeError, "seq_lens must be integers"),
+    ],
+)
+def test_lengths_that_fit_no_batch_are_refused(given: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        stretches(given, 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ([1, 3], ValueError, "cu_seqlens must begin with 0, got 1"),
+        ([0, 3, 2, 9], ValueError, "cu_seqlens must not descend, got 2 after 3"),
+        ([0, 3, 10], ValueError, "cu_seqlens must end at the number of rows, 9, .* got 10"),
+        ([], ValueError, r"cu_seqlens must be \[sequences \+ 1\], .*, got shape \(0,\)"),
+        ([[0, 3]], ValueError, r"cu_seqlens must be .*, got shape \(1, 2\)"),
+        ([0.0, 3.0], TypeError, "cu_seqlens must be integers"),
+        (None, TypeError, "cu_seqlens must be integers, .*, got None"),
+    ],
+)
+def test_offsets_that_fit_no_rows_are_refused(given: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        of_offsets(given, 9)
