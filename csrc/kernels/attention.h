@@ -52,8 +52,8 @@ template <typename Element>
   return static_cast<Element*>(rows.data) + rows.strides.offset(batch, row, head);
 }
 
-/// A hash of (seed, batch, head, query position, key position) decides whether a pair is dropped,
-/// whatever the tiling or sharding.
+/// A hash of (seed, batch entry, head, query position, key position) decides whether a pair is
+/// dropped, whatever the tiling or sharding.
 struct Dropout {
   float probability;    // 0: no dropout; below 1, as GPU kernels divide by 1 - probability
   double kept;          // 1 - the unrounded probability, by which the CPU divides

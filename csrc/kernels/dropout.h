@@ -22,14 +22,14 @@ DILATED_HOST_DEVICE inline uint32_t mix32(uint32_t x) {
   return x ^ (x >> 16);
 }
 
-/// Once per query row: its part of the hash.
-DILATED_HOST_DEVICE inline uint32_t dropout_row_key(int64_t seed, int64_t batch, int64_t head,
+/// Once per query row: its part of the hash. entry: of the batch, or of its list of sequences.
+DILATED_HOST_DEVICE inline uint32_t dropout_row_key(int64_t seed, int64_t entry, int64_t head,
                                                     int64_t query_position) {
   constexpr uint64_t kStep = 0x9e3779b97f4a7c15ull;
   // Two steps of SplitMix64. The second adds to the first's result. If both mixed the same number
   // they would cancel, and mix64(0) is 0.
   const uint64_t stream =
-      mix64(static_cast<uint64_t>(seed) + kStep * static_cast<uint64_t>(batch + 1));
+      mix64(static_cast<uint64_t>(seed) + kStep * static_cast<uint64_t>(entry + 1));
   const uint64_t row = (static_cast<uint64_t>(head) << 32) | static_cast<uint32_t>(query_position);
   return static_cast<uint32_t>(mix64(stream + kStep * (row + 1)));
 }

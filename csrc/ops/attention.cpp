@@ -36,17 +36,11 @@ void fill_common(const AttentionCall& call, kernels::AttentionArgs& args) {
                   nullptr};
 }
 
-/// Uninitialised, of the same shape.
-at::Tensor empty_rows(const AttentionCall& call, const at::Tensor& like) {
-  return at::empty_like(like, like.options().dtype(result_dtype(call)),
-                        at::MemoryFormat::Contiguous);
-}
-
-at::Tensor plan_on_host(const PatternSpec& spec, const at::Device& /*device*/) {
-  const std::vector<int32_t> words = plan(spec);
-  at::Tensor copy = at::empty({static_cast<int64_t>(words.size())}, at::kInt);
-  std::copy(words.begin(), words.end(), copy.mutable_data_ptr<int32_t>());
-  return copy;
+/// Of the same shape, for results that kernels write: zeros where some rows are in no sequence.
+at::Tensor result_rows(const AttentionCall& call, const at::Tensor& like) {
+  at::Tensor rows =
+      at::empty_like(like, like.options().dtype(result_dtype(call)), at::MemoryFormat::Contiguous);
+  return has_gaps(call) ? rows.zero_() : rows;
 }
 
 /// The pattern on the host, the caller's or the operators' own; keeps alive what args.pattern
@@ -56,9 +50,8 @@ at::Tensor place_pattern(const AttentionCall& call, Directions reads,
   if (call.pattern.has_value()) {
     check_contents(*call.pattern, spec_of(call, reads));
   }
-  at::Tensor words = call.pattern.has_value()
-                         ? *call.pattern
-                         : planned_patterns().lend(call, reads, {&plan_on_host});
+  at::Tensor words =
+      call.pattern.has_value() ? *call.pattern : planned_patterns().lend(call, reads);
   args.pattern = words.const_data_ptr<int32_t>();
   args.dropout.seed = call.dropout_p > 0.0 ? call.dropout_seed->const_data_ptr<int64_t>() : nullptr;
   return words;
@@ -81,9 +74,12 @@ ForwardTensors prepare_forward(const AttentionCall& call) {
   forward.query = readable(call.query);
   forward.key = readable(call.key);
   forward.value = readable(call.value);
-  forward.out = empty_rows(call, call.query);
+  forward.out = result_rows(call, call.query);
   forward.lse = at::empty({call.query.size(0), call.query.size(2), call.query.size(1)},
                           call.query.options().dtype(lse_dtype(call.query)));
+  if (has_gaps(call)) {
+    forward.lse.fill_(-std::numeric_limits<double>::infinity());
+  }
   kernels::ForwardArgs& args = forward.args;
   fill_common(call, args);
   args.query = rows_of(forward.query);
@@ -125,8 +121,8 @@ BackwardTensors prepare_backward(const AttentionCall& call, const BackwardInputs
     backward.grad_lse = inputs.grad_lse->contiguous();
   }
   backward.delta = at::empty_like(backward.lse);
-  backward.grad_key = empty_rows(call, call.key);
-  backward.grad_value = empty_rows(call, call.value);
+  backward.grad_key = result_rows(call, call.key);
+  backward.grad_value = result_rows(call, call.value);
   kernels::BackwardArgs& args = backward.args;
   fill_common(call, args);
   args.query = rows_of(backward.query);
@@ -136,7 +132,7 @@ BackwardTensors prepare_backward(const AttentionCall& call, const BackwardInputs
   args.lse = backward.lse.const_data_ptr();
   args.delta = backward.delta.const_data_ptr();
   if (with_grad_query) {
-    backward.grad_query = empty_rows(call, query);
+    backward.grad_query = result_rows(call, query);
     args.grad_query = mutable_rows_of(backward.grad_query);
   }
   args.grad_key = mutable_rows_of(backward.grad_key);

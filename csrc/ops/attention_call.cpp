@@ -14,13 +14,14 @@ void take_options(Arguments& arguments, AttentionOptions& options) {
   options.padding = arguments.take<std::string>();
   options.dropout_p = arguments.take<double>();
   options.dropout_seed = arguments.take<OptionalTensor>();
+  options.sequences = arguments.take<OptionalTensor>();
 }
 
 }  // namespace
 
 void push_options(torch::jit::Stack& stack, const AttentionOptions& options) {
   torch::jit::push(stack, options.head_offsets, options.is_causal, options.scale, options.padding,
-                   options.dropout_p, options.dropout_seed, options.pattern);
+                   options.dropout_p, options.dropout_seed, options.sequences, options.pattern);
 }
 
 AttentionCall take_call(Arguments& arguments, Form form, BackwardInputs* inputs) {
@@ -52,6 +53,9 @@ AttentionCall take_call(Arguments& arguments, Form form, BackwardInputs* inputs)
     call.block->lse = arguments.take<OptionalTensor>();
   }
   take_options(arguments, call);
+  TORCH_CHECK_VALUE(form == Form::kSequence || !call.sequences.has_value(),
+                    "sequences: must be None for a block of a sequence and for a ring, got a list: "
+                    "call attention with whole sequences");
   if (form != Form::kRing) {
     call.pattern = arguments.take<OptionalTensor>();
   }

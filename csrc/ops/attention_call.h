@@ -24,7 +24,8 @@ using KeyGradients = std::tuple<at::Tensor, at::Tensor>;           // of key, va
 /// The options that all schemas have.
 inline constexpr std::string_view kOptionsText =
     "Tensor? head_offsets=None, bool is_causal=False, Scalar? scale=None, "
-    "str padding=\"masked\", float dropout_p=0.0, Tensor? dropout_seed=None";
+    "str padding=\"masked\", float dropout_p=0.0, Tensor? dropout_seed=None, "
+    "Tensor? sequences=None";
 
 /// A call, whatever the operator.
 struct AttentionCall : AttentionOptions {

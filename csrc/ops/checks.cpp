@@ -106,10 +106,25 @@ void check_offsets(const AttentionCall& call) {
   check_tensor(table, "head_offsets");
   const auto branches = static_cast<int64_t>(call.segment_lengths.size());
   const auto heads = call.query.sym_size(2);
-  check_table(table, call.query, "[branches, heads]");
+  check_table(table, call.query, "head_offsets", "[branches, heads]");
   TORCH_CHECK_VALUE(table.dim() == 2 && table.sym_size(0) == branches && table.sym_size(1) == heads,
                     "head_offsets: must be [branches, heads] = [", branches, ", ", heads, "], got ",
                     table.sym_sizes());
+}
+
+void check_sequences(const AttentionCall& call) {
+  if (!call.sequences.has_value()) {
+    return;
+  }
+  const at::Tensor& list = *call.sequences;
+  check_tensor(list, "sequences");
+  check_table(list, call.query, "sequences", "[sequences, 2]");
+  TORCH_CHECK_VALUE(list.dim() == 2 && list.sym_size(1) == 2,
+                    "sequences: must be [sequences, 2], of (first row, length), got ",
+                    list.sym_sizes());
+  TORCH_CHECK_VALUE(call.query.sym_size(0) == 1,
+                    "query: must be [1, rows, heads, head_dim] where sequences are given, got ",
+                    call.query.sym_sizes());
 }
 
 void check_words(const AttentionCall& call) {
@@ -199,11 +214,12 @@ void check_input(const at::Tensor& tensor, const char* name) {
       name, ": must be float16, bfloat16, float32 or float64, got ", dtype_name(dtype));
 }
 
-void check_table(const at::Tensor& table, const at::Tensor& query, const char* shape) {
+void check_table(const at::Tensor& table, const at::Tensor& query, const char* name,
+                 const char* shape) {
   // A fake call's tensors are all on the meta device.
   TORCH_CHECK_VALUE(
       table.scalar_type() == at::kLong && (table.device().is_cpu() || query.device().is_meta()),
-      "head_offsets: must be an int64 tensor ", shape, " on the CPU, got ",
+      name, ": must be an int64 tensor ", shape, " on the CPU, got ",
       dtype_name(table.scalar_type()), " on ", table.device());
 }
 
@@ -242,6 +258,7 @@ void check_call(const AttentionCall& call) {
   check_block(call);
   check_dropout(call);
   check_offsets(call);
+  check_sequences(call);
   check_words(call);
 }
 
@@ -296,6 +313,28 @@ Directions wanted_directions(const AttentionCall& call, Directions reads) {
   return is_differentiated && !call.pattern.has_value() ? Directions::kBoth : reads;
 }
 
+std::vector<Sequence> sequences_of(const at::Tensor& list) {
+  const at::Tensor contiguous = list.contiguous();
+  const auto* numbers = contiguous.const_data_ptr<int64_t>();
+  std::vector<Sequence> sequences(static_cast<size_t>(list.size(0)));
+  for (auto& [first, length] : sequences) {
+    first = *numbers++;
+    length = *numbers++;
+  }
+  return sequences;
+}
+
+bool has_gaps(const AttentionCall& call) {
+  if (!call.sequences.has_value()) {
+    return false;
+  }
+  int64_t rows = call.query.size(1);
+  for (const Sequence& sequence : sequences_of(*call.sequences)) {
+    rows -= sequence.length;
+  }
+  return rows != 0;
+}
+
 PatternSpec spec_of(const AttentionCall& call, Directions reads) {
   PatternSpec spec;
   spec.seq_len = call.query.size(1);
@@ -310,6 +349,9 @@ PatternSpec spec_of(const AttentionCall& call, Directions reads) {
     spec.seq_len = block.seq_len;
     spec.queries = {{block.query_begin, block.query_begin + call.query.size(1)}};
     spec.keys = {{block.key_begin, block.key_begin + call.key.size(1)}};
+  }
+  if (call.sequences.has_value()) {
+    spec.sequences = sequences_of(*call.sequences);
   }
   try {
     validate(spec);

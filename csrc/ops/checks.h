@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "kernels/attention.h"
 #include "ops/attention_call.h"
@@ -27,8 +28,9 @@ void check_tensor(const at::Tensor& tensor, const char* name);
 /// That the tensor is [batch, seq_len, heads, head_dim], of a dtype that kernels take.
 void check_input(const at::Tensor& tensor, const char* name);
 
-/// That head_offsets is an int64 table on the CPU; `shape` describes it in the error.
-void check_table(const at::Tensor& table, const at::Tensor& query, const char* shape);
+/// That the tensor is an int64 table on the CPU; `shape` describes it in the error.
+void check_table(const at::Tensor& table, const at::Tensor& query, const char* name,
+                 const char* shape);
 
 /// Ranks, sizes, dtypes, devices, lists, scale, dropout: all that needs no data. Works on fake
 /// tensors; what is symbolic is checked when it has a value.
@@ -58,6 +60,12 @@ at::ScalarType result_dtype(const AttentionCall& call);
 /// The tables to plan: those that the pass reads or, if no pattern is given and an input requires
 /// gradients, both.
 Directions wanted_directions(const AttentionCall& call, Directions reads);
+
+/// The rows of a checked list, call.sequences.
+std::vector<Sequence> sequences_of(const at::Tensor& list);
+
+/// Whether rows of the call are in none of its sequences, so that no kernel writes their results.
+bool has_gaps(const AttentionCall& call);
 
 /// The pattern's specification, with wanted_directions(). Throws c10::ValueError where validate()
 /// throws.

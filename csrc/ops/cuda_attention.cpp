@@ -40,14 +40,9 @@ c10::cuda::CUDAStream copying_stream(c10::DeviceIndex device) {
   return c10::cuda::getStreamFromExternal(stream, device);
 }
 
-/// Plans, copies the words on a stream of their own and waits for the copy, which no queued work
-/// delays. The words are then ready for all streams.
-at::Tensor plan_on_device(const PatternSpec& spec, const at::Device& device) {
-  TORCH_CHECK(
-      !is_capturing(),
-      "pattern: must be given, on query's device, while a CUDA graph is captured, got None: one "
-      "that is planned on the spot comes from host memory that a replay would not find");
-  const std::vector<int32_t> words = plan(spec);
+/// Copies the words on a stream of their own and waits for the copy, which no queued work delays.
+/// They are then ready for all streams.
+at::Tensor keep_on_device(std::vector<int32_t>&& words, const at::Device& device) {
   // Otherwise another thread's capture would forbid waiting.
   const c10::cuda::CUDAStreamCaptureModeGuard relaxed(cudaStreamCaptureModeRelaxed);
   const c10::cuda::CUDAStream stream = copying_stream(device.index());
@@ -98,7 +93,7 @@ at::Tensor place_pattern(const AttentionCall& call, Directions reads,
   } else {
     const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream();
     pattern =
-        planned_patterns().lend(call, reads, {&plan_on_device, stream.unwrap(), is_capturing()});
+        planned_patterns().lend(call, reads, {&keep_on_device, stream.unwrap(), is_capturing()});
   }
   args.pattern = pattern.const_data_ptr<int32_t>();
   args.dropout.seed = call.dropout_p > 0.0 ? call.dropout_seed->const_data_ptr<int64_t>() : nullptr;

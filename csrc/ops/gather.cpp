@@ -53,7 +53,7 @@ void check_head_offsets(const at::Tensor& input, const BranchCall& branch) {
   }
   const at::Tensor& offsets = *branch.head_offsets;
   check_tensor(offsets, "head_offsets");
-  check_table(offsets, input, "[heads]");
+  check_table(offsets, input, "head_offsets", "[heads]");
   TORCH_CHECK_VALUE(
       offsets.dim() == 1 && offsets.sym_size(0) == input.sym_size(2) && offsets.is_contiguous(),
       "head_offsets: must be contiguous and [heads] = [", input.sym_size(2), "], got ",

@@ -1,5 +1,6 @@
 #include "ops/planned_patterns.h"
 
+#include <ATen/ops/from_blob.h>
 #include <ATen/record_function.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
@@ -24,6 +25,13 @@ int64_t bytes_of(const at::Tensor& words) { return static_cast<int64_t>(words.nb
 
 }  // namespace
 
+at::Tensor keep_on_host(std::vector<int32_t>&& words, const at::Device& /*device*/) {
+  auto* kept = new std::vector<int32_t>(std::move(words));
+  return at::from_blob(
+      kept->data(), {static_cast<int64_t>(kept->size())}, [kept](void*) { delete kept; },
+      at::TensorOptions().dtype(at::kInt));
+}
+
 size_t PlannedPatterns::Hash::operator()(const Key& key) const {
   uint64_t hash = key.size();
   for (const int64_t number : key) {
@@ -33,21 +41,22 @@ size_t PlannedPatterns::Hash::operator()(const Key& key) const {
   return hash;
 }
 
-/// All that spec_of() reads. Offsets count only if given, so one pattern may have two keys.
-PlannedPatterns::Key PlannedPatterns::key_of(const AttentionCall& call, Directions reads) {
-  const at::Device device = call.query.device();
-  const int64_t rows = call.query.size(1);
+/// All that spec_of() reads but call.sequences, for so many rows. Offsets count only if given, so
+/// one pattern may have two keys.
+PlannedPatterns::Key PlannedPatterns::key_of(const AttentionCall& call, Directions reads,
+                                             const at::Device& device, int64_t rows) {
   const bool is_block = call.block.has_value();
+  const int64_t key_rows = is_block ? call.key.size(1) : rows;
   const bool is_square =
-      !is_block || (rows == call.key.size(1) && call.block->query_begin == call.block->key_begin);
+      !is_block || (rows == key_rows && call.block->query_begin == call.block->key_begin);
   const bool is_symmetric = is_square && call.query.size(2) == call.key.size(2);
-  Key key{static_cast<int64_t>(device.type()), device.index(), rows, call.query.size(2),
-          call.key.size(1), call.key.size(2), is_block ? call.block->seq_len : rows,
+  Key key{static_cast<int64_t>(device.type()), device.index(), rows, call.query.size(2), key_rows,
+          call.key.size(2), is_block ? call.block->seq_len : rows,
           is_block ? call.block->query_begin : 0, is_block ? call.block->key_begin : 0,
           call.is_causal, call.padding == "zeros",
           // A symmetric pattern's one table serves both passes.
           static_cast<int64_t>(is_symmetric ? Directions::kBoth : wanted_directions(call, reads)),
-          static_cast<int64_t>(call.segment_lengths.size())};
+          static_cast<int64_t>(call.segment_lengths.size()), call.head_offsets.has_value()};
   for (const c10::SymInt& length : call.segment_lengths) {
     key.push_back(length.expect_int());
   }
@@ -62,7 +71,19 @@ PlannedPatterns::Key PlannedPatterns::key_of(const AttentionCall& call, Directio
 
 at::Tensor PlannedPatterns::lend(const AttentionCall& call, Directions reads,
                                  const PatternReader& reader) {
-  const Key key = key_of(call, reads);
+  const at::Device device = call.query.device();
+  Key key = key_of(call, reads, device, call.query.size(1));
+  if (call.sequences.has_value()) {  // those of one sequence end before this
+    for (const auto& [first, length] : sequences_of(*call.sequences)) {
+      key.append({first, length});
+    }
+    key.push_back(call.sequences->size(0));
+  }
+  return lend(key, device, reader, [&] { return plan(call, reads); });
+}
+
+at::Tensor PlannedPatterns::lend(const Key& key, const at::Device& device,
+                                 const PatternReader& reader, const Plan& plan) {
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
     const auto [item, is_new] = entries_.try_emplace(key);
@@ -70,7 +91,7 @@ at::Tensor PlannedPatterns::lend(const AttentionCall& call, Directions reads,
       ++counts_.misses;
       Entries::value_type& planned = *item;
       lock.unlock();
-      return plan(call, reads, reader, planned);
+      return fill(planned, device, reader, plan);
     }
     const at::Tensor& words = item->second.words;
     if (!words.defined()) {
@@ -80,19 +101,22 @@ at::Tensor PlannedPatterns::lend(const AttentionCall& call, Directions reads,
       return hand_out(item->second, reader);
     } else {
       lock.unlock();
-      return reader.plan(spec_of(call, reads),
-                         call.query.device());  // throws: it has become too large
+      return reader.keep(plan(), device);  // throws: it has become too large
     }
   }
 }
 
 /// Not locked. The entry stays where it is: nobody else removes one without words.
-at::Tensor PlannedPatterns::plan(const AttentionCall& call, Directions reads,
-                                 const PatternReader& reader, Entries::value_type& item) {
+at::Tensor PlannedPatterns::fill(Entries::value_type& item, const at::Device& device,
+                                 const PatternReader& reader, const Plan& plan) {
   RECORD_FUNCTION("dilated::plan", {});
   at::Tensor words;
   try {
-    words = reader.plan(spec_of(call, reads), call.query.device());
+    TORCH_CHECK(!reader.is_captured,
+                "pattern: must be given, on query's device, while a CUDA graph is captured, got "
+                "None: one that is planned on the spot comes from host memory that a replay would "
+                "not find");
+    words = reader.keep(plan(), device);
   } catch (...) {
     const std::lock_guard<std::mutex> lock(mutex_);
     entries_.erase(Key(item.first));
@@ -107,6 +131,22 @@ at::Tensor PlannedPatterns::plan(const AttentionCall& call, Directions reads,
   words = hand_out(item.second, reader);
   evict_to(max_entries, max_bytes);
   return words;
+}
+
+/// Not locked.
+std::vector<int32_t> PlannedPatterns::plan(const AttentionCall& call, Directions reads) {
+  const PatternSpec spec = spec_of(call, reads);
+  if (!spec.sequences.has_value()) {
+    return dilated::plan(spec);
+  }
+  std::vector<at::Tensor> parts;
+  std::vector<const int32_t*> words;
+  for (const int64_t length : sequence_lengths(spec)) {
+    parts.push_back(lend(key_of(call, reads, at::kCPU, length), at::kCPU, {},
+                         [&] { return dilated::plan(one_sequence(spec, length)); }));
+    words.push_back(parts.back().const_data_ptr<int32_t>());
+  }
+  return join_sequences(spec, words);
 }
 
 /// Locked. Keeps the words' memory from reuse before the reader's stream is done.

@@ -8,19 +8,24 @@
 #include <dilated/planned_patterns.h>
 
 #include <condition_variable>
+#include <functional>
 #include <list>
 #include <mutex>
 #include <optional>
 #include <unordered_map>
+#include <vector>
 
 #include "ops/attention_call.h"
 
 namespace dilated::ops {
 
+/// New words, as a tensor on the CPU.
+at::Tensor keep_on_host(std::vector<int32_t>&& words, const at::Device& device);
+
 /// How a call on a device reads a pattern.
 struct PatternReader {
-  /// The words of a new pattern, on the device and ready for all of its streams.
-  at::Tensor (*plan)(const PatternSpec& spec, const at::Device& device);
+  /// New words, on the device and ready for all of its streams.
+  at::Tensor (*keep)(std::vector<int32_t>&& words, const at::Device& device) = &keep_on_host;
   std::optional<c10::Stream> stream =
       std::nullopt;          // on which the call reads them; none on the CPU
   bool is_captured = false;  // by a CUDA graph, whose replays read them again
@@ -30,8 +35,10 @@ class PlannedPatterns {
  public:
   /// The words for a checked call (check_call) without a pattern, found or planned; threads that
   /// miss a pattern at once plan it once. Nobody outside the operators gets them, so they need no
-  /// checks. `reads`: the tables that the pass reads. Throws as spec_of() and reader.plan do.
-  at::Tensor lend(const AttentionCall& call, Directions reads, const PatternReader& reader);
+  /// checks. `reads`: the tables that the pass reads. A batch of sequences is joined of the
+  /// patterns of its lengths, which are kept as well, on the host. Throws as spec_of(), plan() and
+  /// reader.keep do.
+  at::Tensor lend(const AttentionCall& call, Directions reads, const PatternReader& reader = {});
 
   PlannedPatternCounts counts();
   void evict();
@@ -50,9 +57,15 @@ class PlannedPatterns {
   };
   using Entries = std::unordered_map<Key, Entry, Hash>;
 
-  static Key key_of(const AttentionCall& call, Directions reads);
-  at::Tensor plan(const AttentionCall& call, Directions reads, const PatternReader& reader,
-                  Entries::value_type& item);
+  static Key key_of(const AttentionCall& call, Directions reads, const at::Device& device,
+                    int64_t rows);
+  using Plan = std::function<std::vector<int32_t>()>;
+
+  at::Tensor lend(const Key& key, const at::Device& device, const PatternReader& reader,
+                  const Plan& plan);
+  at::Tensor fill(Entries::value_type& item, const at::Device& device, const PatternReader& reader,
+                  const Plan& plan);
+  std::vector<int32_t> plan(const AttentionCall& call, Directions reads);
   at::Tensor hand_out(Entry& entry, const PatternReader& reader);
   void pin(Entry& entry);
   void evict_to(int64_t max_entries, int64_t max_bytes);

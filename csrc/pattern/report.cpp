@@ -17,7 +17,7 @@ using pattern::Poller;
 using pattern::ResolvedSpec;
 
 struct Counter {
-  const ResolvedSpec& spec;
+  const PatternSpec& spec;
   TableView table;
   int64_t column_tile;
 
@@ -105,7 +105,20 @@ int64_t segment_pairs(const ResolvedSpec& spec, const Range& segment, int64_t of
   return pairs;
 }
 
-int64_t nominal_pairs(const ResolvedSpec& spec, Poller& poller) {
+int64_t nominal_pairs(const PatternSpec& given, Poller& poller) {
+  if (given.sequences.has_value()) {
+    std::map<int64_t, int64_t> by_length;
+    int64_t pairs = 0;
+    for (const Sequence& sequence : *given.sequences) {
+      const auto [found, is_new] = by_length.try_emplace(sequence.length, 0);
+      if (is_new) {
+        found->second = nominal_pairs(one_sequence(given, sequence.length), poller);
+      }
+      pairs += found->second;
+    }
+    return pairs;
+  }
+  const ResolvedSpec spec(given);
   int64_t pairs = 0;
   for (const Branch& branch : spec.branches) {
     std::map<int64_t, int64_t> heads;  // by offset
@@ -132,14 +145,13 @@ PatternReport report(const PatternSpec& spec, const std::vector<int32_t>& words,
   const PatternView view{words.data()};
   const TableView table = view.forward();
   PatternReport result{};
-  const ResolvedSpec resolved(spec);
   Poller poller(poll, /*interval=*/1024);
-  result.nominal = nominal_pairs(resolved, poller);
+  result.nominal = nominal_pairs(spec, poller);
   result.bytes = static_cast<int64_t>(words.size() * sizeof(int32_t));
   result.tiles = table.table->tiles;
   result.groups = table.table->groups;
   result.runs = table.table->runs;
-  const Counter counter{resolved, table, column_tile};
+  const Counter counter{spec, table, column_tile};
   for (int32_t t = 0; t < table.table->tiles; ++t) {
     counter.add_tile(table.tiles()[t], result);
     poller.add_steps(1);

@@ -6,6 +6,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "pattern/resolved.h"
 
@@ -32,6 +33,30 @@ void validate_stretches(const std::vector<Range>& stretches, int64_t seq_len, co
             ": must be in the sequence's order and not overlap, got a stretch that begins at ",
             begin, " after one that ends at ", previous_end);
     previous_end = end;
+  }
+}
+
+void validate_sequences(const PatternSpec& spec) {
+  if (!spec.sequences.has_value()) {
+    return;
+  }
+  const std::vector<Range> whole{{0, spec.seq_len}};
+  for (const auto& [ranges, name] : {std::pair(&spec.queries, "queries"), {&spec.keys, "keys"}}) {
+    require(spec.seq_len == 0 || pattern::resolve(*ranges, spec.seq_len) == whole, name,
+            ": must be the whole where there are sequences, got ranges of it");
+  }
+  int64_t previous_end = 0;
+  for (size_t i = 0; i < spec.sequences->size(); ++i) {
+    const auto [first, length] = (*spec.sequences)[i];
+    require(length >= 0, "sequences: must have lengths of at least 0, got ", length, " at index ",
+            i);
+    require(first >= previous_end,
+            "sequences: must ascend and not overlap, each from 0 or the end of the one before, ",
+            previous_end, ", on, got one that begins at ", first, " at index ", i);
+    require(first <= spec.seq_len && length <= spec.seq_len - first,
+            "sequences: must end within the ", spec.seq_len, " rows, got first row ", first,
+            ", length ", length, " at index ", i);
+    previous_end = first + length;
   }
 }
 
@@ -120,6 +145,7 @@ void validate(const PatternSpec& spec) {
   validate_offsets(spec);
   validate_stretches(spec.queries, spec.seq_len, "queries");
   validate_stretches(spec.keys, spec.seq_len, "keys");
+  validate_sequences(spec);
 }
 
 uint64_t fingerprint(const PatternSpec& spec) {
@@ -144,6 +170,13 @@ uint64_t fingerprint(const PatternSpec& spec) {
   for (const Branch& branch : spec.branches) {
     for (int64_t head = 0; head < spec.heads; ++head) {
       hash.add(pattern::head_offset(branch, head));
+    }
+  }
+  if (spec.sequences.has_value()) {
+    hash.add(static_cast<int64_t>(spec.sequences->size()));
+    for (const auto& [first, length] : *spec.sequences) {
+      hash.add(first);
+      hash.add(length);
     }
   }
   return hash.value();

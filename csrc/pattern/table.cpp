@@ -1,33 +1,10 @@
 #include "pattern/table.h"
 
 #include <algorithm>
-#include <cstring>
-#include <limits>
-#include <stdexcept>
+
+#include "pattern/words.h"
 
 namespace dilated::pattern {
-namespace {
-
-/// Fills up to a multiple of 16 bytes.
-void align(std::vector<int32_t>& words) {
-  words.resize((words.size() + 3) / 4 * 4);
-  if (words.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max())) {
-    throw std::invalid_argument("seq_len: must give a pattern below 2^31 words, got more");
-  }
-}
-
-/// Appends the items at a multiple of 16 bytes and returns where they begin, in words.
-template <typename T>
-int32_t append(std::vector<int32_t>& words, const std::vector<T>& items) {
-  static_assert(sizeof(T) % sizeof(int32_t) == 0);
-  const auto at = static_cast<int32_t>(words.size());
-  words.insert(words.end(), reinterpret_cast<const int32_t*>(items.data()),
-               reinterpret_cast<const int32_t*>(items.data() + items.size()));
-  align(words);
-  return at;
-}
-
-}  // namespace
 
 TablePlanner::TablePlanner(const ResolvedSpec& spec, bool transposed, Budget& budget, Lists& lists)
     : budget_(budget),
@@ -134,7 +111,7 @@ Tile* TablePlanner::write_tiles(int32_t group, const Cell& cell, Tile* tile) con
                .row_shift = cell.row_shift,
                .first_stretch = cell.first_stretch,
                .first_window = -1,
-               .reserved = 0};
+               .sequence = 0};
   }
   return tile;
 }

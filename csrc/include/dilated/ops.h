@@ -24,6 +24,11 @@ struct AttentionOptions {
   std::string padding = "masked";  // or "zeros", torchscale's
   double dropout_p = 0.0;
   std::optional<at::Tensor> dropout_seed;  // int64 [1] on query's device; needed when dropout_p > 0
+  // int64 [sequences, 2] on the CPU, of (first row, length), ascending and without overlap: query,
+  // key and value are then [1, rows, heads, head_dim], and each sequence is as if called alone,
+  // with the dropout of the batch entry of its index. Rows between them may hold anything; they get
+  // out = 0, lse = -inf and gradients of 0. Not for blocks.
+  std::optional<at::Tensor> sequences;
   std::optional<at::Tensor>
       pattern;  // int32 from plan(), on query's device; planned on the spot by default
 };

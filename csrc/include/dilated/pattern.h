@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <vector>
 
 namespace dilated {
@@ -21,6 +22,13 @@ struct Range {
   int64_t begin = 0;
   int64_t end = -1;
   bool operator==(const Range&) const = default;
+};
+
+/// One of a batch: rows first .. first + length - 1 of the tensors are its positions 0, 1, ...
+struct Sequence {
+  int64_t first = 0;
+  int64_t length = 0;
+  bool operator==(const Sequence&) const = default;
 };
 
 /// Segments of `segment_length` positions, w, of which every `dilation_rate`-th, r, takes part: for
@@ -52,6 +60,10 @@ struct PatternSpec {
   std::vector<Range> keys{Range{}};  // of key and value
   int64_t row_tile = kRowTile;
   Directions directions = Directions::kBoth;  // not in the fingerprint: the header says which
+  // Of a batch that lies in seq_len rows: ascending, without overlap. Each is as if alone, with
+  // segments and zero keys of its own length; rows of none are in no list. The ranges above then
+  // are the whole.
+  std::optional<std::vector<Sequence>> sequences = std::nullopt;
 };
 
 /// The paper's offsets: head h takes h mod r. [heads].
@@ -72,6 +84,18 @@ DILATED_API uint64_t fingerprint(const PatternSpec& spec);
 /// milliseconds; what it throws ends the planning.
 DILATED_API std::vector<int32_t> plan(const PatternSpec& spec,
                                       const std::function<void()>& poll = {});
+
+/// The distinct lengths of spec.sequences, the longest first, 0 only where there is no other.
+DILATED_API std::vector<int64_t> sequence_lengths(const PatternSpec& spec);
+
+/// One sequence of such a length, alone.
+DILATED_API PatternSpec one_sequence(const PatternSpec& spec, int64_t length);
+
+/// As plan(spec), of a specification with sequences, from what was planned before: parts[i] are the
+/// words of one_sequence() of the i-th of sequence_lengths(). Throws std::invalid_argument as
+/// plan() does, and if parts are not that.
+DILATED_API std::vector<int32_t> join_sequences(const PatternSpec& spec,
+                                                const std::vector<const int32_t*>& parts);
 
 /// The most bytes that a pattern may take, 2^29 unless set; for the whole process. Planning takes
 /// at most a few times as many, and its steps are bounded in proportion: whether a specification

@@ -14,7 +14,8 @@
 // Lists hold *positions*, which masks and dropout compare. Where a row lies in its tensor, its
 // *place*, is another number: the tensor holds stretches of the sequence one after another, and
 // place = position + the stretch's shift. All rows of a tile lie in one stretch; each run of its
-// columns says in which of the stretches that the tile meets it lies.
+// columns says in which of the stretches that the tile meets it lies. A batch of sequences, each
+// with positions of its own, has a stretch for each; rows between them are in no list.
 //
 // In the forward table rows are queries and columns are keys; in the transposed one (the
 // backward's) rows are keys and columns are queries. Lists hold no causal mask: a causal kernel
@@ -65,7 +66,7 @@ struct Tile {
   int32_t first_stretch;  // index into Table::shifts_at, which Run::stretch counts from
   int32_t first_window;   // index into Table::windows_at: that of first_row; the next rows' follow.
                           // -1: rows see all columns
-  int32_t reserved;
+  int32_t sequence;       // index in the batch's list; 0 where there is none
 };
 
 /// The columns that a row sees: those at first <= position <= last.
@@ -97,9 +98,9 @@ inline constexpr int32_t kPatternMagic = 0x44494c50;  // "DILP"
 
 struct Header {
   int32_t magic;
-  int32_t words;            // length of the whole array
-  uint32_t fingerprint[2];  // hash of the specification
-  int32_t seq_len, heads, kv_heads, row_tile;
+  int32_t words;                               // length of the whole array
+  uint32_t fingerprint[2];                     // hash of the specification
+  int32_t seq_len, heads, kv_heads, row_tile;  // of a batch of sequences, seq_len is its rows
   int32_t is_causal, branches;
   int32_t queries, keys;  // rows of the tensors
   int32_t reserved[2];

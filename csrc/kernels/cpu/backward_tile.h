@@ -141,7 +141,7 @@ struct BackwardTile {
 
   uint32_t query_hash(int64_t head, int32_t position) const {
     return rule.threshold == 0 ? 0
-                               : dropout_row_key(*args.dropout.seed, task.batch, head, position);
+                               : dropout_row_key(*args.dropout.seed, task.entry(), head, position);
   }
 
   static uint32_t key_hash(int32_t position) { return static_cast<uint32_t>(position) * kKeyHash; }

@@ -120,7 +120,7 @@ struct ForwardTile {
                 head_dim, static_cast<T>(scale));
       if (threshold != 0) {
         s.panels.lanes[panel].hash[lane] =
-            dropout_row_key(*args.dropout.seed, task.batch, task.head, lanes.position[lane]);
+            dropout_row_key(*args.dropout.seed, task.entry(), task.head, lanes.position[lane]);
       }
     }
   }

@@ -14,6 +14,9 @@ namespace dilated::kernels::cpu {
 struct TileTask {
   int64_t batch, head;
   Tile tile;
+
+  /// Which sequence it is, for dropout: where the pattern is of several, the batch is one entry.
+  [[gnu::always_inline]] inline int64_t entry() const { return batch + tile.sequence; }
 };
 
 /// The functions of one instruction set. `scratch` belongs to one thread, is 64-byte aligned, of

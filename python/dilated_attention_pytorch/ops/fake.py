@@ -1,9 +1,9 @@
-"""Fake calls (torch.compile, opcheck) of operators that take a table from the host.
+"""Fake calls (torch.compile, opcheck) of operators that take tables from the host.
 
 FakeTensorMode refuses operators whose tensors lie on two devices before it asks their Meta kernel,
-and `torch.library.register_fake` refuses operators that have one. The table of head offsets is a
-few numbers on the CPU beside tensors that may be on a GPU. So a fake call with such a table is
-repeated with the table on their device: a fake tensor's device is only a label.
+and `torch.library.register_fake` refuses operators that have one. Head offsets and the list of
+sequences are numbers on the CPU beside tensors that may be on a GPU. So a fake call with such a
+table is repeated with the table on their device: a fake tensor's device is only a label.
 """
 
 from __future__ import annotations
@@ -32,13 +32,20 @@ _dilated = torch.ops.dilated
         _dilated.ring_attention_backward.default,
     ]
 )
-def _with_table_on_device(mode: FakeTensorMode, func: Any, *args: Any, **kwargs: Any) -> Any:
-    table, first = kwargs.get("head_offsets"), args[0]
-    if table is None or first is None or table.device == first.device:
+def _with_tables_on_device(mode: FakeTensorMode, func: Any, *args: Any, **kwargs: Any) -> Any:
+    tables, first = {name: kwargs.get(name) for name in ("head_offsets", "sequences")}, args[0]
+    tables = {
+        name: table
+        for name, table in tables.items()
+        if table is not None and first is not None and table.device != first.device
+    }
+    if not tables:
         return NotImplemented
-    if table.device.type != "cpu":
-        raise ValueError(
-            f"head_offsets: must be an int64 tensor on the CPU, got {table.dtype} on {table.device}"
-        )
+    for name, table in tables.items():
+        if table.device.type != "cpu":
+            raise ValueError(
+                f"{name}: must be an int64 tensor on the CPU, got {table.dtype} on {table.device}"
+            )
     with mode:
-        return func(*args, **{**kwargs, "head_offsets": table.to(first.device)})
+        moved = {name: table.to(first.device) for name, table in tables.items()}
+        return func(*args, **{**kwargs, **moved})

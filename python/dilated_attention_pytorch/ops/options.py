@@ -13,7 +13,11 @@ class Options(TypedDict, total=False):
 
     head_offsets: int64 [branches, H] on the CPU, None for h mod r. scale: finite in float32
     (float64 for float64). padding: "masked" or "zeros". dropout_seed: int64 [1] on query's device,
-    needed if dropout_p > 0.
+    needed if dropout_p > 0. sequences: int64 [sequences, 2] on the CPU, of (first row, length),
+    ascending and without overlap; query, key and value are then [1, rows, heads, D], and each
+    sequence is as if called alone, with the dropout of the batch entry of its index. Rows between
+    them may hold anything, NaN included, also in gradients; they get out 0, lse -inf and gradients
+    0. Not for blocks and rings.
     """
 
     head_offsets: Tensor | None
@@ -22,6 +26,7 @@ class Options(TypedDict, total=False):
     padding: Literal["masked", "zeros"]
     dropout_p: float
     dropout_seed: Tensor | None
+    sequences: Tensor | None
 
 
 class PatternOptions(Options, total=False):

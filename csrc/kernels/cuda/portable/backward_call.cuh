@@ -73,7 +73,7 @@ __device__ inline void read_columns(const BackwardCall& call, const BackwardItem
     copy_4_async(shared_address(&columns.delta[at]), static_cast<const float*>(args.delta) + row);
     if (args.dropout.probability > 0) {
       columns.dropout_key[at] =
-          dropout_row_key(__ldg(args.dropout.seed), batch, head, list[i].position);
+          dropout_row_key(__ldg(args.dropout.seed), item.work.entry(), head, list[i].position);
     }
     is_masked = is_masked || !sees(item.windows.all, list[i].position);
   }

@@ -115,7 +115,7 @@ __device__ inline int32_t count_columns(const TableView& table, const WorkItem& 
 /// What mixes with a key's position to say whether dropout keeps the pair.
 __device__ inline uint32_t row_dropout_key(const AttentionArgs& args, const WorkItem& work,
                                            int32_t position) {
-  return dropout_row_key(__ldg(args.dropout.seed), work.batch, work.head, position);
+  return dropout_row_key(__ldg(args.dropout.seed), work.entry(), work.head, position);
 }
 
 /// Lists the group's rows from the tile's first_row on: `warps` warps, 32 rows at a time each.

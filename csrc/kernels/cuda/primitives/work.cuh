@@ -17,6 +17,9 @@ struct WorkItem {
   Group group;
   int32_t head;  // KV head when the table is transposed
   int32_t batch;
+
+  /// Which sequence it is, for dropout: where the pattern is of several, the batch is one entry.
+  __device__ int32_t entry() const { return batch + tile.sequence; }
 };
 
 __device__ inline int64_t count_work(const TableView& table, int64_t batch) {

@@ -122,7 +122,7 @@ class ScalarBackward {
     memory_.queries.delta[at] = static_cast<const float*>(args_.delta)[row];
     if (args_.dropout.probability > 0) {
       memory_.queries.dropout_key[at] =
-          dropout_row_key(__ldg(args_.dropout.seed), work_.batch, head, position);
+          dropout_row_key(__ldg(args_.dropout.seed), work_.entry(), head, position);
     }
   }
 
