@@ -243,6 +243,8 @@ def attend(
     if seed is not None:
         options["dropout_p"] = dropout_p
         options["dropout_seed"] = seed
+    if sequences is not None:
+        options["sequences"] = sequences
     rows = (query, key, value, scheme.segment_lengths, scheme.dilation_rates)
     if sharding is not None:
         check_ring_cache(pattern_cache)
@@ -254,13 +256,10 @@ def attend(
             strategy=sharding.strategy,
             **options,
         )
-    if sequences is not None:
-        offsets = _offset_tensor(scheme, shape[2])
-        return _attend_sequences(*rows, sequences, options, offsets)  # type: ignore
     # Compilers and tensor subclasses (fake tensors among them) must not meet the cache's tensors.
     is_plain = type(query) is Tensor or type(query) is Parameter
     found = None
-    if pattern_cache is not False and is_plain and not is_compiling():
+    if sequences is None and pattern_cache is not False and is_plain and not is_compiling():
         cache = current_pattern_cache() if pattern_cache is None else pattern_cache
         spec = make_spec(scheme, shape[1], shape[2], key_shape[2], is_causal)
         found = cache.find(spec, query.device)
@@ -273,27 +272,6 @@ def attend(
     if offsets is not None:
         options["head_offsets"] = offsets
     return ops.attention(*rows, **options)
-
-
-def _attend_sequences(  # type: ignore
-    query, key, value, segment_lengths, dilation_rates, sequences, options, offsets
-):
-    """One call for each sequence."""
-    if offsets is not None:
-        options["head_offsets"] = offsets
-    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-    outs, lses, end = [], [], 0
-    for first, length in [*sequences.tolist(), (query.size(1), 0)]:
-        gap = first - end
-        outs.append(query.new_zeros(1, gap, *query.shape[2:]))
-        lses.append(query.new_full((1, query.size(2), gap), -torch.inf, dtype=wide))
-        end = first + length
-        if length:
-            rows = (x[:, first:end] for x in (query, key, value))
-            out, lse = ops.attention(*rows, segment_lengths, dilation_rates, **options)  # type: ignore
-            outs.append(out)
-            lses.append(lse)
-    return torch.cat(outs, 1), torch.cat(lses, 2)
 
 
 def make_scheme(
