@@ -167,6 +167,66 @@ def test_lengths_come_in_every_form(device: str, exact: Exact) -> None:
         assert torch.equal(dilated_attention(*inputs, *BRANCHES, seq_lens=given), expected)
 
 
+def test_dropout_is_the_same_padded_and_packed(device: str, exact: Exact) -> None:
+    """It depends on the row of the batch, or the sequence's index, and its own positions."""
+    inputs = make_batch(device, exact)
+    options: dict[str, Any] = {"dropout_p": 0.4, "is_causal": True}
+    kept = torch.cat([torch.arange(p, p + n) for p, n in places([(0, n) for n in LENGTHS])])
+    offsets = torch.tensor([0, *LENGTHS]).cumsum(0)
+    left = [torch.stack([r.roll(a, 0) for r, (a, _) in zip(x, LEFT, strict=True)]) for x in inputs]
+    nested_rows = [nested([r[:n] for r, n in zip(x, LENGTHS, strict=True)]) for x in inputs]
+    results = []
+    for call in (
+        lambda: dilated_attention(*inputs, *BRANCHES, seq_lens=LENGTHS, **options),
+        lambda: dilated_attention(*left, *BRANCHES, seq_lens=LEFT, **options),
+        lambda: dilated_attention_varlen(
+            *(flat(x)[kept.to(device)] for x in inputs), offsets, *BRANCHES, **options
+        ),
+        lambda: dilated_attention(*nested_rows, *BRANCHES, **options).values(),
+        lambda: dilated_attention(*inputs, *BRANCHES, **options),
+    ):
+        torch.manual_seed(5)
+        results.append(call().detach())
+    padded, padded_left, packed, unpadded, whole = results
+    assert torch.equal(flat(padded)[kept.to(device)], packed) and torch.equal(packed, unpadded)
+    for row, other, (a, n) in zip(padded, padded_left, LEFT, strict=True):
+        assert torch.equal(row[:n], other[a : a + n])
+    assert torch.equal(padded[0], whole[0])
+
+
+def test_random_batches() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for case in range(60):
+        batch, seq_len = torch.randint(1, 40, (2,), generator=generator).tolist()
+        first = torch.randint(0, seq_len + 1, (batch,), generator=generator)
+        length = (torch.rand(batch, generator=generator) * (seq_len + 1 - first)).long()
+        pairs = torch.stack([first, length], 1)
+        where = [(row * seq_len + a, n) for row, (a, n) in enumerate(pairs.tolist())]
+        branches = ([1 + case % 7, 20], [1 + case % 3, 1 + case % 5])
+        inputs = make_qkv(seq_len, 2, 4, batch=batch, seed=case)
+        options: dict[str, Any] = {
+            "is_causal": case % 2 == 0,
+            "padding": ["masked", "zeros"][case // 2 % 2],
+        }
+        rows = [poisoned(flat(x), where) for x in inputs]
+        leaves = [x.clone().requires_grad_() for x in rows]
+        results = dilated_attention(
+            *(x.view(batch, seq_len, 2, 4) for x in leaves),
+            *branches,
+            seq_lens=pairs,
+            return_lse=True,
+            **options,
+        )
+        out, lse = flat(results[0]), results[1].transpose(0, 1).flatten(1)
+        expected = one_by_one(rows, where, *branches, **options)
+        torch.testing.assert_close((out, lse), expected, rtol=0, atol=1e-12)
+        # A row that attends to nothing has an lse of -inf and no gradient of it.
+        weights = torch.ones_like(out), torch.zeros_like(lse)
+        wanted = gradients_one_by_one(rows, weights, where, *branches, **options)
+        actual = list(torch.autograd.grad(out.sum(), leaves))
+        torch.testing.assert_close(actual, wanted, rtol=0, atol=1e-11)
+
+
 def test_a_batch_without_padding_is_a_plain_call() -> None:
     inputs = make_qkv(48, batch=2)
     expected = dilated_attention(*inputs, *BRANCHES, return_lse=True)
