@@ -211,9 +211,10 @@ def attend(
         raise TypeError(f"is_causal must be a bool, got {is_causal!r}")
     if seq_lens is not None or query.is_nested or key.is_nested or value.is_nested:
         if sharding is not None:
+            given = "a nested tensor" if seq_lens is None else f"{seq_lens!r}"
             raise ValueError(
-                "seq_lens must be None, and query no nested tensor, where a group is given: ranks "
-                f"share one sequence, got {seq_lens!r} and shape {tuple(shape)}"
+                "seq_lens must be None, and no tensor nested, where a group is given, whose ranks "
+                f"share one sequence, got {given}"
             )
         packed = pack(query, key, value, seq_lens)
         if packed is not None:
