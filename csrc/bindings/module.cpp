@@ -6,8 +6,12 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <cstring>
 #include <map>
+#include <optional>
+#include <stdexcept>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -30,6 +34,22 @@ void run_signal_handlers() {
   if (PyErr_CheckSignals() != 0) {
     throw py::error_already_set();
   }
+}
+
+/// parts: address and number of the words of each, which the caller keeps alive.
+PatternWords join_words(const PatternSpec& spec,
+                        const std::vector<std::pair<uintptr_t, int64_t>>& parts) {
+  const PatternSpec own = spec;
+  const py::gil_scoped_release released;
+  std::vector<const int32_t*> words;
+  for (const auto& [address, size] : parts) {
+    words.push_back(reinterpret_cast<const int32_t*>(address));
+    if (!is_planned(words.back(), size)) {
+      throw std::invalid_argument(
+          "parts: must hold the words that plan() made, unchanged, got others");
+    }
+  }
+  return {join_sequences(own, words)};
 }
 
 PatternWords plan_words(const PatternSpec& spec) { return {plan(spec, run_signal_handlers)}; }
@@ -84,6 +104,26 @@ void define_stretches(py::class_<PatternSpec>& spec, const char* name) {
       });
 }
 
+/// As int64 numbers in memory, so that a long list costs little.
+void set_sequences(PatternSpec& spec, const std::optional<std::string_view>& numbers) {
+  spec.sequences.reset();
+  if (numbers.has_value()) {
+    auto& sequences = spec.sequences.emplace(numbers->size() / sizeof(Sequence));
+    std::memcpy(sequences.data(), numbers->data(), sequences.size() * sizeof(Sequence));
+  }
+}
+
+std::optional<std::vector<std::pair<int64_t, int64_t>>> get_sequences(const PatternSpec& spec) {
+  std::optional<std::vector<std::pair<int64_t, int64_t>>> pairs;
+  if (spec.sequences.has_value()) {
+    pairs.emplace();
+    for (const auto& [first, length] : *spec.sequences) {
+      pairs->emplace_back(first, length);
+    }
+  }
+  return pairs;
+}
+
 PatternSpec make_spec(const py::kwargs& fields) {
   PatternSpec spec;
   const py::object view = py::cast(spec, py::return_value_policy::reference);
@@ -116,7 +156,8 @@ void define_spec(py::module_& module) {
       .def_readwrite("is_causal", &PatternSpec::is_causal)
       .def_readwrite("padding", &PatternSpec::padding)
       .def_readwrite("row_tile", &PatternSpec::row_tile)
-      .def_readwrite("directions", &PatternSpec::directions);
+      .def_readwrite("directions", &PatternSpec::directions)
+      .def_property("sequences", &get_sequences, &set_sequences);
   define_stretches<&PatternSpec::queries>(spec, "queries");
   define_stretches<&PatternSpec::keys>(spec, "keys");
 }
@@ -135,6 +176,8 @@ PYBIND11_MODULE(_C, module) {
   module.attr("ROW_TILE") = kRowTile;
   module.def("plan", &without_gil<plan_words>, py::arg("spec"),
              "Plans a pattern. ValueError names the argument that can't be planned.");
+  module.def("join_sequences", &join_words, py::arg("spec"), py::arg("parts"),
+             "Joins a batch's pattern of its lengths', given as (address, number) of their words.");
   module.def("report", &without_gil<report_numbers>, py::arg("spec"),
              "Plans, and counts pairs, tiles and bytes (PatternReport in pattern.h).");
   module.def("interleaved_offsets", &interleaved_offsets, py::arg("dilation_rate"),

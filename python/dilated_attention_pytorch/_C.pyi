@@ -35,6 +35,7 @@ class PatternSpec:
     directions: Directions
     queries: list[tuple[int, int]]
     keys: list[tuple[int, int]]
+    sequences: list[tuple[int, int]] | None
     def __init__(
         self,
         *,
@@ -48,11 +49,13 @@ class PatternSpec:
         directions: Directions = ...,
         queries: Sequence[tuple[int, int]] = ...,
         keys: Sequence[tuple[int, int]] = ...,
+        sequences: bytes | None = ...,
     ) -> None: ...
 
 ROW_TILE: int
 
 def plan(spec: PatternSpec) -> PatternWords: ...
+def join_sequences(spec: PatternSpec, parts: Sequence[tuple[int, int]]) -> PatternWords: ...
 def report(spec: PatternSpec) -> dict[str, int]: ...
 def interleaved_offsets(dilation_rate: int, heads: int) -> list[int]: ...
 def blocked_offsets(dilation_rate: int, heads: int) -> list[int]: ...

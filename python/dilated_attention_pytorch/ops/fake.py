@@ -33,19 +33,17 @@ _dilated = torch.ops.dilated
     ]
 )
 def _with_tables_on_device(mode: FakeTensorMode, func: Any, *args: Any, **kwargs: Any) -> Any:
-    tables, first = {name: kwargs.get(name) for name in ("head_offsets", "sequences")}, args[0]
-    tables = {
-        name: table
-        for name, table in tables.items()
-        if table is not None and first is not None and table.device != first.device
-    }
-    if not tables:
+    if (first := args[0]) is None:
         return NotImplemented
-    for name, table in tables.items():
+    given = ((name, kwargs.get(name)) for name in ("head_offsets", "sequences"))
+    apart = {name: x for name, x in given if x is not None and x.device != first.device}
+    if not apart:
+        return NotImplemented
+    for name, table in apart.items():
         if table.device.type != "cpu":
             raise ValueError(
                 f"{name}: must be an int64 tensor on the CPU, got {table.dtype} on {table.device}"
             )
     with mode:
-        moved = {name: table.to(first.device) for name, table in tables.items()}
+        moved = {name: table.to(first.device) for name, table in apart.items()}
         return func(*args, **{**kwargs, **moved})

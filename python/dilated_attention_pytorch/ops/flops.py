@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ..pattern import HeadOffsets, Pattern, PatternSpec, make_branches
+from ..pattern import HeadOffsets, Pattern, PatternSpec, Sequences, make_branches
 from ..pattern.offsets import normalize_head_offsets
 
 _dilated = torch.ops.dilated
@@ -46,6 +46,9 @@ def _flops(
     table: HeadOffsets | None = options.get("head_offsets")
     if table is None or isinstance(table, FakeTensor):  # one without data counts as the default
         table = "interleaved"
+    sequences = options.get("sequences")
+    if isinstance(sequences, FakeTensor):  # likewise: as one that has all rows
+        sequences = None
     spec = PatternSpec(
         seq_len,
         make_branches(lengths, rates),
@@ -56,6 +59,7 @@ def _flops(
         queries=queries,
         keys=keys,
         directions="forward",
+        sequences=None if sequences is None else Sequences(sequences),
     )
     return batch * 2 * head_dim * products * _distinct(spec)
 

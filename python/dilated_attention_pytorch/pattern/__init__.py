@@ -23,6 +23,7 @@ from .planned import (
     planned_pattern_counts,
     resize_planned_patterns,
 )
+from .sequences import Sequences
 from .suggest import suggest_branches
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "PatternSpec",
     "PlannedPatternCounts",
     "Scheme",
+    "Sequences",
     "TieredCacheStatistics",
     "TieredPatternCache",
     "clear_planned_patterns",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -15,6 +16,7 @@ from .advice import advise
 from .bounds import HEADS_END, SEQ_LEN_END, at_least
 from .branch import Branch, Padding, make_branches
 from .offsets import Offsets, OffsetTable, normalize_head_offsets, offset_table
+from .sequences import Sequences
 
 Directions = Literal["forward", "transposed", "both"]
 
@@ -25,6 +27,7 @@ class PatternSpec(NamedTuple):
     `queries` and `keys` are the positions (begin, end) of the rows of query, and of key and value:
     in a ring, a shard of the sequence. end = -1 stands for seq_len. `directions` "forward" is for
     the forward pass alone: quicker to plan and smaller where kv_heads < heads or queries != keys.
+    `sequences`: those of a batch in seq_len rows, each with positions of its own, from 0.
     A wrong field raises a ValueError or TypeError that names it, when the pattern is planned.
     """
 
@@ -39,6 +42,12 @@ class PatternSpec(NamedTuple):
     keys: tuple[int, int] = (0, -1)
     row_tile: int = _C.ROW_TILE
     directions: Directions = "both"
+    sequences: Sequences | None = None
+
+    def parts(self) -> tuple[PatternSpec, ...]:
+        """What a batch's pattern is joined of: one sequence of each length, the longest first."""
+        lengths = [] if self.sequences is None else self.sequences.lengths()
+        return tuple(self._replace(seq_len=length, sequences=None) for length in lengths)
 
     def offset_table(self) -> OffsetTable:
         """[branches, heads], -1 where a head is not in a branch."""
@@ -55,6 +64,7 @@ class PatternSpec(NamedTuple):
             "directions": _C.Directions.__members__[self.directions],
             "queries": [self.queries],
             "keys": [self.keys],
+            "sequences": None if self.sequences is None else self.sequences.numbers(),
         }
         del fields["head_offsets"]
         return _C.PatternSpec(**fields)
@@ -101,6 +111,8 @@ class PatternSpec(NamedTuple):
                 raise TypeError(f"{name} must be positions (begin, end), got {positions!r}")
             for position in positions:
                 _check_integer(position, name)
+        if self.sequences is not None and not isinstance(self.sequences, Sequences):
+            raise TypeError(f"sequences must be Sequences or None, got {self.sequences!r}")
 
 
 def check_spec(spec: PatternSpec) -> None:
@@ -152,12 +164,14 @@ class Pattern:
         return self.words._version + offsets._version == self._version
 
     @staticmethod
-    def plan(spec: PatternSpec) -> Pattern:
+    def plan(spec: PatternSpec, parts: Sequence[Pattern] = ()) -> Pattern:
         """Plans on the host; warns of specifications that are seldom meant (advice.py).
+
+        parts: those of `spec.parts()`, where they are planned already.
 
         Raises:
             TypeError, ValueError: the specification is wrong, or the pattern would be larger than
-                `max_pattern_bytes()`.
+                `max_pattern_bytes()`; parts are not those.
         """
         check_spec(spec)
         # A profile shows planning by name; a call costs nothing while there is none.
@@ -165,11 +179,17 @@ class Pattern:
         named = torch.profiler.record_function("dilated::plan") if profiled else nullcontext()
         # An inference tensor could not be saved for a later call's backward.
         with named, torch.inference_mode(False):
-            words = torch.frombuffer(_C.plan(spec.native()), dtype=torch.int32)
+            if parts:
+                given = [(part.words.data_ptr(), part.words.numel()) for part in parts]
+                planned = _C.join_sequences(spec.native(), given)
+            else:
+                planned = _C.plan(spec.native())
+            words = torch.frombuffer(planned, dtype=torch.int32)
             offsets = None
             if spec.head_offsets != "interleaved":
                 offsets = torch.tensor(spec.offset_table(), dtype=torch.int64, device="cpu")
-        advise(spec)
+        if not parts:  # which have been looked at
+            advise(next(iter(spec.parts()), spec))
         return Pattern(spec, words, offsets)
 
     @property

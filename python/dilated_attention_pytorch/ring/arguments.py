@@ -28,6 +28,7 @@ class Arguments:
     padding: Padding = "masked"
     dropout_p: float = 0.0
     dropout_seed: Tensor | None = None
+    sequences: Tensor | None = None
     shard_lengths: Sequence[int] | None = None
     strategy: str = "auto"
 
@@ -86,6 +87,7 @@ def identity_of(
         arguments.padding,
         arguments.dropout_p,
         None if seed is None else (seed.device, seed.dtype, seed.shape),
+        arguments.sequences is None,
         None if lengths is None else tuple(lengths),
         arguments.strategy,
     )
@@ -120,6 +122,10 @@ def check_call(
     query: Tensor, key: Tensor, value: Tensor, arguments: Arguments, rank: int, size: int
 ) -> None:
     """Raises ValueError with the argument, what must hold and what was given."""
+    if arguments.sequences is not None:
+        raise ValueError(
+            "sequences: must be None in a ring, got a list: call attention with whole sequences"
+        )
     for name, x in (("key", key), ("value", value), ("dropout_seed", arguments.dropout_seed)):
         if x is not None and x.device != query.device:
             raise ValueError(f"{name}: must be on query's device, {query.device}, got {x.device}")

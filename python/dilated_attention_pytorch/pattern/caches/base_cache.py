@@ -208,9 +208,9 @@ class BasePatternCache(ABC):
             self._entries.move_to_end(entry.pattern.spec)
             self._newest = entry
 
-    def _make(self, spec: PatternSpec, device: torch.device) -> Pattern:
+    def _make(self, spec: PatternSpec, parts: Sequence[Pattern], device: torch.device) -> Pattern:
         """Plans, for use on `device`; not locked, so that other look-ups need not wait."""
-        return Pattern.plan(spec)
+        return Pattern.plan(spec, parts)
 
     def _planned(self, spec: PatternSpec, device: torch.device) -> Entry:
         """The entry, planned by this thread unless another one is already planning it."""
@@ -231,8 +231,10 @@ class BasePatternCache(ABC):
             self._planning.pop(spec, None)
 
     def _plan(self, spec: PatternSpec, device: torch.device, turn: Turn) -> Entry:
+        # Batches differ, but many share lengths. Parts have none of their own: no turn waits back.
+        parts = [self._planned(part, CPU).pattern for part in spec.parts()]
         began = time.perf_counter()
-        entry = Entry(self._make(spec, device))
+        entry = Entry(self._make(spec, parts, device))
         with self._lock:
             self._planning_seconds += time.perf_counter() - began
             self._hold(spec, entry)
