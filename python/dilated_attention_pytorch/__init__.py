@@ -20,9 +20,9 @@ from .pattern import (
     using_pattern_cache,
 )
 from .plot import plot_pattern
+from .ragged import seq_lens_of_mask
 from .ring_dilated_attention_v2 import RingDilatedAttentionV2
 from .ring_dilated_attention_v3 import RingDilatedAttentionV3
-from .sequences import seq_lens_of_mask
 from .varlen import dilated_attention_varlen
 
 __all__ = [

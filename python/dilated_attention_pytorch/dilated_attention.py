@@ -17,8 +17,8 @@ from .functional import (
     make_spec,
 )
 from .pattern import HeadOffsets, Padding, Pattern, Scheme, current_pattern_cache
+from .ragged import SeqLens
 from .ring import Group, Sharding, Strategy, telling
-from .sequences import SeqLens
 
 
 class DilatedAttention(nn.Module):

@@ -18,12 +18,13 @@ from .pattern import (
     Padding,
     PatternSpec,
     Scheme,
+    Sequences,
     current_pattern_cache,
 )
 from .pattern.bounds import HEADS_END
 from .pattern.scalars import is_symbolic, real
+from .ragged import SeqLens, pack
 from .ring import Group, Sharding, Strategy, telling
-from .sequences import SeqLens, pack
 
 CacheArgument = BasePatternCache | Literal[False] | None
 _MAX_SEED = 2**63 - 1
@@ -260,9 +261,9 @@ def attend(
     # Compilers and tensor subclasses (fake tensors among them) must not meet the cache's tensors.
     is_plain = type(query) is Tensor or type(query) is Parameter
     found = None
-    if sequences is None and pattern_cache is not False and is_plain and not is_compiling():
+    if pattern_cache is not False and is_plain and not is_compiling():
         cache = current_pattern_cache() if pattern_cache is None else pattern_cache
-        spec = make_spec(scheme, shape[1], shape[2], key_shape[2], is_causal)
+        spec = make_spec(scheme, shape[1], shape[2], key_shape[2], is_causal, sequences)
         found = cache.find(spec, query.device)
         if found is None and key_shape == value_shape and _fit(query, key, value):
             found = cache.lookup_missing(spec, query.device)
@@ -287,7 +288,12 @@ def make_scheme(
 
 
 def make_spec(
-    scheme: Scheme, seq_len: int, heads: int, kv_heads: int, is_causal: bool
+    scheme: Scheme,
+    seq_len: int,
+    heads: int,
+    kv_heads: int,
+    is_causal: bool,
+    sequences: Tensor | None = None,
 ) -> PatternSpec:
     """The pattern that a call needs now: for the forward pass alone where gradients are off."""
     return PatternSpec(
@@ -300,6 +306,7 @@ def make_spec(
         scheme.padding,
         # One table serves both passes where each head has keys of its own.
         directions="both" if heads == kv_heads or is_grad_enabled() else "forward",
+        sequences=None if sequences is None else Sequences(sequences),
     )
 
 

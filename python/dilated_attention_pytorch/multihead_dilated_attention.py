@@ -15,8 +15,8 @@ from .nn_arguments import NoFusedKernel, check_weights_and_mask, padding_of
 from .pattern import HeadOffsets, Padding
 from .pattern.bounds import HEADS_END, at_least
 from .pattern.scalars import real
+from .ragged import SeqLens, kept_rows
 from .ring import Group, Strategy, telling
-from .sequences import SeqLens, kept_rows
 
 
 class MultiheadDilatedAttention(nn.Module):

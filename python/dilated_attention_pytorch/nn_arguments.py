@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from .sequences import SeqLens, are_whole, seq_lens_of_mask, stretches
+from .ragged import SeqLens, are_whole, seq_lens_of_mask, stretches
 
 
 class NoFusedKernel:

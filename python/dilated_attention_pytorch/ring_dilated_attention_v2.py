@@ -10,8 +10,8 @@ from torch import Tensor
 from .dilated_attention import DilatedAttention
 from .functional import CacheArgument
 from .pattern import HeadOffsets, Padding
+from .ragged import SeqLens
 from .ring import Group, Strategy, group_size
-from .sequences import SeqLens
 
 
 class RingDilatedAttentionV2(DilatedAttention):

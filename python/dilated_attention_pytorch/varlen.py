@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .functional import CacheArgument, attend, check_cache, check_dropout, check_scale, make_scheme
 from .pattern import HeadOffsets, Padding
-from .sequences import of_offsets
+from .ragged import of_offsets
 
 
 @overload

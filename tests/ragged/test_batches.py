@@ -16,7 +16,7 @@ from dilated_attention_pytorch import (
     seq_lens_of_mask,
 )
 from tests.conftest import Exact, make_qkv
-from tests.ragged import gradients_one_by_one, one_by_one, poisoned
+from tests.one_by_one import gradients_one_by_one, one_by_one, poisoned
 
 BRANCHES = ([16, 64], [1, 4])
 SEQ_LEN = 90

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dilated_attention_pytorch import seq_lens_of_mask
-from dilated_attention_pytorch.sequences import kept_rows
+from dilated_attention_pytorch.ragged import kept_rows
 
 STRETCHES = [(0, 5), (0, 3), (2, 3), (1, 2), (4, 1), (0, 0)]
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from dilated_attention_pytorch.sequences import are_whole, of_offsets, stretches
-from dilated_attention_pytorch.sequences.lengths import of_padded
+from dilated_attention_pytorch.ragged import are_whole, of_offsets, stretches
+from dilated_attention_pytorch.ragged.lengths import of_padded
 
 LENGTHS = [3, 0, 5]
 FORMS = {
