@@ -18,6 +18,7 @@ from dilated_attention_pytorch import (
     PatternCache,
     RingDilatedAttentionV2,
     RingDilatedAttentionV3,
+    TieredPatternCache,
     default_pattern_cache,
     dilated_attention,
 )
@@ -392,3 +393,30 @@ def test_announced_calls_find_their_patterns(device):
     module.attention = torch.nn.Identity()
     with pytest.raises(TypeError, match="attention must be a DilatedAttention"):
         module.prefetch([50], device)
+
+
+@pytest.mark.parametrize("cache", [PatternCache, TieredPatternCache])
+def test_announced_batches_find_their_patterns(cache, device):
+    patterns = cache()
+    module = MultiheadDilatedAttention(
+        32, 4, *BRANCHES, num_kv_heads=2, pattern_cache=patterns, device=device
+    )
+    x = torch.randn(3, 50, 32, device=device)
+    left = [(20, 30), (0, 50), (50, 0)]
+    packed = torch.nested.nested_tensor([x[0, :9], x[1, :40]], layout=torch.jagged)
+    calls = (
+        (([50, 7, 0], 50), lambda: module(x, seq_lens=[50, 7, 0])),
+        ((torch.tensor(left), 50), lambda: module(x, seq_lens=left)),
+        (([50, 50, 50], 50), lambda: module(x, seq_lens=[50, 50, 50])),
+        (([9, 40], None), lambda: module(packed)),
+    )
+    for (seq_lens, seq_len), call in calls:
+        module.prefetch_batch(seq_lens, device, seq_len=seq_len)
+        patterns.drain()
+        before = patterns.statistics()
+        call()
+        after = patterns.statistics()
+        assert (after.hits - before.hits, after.misses - before.misses) == (1, 0)
+    module.attention = torch.nn.Identity()
+    with pytest.raises(TypeError, match="attention must be a DilatedAttention"):
+        module.prefetch_batch([50], device)

@@ -16,8 +16,8 @@ from .functional import (
     check_scale,
     make_spec,
 )
-from .pattern import HeadOffsets, Padding, Pattern, Scheme, current_pattern_cache
-from .ragged import SeqLens
+from .pattern import HeadOffsets, Padding, Pattern, PatternSpec, Scheme, current_pattern_cache
+from .ragged import SeqLens, layout_of
 from .ring import Group, Sharding, Strategy, telling
 
 
@@ -110,14 +110,37 @@ class DilatedAttention(nn.Module):
             ValueError: the module has a group or no cache, or the numbers fit no pattern.
             RuntimeError: a CUDA graph is being captured.
         """
+        kv_heads = heads if kv_heads is None else kv_heads
+        specs = [make_spec(self.scheme, n, heads, kv_heads, is_causal) for n in seq_lens]
+        self._announce(specs, device)
+
+    def prefetch_batch(
+        self,
+        seq_lens: SeqLens,
+        device: torch.device | str,
+        *,
+        heads: int,
+        kv_heads: int | None = None,
+        seq_len: int | None = None,
+        is_causal: bool = False,
+    ) -> None:
+        """As `prefetch`, for one batch of several lengths, whose pattern is joined of theirs.
+
+        seq_lens: what the call will get, or of a packed or nested batch the length of each
+        sequence, one behind the other. seq_len: of a padded batch, None of others.
+        """
+        kv_heads = heads if kv_heads is None else kv_heads
+        rows, sequences = layout_of(seq_lens, seq_len)
+        spec = make_spec(self.scheme, rows, heads, kv_heads, is_causal, sequences)
+        self._announce([spec], device)
+
+    def _announce(self, specs: Sequence[PatternSpec], device: torch.device | str) -> None:
         cache = current_pattern_cache() if self.pattern_cache is None else self.pattern_cache
         if self.sharding is not None or cache is False:
             raise ValueError(
                 "pattern_cache must be a cache, and group None, where patterns are prefetched, got "
                 f"{self.pattern_cache!r} and {self.sharding!r}"
             )
-        kv_heads = heads if kv_heads is None else kv_heads
-        specs = [make_spec(self.scheme, n, heads, kv_heads, is_causal) for n in seq_lens]
         for spec in specs:
             Pattern.check(spec)
         cache.announce(specs, torch.device(device))

@@ -206,11 +206,27 @@ class MultiheadDilatedAttention(nn.Module):
         self, seq_lens: Iterable[int], device: torch.device | str, *, is_causal: bool = False
     ) -> None:
         """As `DilatedAttention.prefetch`. Raises TypeError if `attention` is another module."""
+        heads = {"heads": self.num_heads, "kv_heads": self.num_kv_heads}
+        self._prefetching().prefetch(seq_lens, device, **heads, is_causal=is_causal)
+
+    def prefetch_batch(
+        self,
+        seq_lens: SeqLens,
+        device: torch.device | str,
+        *,
+        seq_len: int | None = None,
+        is_causal: bool = False,
+    ) -> None:
+        """As `DilatedAttention.prefetch_batch`; likewise."""
+        heads = {"heads": self.num_heads, "kv_heads": self.num_kv_heads}
+        self._prefetching().prefetch_batch(
+            seq_lens, device, **heads, seq_len=seq_len, is_causal=is_causal
+        )
+
+    def _prefetching(self) -> DilatedAttention:
         if not isinstance(self.attention, DilatedAttention):
             raise TypeError(f"attention must be a DilatedAttention, got {self.attention!r}")
-        self.attention.prefetch(
-            seq_lens, device, heads=self.num_heads, kv_heads=self.num_kv_heads, is_causal=is_causal
-        )
+        return self.attention
 
     def extra_repr(self) -> str:
         text = f"embed_dim={self.embed_dim}, num_heads={self.num_heads}"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dilated_attention_pytorch.ragged import are_whole, of_offsets, stretches
+from dilated_attention_pytorch.ragged import are_whole, layout_of, of_offsets, stretches
 from dilated_attention_pytorch.ragged.lengths import of_padded
 
 LENGTHS = [3, 0, 5]
@@ -58,6 +58,17 @@ def test_whole_rows_are_seen() -> None:
     assert are_whole(stretches([5, 5], 2, 5), 5)
     assert not are_whole(stretches([5, 4], 2, 5), 5)
     assert not are_whole(stretches([(1, 4), (0, 5)], 2, 5), 5)
+
+
+def test_lengths_alone_say_where_a_batch_lies() -> None:
+    rows, table = layout_of(LENGTHS, None)
+    assert table is not None and (rows, table.tolist()) == (8, [[0, 3], [3, 0], [3, 5]])
+    rows, table = layout_of([(1, 2), (0, 3)], 4)
+    assert table is not None and (rows, table.tolist()) == (8, [[1, 2], [4, 3]])
+    assert layout_of([4, 4], 4) == (4, None)
+    for given, seq_len in ((5, None), (5, 9), ([(0, 3)], None)):
+        with pytest.raises(ValueError, match="seq_lens must be"):
+            layout_of(given, seq_len)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

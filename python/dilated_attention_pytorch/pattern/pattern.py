@@ -152,8 +152,9 @@ class Pattern:
 
     @staticmethod
     def check(spec: PatternSpec) -> None:
-        """Raises what `plan` does, except for the pattern's size; fast, as it plans no rows."""
-        Pattern.plan(spec._replace(queries=(0, 0), keys=(0, 0)))
+        """Raises what `plan` does, except for size and for where sequences lie; plans no rows."""
+        for part in spec.parts() or (spec,):
+            Pattern.plan(part._replace(queries=(0, 0), keys=(0, 0)))
 
     @property
     def is_intact(self) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from ..pattern.bounds import check_bounds
+from ..pattern.bounds import SEQ_LEN_END, check_bounds
 
 SeqLens = Sequence[int] | Sequence[tuple[int, int]] | Tensor
 _LENGTHS = "a length for each row of the batch, or a first position and a length"
@@ -45,6 +45,22 @@ def of_padded(pairs: Tensor, seq_len: int) -> Tensor:
     """The sequences of a padded batch's rows, one row behind the other."""
     begins = torch.arange(pairs.size(0), dtype=torch.int64, device="cpu") * seq_len
     return torch.stack([pairs[:, 0] + begins, pairs[:, 1]], 1)
+
+
+def layout_of(seq_lens: SeqLens, seq_len: int | None) -> tuple[int, Tensor | None]:
+    """The rows and sequences of a batch of these lengths; no sequences where no row has padding.
+
+    seq_len: of a padded batch; None for sequences one behind the other. Raises as `stretches`.
+    """
+    given = _integers(seq_lens, "seq_lens", _LENGTHS)
+    if seq_len is None:
+        length = stretches(given, given.numel(), SEQ_LEN_END)[:, 1]
+        end = length.cumsum(0)
+        return int(length.sum()), torch.stack([end - length, length], 1)
+    pairs = stretches(given, len(given) if given.dim() else 0, seq_len)
+    if are_whole(pairs, seq_len):
+        return seq_len, None
+    return len(pairs) * seq_len, of_padded(pairs, seq_len)
 
 
 def of_offsets(cu_seqlens: Sequence[int] | Tensor, total: int) -> Tensor:
