@@ -69,7 +69,7 @@ TILE = [
     "row_shift",
     "first_stretch",
     "first_window",
-    "reserved",
+    "sequence",
 ]
 RUN = np.dtype(
     [

@@ -35,7 +35,10 @@ class PatternSpec:
     directions: Directions
     queries: list[tuple[int, int]]
     keys: list[tuple[int, int]]
-    sequences: list[tuple[int, int]] | None
+    @property
+    def sequences(self) -> list[tuple[int, int]] | None: ...
+    @sequences.setter
+    def sequences(self, numbers: bytes | None) -> None: ...
     def __init__(
         self,
         *,

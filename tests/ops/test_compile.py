@@ -48,13 +48,18 @@ def samples(device: str, dtype: torch.dtype) -> list[Sample]:
     final = (out[:, 5:25], lse[:, :, 5:25])
     sums, one_head = make_query_sums(middle[0]), plain[0][:, :, :1].contiguous()
     one_head_sums = make_query_sums(one_head)
+    places = torch.tensor([[0, 20], [21, 0], [22, 15]])
+    one_entry = tuple(x[:1] for x in (out, grad_lse, *plain, out, lse))
     backward = (final[0], grad_lse[:, :, 5:25], *middle[:3], *final, *middle[3:])
     return [
         ("attention", (q, k, v, *branches), {}),
         ("attention", (q, k, v, *branches), {"pattern": pattern}),
         ("attention", (q, k, v, *branches), options),
         ("attention", (q, k, v, *branches), {"padding": "zeros"}),
+        ("attention", (q[:1], k[:1], v[:1], *branches), {"sequences": places}),
+        ("attention", (q[:1], k[:1], v[:1], *branches), {**options, "sequences": places}),
         ("attention_backward", (out, None, *plain, out, lse, *branches), {}),
+        ("attention_backward", (*one_entry, *branches), {"sequences": places}),
         ("attention_backward", (out, grad_lse, *plain, out, lse, *branches), {"pattern": pattern}),
         ("attention_block", (*middle, *branches), {}),
         ("attention_block", (*middle, *branches), {"pattern": middle_pattern, "partial": True}),
@@ -77,10 +82,10 @@ def samples(device: str, dtype: torch.dtype) -> list[Sample]:
     ]
 
 
-@pytest.mark.parametrize("index", range(24))
+@pytest.mark.parametrize("index", range(27))
 def test_opcheck(index: int, device: str) -> None:
     everything = samples(device, torch.float32)
-    assert len(everything) == 24
+    assert len(everything) == 27
     name, arguments, keywords = everything[index]
     torch.library.opcheck(getattr(torch.ops.dilated, name).default, arguments, keywords)
 
@@ -198,6 +203,51 @@ def test_one_compilation_serves_all_lengths(function: Callable[..., Tensor], dev
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     # One more is allowed: lengths below the first segment's end are another formula in gather.
     assert counter.frame_count <= 2
+
+
+class Batch(torch.nn.Module):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, places: Tensor) -> Tensor:
+        out, lse = torch.ops.dilated.attention(q, k, v, [16, 40], [1, 2], sequences=places)
+        return (out * q).sum(-1) + lse[0].mT.exp()
+
+
+BATCHES = [
+    [(0, 20), (20, 30)],
+    [(1, 49), (50, 0)],
+    [(0, 0), (7, 11)],
+    [(0, 25), (25, 25)],
+]
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_one_compilation_serves_all_batches_of_a_size(backend: str, device: str) -> None:
+    if backend == "inductor" and (reason := inductor_missing()) is not None:
+        pytest.skip(reason)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(Batch(), fullgraph=True, backend=counter)
+    for places in BATCHES:
+        table = torch.tensor(places)
+        expected = loss_and_gradients(lambda *x, t=table: Batch()(*x, t).sum(), 50, device)
+        actual = loss_and_gradients(lambda *x, t=table: compiled(*x, t).sum(), 50, device)
+        for ours, theirs in zip(actual, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_one_program_serves_all_batches(strict: bool) -> None:
+    rows, count = torch.export.Dim("rows", min=8, max=4096), torch.export.Dim("count", max=4096)
+    tensors = make_qkv(50, 4, 16, dtype=torch.float32)
+    exported = torch.export.export(
+        Batch(),
+        (*tensors, torch.tensor(BATCHES[0])),
+        dynamic_shapes=(*({1: rows},) * 3, {0: count}),
+        strict=strict,
+    ).module()
+    for places in (*BATCHES, [(0, 10), (11, 12), (30, 20)]):
+        table = torch.tensor(places)
+        torch.testing.assert_close(exported(*tensors, table), Batch()(*tensors, table))
 
 
 def test_public_function_compiles(device: str) -> None:
@@ -325,13 +375,16 @@ def test_fake_calls_take_a_table_on_the_host_beside_tensors_on_a_gpu() -> None:
         torch.ops.dilated.gather_into(packed, q, 8, 2, head_offsets=table[1])
         torch.ops.dilated.scatter_into(spread, packed, 8, 2, head_offsets=table[1])
         one, _ = torch.ops.dilated.segment_attention(q, q, q, 20, 2, head_offsets=table[1:])
+        first = torch.empty(1, 37, 4, 16, device="cuda")
+        both = {"head_offsets": table, "sequences": torch.tensor([[0, 20], [20, 17]])}
+        batch = torch.ops.dilated.attention(first, first, first, [8, 20], [1, 2], **both)
         ring = torch.ops.dilated.ring_attention(
             q, q, q, [8, 20], [1, 2], "a group", head_offsets=table
         )
         shares = torch.ops.dilated.ring_attention_backward(
             out, None, q, q, q, out, lse, [8, 20], [1, 2], "a group", head_offsets=table
         )
-        for tensor in (out, lse, *grads, *block, packed, spread, one, *ring, *shares):
+        for tensor in (out, lse, *grads, *block, *batch, packed, spread, one, *ring, *shares):
             assert tensor.device.type == "cuda"
         with pytest.raises(ValueError, match="head_offsets: must be"):
             torch.ops.dilated.attention(q, q, q, [8], [1], head_offsets=table)

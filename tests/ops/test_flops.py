@@ -43,6 +43,21 @@ def test_one_branch_counts_as_what_it_is_composed_of() -> None:
     assert counter.get_total_flops() == BATCH * int(exact.sum()) * 4 * HEAD_DIM
 
 
+def test_sequences_add_up_to_a_batch() -> None:
+    query, value = rows()[:1], rows()[:1]
+    places = torch.tensor([[0, 40], [45, 0], [50, 50]])
+    parts = 0
+    for first, length in places.tolist():
+        part = [x[:, first : first + length] for x in (query, value, value)]
+        with FlopCounterMode(display=False) as counter:
+            ops.attention(*part, LENGTHS, RATES)[0].sum().backward()
+        parts += counter.get_total_flops()
+    with FlopCounterMode(display=False) as counter:
+        out, _ = ops.attention(query, value, value, LENGTHS, RATES, sequences=places)
+        out.sum().backward()
+    assert counter.get_total_flops() == parts
+
+
 def test_blocks_add_up_to_the_whole() -> None:
     query, value = rows().detach(), rows().detach()
     table = interleaved_table(RATES, HEADS)

@@ -34,6 +34,8 @@ class Sequences:
                 self.tensor = table.detach().clone(memory_format=torch.contiguous_format)
             else:
                 self.tensor = _read(table)
+        if len(self.tensor) > 0 and (least := int(self.tensor[:, 1].min())) < 0:
+            raise ValueError(f"sequences must have lengths of at least 0, got {least}")
         self._numbers = ctypes.string_at(self.tensor.data_ptr(), self.tensor.nbytes)
 
     def lengths(self) -> list[int]:
