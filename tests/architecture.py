@@ -2,8 +2,9 @@
 
     factory, modules -> functional -> ring -> ops -> [torch dispatcher] -> csrc/ops -> csrc/kernels
 
-`pattern` is the floor: every room may use it and it knows none of them. The functions take a
-mapping from path to source text, so that tests can also hand them faulty files.
+`pattern` is the floor: every room may use it and it knows none of them; `ragged` stands on it
+beside `ops`. The functions take a mapping from path to source text, so that tests can also hand
+them faulty files.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from .ragged import SeqLens, are_whole, seq_lens_of_mask, stretches
+from .ragged import SeqLens, seq_lens_of_mask, stretches
 
 
 class NoFusedKernel:
@@ -53,23 +53,19 @@ def padding_of(
     if key_padding_mask is None and seq_lens is None:
         return None
     if is_sharded or query.is_nested:
+        given = "seq_lens" if key_padding_mask is None else "key_padding_mask"
         where = "a group is given" if is_sharded else "query is nested"
-        raise ValueError(
-            f"key_padding_mask and seq_lens must be None where {where}, got "
-            f"{'seq_lens' if key_padding_mask is None else 'key_padding_mask'}"
-        )
+        raise ValueError(f"key_padding_mask and seq_lens must be None where {where}, got {given}")
     batch, seq_len = query.shape[:2]
-    if seq_lens is not None:
-        if key_padding_mask is not None:
+    if key_padding_mask is not None:
+        if seq_lens is not None:
             raise ValueError(
                 f"seq_lens must be None where key_padding_mask is given, got {seq_lens!r}"
             )
-        pairs = stretches(seq_lens, batch, seq_len)
-    elif key_padding_mask is not None:
-        pairs = seq_lens_of_mask(key_padding_mask)
+        seq_lens = seq_lens_of_mask(key_padding_mask)
         if key_padding_mask.shape != (batch, seq_len):
             raise ValueError(
                 f"key_padding_mask must be [batch, seq_len] = [{batch}, {seq_len}], "
                 f"got shape {tuple(key_padding_mask.shape)}"
             )
-    return None if are_whole(pairs, seq_len) else pairs
+    return None if seq_lens is None else stretches(seq_lens, batch, seq_len)

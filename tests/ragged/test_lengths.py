@@ -7,11 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from dilated_attention_pytorch.ragged import are_whole, layout_of, of_offsets, stretches
+from dilated_attention_pytorch.ragged import layout_of, of_offsets, stretches
 from dilated_attention_pytorch.ragged.lengths import of_padded
 
 LENGTHS = [3, 0, 5]
+
+
+def stretches_of(seq_lens: Any, batch: int, seq_len: int) -> Tensor:
+    pairs = stretches(seq_lens, batch, seq_len)
+    assert pairs is not None
+    return pairs
+
+
 FORMS = {
     "list": lambda values: values,
     "tuple": tuple,
@@ -25,7 +34,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_lengths_may_have_any_form(form: str) -> None:
-    pairs = stretches(FORMS[form](LENGTHS), 3, 5)
+    pairs = stretches_of(FORMS[form](LENGTHS), 3, 5)
     assert pairs.tolist() == [[0, 3], [0, 0], [0, 5]]
     assert pairs.dtype is torch.int64 and pairs.device.type == "cpu"
     assert of_padded(pairs, 5).tolist() == [[0, 3], [5, 0], [10, 5]]
@@ -33,31 +42,31 @@ def test_lengths_may_have_any_form(form: str) -> None:
 
 
 def test_lengths_come_from_any_device(device: str) -> None:
-    pairs = stretches(torch.tensor(LENGTHS, device=device), 3, 5)
+    pairs = stretches_of(torch.tensor(LENGTHS, device=device), 3, 5)
     assert pairs.tolist() == [[0, 3], [0, 0], [0, 5]] and pairs.device.type == "cpu"
 
 
 def test_a_default_device_is_not_for_them() -> None:
     with torch.device("meta"):
-        assert of_padded(stretches(LENGTHS, 3, 5), 5).tolist() == [[0, 3], [5, 0], [10, 5]]
+        assert of_padded(stretches_of(LENGTHS, 3, 5), 5).tolist() == [[0, 3], [5, 0], [10, 5]]
         assert of_offsets([0, 3], 3).tolist() == [[0, 3]]
 
 
 def test_pairs_have_a_first_position() -> None:
-    pairs = stretches([(1, 2), (0, 0), (0, 5)], 3, 5)
+    pairs = stretches_of([(1, 2), (0, 0), (0, 5)], 3, 5)
     assert of_padded(pairs, 5).tolist() == [[1, 2], [5, 0], [10, 5]]
 
 
 def test_there_may_be_none() -> None:
-    assert stretches([], 0, 5).shape == (0, 2)
-    assert of_padded(stretches([], 0, 5), 5).shape == (0, 2)
+    assert stretches_of([], 0, 5).shape == (0, 2)
+    assert of_padded(stretches_of([], 0, 5), 5).shape == (0, 2)
     assert of_offsets([0], 7).shape == (0, 2)
 
 
-def test_whole_rows_are_seen() -> None:
-    assert are_whole(stretches([5, 5], 2, 5), 5)
-    assert not are_whole(stretches([5, 4], 2, 5), 5)
-    assert not are_whole(stretches([(1, 4), (0, 5)], 2, 5), 5)
+def test_whole_rows_have_no_padding() -> None:
+    assert stretches([5, 5], 2, 5) is None
+    assert stretches([5, 4], 2, 5) is not None
+    assert stretches([(1, 4), (0, 5)], 2, 5) is not None
 
 
 def test_lengths_alone_say_where_a_batch_lies() -> None:
@@ -66,7 +75,7 @@ def test_lengths_alone_say_where_a_batch_lies() -> None:
     rows, table = layout_of([(1, 2), (0, 3)], 4)
     assert table is not None and (rows, table.tolist()) == (8, [[1, 2], [4, 3]])
     assert layout_of([4, 4], 4) == (4, None)
-    for given, seq_len in ((5, None), (5, 9), ([(0, 3)], None)):
+    for given, seq_len in ((5, None), (5, 9), ([(0, 3)], None), ([-1], None)):
         with pytest.raises(ValueError, match="seq_lens must be"):
             layout_of(given, seq_len)  # type: ignore[arg-type]
 

@@ -6,14 +6,13 @@ Values are looked at here, so that errors name what the caller gave. While a com
 are none, and the operator refuses what doesn't fit when it runs.
 """
 
-from .lengths import SeqLens, are_whole, layout_of, of_offsets, stretches
+from .lengths import SeqLens, layout_of, of_offsets, stretches
 from .mask import kept_rows, seq_lens_of_mask
 from .packed import Packed, pack
 
 __all__ = [
     "Packed",
     "SeqLens",
-    "are_whole",
     "kept_rows",
     "layout_of",
     "of_offsets",

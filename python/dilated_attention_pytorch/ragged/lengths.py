@@ -9,42 +9,42 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from ..pattern.bounds import SEQ_LEN_END, check_bounds
+from ..pattern.bounds import check_bounds
 
 SeqLens = Sequence[int] | Sequence[tuple[int, int]] | Tensor
 _LENGTHS = "a length for each row of the batch, or a first position and a length"
 
 
-def stretches(seq_lens: SeqLens, batch: int, seq_len: int) -> Tensor:
+def stretches(seq_lens: SeqLens, batch: int, seq_len: int) -> Tensor | None:
     """int64 [batch, 2] on the CPU: the first position of each row, and how many there are.
+
+    None where no row has padding, if that can be seen.
 
     Raises:
         TypeError, ValueError: naming seq_lens, what must hold and what was given.
     """
     given = _integers(seq_lens, "seq_lens", _LENGTHS)
-    if given.shape not in ((batch,), (batch, 2)):
+    is_pairs = given.dim() == 2 and given.size(1) == 2
+    if not (is_pairs or given.dim() == 1) or given.size(0) != batch:
         raise ValueError(
             f"seq_lens must be [{batch}] or [{batch}, 2], {_LENGTHS}, got shape "
             f"{tuple(given.shape)}"
         )
-    pairs = given if given.dim() == 2 else torch.stack([torch.zeros_like(given), given], 1)
+    pairs = given if is_pairs else torch.stack([torch.zeros_like(given), given], 1)
     if batch > 0 and has_values(pairs):
         check_bounds(0, int(pairs.min()), "seq_lens")
         end = int(pairs.sum(1).max())
         if end > seq_len:
             raise ValueError(f"seq_lens must end at seq_len, {seq_len}, or before, got {end}")
+        if int(pairs[:, 1].min()) == seq_len:
+            return None
     return pairs
-
-
-def are_whole(pairs: Tensor, seq_len: int) -> bool:
-    """Whether no row has padding; False where that can't be seen."""
-    return has_values(pairs) and bool((pairs[:, 1] == seq_len).all())
 
 
 def of_padded(pairs: Tensor, seq_len: int) -> Tensor:
     """The sequences of a padded batch's rows, one row behind the other."""
-    begins = torch.arange(pairs.size(0), dtype=torch.int64, device="cpu") * seq_len
-    return torch.stack([pairs[:, 0] + begins, pairs[:, 1]], 1)
+    rows = torch.arange(pairs.size(0), dtype=torch.int64, device="cpu")
+    return pairs + torch.stack([rows * seq_len, torch.zeros_like(rows)], 1)
 
 
 def layout_of(seq_lens: SeqLens, seq_len: int | None) -> tuple[int, Tensor | None]:
@@ -53,14 +53,16 @@ def layout_of(seq_lens: SeqLens, seq_len: int | None) -> tuple[int, Tensor | Non
     seq_len: of a padded batch; None for sequences one behind the other. Raises as `stretches`.
     """
     given = _integers(seq_lens, "seq_lens", _LENGTHS)
-    if seq_len is None:
-        length = stretches(given, given.numel(), SEQ_LEN_END)[:, 1]
-        end = length.cumsum(0)
-        return int(length.sum()), torch.stack([end - length, length], 1)
-    pairs = stretches(given, len(given) if given.dim() else 0, seq_len)
-    if are_whole(pairs, seq_len):
-        return seq_len, None
-    return len(pairs) * seq_len, of_padded(pairs, seq_len)
+    batch = given.size(0) if given.dim() else 0
+    if seq_len is not None:
+        pairs = stretches(given, batch, seq_len)
+        return (seq_len, None) if pairs is None else (batch * seq_len, of_padded(pairs, seq_len))
+    if given.dim() != 1:
+        raise ValueError(
+            f"seq_lens must be [sequences] where seq_len is None, got shape {tuple(given.shape)}"
+        )
+    check_bounds(0, min(given.tolist(), default=0), "seq_lens")
+    return int(given.sum()), torch.stack([given.cumsum(0) - given, given], 1)
 
 
 def of_offsets(cu_seqlens: Sequence[int] | Tensor, total: int) -> Tensor:
@@ -74,21 +76,20 @@ def of_offsets(cu_seqlens: Sequence[int] | Tensor, total: int) -> Tensor:
         raise ValueError(
             f"cu_seqlens must be [sequences + 1], at least [1], got shape {tuple(offsets.shape)}"
         )
-    lengths = offsets.diff()
     if has_values(offsets):
-        if offsets[0] != 0:
-            raise ValueError(f"cu_seqlens must begin with 0, got {int(offsets[0])}")
-        if (lengths < 0).any():
-            at = int(lengths.argmin())
+        values = offsets.tolist()
+        if values[0] != 0:
+            raise ValueError(f"cu_seqlens must begin with 0, got {values[0]}")
+        if values != sorted(values):
+            at = int(offsets.diff().argmin())
             raise ValueError(
-                f"cu_seqlens must not descend, got {int(offsets[at + 1])} after {int(offsets[at])}"
+                f"cu_seqlens must not descend, got {values[at + 1]} after {values[at]}"
             )
-        if offsets[-1] > total:
+        if values[-1] > total:
             raise ValueError(
-                f"cu_seqlens must end at the number of rows, {total}, or before, "
-                f"got {int(offsets[-1])}"
+                f"cu_seqlens must end at the number of rows, {total}, or before, got {values[-1]}"
             )
-    return torch.stack([offsets[:-1], lengths], 1)
+    return torch.stack([offsets[:-1], offsets.diff()], 1)
 
 
 def has_values(x: Tensor) -> bool:
@@ -105,4 +106,4 @@ def _integers(values: Any, name: str, what: str) -> Tensor:
             raise TypeError
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be integers, {what}, got {values!r}") from None
-    return given.detach().to("cpu", torch.int64)
+    return given.to("cpu", torch.int64)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .jagged import like_jagged, of_jagged
-from .lengths import SeqLens, are_whole, of_padded, stretches
+from .lengths import SeqLens, of_padded, stretches
 
 
 class Packed(NamedTuple):
@@ -48,7 +48,7 @@ def pack(query: Tensor, key: Tensor, value: Tensor, seq_lens: SeqLens | None) ->
                 f"got shape {tuple(x.shape)}"
             )
     pairs = stretches(seq_lens, batch, seq_len)
-    if are_whole(pairs, seq_len):
+    if pairs is None:
         return None
-    rows = query.flatten(0, 1)[None], key.flatten(0, 1)[None], value.flatten(0, 1)[None]
-    return Packed(rows, of_padded(pairs, seq_len), query)
+    q, k, v = (x.reshape(1, batch * seq_len, *x.shape[2:]) for x in (query, key, value))
+    return Packed((q, k, v), of_padded(pairs, seq_len), query)
