@@ -131,6 +131,7 @@ class DilatedAttention(nn.Module):
         """
         kv_heads = heads if kv_heads is None else kv_heads
         rows, sequences = layout_of(seq_lens, seq_len)
+        assert not isinstance(sequences, torch.Tensor)
         spec = make_spec(self.scheme, rows, heads, kv_heads, is_causal, sequences)
         self._announce([spec], device)
 

@@ -23,7 +23,7 @@ from .pattern import (
 )
 from .pattern.bounds import HEADS_END
 from .pattern.scalars import is_symbolic, real
-from .ragged import SeqLens, pack
+from .ragged import SeqLens, Table, pack
 from .ring import Group, Sharding, Strategy, telling
 
 CacheArgument = BasePatternCache | Literal[False] | None
@@ -199,7 +199,7 @@ def attend(
     pattern_cache: CacheArgument,
     sharding: Sharding | None = None,
     seq_lens: SeqLens | None = None,
-    sequences: Tensor | None = None,
+    sequences: Table | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`dilated_attention` for a checked scheme; returns (out, lse).
 
@@ -246,7 +246,7 @@ def attend(
         options["dropout_p"] = dropout_p
         options["dropout_seed"] = seed
     if sequences is not None:
-        options["sequences"] = sequences
+        options["sequences"] = sequences if isinstance(sequences, Tensor) else sequences.tensor
     rows = (query, key, value, scheme.segment_lengths, scheme.dilation_rates)
     if sharding is not None:
         check_ring_cache(pattern_cache)
@@ -262,6 +262,7 @@ def attend(
     is_plain = type(query) is Tensor or type(query) is Parameter
     found = None
     if pattern_cache is not False and is_plain and not is_compiling():
+        assert not isinstance(sequences, Tensor)
         cache = current_pattern_cache() if pattern_cache is None else pattern_cache
         spec = make_spec(scheme, shape[1], shape[2], key_shape[2], is_causal, sequences)
         found = cache.find(spec, query.device)
@@ -293,7 +294,7 @@ def make_spec(
     heads: int,
     kv_heads: int,
     is_causal: bool,
-    sequences: Tensor | None = None,
+    sequences: Sequences | None = None,
 ) -> PatternSpec:
     """The pattern that a call needs now: for the forward pass alone where gradients are off."""
     return PatternSpec(
@@ -306,7 +307,7 @@ def make_spec(
         scheme.padding,
         # One table serves both passes where each head has keys of its own.
         directions="both" if heads == kv_heads or is_grad_enabled() else "forward",
-        sequences=None if sequences is None else Sequences(sequences),
+        sequences=sequences,
     )
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dilated_attention_pytorch.ragged import layout_of, of_offsets, stretches
+from dilated_attention_pytorch.pattern import Sequences
+from dilated_attention_pytorch.ragged import Table, layout_of, of_offsets, stretches
 from dilated_attention_pytorch.ragged.lengths import of_padded
 
 LENGTHS = [3, 0, 5]
@@ -19,6 +20,11 @@ def stretches_of(seq_lens: Any, batch: int, seq_len: int) -> Tensor:
     pairs = stretches(seq_lens, batch, seq_len)
     assert pairs is not None
     return pairs
+
+
+def listed(table: Table | None) -> list[list[int]]:
+    assert isinstance(table, Sequences)
+    return list(table.tensor.tolist())
 
 
 FORMS = {
@@ -37,8 +43,8 @@ def test_lengths_may_have_any_form(form: str) -> None:
     pairs = stretches_of(FORMS[form](LENGTHS), 3, 5)
     assert pairs.tolist() == [[0, 3], [0, 0], [0, 5]]
     assert pairs.dtype is torch.int64 and pairs.device.type == "cpu"
-    assert of_padded(pairs, 5).tolist() == [[0, 3], [5, 0], [10, 5]]
-    assert of_offsets(FORMS[form]([0, 3, 3, 8]), 9).tolist() == [[0, 3], [3, 0], [3, 5]]
+    assert listed(of_padded(pairs, 3, 5)) == [[0, 3], [5, 0], [10, 5]]
+    assert listed(of_offsets(FORMS[form]([0, 3, 3, 8]), 9)) == [[0, 3], [3, 0], [3, 5]]
 
 
 def test_lengths_come_from_any_device(device: str) -> None:
@@ -48,19 +54,28 @@ def test_lengths_come_from_any_device(device: str) -> None:
 
 def test_a_default_device_is_not_for_them() -> None:
     with torch.device("meta"):
-        assert of_padded(stretches_of(LENGTHS, 3, 5), 5).tolist() == [[0, 3], [5, 0], [10, 5]]
-        assert of_offsets([0, 3], 3).tolist() == [[0, 3]]
+        assert listed(of_padded([2, 1], 2, 5)) == [[0, 2], [5, 1]]
+        assert listed(of_offsets([0, 7], 7)) == [[0, 7]]
 
 
 def test_pairs_have_a_first_position() -> None:
-    pairs = stretches_of([(1, 2), (0, 0), (0, 5)], 3, 5)
-    assert of_padded(pairs, 5).tolist() == [[1, 2], [5, 0], [10, 5]]
+    assert listed(of_padded([(1, 2), (0, 0), (0, 5)], 3, 5)) == [[1, 2], [5, 0], [10, 5]]
 
 
 def test_there_may_be_none() -> None:
     assert stretches_of([], 0, 5).shape == (0, 2)
-    assert of_padded(stretches_of([], 0, 5), 5).shape == (0, 2)
-    assert of_offsets([0], 7).shape == (0, 2)
+    assert listed(of_padded([], 0, 5)) == listed(of_offsets([0], 7)) == []
+
+
+def test_equal_lengths_are_looked_at_once() -> None:
+    given = torch.tensor(LENGTHS)
+    table = of_padded(given, 3, 5)
+    assert of_padded(LENGTHS, 3, 5) is table and of_padded(LENGTHS, 3, 6) is not table
+    given[1] = 4
+    assert listed(of_padded(given, 3, 5)) == [[0, 3], [5, 4], [10, 5]]
+    assert listed(table) == [[0, 3], [5, 0], [10, 5]]
+    offsets = torch.tensor([0, 3, 9, 9, 9])[::2]
+    assert listed(of_offsets(offsets, 9)) == [[0, 9], [9, 0]]
 
 
 def test_whole_rows_have_no_padding() -> None:
@@ -71,9 +86,9 @@ def test_whole_rows_have_no_padding() -> None:
 
 def test_lengths_alone_say_where_a_batch_lies() -> None:
     rows, table = layout_of(LENGTHS, None)
-    assert table is not None and (rows, table.tolist()) == (8, [[0, 3], [3, 0], [3, 5]])
+    assert (rows, listed(table)) == (8, [[0, 3], [3, 0], [3, 5]])
     rows, table = layout_of([(1, 2), (0, 3)], 4)
-    assert table is not None and (rows, table.tolist()) == (8, [[1, 2], [4, 3]])
+    assert (rows, listed(table)) == (8, [[1, 2], [4, 3]])
     assert layout_of([4, 4], 4) == (4, None)
     for given, seq_len in ((5, None), (5, 9), ([(0, 3)], None), ([-1], None)):
         with pytest.raises(ValueError, match="seq_lens must be"):

@@ -9,10 +9,12 @@ are none, and the operator refuses what doesn't fit when it runs.
 from .lengths import SeqLens, layout_of, of_offsets, stretches
 from .mask import kept_rows, seq_lens_of_mask
 from .packed import Packed, pack
+from .recall import Table
 
 __all__ = [
     "Packed",
     "SeqLens",
+    "Table",
     "kept_rows",
     "layout_of",
     "of_offsets",

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
+from ..pattern import Sequences
+from .recall import Table, has_values
 
-def of_jagged(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+
+def of_jagged(query: Tensor, key: Tensor, value: Tensor) -> Table:
     """The sequences of nested tensors [batch, ragged, heads, head_dim], which all three share.
 
     Raises:
@@ -33,7 +36,7 @@ def of_jagged(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
                 f"{name} must have query's sequences, in the same places, got shape "
                 f"{tuple(x.shape)} where query has {tuple(query.shape)}"
             )
-    return sequences
+    return Sequences(sequences) if has_values(sequences) else sequences
 
 
 def like_jagged(values: Tensor, nested: Any) -> Tensor:

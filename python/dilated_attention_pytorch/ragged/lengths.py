@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
 
 from ..pattern.bounds import check_bounds
+from .recall import Table, has_values, recall
 
 SeqLens = Sequence[int] | Sequence[tuple[int, int]] | Tensor
 _LENGTHS = "a length for each row of the batch, or a first position and a length"
@@ -23,7 +23,7 @@ def stretches(seq_lens: SeqLens, batch: int, seq_len: int) -> Tensor | None:
     Raises:
         TypeError, ValueError: naming seq_lens, what must hold and what was given.
     """
-    given = _integers(seq_lens, "seq_lens", _LENGTHS)
+    given = integers(seq_lens, "seq_lens", _LENGTHS)
     is_pairs = given.dim() == 2 and given.size(1) == 2
     if not (is_pairs or given.dim() == 1) or given.size(0) != batch:
         raise ValueError(
@@ -41,63 +41,73 @@ def stretches(seq_lens: SeqLens, batch: int, seq_len: int) -> Tensor | None:
     return pairs
 
 
-def of_padded(pairs: Tensor, seq_len: int) -> Tensor:
-    """The sequences of a padded batch's rows, one row behind the other."""
-    rows = torch.arange(pairs.size(0), dtype=torch.int64, device="cpu")
-    return pairs + torch.stack([rows * seq_len, torch.zeros_like(rows)], 1)
+def of_padded(seq_lens: SeqLens, batch: int, seq_len: int) -> Table | None:
+    """The sequences of a padded batch's rows, one row behind the other; else as `stretches`."""
+    return recall(_rows, integers(seq_lens, "seq_lens", _LENGTHS), batch, seq_len)
 
 
-def layout_of(seq_lens: SeqLens, seq_len: int | None) -> tuple[int, Tensor | None]:
-    """The rows and sequences of a batch of these lengths; no sequences where no row has padding.
-
-    seq_len: of a padded batch; None for sequences one behind the other. Raises as `stretches`.
-    """
-    given = _integers(seq_lens, "seq_lens", _LENGTHS)
-    batch = given.size(0) if given.dim() else 0
-    if seq_len is not None:
-        pairs = stretches(given, batch, seq_len)
-        return (seq_len, None) if pairs is None else (batch * seq_len, of_padded(pairs, seq_len))
-    if given.dim() != 1:
-        raise ValueError(
-            f"seq_lens must be [sequences] where seq_len is None, got shape {tuple(given.shape)}"
-        )
-    check_bounds(0, min(given.tolist(), default=0), "seq_lens")
-    return int(given.sum()), torch.stack([given.cumsum(0) - given, given], 1)
-
-
-def of_offsets(cu_seqlens: Sequence[int] | Tensor, total: int) -> Tensor:
+def of_offsets(cu_seqlens: Sequence[int] | Tensor, total: int) -> Table:
     """The sequences between offsets [S + 1]: they begin with 0, don't descend, end within total.
 
     Raises:
         TypeError, ValueError: naming cu_seqlens, what must hold and what was given.
     """
-    offsets = _integers(cu_seqlens, "cu_seqlens", "the places between sequences")
+    offsets = integers(cu_seqlens, "cu_seqlens", "the places between sequences")
+    table = recall(_between, offsets, total)
+    assert table is not None
+    return table
+
+
+def layout_of(seq_lens: SeqLens, seq_len: int | None) -> tuple[int, Table | None]:
+    """The rows and sequences of a batch of these lengths; no sequences where no row has padding.
+
+    seq_len: of a padded batch; None for sequences one behind the other. Raises as `stretches`.
+    """
+    given = integers(seq_lens, "seq_lens", _LENGTHS)
+    if seq_len is not None:
+        batch = given.size(0) if given.dim() else 0
+        table = of_padded(given, batch, seq_len)
+        return (seq_len if table is None else batch * seq_len), table
+    if given.dim() != 1:
+        raise ValueError(
+            f"seq_lens must be [sequences] where seq_len is None, got shape {tuple(given.shape)}"
+        )
+    check_bounds(0, min(given.tolist(), default=0), "seq_lens")
+    total = int(given.sum())
+    return total, of_offsets(torch.cat([given.new_zeros(1), given.cumsum(0)]), total)
+
+
+def _rows(seq_lens: Tensor, batch: int, seq_len: int) -> Tensor | None:
+    pairs = stretches(seq_lens, batch, seq_len)
+    if pairs is None:
+        return None
+    rows = torch.arange(batch, dtype=torch.int64, device="cpu")
+    return pairs + torch.stack([rows * seq_len, torch.zeros_like(rows)], 1)
+
+
+def _between(offsets: Tensor, total: int) -> Tensor:
     if offsets.dim() != 1 or offsets.size(0) < 1:
         raise ValueError(
             f"cu_seqlens must be [sequences + 1], at least [1], got shape {tuple(offsets.shape)}"
         )
+    lengths = offsets.diff()
     if has_values(offsets):
-        values = offsets.tolist()
-        if values[0] != 0:
-            raise ValueError(f"cu_seqlens must begin with 0, got {values[0]}")
-        if values != sorted(values):
-            at = int(offsets.diff().argmin())
+        if offsets[0] != 0:
+            raise ValueError(f"cu_seqlens must begin with 0, got {int(offsets[0])}")
+        if (lengths < 0).any():
+            at = int(lengths.argmin())
             raise ValueError(
-                f"cu_seqlens must not descend, got {values[at + 1]} after {values[at]}"
+                f"cu_seqlens must not descend, got {int(offsets[at + 1])} after {int(offsets[at])}"
             )
-        if values[-1] > total:
+        if offsets[-1] > total:
             raise ValueError(
-                f"cu_seqlens must end at the number of rows, {total}, or before, got {values[-1]}"
+                f"cu_seqlens must end at the number of rows, {total}, or before, "
+                f"got {int(offsets[-1])}"
             )
-    return torch.stack([offsets[:-1], offsets.diff()], 1)
+    return torch.stack([offsets[:-1], lengths], 1)
 
 
-def has_values(x: Tensor) -> bool:
-    """Whether values can be looked at: not while a compiler traces, nor those of fake tensors."""
-    return not is_compiling() and type(x) is Tensor and not x.is_meta
-
-
-def _integers(values: Any, name: str, what: str) -> Tensor:
+def integers(values: Any, name: str, what: str) -> Tensor:
     """int64 on the CPU; for a tensor on a GPU the host waits."""
     try:
         given = values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .lengths import has_values
+from .recall import has_values
 
 
 def seq_lens_of_mask(key_padding_mask: Tensor) -> Tensor:

@@ -7,14 +7,15 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .jagged import like_jagged, of_jagged
-from .lengths import SeqLens, of_padded, stretches
+from .lengths import SeqLens, of_padded
+from .recall import Table
 
 
 class Packed(NamedTuple):
     """Rows [1, T, H, D] of query, key and value, their sequences, and the query they came from."""
 
     rows: tuple[Tensor, Tensor, Tensor]
-    sequences: Tensor
+    sequences: Table
     query: Tensor
 
     def unpack(self, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,9 +34,9 @@ def pack(query: Tensor, key: Tensor, value: Tensor, seq_lens: SeqLens | None) ->
         TypeError, ValueError: naming the argument, what must hold and what was given.
     """
     if seq_lens is None:
-        sequences = of_jagged(query, key, value)
+        table = of_jagged(query, key, value)
         rows = query.values()[None], key.values()[None], value.values()[None]
-        return Packed(rows, sequences, query)
+        return Packed(rows, table, query)
     batch, seq_len = query.shape[:2]
     for x, name in ((query, "query"), (key, "key"), (value, "value")):
         if x.is_nested:
@@ -47,8 +48,8 @@ def pack(query: Tensor, key: Tensor, value: Tensor, seq_lens: SeqLens | None) ->
                 f"{name} must have query's batch and seq_len, {batch} and {seq_len}, "
                 f"got shape {tuple(x.shape)}"
             )
-    pairs = stretches(seq_lens, batch, seq_len)
-    if pairs is None:
+    sequences = of_padded(seq_lens, batch, seq_len)
+    if sequences is None:
         return None
     q, k, v = (x.reshape(1, batch * seq_len, *x.shape[2:]) for x in (query, key, value))
-    return Packed((q, k, v), of_padded(pairs, seq_len), query)
+    return Packed((q, k, v), sequences, query)
