@@ -101,6 +101,21 @@ def test_packed_sequences_know_nothing_of_each_other(
     assert isinstance(alone, Tensor) and torch.equal(alone, out)
 
 
+def test_what_is_wrong_in_one_sequence_stays_there(device: str, exact: Exact) -> None:
+    offsets = [0, 50, 90, 91, 200]
+    good = [x[0] for x in make_qkv(200, kv_heads=2, dtype=exact.dtype, device=device)]
+    bad = [poisoned(x, [(0, 50), (90, 110)]) for x in good]
+    results = []
+    for rows in (good, bad):
+        leaves = [x.clone().requires_grad_() for x in rows]
+        out, lse = dilated_attention_varlen(*leaves, offsets, *BRANCHES, return_lse=True)
+        gradients = torch.autograd.grad((out, lse), leaves, (out.detach(), lse.detach()))
+        results.append((out, lse.t(), *gradients))
+    for expected, actual in zip(*results, strict=True):
+        assert actual[50:90].isnan().any()
+        assert torch.equal(actual[:50], expected[:50]) and torch.equal(actual[90:], expected[90:])
+
+
 def nested(parts: list[Tensor]) -> Tensor:
     return torch.nested.nested_tensor(parts, layout=torch.jagged, requires_grad=True)
 
