@@ -113,7 +113,8 @@ def test_what_is_wrong_in_one_sequence_stays_there(device: str, exact: Exact) ->
         results.append((out, lse.t(), *gradients))
     for expected, actual in zip(*results, strict=True):
         assert actual[50:90].isnan().any()
-        assert torch.equal(actual[:50], expected[:50]) and torch.equal(actual[90:], expected[90:])
+        for span in (slice(50), slice(90, None)):
+            torch.testing.assert_close(actual[span], expected[span], rtol=0, atol=exact.forward)
 
 
 def nested(parts: list[Tensor]) -> Tensor:
