@@ -75,6 +75,29 @@ TEST(Attention, UncoveredRowsAreZeroAndMinusInfinity) {
   EXPECT_TRUE(out.index({at::indexing::Slice(), covered}).ne(0).all().item<bool>());
 }
 
+TEST(Attention, SequencesOfABatchAreAsIfAlone) {
+  const auto q = random_rows(60, 4).slice(0, 0, 1), k = random_rows(60, 2).slice(0, 0, 1);
+  AttentionOptions options;
+  options.sequences = at::tensor({0, 25, 30, 30}, at::kLong).view({2, 2});
+  const std::vector<at::Tensor> leaves = {q.clone().requires_grad_(), k.clone().requires_grad_()};
+  const auto [out, lse] = attention(leaves[0], leaves[1], leaves[1], {16, 40}, {1, 3}, options);
+  const auto grads = torch::autograd::grad({out.square().sum()}, leaves);
+  for (const auto& [begin, end] : {std::pair(0, 25), std::pair(30, 60)}) {
+    const std::vector<at::Tensor> alone = {q.slice(1, begin, end).clone().requires_grad_(),
+                                           k.slice(1, begin, end).clone().requires_grad_()};
+    const auto [one, one_lse] = attention(alone[0], alone[1], alone[1], {16, 40}, {1, 3});
+    expect_close(out.slice(1, begin, end), one);
+    expect_close(lse.slice(2, begin, end), one_lse);
+    const auto expected = torch::autograd::grad({one.square().sum()}, alone);
+    expect_close(grads[0].slice(1, begin, end), expected[0]);
+    expect_close(grads[1].slice(1, begin, end), expected[1]);
+  }
+  EXPECT_TRUE(out.slice(1, 25, 30).eq(0).all().item<bool>());
+  EXPECT_TRUE(at::isneginf(lse.slice(2, 25, 30)).all().item<bool>());
+  AttentionBlock block{60, 0, 0};
+  EXPECT_THROW(attention_block(q, k, k, block, {16}, {1}, options), c10::ValueError);
+}
+
 TEST(AttentionBlock, BlocksAreTheWhole) {
   const auto q = random_rows(60, 4), k = random_rows(60, 2), v = random_rows(60, 2);
   AttentionOptions options;

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dilated_attention_pytorch import _C
+from dilated_attention_pytorch.pattern import Pattern, PatternSpec, Sequences, make_branches
 from tests.conftest import make_qkv
 from tests.planning import Spec, plan_tensor
 
@@ -120,6 +121,11 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "two seeds": ({"dropout_p": 0.5, "dropout_seed": torch.tensor([1, 2])}, "dropout_seed", "2"),
     "unknown padding": ({"padding": "reflect"}, "padding", "reflect"),
+    "sequences in a batch of two": (
+        {"sequences": torch.tensor([[0, 24]])},
+        "query: must be [1, rows, heads, head_dim]",
+        "2, 24",
+    ),
     "pattern of another dtype": (
         {"pattern": torch.zeros(64, dtype=torch.int64)},
         "pattern",
@@ -264,6 +270,7 @@ def block_call(**change: Any) -> Any:
         ({"head_offsets": torch.zeros(2, 3, dtype=torch.int64)}, "head_offsets", "2, 3"),
         ({"padding": "reflect"}, "padding", "reflect"),
         ({"dilation_rates": [1, 0]}, "dilation_rates", "0"),
+        ({"sequences": torch.tensor([[0, 24]])}, "sequences: must be None for a block", "list"),
     ],
 )
 def test_block_names_what_is_wrong(change: dict[str, Any], named: str, given: str) -> None:
@@ -506,6 +513,50 @@ def test_tables_that_the_host_cannot_read_are_refused(name: str) -> None:
         on_gpu = torch.zeros(shape, dtype=torch.int64, device="cuda")
         with pytest.raises(ValueError, match="^head_offsets: must be .*on the CPU, got .*cuda"):
             op(**fakes, head_offsets=on_gpu)
+
+
+def places(*pairs: tuple[int, int]) -> Tensor:
+    return torch.tensor(pairs)
+
+
+@pytest.mark.parametrize(
+    ("table", "rule", "given"),
+    [
+        (places((0, 4)).int(), r"be an int64 tensor \[sequences, 2\] on the CPU", "int32 on cpu"),
+        (places((0, 4)).to("meta"), r"be an int64 tensor \[sequences, 2\]", "int64 on meta"),
+        (torch.tensor([0, 4]), r"be \[sequences, 2\]", "2"),
+        (torch.tensor([[0, 4, 5]]), r"be \[sequences, 2\]", "1, 3"),
+        (places((0, 9), (9, -2)), "have lengths of at least 0", "-2 at index 1"),
+        (places((0, 9), (8, 2)), "ascend and not overlap", "begins at 8 at index 1"),
+        (places((-3, 9)), "ascend and not overlap", "begins at -3 at index 0"),
+        (places((9, 2), (0, 9)), "ascend and not overlap", "begins at 0 at index 1"),
+        (places((0, 9), (9, 16)), "end within the 24 rows", "length 16 at index 1"),
+        (places((25, 0)), "end within the 24 rows", "first row 25, length 0"),
+    ],
+)
+@pytest.mark.parametrize("is_backward", [False, True])
+def test_sequences_are_checked(is_backward: bool, table: Tensor, rule: str, given: str) -> None:
+    name = "attention_backward" if is_backward else "attention"
+    op, call = every_operator()[name]
+    one_entry = {k: v[:1] if isinstance(v, Tensor) else v for k, v in call.items()}
+    for sequences in (None, places((0, 9), (10, 0), (20, 4)), torch.zeros(0, 2).long()):
+        op(**one_entry, sequences=sequences)
+    with pytest.raises(ValueError, match=f"^sequences: must {rule}.*{given}"):
+        op(**one_entry, sequences=table)
+
+
+def test_a_pattern_is_of_the_sequences_of_the_call() -> None:
+    q, k, v = (x[:1] for x in good_tensors().values())
+    pattern = Pattern.plan(
+        PatternSpec(
+            24, make_branches(*GOOD.values()), "interleaved", 4, 2, sequences=Sequences([(0, 9)])
+        )
+    ).words
+    options = {"pattern": pattern, "sequences": places((0, 9))}
+    torch.ops.dilated.attention(q, k, v, *GOOD.values(), **options)
+    for table in (None, places((0, 10)), places((1, 9)), places((0, 9), (9, 0))):
+        with pytest.raises(ValueError, match=r"^pattern: must be planned for .*sequences"):
+            torch.ops.dilated.attention(q, k, v, *GOOD.values(), pattern=pattern, sequences=table)
 
 
 @pytest.mark.parametrize("name", taking("scale"))

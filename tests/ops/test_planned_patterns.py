@@ -59,6 +59,31 @@ def test_an_equal_call_finds_the_pattern(device: str) -> None:
     assert counted() == (1, 2, 0) and torch.equal(again, out)
 
 
+def test_a_batch_is_joined_of_lengths_that_are_kept(device: str) -> None:
+    q, k, v = rows(device=device)
+
+    def call(*places: tuple[int, int]) -> Tensor:
+        table = torch.tensor(places, dtype=torch.int64).reshape(-1, 2)
+        return attention(q, k, v, *BRANCHES, sequences=table)[0]
+
+    out = call((0, 20), (20, 17))
+    assert counted() == (3, 0, 0)  # two lengths and the batch
+    assert torch.equal(call((0, 20), (20, 17)), out)
+    assert counted() == (3, 1, 0)
+    call((1, 17), (18, 0), (19, 17))
+    assert counted() == (4, 2, 0)  # a batch of a known length
+    call((0, 20), (20, 16))
+    assert counted() == (6, 3, 0)
+    call()
+    call((0, 0))
+    assert counted() == (9, 4, 0)  # the length of 0 is one of both
+    misses = counted()[0]
+    attention(q[:, :20], k[:, :20], v[:, :20], *BRANCHES)
+    assert counted()[0] == misses + (device != "cpu")  # what is on the host is the same
+    resize_planned_patterns(max_entries=0)
+    assert torch.equal(call((0, 20), (20, 17)), out)
+
+
 def test_the_key_is_the_whole_specification(device: str) -> None:
     q, k, v = rows(device=device)
     offsets = torch.tensor([[0, 0, 0, 0], [1, 1, 1, 1]])

@@ -99,9 +99,9 @@ def test_parts_that_were_planned_before_give_the_same(directions: str) -> None:
     spec = batch([(0, 30), (30, 0), (32, 7), (40, 30)], 75, directions=directions)
     assert [part.seq_len for part in spec.parts()] == [30, 7]
     parts = [Pattern.plan(part) for part in spec.parts()]
-    assert Pattern.plan(spec, parts).words.equal(Pattern.plan(spec).words)
+    assert Pattern.join(spec, parts).words.equal(Pattern.plan(spec).words)
     both = [Pattern.plan(part._replace(directions="both")) for part in spec.parts()]
-    assert Pattern.plan(spec, both).words.equal(Pattern.plan(spec).words)
+    assert Pattern.join(spec, both).words.equal(Pattern.plan(spec).words)
 
 
 def test_groups_are_kept_once_a_length() -> None:
@@ -170,9 +170,9 @@ def test_parts_are_checked() -> None:
     causal = Pattern.plan(spec.parts()[1]._replace(is_causal=True))
     for parts in ([short, long], [long, forward], [long, causal], [long, long]):
         with pytest.raises(ValueError, match="parts: must be the patterns of the batch's lengths"):
-            Pattern.plan(spec, parts)
+            Pattern.join(spec, parts)
     with pytest.raises(ValueError, match="parts: must be one for each of the batch's 2"):
-        Pattern.plan(spec, [long])
+        Pattern.join(spec, [long])
     short.words.numpy()[-1] ^= 1  # torch does not count this write
     with pytest.raises(ValueError, match="parts: must hold the words that plan"):
-        Pattern.plan(spec, [long, short])
+        Pattern.join(spec, [long, short])

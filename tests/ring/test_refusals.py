@@ -123,6 +123,10 @@ PLANNER: dict[str, tuple[Call, str]] = {
         "heads",
     ),
     "positions": (partial(operate, tensors=[LONG] * 3), "seq_len"),
+    "sequences": (
+        partial(operate, sequences=torch.tensor([[0, 20]])),
+        "sequences: must be None in a ring",
+    ),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -46,7 +46,10 @@ class PatternSpec(NamedTuple):
 
     def parts(self) -> tuple[PatternSpec, ...]:
         """What a batch's pattern is joined of: one sequence of each length, the longest first."""
-        lengths = [] if self.sequences is None else self.sequences.lengths()
+        if self.sequences is None:
+            return ()
+        _check_sequences(self.sequences)
+        lengths = self.sequences.lengths()
         return tuple(self._replace(seq_len=length, sequences=None) for length in lengths)
 
     def offset_table(self) -> OffsetTable:
@@ -111,8 +114,7 @@ class PatternSpec(NamedTuple):
                 raise TypeError(f"{name} must be positions (begin, end), got {positions!r}")
             for position in positions:
                 _check_integer(position, name)
-        if self.sequences is not None and not isinstance(self.sequences, Sequences):
-            raise TypeError(f"sequences must be Sequences or None, got {self.sequences!r}")
+        _check_sequences(self.sequences)
 
 
 def check_spec(spec: PatternSpec) -> None:
@@ -129,6 +131,11 @@ def _check_integer(value: int, name: str) -> None:
         raise TypeError(f"{name} must be an integer, got {value!r}") from None
     if not -(2**63) <= number < 2**63:
         raise ValueError(f"{name} must be a 64-bit integer, got {number}")
+
+
+def _check_sequences(sequences: Sequences | None) -> None:
+    if sequences is not None and not isinstance(sequences, Sequences):
+        raise TypeError(f"sequences must be Sequences or None, got {sequences!r}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,9 +159,13 @@ class Pattern:
 
     @staticmethod
     def check(spec: PatternSpec) -> None:
-        """Raises what `plan` does, except for size and for where sequences lie; plans no rows."""
-        for part in spec.parts() or (spec,):
-            Pattern.plan(part._replace(queries=(0, 0), keys=(0, 0)))
+        """Raises what `plan` does, except for the pattern's size and where sequences lie.
+
+        Fast, as it plans no rows.
+        """
+        check_spec(spec)
+        longest = next(iter(spec.parts()), spec)  # what is said of a sequence is said of a batch's
+        Pattern.plan(longest._replace(queries=(0, 0), keys=(0, 0)))
 
     @property
     def is_intact(self) -> bool:
@@ -165,33 +176,28 @@ class Pattern:
         return self.words._version + offsets._version == self._version
 
     @staticmethod
-    def plan(spec: PatternSpec, parts: Sequence[Pattern] = ()) -> Pattern:
+    def plan(spec: PatternSpec) -> Pattern:
         """Plans on the host; warns of specifications that are seldom meant (advice.py).
-
-        parts: those of `spec.parts()`, where they are planned already.
 
         Raises:
             TypeError, ValueError: the specification is wrong, or the pattern would be larger than
-                `max_pattern_bytes()`; parts are not those.
+                `max_pattern_bytes()`.
         """
         check_spec(spec)
-        # A profile shows planning by name; a call costs nothing while there is none.
-        profiled = torch._C._autograd._profiler_enabled()
-        named = torch.profiler.record_function("dilated::plan") if profiled else nullcontext()
-        # An inference tensor could not be saved for a later call's backward.
-        with named, torch.inference_mode(False):
-            if parts:
-                given = [(part.words.data_ptr(), part.words.numel()) for part in parts]
-                planned = _C.join_sequences(spec.native(), given)
-            else:
-                planned = _C.plan(spec.native())
-            words = torch.frombuffer(planned, dtype=torch.int32)
-            offsets = None
-            if spec.head_offsets != "interleaved":
-                offsets = torch.tensor(spec.offset_table(), dtype=torch.int64, device="cpu")
-        if not parts:  # which have been looked at
-            advise(next(iter(spec.parts()), spec))
-        return Pattern(spec, words, offsets)
+        pattern = _plan(spec, _C.plan)
+        advise(next(iter(spec.parts()), spec))
+        return pattern
+
+    @staticmethod
+    def join(spec: PatternSpec, parts: Sequence[Pattern]) -> Pattern:
+        """As `plan`, of a batch of sequences whose `spec.parts()` are planned already.
+
+        Raises:
+            TypeError, ValueError: as `plan`; parts are not those.
+        """
+        check_spec(spec)
+        words = [(part.words.data_ptr(), part.words.numel()) for part in parts]
+        return _plan(spec, lambda native: _C.join_sequences(native, words))
 
     @property
     def nbytes(self) -> int:
@@ -204,3 +210,16 @@ class Pattern:
         of tiles; bytes, tiles, groups, runs.
         """
         return _C.report(self.spec.native())
+
+
+def _plan(spec: PatternSpec, plan: Callable[[_C.PatternSpec], _C.PatternWords]) -> Pattern:
+    # A profile shows planning by name; a call costs nothing while there is none.
+    profiled = torch._C._autograd._profiler_enabled()
+    named = torch.profiler.record_function("dilated::plan") if profiled else nullcontext()
+    # An inference tensor could not be saved for a later call's backward.
+    with named, torch.inference_mode(False):
+        words = torch.frombuffer(plan(spec.native()), dtype=torch.int32)
+        offsets = None
+        if spec.head_offsets != "interleaved":
+            offsets = torch.tensor(spec.offset_table(), dtype=torch.int64, device="cpu")
+    return Pattern(spec, words, offsets)

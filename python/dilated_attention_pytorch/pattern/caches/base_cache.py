@@ -210,7 +210,7 @@ class BasePatternCache(ABC):
 
     def _make(self, spec: PatternSpec, parts: Sequence[Pattern], device: torch.device) -> Pattern:
         """Plans, for use on `device`; not locked, so that other look-ups need not wait."""
-        return Pattern.plan(spec, parts)
+        return Pattern.plan(spec) if spec.sequences is None else Pattern.join(spec, parts)
 
     def _planned(self, spec: PatternSpec, device: torch.device) -> Entry:
         """The entry, planned by this thread unless another one is already planning it."""
