@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, NoReturn, overload
 
 import torch
 from torch import Tensor, is_grad_enabled
@@ -212,11 +212,7 @@ def attend(
         raise TypeError(f"is_causal must be a bool, got {is_causal!r}")
     if seq_lens is not None or query.is_nested or key.is_nested or value.is_nested:
         if sharding is not None:
-            given = "a nested tensor" if seq_lens is None else f"{seq_lens!r}"
-            raise ValueError(
-                "seq_lens must be None, and no tensor nested, where a group is given, whose ranks "
-                f"share one sequence, got {given}"
-            )
+            refuse_ragged_ring(seq_lens)
         packed = pack(query, key, value, seq_lens)
         if packed is not None:
             out, lse = attend(
@@ -229,11 +225,6 @@ def attend(
                 sequences=packed.sequences,
             )
             return packed.unpack(out, lse)
-    seed = None
-    if dropout_p > 0.0:
-        # On the device, so that drawing it needs no synchronisation; activation checkpointing
-        # restores the generator and so repeats it.
-        seed = torch.randint(_MAX_SEED, (1,), dtype=torch.int64, device=query.device)
     # Parsing an option takes time on the host, so defaults are left out.
     options: dict[str, Any] = {}
     if is_causal:
@@ -242,8 +233,11 @@ def attend(
         options["scale"] = scale
     if scheme.padding != "masked":
         options["padding"] = scheme.padding
-    if seed is not None:
+    if dropout_p > 0.0:
         options["dropout_p"] = dropout_p
+        # On the device, so that drawing it needs no synchronisation; activation checkpointing
+        # restores the generator and so repeats it.
+        seed = torch.randint(_MAX_SEED, (1,), dtype=torch.int64, device=query.device)
         options["dropout_seed"] = seed
     if sequences is not None:
         options["sequences"] = sequences if isinstance(sequences, Tensor) else sequences.tensor
@@ -260,9 +254,9 @@ def attend(
         )
     # Compilers and tensor subclasses (fake tensors among them) must not meet the cache's tensors.
     is_plain = type(query) is Tensor or type(query) is Parameter
+    has_values = is_plain and not is_compiling()
     found = None
-    if pattern_cache is not False and is_plain and not is_compiling():
-        assert not isinstance(sequences, Tensor)
+    if pattern_cache is not False and has_values and not isinstance(sequences, Tensor):
         cache = current_pattern_cache() if pattern_cache is None else pattern_cache
         spec = make_spec(scheme, shape[1], shape[2], key_shape[2], is_causal, sequences)
         found = cache.find(spec, query.device)
@@ -358,6 +352,15 @@ def check_ring_cache(pattern_cache: CacheArgument) -> None:
             "pattern_cache must be None where a group is given, whose patterns are kept in "
             f"current_pattern_cache(), got {pattern_cache!r}"
         )
+
+
+def refuse_ragged_ring(seq_lens: SeqLens | None) -> NoReturn:
+    """Raises ValueError: what is called with a group has seq_lens, or a nested tensor."""
+    given = "a nested tensor" if seq_lens is None else f"{seq_lens!r}"
+    raise ValueError(
+        "seq_lens must be None, and no tensor nested, where a group is given, whose ranks share "
+        f"one sequence, got {given}"
+    )
 
 
 def _shape_of(tensor: Tensor, name: str) -> torch.Size:

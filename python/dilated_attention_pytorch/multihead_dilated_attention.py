@@ -185,7 +185,7 @@ class MultiheadDilatedAttention(nn.Module):
                 return self._attend(query, key, value, is_causal=is_causal), None
             # What padding holds must not reach the projections' gradients: 0 x NaN is NaN.
             kept = kept_rows(lengths, query.size(1), query.device)
-            rows = {x: x.where(kept, 0) for x in (query, key, value)}
+            rows = {x: x.where(kept, 0) for x in dict.fromkeys((query, key, value))}
             q, k, v = (rows[x] for x in (query, key, value))
             out = self._attend(q, k, v, is_causal=is_causal, seq_lens=lengths)
             return out.where(kept, 0), None

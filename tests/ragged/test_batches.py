@@ -144,6 +144,13 @@ def test_nested_in_nested_out(options: dict[str, Any], device: str, exact: Exact
         torch.testing.assert_close(gradient.values(), right, rtol=0, atol=exact.backward)
 
 
+def test_offsets_of_nested_tensors_may_be_int32() -> None:
+    rows, offsets = make_qkv(40)[0][0], torch.tensor([0, 7, 40], dtype=torch.int32)
+    x = torch.nested.nested_tensor_from_jagged(rows, offsets)
+    expected = dilated_attention_varlen(rows, rows, rows, offsets, *BRANCHES)
+    assert torch.equal(dilated_attention(x, x, x, *BRANCHES).values(), expected)
+
+
 def test_nested_tensors_with_holes() -> None:
     pairs = [(2, 30), (0, 90), (50, 7)]
     query, key, value = make_qkv(SEQ_LEN, batch=3)

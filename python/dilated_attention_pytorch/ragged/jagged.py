@@ -49,4 +49,5 @@ def like_jagged(values: Tensor, nested: Any) -> Tensor:
 def _table(nested: Any) -> Tensor:
     """On a GPU the host waits for it."""
     offsets, lengths = nested.offsets(), nested.lengths()
-    return torch.stack([offsets[:-1], offsets.diff() if lengths is None else lengths], 1).cpu()
+    table = torch.stack([offsets[:-1], offsets.diff() if lengths is None else lengths], 1)
+    return table.to("cpu", torch.int64)
