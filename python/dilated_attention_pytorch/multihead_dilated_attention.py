@@ -15,7 +15,7 @@ from .nn_arguments import NoFusedKernel, check_weights_and_mask, padding_of
 from .pattern import HeadOffsets, Padding
 from .pattern.bounds import HEADS_END, at_least
 from .pattern.scalars import real
-from .ragged import SeqLens, kept_rows
+from .ragged import Mask, SeqLens, kept_rows
 from .ring import Group, Strategy, telling
 
 
@@ -137,7 +137,7 @@ class MultiheadDilatedAttention(nn.Module):
         query: Tensor,
         key: Tensor | None = None,
         value: Tensor | None = None,
-        key_padding_mask: Tensor | None = None,
+        key_padding_mask: Mask | None = None,
         need_weights: bool = False,
         attn_mask: Tensor | None = None,
         average_attn_weights: bool = True,

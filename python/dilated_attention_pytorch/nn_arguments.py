@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from .ragged import SeqLens, seq_lens_of_mask, stretches
+from .ragged import Mask, SeqLens, as_mask, seq_lens_of_mask, stretches
 
 
 class NoFusedKernel:
@@ -44,7 +44,7 @@ def check_weights_and_mask(need_weights: bool, attn_mask: Tensor | None, is_caus
 
 
 def padding_of(
-    query: Tensor, key_padding_mask: Tensor | None, seq_lens: SeqLens | None, is_sharded: bool
+    query: Tensor, key_padding_mask: Mask | None, seq_lens: SeqLens | None, is_sharded: bool
 ) -> Tensor | None:
     """int64 [batch, 2] on the CPU, first position and length of each row; None without padding.
 
@@ -62,10 +62,11 @@ def padding_of(
             raise ValueError(
                 f"seq_lens must be None where key_padding_mask is given, got {seq_lens!r}"
             )
-        seq_lens = seq_lens_of_mask(key_padding_mask)
-        if key_padding_mask.shape != (batch, seq_len):
+        mask = as_mask(key_padding_mask)
+        if mask.shape != (batch, seq_len):
             raise ValueError(
                 f"key_padding_mask must be [batch, seq_len] = [{batch}, {seq_len}], "
-                f"got shape {tuple(key_padding_mask.shape)}"
+                f"got shape {tuple(mask.shape)}"
             )
+        seq_lens = seq_lens_of_mask(mask)
     return None if seq_lens is None else stretches(seq_lens, batch, seq_len)

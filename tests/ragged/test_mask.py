@@ -36,6 +36,12 @@ def test_what_a_row_keeps(dtype: torch.dtype, device: str) -> None:
     assert torch.equal(kept.cpu(), ~mask[:, :, None])
 
 
+def test_a_mask_may_be_lists() -> None:
+    mask = mask_of(STRETCHES, 5)
+    assert torch.equal(seq_lens_of_mask(mask.tolist()), seq_lens_of_mask(mask))
+    assert torch.equal(seq_lens_of_mask(mask.numpy()), seq_lens_of_mask(mask))
+
+
 def test_a_batch_without_positions_has_none() -> None:
     assert seq_lens_of_mask(torch.zeros(3, 0, dtype=torch.bool)).tolist() == [[0, 0]] * 3
     assert seq_lens_of_mask(torch.zeros(0, 4, dtype=torch.bool)).shape == (0, 2)
@@ -59,8 +65,10 @@ HOLES = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1], [1, 1, 1, 1]], dtype=torch.boo
         (with_value(1.0), ValueError, "key_padding_mask must hold .* row 1"),
         (with_value(torch.nan), ValueError, "key_padding_mask must hold .* row 1"),
         (with_value(torch.inf), ValueError, "key_padding_mask must hold .* row 1"),
-        (HOLES.long(), TypeError, "must be a bool or floating tensor, got torch.int64"),
-        ([[False]], TypeError, r"must be a bool or floating tensor, got \[\[False\]\]"),
+        (HOLES.long(), TypeError, "must be bool or floating, got torch.int64"),
+        ([[0, 1]], TypeError, r"must be bool or floating, got \[\[0, 1\]\]"),
+        ("mask", TypeError, "key_padding_mask must be bool or floating, got 'mask'"),
+        ([[True], [True, False]], TypeError, "key_padding_mask must be bool or floating"),
         (HOLES[0], ValueError, r"key_padding_mask must be \[batch, seq_len\], got shape \(4,\)"),
     ],
 )

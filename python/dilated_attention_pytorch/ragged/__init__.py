@@ -7,14 +7,16 @@ are none, and the operator refuses what doesn't fit when it runs.
 """
 
 from .lengths import SeqLens, layout_of, of_offsets, stretches
-from .mask import kept_rows, seq_lens_of_mask
+from .mask import Mask, as_mask, kept_rows, seq_lens_of_mask
 from .packed import Packed, pack
 from .recall import Table
 
 __all__ = [
+    "Mask",
     "Packed",
     "SeqLens",
     "Table",
+    "as_mask",
     "kept_rows",
     "layout_of",
     "of_offsets",

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .recall import has_values
 
+Mask = Tensor | Sequence[Sequence[bool]]
 
-def seq_lens_of_mask(key_padding_mask: Tensor) -> Tensor:
+
+def seq_lens_of_mask(key_padding_mask: Mask) -> Tensor:
     """What a padding mask keeps, in the form that every `seq_lens` takes.
 
     Called once for a batch, it spares each layer its own look at the mask.
 
     Args:
         key_padding_mask: [batch, seq_len], as nn.MultiheadAttention's: bool, True in padding, or
-            floating, 0 and -inf in padding. For one on a GPU the host waits, once.
+            floating, 0 and -inf in padding; or lists. For one on a GPU the host waits, once.
 
     Returns:
         int64 [batch, 2] on the CPU: the first position of each row, and how many there are.
@@ -25,7 +27,7 @@ def seq_lens_of_mask(key_padding_mask: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: the mask is something else, or what it keeps of a row has holes.
     """
-    mask = _checked(key_padding_mask)
+    mask = as_mask(key_padding_mask)
     batch, seq_len = mask.shape
     if seq_len == 0:
         return torch.zeros(batch, 2, dtype=torch.int64, device="cpu")
@@ -58,12 +60,17 @@ def kept_rows(pairs: Tensor, seq_len: int, device: torch.device) -> Tensor:
     return (places >= first) & (places < first + length)
 
 
-def _checked(mask: Any) -> Tensor:
-    if not isinstance(mask, Tensor) or not (mask.dtype is torch.bool or mask.is_floating_point()):
-        given = mask.dtype if isinstance(mask, Tensor) else repr(mask)
-        raise TypeError(f"key_padding_mask must be a bool or floating tensor, got {given}")
-    if mask.dim() != 2:
+def as_mask(mask: Mask) -> Tensor:
+    """As a tensor [batch, seq_len], bool or floating; raises TypeError and ValueError otherwise."""
+    try:
+        given = mask if isinstance(mask, Tensor) else torch.as_tensor(mask, device="cpu")
+        if given.dtype is not torch.bool and not given.is_floating_point():
+            raise TypeError
+    except (TypeError, ValueError, RuntimeError):
+        shown = mask.dtype if isinstance(mask, Tensor) else repr(mask)
+        raise TypeError(f"key_padding_mask must be bool or floating, got {shown}") from None
+    if given.dim() != 2:
         raise ValueError(
-            f"key_padding_mask must be [batch, seq_len], got shape {tuple(mask.shape)}"
+            f"key_padding_mask must be [batch, seq_len], got shape {tuple(given.shape)}"
         )
-    return mask.detach()
+    return given.detach()
