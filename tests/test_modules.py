@@ -416,7 +416,7 @@ def test_announced_batches_find_their_patterns(cache, device):
         before = patterns.statistics()
         call()
         after = patterns.statistics()
-        assert (after.hits - before.hits, after.misses - before.misses) == (1, 0)
+        assert after.misses == before.misses and after.hits > before.hits
     module.attention = torch.nn.Identity()
     with pytest.raises(TypeError, match="attention must be a DilatedAttention"):
         module.prefetch_batch([50], device)
