@@ -131,6 +131,11 @@ def test_what_has_no_meaning_here_is_refused() -> None:
             "seq_lens must be None where key_padding_mask is given",
         ),
         ({"seq_lens": [1, 2, 71]}, ValueError, "seq_lens must end at seq_len, 70, or before"),
+        (
+            {"key": x[:, :9], "seq_lens": LENGTHS},
+            ValueError,
+            r"key must have query's batch and seq_len, 3 and 70, got shape \(3, 9, 32\)",
+        ),
     ):
         with pytest.raises(error, match=message):
             layer(x, **options)

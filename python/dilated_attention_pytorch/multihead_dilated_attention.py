@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .dilated_attention import DilatedAttention
 from .functional import CacheArgument
-from .nn_arguments import NoFusedKernel, check_weights_and_mask, padding_of
+from .nn_arguments import NoFusedKernel, check_weights_and_mask, padding_of, without_padding
 from .pattern import HeadOffsets, Padding
 from .pattern.bounds import HEADS_END, at_least
 from .pattern.scalars import real
@@ -180,27 +180,22 @@ class MultiheadDilatedAttention(nn.Module):
                         f"got shape {tuple(tensor.shape)}"
                     )
             check_weights_and_mask(need_weights, attn_mask, is_causal)
+            options: dict[str, Any] = {"is_causal": is_causal}
             lengths = padding_of(query, key_padding_mask, seq_lens, sharding is not None)
-            if lengths is None:
-                return self._attend(query, key, value, is_causal=is_causal), None
-            # What padding holds must not reach the projections' gradients: 0 x NaN is NaN.
-            kept = kept_rows(lengths, query.size(1), query.device)
-            rows = {x: x.where(kept, 0) for x in dict.fromkeys((query, key, value))}
-            q, k, v = (rows[x] for x in (query, key, value))
-            out = self._attend(q, k, v, is_causal=is_causal, seq_lens=lengths)
-            return out.where(kept, 0), None
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
-        out = self.attention(
-            self.q_proj(query).unflatten(2, (self.num_heads, self.head_dim)),
-            self.k_proj(key).unflatten(2, (self.num_kv_heads, self.head_dim)),
-            self.v_proj(value).unflatten(2, (self.num_kv_heads, self.head_dim)),
-            **options,
-        ).flatten(2)
+            if lengths is not None:
+                options["seq_lens"] = lengths
+                kept = kept_rows(lengths, query.size(1), query.device)
+                query, key, value = without_padding(kept, query, key, value)
+            out = self.attention(
+                self.q_proj(query).unflatten(2, (self.num_heads, self.head_dim)),
+                self.k_proj(key).unflatten(2, (self.num_kv_heads, self.head_dim)),
+                self.v_proj(value).unflatten(2, (self.num_kv_heads, self.head_dim)),
+                **options,
+            ).flatten(2)
         if self.norm is not None:
             out = self.norm(out)
-        projected: Tensor = self.out_proj(out)
-        return projected
+        out = self.out_proj(out)
+        return (out if lengths is None else out.where(kept, 0)), None
 
     def prefetch(
         self, seq_lens: Iterable[int], device: torch.device | str, *, is_causal: bool = False

@@ -70,3 +70,20 @@ def padding_of(
             )
         seq_lens = seq_lens_of_mask(mask)
     return None if seq_lens is None else stretches(seq_lens, batch, seq_len)
+
+
+def without_padding(kept: Tensor, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+    """Zeros where kept [batch, seq_len, 1] is False, in the inputs and in their gradients.
+
+    What padding holds would else reach the projections' gradients, where 0 x NaN is NaN. Raises
+    ValueError if key or value have other rows.
+    """
+    inputs = {"query": query, "key": key, "value": value}
+    for name, x in inputs.items():
+        if x.shape[:2] != query.shape[:2]:
+            raise ValueError(
+                f"{name} must have query's batch and seq_len, {query.size(0)} and {query.size(1)}, "
+                f"got shape {tuple(x.shape)}"
+            )
+    masked = {x: x.where(kept, 0) for x in dict.fromkeys(inputs.values())}
+    return [masked[x] for x in inputs.values()]
