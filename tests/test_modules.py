@@ -378,12 +378,13 @@ def test_what_would_fail_in_forward_is_refused_at_construction(options, error, m
         layer("x")
 
 
-def test_announced_calls_find_their_patterns(device):
+@pytest.mark.parametrize("form", [list, torch.tensor])
+def test_announced_calls_find_their_patterns(device, form):
     cache = PatternCache()
     module = MultiheadDilatedAttention(
         32, 4, [16, 32], [1, 2], num_kv_heads=2, pattern_cache=cache, device=device
     )
-    module.prefetch([50, 51], device, is_causal=True)
+    module.prefetch(form([50, 51]), device, is_causal=True)
     cache.drain()
     for n in (50, 51):
         module(torch.randn(1, n, 32, device=device), is_causal=True)

@@ -17,6 +17,7 @@ from .functional import (
     make_spec,
 )
 from .pattern import HeadOffsets, Padding, Pattern, PatternSpec, Scheme, current_pattern_cache
+from .pattern.bounds import at_least
 from .ragged import SeqLens, layout_of
 from .ring import Group, Sharding, Strategy, telling
 
@@ -111,7 +112,10 @@ class DilatedAttention(nn.Module):
             RuntimeError: a CUDA graph is being captured.
         """
         kv_heads = heads if kv_heads is None else kv_heads
-        specs = [make_spec(self.scheme, n, heads, kv_heads, is_causal) for n in seq_lens]
+        lengths = [
+            at_least(0, n, "seq_lens") for n in seq_lens
+        ]  # a tensor's are no keys of a cache
+        specs = [make_spec(self.scheme, n, heads, kv_heads, is_causal) for n in lengths]
         self._announce(specs, device)
 
     def prefetch_batch(
