@@ -52,6 +52,17 @@ PatternWords join_words(const PatternSpec& spec,
   return {join_sequences(own, words)};
 }
 
+std::vector<PatternWords> plan_all_lengths(const PatternSpec& spec,
+                                           const std::vector<int64_t>& lengths) {
+  const PatternSpec own = spec;
+  const py::gil_scoped_release released;
+  std::vector<PatternWords> all;
+  for (std::vector<int32_t>& words : plan_lengths(own, lengths, run_signal_handlers)) {
+    all.push_back({std::move(words)});
+  }
+  return all;
+}
+
 PatternWords plan_words(const PatternSpec& spec) { return {plan(spec, run_signal_handlers)}; }
 
 std::map<std::string, int64_t> report_numbers(const PatternSpec& spec) {
@@ -176,6 +187,8 @@ PYBIND11_MODULE(_C, module) {
   module.attr("ROW_TILE") = kRowTile;
   module.def("plan", &without_gil<plan_words>, py::arg("spec"),
              "Plans a pattern. ValueError names the argument that can't be planned.");
+  module.def("plan_lengths", &plan_all_lengths, py::arg("spec"), py::arg("lengths"),
+             "Plans one sequence of each length, on several threads.");
   module.def("join_sequences", &join_words, py::arg("spec"), py::arg("parts"),
              "Joins a batch's pattern of its lengths', given as (address, number) of their words.");
   module.def("report", &without_gil<report_numbers>, py::arg("spec"),

@@ -97,7 +97,8 @@ void check_planned_for(const PlannedFor& planned, const PatternSpec& spec) {
   TORCH_CHECK_VALUE(
       planned.fingerprint == fingerprint(spec),
       "pattern: must be planned for the arguments of the call (seq_len, ranges of queries and "
-      "keys, heads, branches, offsets, is_causal, padding, sequences), got one for others than seq_len ",
+      "keys, heads, branches, offsets, is_causal, padding, sequences), got one for others than "
+      "seq_len ",
       spec.seq_len, ", heads ", spec.heads, " and so on");
   const auto reads = static_cast<int32_t>(spec.directions);
   TORCH_CHECK_VALUE((planned.directions & reads) == reads, "pattern: must have ",

@@ -1,5 +1,6 @@
 #include "ops/planned_patterns.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/record_function.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -139,12 +140,17 @@ std::vector<int32_t> PlannedPatterns::plan(const AttentionCall& call, Directions
   if (!spec.sequences.has_value()) {
     return dilated::plan(spec);
   }
-  std::vector<at::Tensor> parts;
+  const std::vector<int64_t> lengths = sequence_lengths(spec);
+  std::vector<at::Tensor> parts(lengths.size());
+  at::parallel_for(0, static_cast<int64_t>(lengths.size()), 1, [&](int64_t begin, int64_t end) {
+    for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
+      parts[i] = lend(key_of(call, reads, at::kCPU, lengths[i]), at::kCPU, {},
+                      [&] { return dilated::plan(one_sequence(spec, lengths[i])); });
+    }
+  });
   std::vector<const int32_t*> words;
-  for (const int64_t length : sequence_lengths(spec)) {
-    parts.push_back(lend(key_of(call, reads, at::kCPU, length), at::kCPU, {},
-                         [&] { return dilated::plan(one_sequence(spec, length)); }));
-    words.push_back(parts.back().const_data_ptr<int32_t>());
+  for (const at::Tensor& part : parts) {
+    words.push_back(part.const_data_ptr<int32_t>());
   }
   return join_sequences(spec, words);
 }

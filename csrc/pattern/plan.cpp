@@ -11,7 +11,7 @@
 //   segments of branch 2    |-----------------------|-----------------------|
 //   kinds of cells          |  a  |  b  |  c  |  d  |  a  |  b  |  c  |  d  |
 //   spans                   |-----------------------|-----------------------|
-#include <dilated/pattern.h>
+#include "pattern/plan.h"
 
 #include "pattern/budget.h"
 #include "pattern/join.h"
@@ -20,36 +20,15 @@
 #include "pattern/words.h"
 
 namespace dilated {
-namespace {
+namespace pattern {
 
-using pattern::asks_for;
-using pattern::Budget;
-using pattern::Joiner;
-using pattern::ResolvedSpec;
-using pattern::TablePlanner;
-
-std::vector<int32_t> plan_batch(const PatternSpec& spec, const std::function<void()>& poll) {
-  Joiner joiner(spec);
-  std::vector<std::vector<int32_t>> parts;
-  for (const int64_t length : joiner.lengths()) {
-    parts.push_back(plan(one_sequence(spec, length), poll));
-    joiner.add(parts.back().data());
-  }
-  return joiner.join();
-}
-
-}  // namespace
-
-std::vector<int32_t> plan(const PatternSpec& spec, const std::function<void()>& poll) {
-  if (spec.sequences.has_value()) {
-    return plan_batch(spec, poll);
-  }
+std::vector<int32_t> plan_one(const PatternSpec& spec, const std::function<void()>& poll,
+                              Lists& lists) {
   const ResolvedSpec resolved(spec);
   Budget budget(spec, poll);
-  pattern::Lists lists;
-  std::vector<int32_t> words = pattern::begin_words();
+  std::vector<int32_t> words = begin_words();
   Table forward{}, transposed{};
-  const bool one_for_both = pattern::is_symmetric(spec);
+  const bool one_for_both = is_symmetric(spec);
   const bool is_transposed = asks_for(spec, Directions::kTransposed) && !one_for_both;
   if (asks_for(spec, Directions::kForward) || one_for_both) {
     forward = TablePlanner(resolved, /*transposed=*/false, budget, lists)
@@ -60,8 +39,23 @@ std::vector<int32_t> plan(const PatternSpec& spec, const std::function<void()>& 
   } else if (one_for_both) {
     transposed = forward;
   }
-  pattern::seal(spec, forward, transposed, words);
+  seal(spec, forward, transposed, words);
   return words;
+}
+
+}  // namespace pattern
+
+std::vector<int32_t> plan(const PatternSpec& spec, const std::function<void()>& poll) {
+  if (!spec.sequences.has_value()) {
+    pattern::Lists lists;
+    return pattern::plan_one(spec, poll, lists);
+  }
+  pattern::Joiner joiner(spec);
+  const std::vector<std::vector<int32_t>> parts = plan_lengths(spec, joiner.lengths(), poll);
+  for (const std::vector<int32_t>& part : parts) {
+    joiner.add(part.data());
+  }
+  return joiner.join();
 }
 
 }  // namespace dilated

@@ -104,6 +104,33 @@ def test_parts_that_were_planned_before_give_the_same(directions: str) -> None:
     assert Pattern.join(spec, both).words.equal(Pattern.plan(spec).words)
 
 
+def test_many_lengths_are_planned_at_once() -> None:
+    fields = {"heads": 16, "kv_heads": 16, "head_offsets": "blocked"}
+    spec = batch([(3000 * i, 3000 - 40 * i) for i in range(12)], 36_000, **fields)
+    parts = spec.parts()
+    for pattern, part in zip(Pattern.plan_parts(spec, parts), parts, strict=True):
+        alone = Pattern.plan(part)
+        assert pattern.spec == part and pattern.words.equal(alone.words)
+        assert pattern.head_offsets is not None and alone.head_offsets is not None
+        assert pattern.head_offsets.equal(alone.head_offsets)
+    assert Pattern.plan_parts(spec, []) == []
+
+
+def test_what_fails_on_one_thread_ends_all() -> None:
+    fields = {"heads": 16, "kv_heads": 16}
+    spec = batch([(3000 * i, 3000 - i) for i in range(30)], 90_000, **fields)
+    before = max_pattern_bytes()
+    one = Pattern.plan(spec.parts()[0]).nbytes
+    try:
+        for limit, named in ((one // 2, "dilation_rates"), (9 * one, "sequences")):
+            set_max_pattern_bytes(limit)
+            for attempt in (Pattern.plan, lambda x: Pattern.plan_parts(x, x.parts())):
+                with pytest.raises(ValueError, match=f"{named}: must give a pattern of at most"):
+                    attempt(spec)
+    finally:
+        set_max_pattern_bytes(before)
+
+
 def test_groups_are_kept_once_a_length() -> None:
     alone = Pattern.plan(batch([(0, 30)], 30)).report()
     many = Pattern.plan(batch([(30 * i, 30) for i in range(50)], 1500)).report()

@@ -91,6 +91,12 @@ DILATED_API std::vector<int64_t> sequence_lengths(const PatternSpec& spec);
 /// One sequence of such a length, alone.
 DILATED_API PatternSpec one_sequence(const PatternSpec& spec, int64_t length);
 
+/// The words of one_sequence() of each of the lengths, planned on several threads. Throws and polls
+/// as plan() does.
+DILATED_API std::vector<std::vector<int32_t>> plan_lengths(const PatternSpec& spec,
+                                                           const std::vector<int64_t>& lengths,
+                                                           const std::function<void()>& poll = {});
+
 /// As plan(spec), of a specification with sequences, from what was planned before: parts[i] are the
 /// words of one_sequence() of the i-th of sequence_lengths(). Throws std::invalid_argument as
 /// plan() does, and if parts are not that.

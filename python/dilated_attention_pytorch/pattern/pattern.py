@@ -189,6 +189,22 @@ class Pattern:
         return pattern
 
     @staticmethod
+    def plan_parts(spec: PatternSpec, parts: Sequence[PatternSpec]) -> list[Pattern]:
+        """As `plan`, of several of `spec.parts()` at once, the longest first; on several threads.
+
+        Raises:
+            TypeError, ValueError: as `plan`.
+        """
+        check_spec(spec)
+        with torch.inference_mode(False):
+            planned = _C.plan_lengths(spec.native(), [part.seq_len for part in parts])
+            offsets = _offset_tensor(spec)
+            words = [torch.frombuffer(buffer, dtype=torch.int32) for buffer in planned]
+        for part in parts[:1]:
+            advise(part)
+        return [Pattern(part, x, offsets) for part, x in zip(parts, words, strict=True)]
+
+    @staticmethod
     def join(spec: PatternSpec, parts: Sequence[Pattern]) -> Pattern:
         """As `plan`, of a batch of sequences whose `spec.parts()` are planned already.
 
@@ -219,7 +235,10 @@ def _plan(spec: PatternSpec, plan: Callable[[_C.PatternSpec], _C.PatternWords]) 
     # An inference tensor could not be saved for a later call's backward.
     with named, torch.inference_mode(False):
         words = torch.frombuffer(plan(spec.native()), dtype=torch.int32)
-        offsets = None
-        if spec.head_offsets != "interleaved":
-            offsets = torch.tensor(spec.offset_table(), dtype=torch.int64, device="cpu")
-    return Pattern(spec, words, offsets)
+        return Pattern(spec, words, _offset_tensor(spec))
+
+
+def _offset_tensor(spec: PatternSpec) -> Tensor | None:
+    if spec.head_offsets == "interleaved":
+        return None
+    return torch.tensor(spec.offset_table(), dtype=torch.int64, device="cpu")

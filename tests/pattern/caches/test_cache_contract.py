@@ -19,7 +19,13 @@ import pytest
 import torch
 
 from dilated_attention_pytorch import dilated_attention
-from dilated_attention_pytorch.pattern import BasePatternCache, Pattern, PatternSpec, make_branches
+from dilated_attention_pytorch.pattern import (
+    BasePatternCache,
+    Pattern,
+    PatternSpec,
+    Sequences,
+    make_branches,
+)
 from dilated_attention_pytorch.pattern.caches.turn import Turn
 from tests.conftest import make_qkv, missing_cuda
 
@@ -167,6 +173,7 @@ def test_every_field_of_the_specification_is_in_the_key(make):
         "keys": (16, 48),
         "row_tile": 32,
         "directions": "forward",
+        "sequences": Sequences([(0, 40)]),
     }
     assert set(other) == set(PatternSpec._fields)
     cache = make()

@@ -208,9 +208,30 @@ class BasePatternCache(ABC):
             self._entries.move_to_end(entry.pattern.spec)
             self._newest = entry
 
-    def _make(self, spec: PatternSpec, parts: Sequence[Pattern], device: torch.device) -> Pattern:
+    def _make(self, spec: PatternSpec, device: torch.device) -> Pattern:
         """Plans, for use on `device`; not locked, so that other look-ups need not wait."""
-        return Pattern.plan(spec) if spec.sequences is None else Pattern.join(spec, parts)
+        if spec.sequences is None:
+            return Pattern.plan(spec)
+        return Pattern.join(spec, self._parts(spec))
+
+    def _parts(self, spec: PatternSpec) -> list[Pattern]:
+        """Patterns of a batch's lengths, which many batches share; the missing ones are planned."""
+        held: dict[PatternSpec, Pattern] = {}
+        missing: list[PatternSpec] = []
+        with self._lock:
+            for part in spec.parts():
+                if (entry := self._find(part)) is None:
+                    missing.append(part)
+                else:
+                    held[part] = entry.pattern
+                    self._entries.move_to_end(part)
+                    self._newest = None
+        planned = Pattern.plan_parts(spec, missing) if missing else []
+        with self._lock:
+            for pattern in planned:
+                self._hold(pattern.spec, Entry(pattern))
+        held.update((pattern.spec, pattern) for pattern in planned)
+        return [held[part] for part in spec.parts()]
 
     def _planned(self, spec: PatternSpec, device: torch.device) -> Entry:
         """The entry, planned by this thread unless another one is already planning it."""
@@ -231,10 +252,8 @@ class BasePatternCache(ABC):
             self._planning.pop(spec, None)
 
     def _plan(self, spec: PatternSpec, device: torch.device, turn: Turn) -> Entry:
-        # Batches differ, but many share lengths. Parts have none of their own: no turn waits back.
-        parts = [self._planned(part, CPU).pattern for part in spec.parts()]
         began = time.perf_counter()
-        entry = Entry(self._make(spec, parts, device))
+        entry = Entry(self._make(spec, device))
         with self._lock:
             self._planning_seconds += time.perf_counter() - began
             self._hold(spec, entry)

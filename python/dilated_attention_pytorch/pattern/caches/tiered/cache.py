@@ -142,8 +142,8 @@ class TieredPatternCache(BasePatternCache):
             "common": self._common,
         }
 
-    def _make(self, spec: PatternSpec, parts: Sequence[Pattern], device: torch.device) -> Pattern:
-        return self._page_locked(super()._make(spec, parts, device), device)
+    def _make(self, spec: PatternSpec, device: torch.device) -> Pattern:
+        return self._page_locked(super()._make(spec, device), device)
 
     def _page_locked(self, pattern: Pattern, device: torch.device) -> Pattern:
         # During a capture no memory may be page-locked; what needs it there is refused later.

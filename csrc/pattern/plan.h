@@ -1,0 +1,18 @@
+// Planning one sequence, with memory that is used again.
+#pragma once
+
+#include <dilated/pattern.h>
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "pattern/groups.h"
+
+namespace dilated::pattern {
+
+/// As plan(), of a specification without sequences. `lists` is scratch, which grows as needed.
+std::vector<int32_t> plan_one(const PatternSpec& spec, const std::function<void()>& poll,
+                              Lists& lists);
+
+}  // namespace dilated::pattern
