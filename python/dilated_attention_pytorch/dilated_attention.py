@@ -112,9 +112,8 @@ class DilatedAttention(nn.Module):
             RuntimeError: a CUDA graph is being captured.
         """
         kv_heads = heads if kv_heads is None else kv_heads
-        lengths = [
-            at_least(0, n, "seq_lens") for n in seq_lens
-        ]  # a tensor's are no keys of a cache
+        # Elements of a tensor are no keys that a cache finds again.
+        lengths = [at_least(0, n, "seq_lens") for n in seq_lens]
         specs = [make_spec(self.scheme, n, heads, kv_heads, is_causal) for n in lengths]
         self._announce(specs, device)
 
