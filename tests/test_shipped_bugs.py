@@ -247,8 +247,8 @@ def test_unknown_arguments_are_refused() -> None:
 
 @pytest.mark.parametrize("first", [0, 30])
 def test_a_padding_mask_is_not_ignored(first: int, device: str, exact: Exact) -> None:
-    """It was accepted and had no effect, so zeros took part in every softmax (torchscale, DarcStar).
-    Left padding shifted every lattice.
+    """It was accepted without effect (torchscale, DarcStar): padding took part in every softmax,
+    and shifted every lattice where it came first.
     """
     torch.manual_seed(0)
     layer = MultiheadDilatedAttention(32, 4, [16, 64], [1, 4], dtype=exact.dtype, device=device)
