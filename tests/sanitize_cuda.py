@@ -71,6 +71,30 @@ def run_blocks(dtype: torch.dtype) -> None:
             raise RuntimeError(f"{dtype}, {seq_len} positions: a share is not finite")
 
 
+def run_batches(dtype: torch.dtype) -> None:
+    """Sequences of different lengths, one of them empty, with NaN between them."""
+    for rows, lengths, rates, heads, kv_heads, dim, causal, p, padding, repeatable in CASES:
+        torch.use_deterministic_algorithms(repeatable)
+        half = rows // 2
+        places = [(3, half), (half + 3, 0), (half + 9, rows - half - 12)]
+        data = [
+            torch.full((1, rows, n, dim), torch.nan, device="cuda", dtype=dtype)
+            for n in (heads, kv_heads, kv_heads)
+        ]
+        for first, length in places:
+            for x in data:
+                x[:, first : first + length].normal_()
+        q, k, v = (x.requires_grad_() for x in data)
+        options = {"is_causal": causal, "padding": padding, "dropout_p": p}
+        seed, table = torch.tensor([1], device="cuda"), torch.tensor(places)
+        out, _ = torch.ops.dilated.attention(
+            q, k, v, lengths, rates, dropout_seed=seed, sequences=table, **options
+        )
+        out.float().square().sum().backward()
+        if not all(torch.isfinite(x).all() for x in (out, q.grad, k.grad, v.grad)):
+            raise RuntimeError(f"{dtype}, {rows} rows: padding was read")
+
+
 def run(dtype: torch.dtype) -> None:
     for seq_len, lengths, rates, heads, kv_heads, dim, causal, p, padding, repeatable in CASES:
         torch.use_deterministic_algorithms(repeatable)
@@ -105,4 +129,5 @@ if __name__ == "__main__":
     for name in sys.argv[1:] or ["bfloat16", "float16", "float32"]:
         run(getattr(torch, name))
         run_blocks(getattr(torch, name))
+        run_batches(getattr(torch, name))
         print(f"{name}: done")

@@ -314,12 +314,10 @@ Directions wanted_directions(const AttentionCall& call, Directions reads) {
 }
 
 std::vector<Sequence> sequences_of(const at::Tensor& list) {
-  const at::Tensor contiguous = list.contiguous();
-  const auto* numbers = contiguous.const_data_ptr<int64_t>();
+  const auto numbers = list.accessor<int64_t, 2>();
   std::vector<Sequence> sequences(static_cast<size_t>(list.size(0)));
-  for (auto& [first, length] : sequences) {
-    first = *numbers++;
-    length = *numbers++;
+  for (int64_t i = 0; i < list.size(0); ++i) {
+    sequences[static_cast<size_t>(i)] = {numbers[i][0], numbers[i][1]};
   }
   return sequences;
 }
@@ -328,9 +326,10 @@ bool has_gaps(const AttentionCall& call) {
   if (!call.sequences.has_value()) {
     return false;
   }
+  const auto numbers = call.sequences->accessor<int64_t, 2>();
   int64_t rows = call.query.size(1);
-  for (const Sequence& sequence : sequences_of(*call.sequences)) {
-    rows -= sequence.length;
+  for (int64_t i = 0; i < call.sequences->size(0); ++i) {
+    rows -= numbers[i][1];
   }
   return rows != 0;
 }

@@ -149,6 +149,7 @@ std::vector<int32_t> PlannedPatterns::plan(const AttentionCall& call, Directions
     }
   });
   std::vector<const int32_t*> words;
+  words.reserve(parts.size());
   for (const at::Tensor& part : parts) {
     words.push_back(part.const_data_ptr<int32_t>());
   }

@@ -140,6 +140,7 @@ Table Joiner::join(const Tables& parts, std::vector<int32_t>& words) const {
   align(words);
   table.span_tiles_at = append_spans(parts, words);
   std::vector<int32_t> shifts;
+  shifts.reserve(placed_.size());
   for (const Placed& placed : placed_) {
     shifts.push_back(placed.first);
   }

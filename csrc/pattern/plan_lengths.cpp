@@ -29,7 +29,6 @@ class Crew {
         limit_(max_pattern_bytes() + static_cast<int64_t>(lengths.size()) * kept_once()),
         planned_(lengths.size()) {}
 
-  /// The first is the longest: it tells how much the others may be.
   std::vector<std::vector<int32_t>> run() {
     if (!lengths_.empty()) {
       pattern::Lists lists;
@@ -50,12 +49,15 @@ class Crew {
   /// What a batch has once, and each of its lengths as well.
   int64_t kept_once() const { return static_cast<int64_t>(sizeof(Header)) + 16 * spec_.heads + 64; }
 
+  /// After the last of the lengths, which tells how much the others may be.
   int64_t count_helpers() const {
     const auto count = static_cast<int64_t>(lengths_.size());
-    const int64_t all = count * bytes_;
+    const int64_t longest = *std::max_element(lengths_.begin(), lengths_.end());
+    const int64_t each = bytes_ * (longest / std::max<int64_t>(lengths_.back(), 1) + 1);
     const int64_t threads =
         std::min({kMostThreads, int64_t{std::thread::hardware_concurrency()}, count});
-    return all < kWorthThreads || threads * bytes_ > limit_ ? 0 : std::max<int64_t>(threads - 1, 0);
+    const bool pays = count * each >= kWorthThreads && threads * each <= limit_;
+    return pays ? std::max<int64_t>(threads - 1, 0) : 0;
   }
 
   std::vector<std::thread> start_helpers() {
@@ -69,7 +71,8 @@ class Crew {
           work([this] { stop_if_failed(); }, lists);
         });
       }
-    } catch (const std::system_error&) {  // no more threads: fewer do
+    } catch (const std::system_error&) {
+      return helpers;  // fewer do
     }
     return helpers;
   }
@@ -86,10 +89,11 @@ class Crew {
   }
 
   bool plan_next(const std::function<void()>& poll, pattern::Lists& lists) {
-    const size_t i = next_++;
-    if (i >= lengths_.size()) {
+    const size_t turn = next_++;
+    if (turn >= lengths_.size()) {
       return false;
     }
+    const size_t i = turn == 0 ? lengths_.size() - 1 : turn - 1;
     planned_[i] = pattern::plan_one(one_sequence(spec_, lengths_[i]), poll, lists);
     bytes_ += static_cast<int64_t>(planned_[i].size() * sizeof(int32_t));
     if (bytes_ > limit_) {  // as the batch's would be

@@ -114,6 +114,22 @@ TEST(Join, PartsThatWerePlannedBeforeGiveTheSame) {
   EXPECT_THROW(join_sequences(batch, {longer.data()}), std::invalid_argument);
 }
 
+TEST(Join, ManyLengthsArePlannedAtOnce) {
+  std::vector<Sequence> list;
+  for (int64_t i = 0; i < 20; ++i) {
+    list.push_back({6000 * i, 6000 - 37 * i});
+  }
+  const PatternSpec batch = make_batch(120'000, list);
+  const std::vector<int64_t> lengths = sequence_lengths(batch);
+  const std::vector<std::vector<int32_t>> planned = plan_lengths(batch, lengths);
+  ASSERT_EQ(planned.size(), lengths.size());
+  for (size_t i = 0; i < lengths.size(); ++i) {
+    EXPECT_EQ(planned[i], plan(one_sequence(batch, lengths[i])));
+  }
+  EXPECT_TRUE(plan_lengths(batch, {}).empty());
+  EXPECT_THROW(plan(batch, [] { throw std::runtime_error("interrupted"); }), std::runtime_error);
+}
+
 TEST(Join, TheFingerprintIsOfThePlaces) {
   const PatternSpec batch = make_batch(100, {{0, 30}, {30, 12}});
   EXPECT_NE(fingerprint(batch), fingerprint(make_batch(100, {{0, 30}, {31, 12}})));

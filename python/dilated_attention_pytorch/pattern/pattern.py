@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -60,9 +61,8 @@ class PatternSpec(NamedTuple):
     def native(self) -> _C.PatternSpec:
         """The specification as the planner takes it, which checks the values further."""
         self.check()
-        branches = zip(self.branches, self.offset_table(), strict=True)
         fields = self._asdict() | {
-            "branches": [_C.Branch(*branch, list(offsets)) for branch, offsets in branches],
+            "branches": _native_branches(self.branches, self.head_offsets, self.heads),
             "padding": _C.Padding.__members__[self.padding],
             "directions": _C.Directions.__members__[self.directions],
             "queries": [self.queries],
@@ -115,6 +115,15 @@ class PatternSpec(NamedTuple):
             for position in positions:
                 _check_integer(position, name)
         _check_sequences(self.sequences)
+
+
+@lru_cache(maxsize=64)
+def _native_branches(
+    branches: tuple[Branch, ...], head_offsets: Offsets | OffsetTable, heads: int
+) -> list[_C.Branch]:
+    """Of checked fields; the lengths of a data set share them."""
+    offsets = offset_table(head_offsets, [rate for _, rate in branches], heads)
+    return [_C.Branch(*pair, list(row)) for pair, row in zip(branches, offsets, strict=True)]
 
 
 def check_spec(spec: PatternSpec) -> None:
