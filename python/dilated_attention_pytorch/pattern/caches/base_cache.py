@@ -210,6 +210,7 @@ class BasePatternCache(ABC):
 
     def _make(self, spec: PatternSpec, device: torch.device) -> Pattern:
         """Plans, for use on `device`; not locked, so that other look-ups need not wait."""
+        check_spec(spec)
         if spec.sequences is None:
             return Pattern.plan(spec)
         return Pattern.join(spec, self._parts(spec))
