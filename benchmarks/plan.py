@@ -9,17 +9,18 @@ its own, each pair once, and with the tiles' empty corners.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
-from dilated_attention_pytorch.pattern import Pattern
+from dilated_attention_pytorch.pattern import Pattern, PatternSpec, Sequences, make_branches
 
 from .results import Document, Row, Run
 from .tables import Line, ratios, table
 from .timing import Timing
-from .workloads import WORKLOADS, Workload
+from .workloads import WORKLOADS, Workload, slide_lengths
 
-ON_CPU = "all there is: planning runs on one core of the host."
+ON_CPU = "all there is: planning runs on the host, on one core but for the lengths of a batch."
 BUDGET_SECONDS = 60.0
 _MIN_CALLS = 3
 
@@ -42,18 +43,43 @@ def plan_workloads() -> Iterator[Workload]:
             yield replace(base, name=f"{base.name}-{rule}", head_offsets=rule)
 
 
+def plan_batches() -> Iterator[tuple[str, PatternSpec]]:
+    """32 slides with GigaPath's branches, all of other lengths, and 64 documents of one length."""
+    slides = [length for length in slide_lengths(64) if length <= 20_000][:32]
+    yield "batch-32-slides", _packed(WORKLOADS["gigapath-10k"].spec(False), slides)
+    documents = PatternSpec(
+        0, make_branches([256, 512, 1024], [1, 2, 4]), "interleaved", 12, 12, is_causal=True
+    )
+    yield "batch-64-documents", _packed(documents, [2048] * 64)
+
+
+def _packed(spec: PatternSpec, lengths: Sequence[int]) -> PatternSpec:
+    places = [(sum(lengths[:i]), length) for i, length in enumerate(lengths)]
+    return spec._replace(seq_len=sum(lengths), sequences=Sequences(places))
+
+
 def measure(run: Run, options: argparse.Namespace) -> None:
-    """From a specification to its words, and their counts."""
+    """From a specification to its words, and their counts; batches also from known lengths."""
     for workload, causal in run.each(plan_workloads()):
         spec = workload.spec(causal)
-        report = Pattern.plan(spec).report()
-        times: list[float] = []
-        while len(times) < _MIN_CALLS or sum(times) < options.seconds * 1e3:
-            times.append(run.stopwatch.ms(lambda spec=spec: Pattern.plan(spec)))  # type: ignore[misc]
-        row: Row = {"workload": workload.name, "seq_len": workload.seq_len}
-        row |= {"heads": workload.heads, "causal": causal, **Timing(times).columns}
-        run.rows.append({**row, "calls": len(times), **report})
-        run.say(f"{workload.title(causal)}: {row['ms']:.3g} ms")
+        _add_row(run, options, workload.name, spec, partial(Pattern.plan, spec))
+    for name, spec in plan_batches():
+        parts = [Pattern.plan(part) for part in spec.parts()]
+        _add_row(run, options, f"{name}, new lengths", spec, partial(Pattern.plan, spec))
+        _add_row(run, options, f"{name}, known lengths", spec, partial(Pattern.join, spec, parts))
+
+
+def _add_row(
+    run: Run, options: argparse.Namespace, name: str, spec: PatternSpec, plan: Callable[[], Pattern]
+) -> None:
+    report = plan().report()
+    times: list[float] = []
+    while len(times) < _MIN_CALLS or sum(times) < options.seconds * 1e3:
+        times.append(run.stopwatch.ms(plan))
+    row: Row = {"workload": name, "seq_len": spec.seq_len, "heads": spec.heads}
+    row |= {"causal": spec.is_causal, **Timing(times).columns}
+    run.rows.append({**row, "calls": len(times), **report})
+    run.say(f"{name}{', causal' if spec.is_causal else ''}: {row['ms']:.3g} ms")
 
 
 def _line(row: Row) -> Line:

@@ -194,11 +194,15 @@ def test_a_run_knows_its_commit_and_a_file_name(monkeypatch: pytest.MonkeyPatch)
 
 def test_planning_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "plan_workloads", lambda: iter([TINY]))
+    batch = plan._packed(TINY.spec(True), [20, 30, 20])
+    monkeypatch.setattr(plan, "plan_batches", lambda: iter([("batch", batch)]))
     arguments = ["--out", str(tmp_path), "--commit", "c0ffee", "--seconds", "0.001"]
     bench.main(["plan", *arguments])
     (path,) = tmp_path.iterdir()
     document = json.loads(path.read_text())
-    assert [row["causal"] for row in document["rows"]] == [False, True]
+    assert [row["causal"] for row in document["rows"]] == [False, True, True, True]
+    assert [row["seq_len"] for row in document["rows"][2:]] == [70, 70]
     row = document["rows"][0]
     assert row["distinct"] <= row["nominal"] and row["bytes"] > 0 and row["ms"] > 0
-    assert "| seed-1024 | yes |" in plan.planning_section([document])
+    section = plan.planning_section([document])
+    assert "| seed-1024 | yes |" in section and "| batch, known lengths | yes |" in section

@@ -65,7 +65,7 @@ def run_alone(tensors: Tensors, places: Places, **options: Any) -> Result:
     for i, (first, length) in enumerate(places):
         here = slice(first, first + length)
         entries = i + 1 if "dropout_p" in options else 1
-        inputs = [x[:, here].expand(entries, -1, -1, -1).requires_grad_() for x in tensors]
+        inputs = [x[:, here].repeat(entries, 1, 1, 1).requires_grad_() for x in tensors]
         o, z = (x[-1:] for x in ops.attention(*inputs, *BRANCHES, **options))
         one = differentiate((o, z), inputs, (grad_out[:, here], grad_lse[:, :, here]))
         out[:, here], lse[:, :, here] = one.out, one.lse

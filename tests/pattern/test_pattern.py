@@ -40,6 +40,7 @@ from .caches.test_cache_contract import BASE, CPU
         ({"directions": "backward"}, ValueError),
         ({"queries": 5}, TypeError),
         ({"keys": (0, "x")}, TypeError),
+        ({"sequences": ((0, 5),)}, TypeError),
     ],
 )
 def test_wrong_fields_are_named(change, error):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -73,11 +75,14 @@ def _check(table: Tensor) -> None:
 
 def _read(table: Sequence[tuple[int, int]]) -> Tensor:
     try:
-        read = torch.tensor([*table], dtype=torch.int64, device="cpu").reshape(-1, 2)
-    except (TypeError, ValueError, RuntimeError):
+        if not {*map(len, table)} <= {2}:
+            raise TypeError
+        # Fast for thousands: torch.tensor looks at each pair.
+        numbers = array("q", chain.from_iterable(table))
+    except (TypeError, OverflowError):
         raise TypeError(
             f"sequences must be pairs (first row, length) of integers, got {table!r}"
         ) from None
-    if len(read) != len(table):
-        raise TypeError(f"sequences must be pairs (first row, length), got {table!r}")
-    return read
+    if not numbers:
+        return torch.empty(0, 2, dtype=torch.int64, device="cpu")
+    return torch.frombuffer(numbers, dtype=torch.int64).view(-1, 2)
