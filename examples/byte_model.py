@@ -29,8 +29,8 @@ class Block(nn.Module):
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norms[0](x), is_causal=True)[0]
+    def forward(self, x: Tensor, seq_lens: Tensor | None) -> Tensor:
+        x = x + self.attention(self.norms[0](x), is_causal=True, seq_lens=seq_lens)[0]
         return x + self.feed_forward(self.norms[1](x))
 
 
@@ -39,7 +39,8 @@ class ByteModel(nn.Module):
 
     `attention` are the arguments of MultiheadDilatedAttention past the width. Where those have a
     group, the bytes are a stretch of the window that begins at `begin`, after those that it looks
-    back to, min(begin, LOOK_BACK) of them."""
+    back to, min(begin, LOOK_BACK) of them. Where windows of several lengths are padded at the end,
+    `seq_lens` [batch] has the lengths."""
 
     def __init__(self, width: int, layers: int, **attention: Any) -> None:
         super().__init__()
@@ -51,13 +52,13 @@ class ByteModel(nn.Module):
         )
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 256))
 
-    def forward(self, text: Tensor, begin: int = 0) -> Tensor:
+    def forward(self, text: Tensor, begin: int = 0, seq_lens: Tensor | None = None) -> Tensor:
         x = self.embedding(text)
         x = x + self.look_back(F.pad(x.transpose(1, 2), (LOOK_BACK, 0))).transpose(1, 2)
         x = x[:, min(begin, LOOK_BACK) :]
         x = x + sinusoids(begin, x.shape[1], x.shape[2], x.device)
         for block in self.blocks:
-            x = block(x)
+            x = block(x, seq_lens)
         logits: Tensor = self.head(x)
         return logits
 

@@ -18,6 +18,7 @@ from dilated_attention_pytorch import (
     PatternCache,
     RingDilatedAttentionV2,
     RingDilatedAttentionV3,
+    TieredPatternCache,
     default_pattern_cache,
     dilated_attention,
 )
@@ -377,12 +378,13 @@ def test_what_would_fail_in_forward_is_refused_at_construction(options, error, m
         layer("x")
 
 
-def test_announced_calls_find_their_patterns(device):
+@pytest.mark.parametrize("form", [list, torch.tensor])
+def test_announced_calls_find_their_patterns(device, form):
     cache = PatternCache()
     module = MultiheadDilatedAttention(
         32, 4, [16, 32], [1, 2], num_kv_heads=2, pattern_cache=cache, device=device
     )
-    module.prefetch([50, 51], device, is_causal=True)
+    module.prefetch(form([50, 51]), device, is_causal=True)
     cache.drain()
     for n in (50, 51):
         module(torch.randn(1, n, 32, device=device), is_causal=True)
@@ -392,3 +394,30 @@ def test_announced_calls_find_their_patterns(device):
     module.attention = torch.nn.Identity()
     with pytest.raises(TypeError, match="attention must be a DilatedAttention"):
         module.prefetch([50], device)
+
+
+@pytest.mark.parametrize("cache", [PatternCache, TieredPatternCache])
+def test_announced_batches_find_their_patterns(cache, device):
+    patterns = cache()
+    module = MultiheadDilatedAttention(
+        32, 4, *BRANCHES, num_kv_heads=2, pattern_cache=patterns, device=device
+    )
+    x = torch.randn(3, 50, 32, device=device)
+    left = [(20, 30), (0, 50), (50, 0)]
+    packed = torch.nested.nested_tensor([x[0, :9], x[1, :40]], layout=torch.jagged)
+    calls = (
+        (([50, 7, 0], 50), lambda: module(x, seq_lens=[50, 7, 0])),
+        ((torch.tensor(left), 50), lambda: module(x, seq_lens=left)),
+        (([50, 50, 50], 50), lambda: module(x, seq_lens=[50, 50, 50])),
+        (([9, 40], None), lambda: module(packed)),
+    )
+    for (seq_lens, seq_len), call in calls:
+        module.prefetch_batch(seq_lens, device, seq_len=seq_len)
+        patterns.drain()
+        before = patterns.statistics()
+        call()
+        after = patterns.statistics()
+        assert after.misses == before.misses and after.hits > before.hits
+    module.attention = torch.nn.Identity()
+    with pytest.raises(TypeError, match="attention must be a DilatedAttention"):
+        module.prefetch_batch([50], device)

@@ -63,6 +63,16 @@ def test_signatures():
         "segment_lengths",
         "dilation_rates",
     ]
+    assert positional(package.dilated_attention_varlen) == [
+        "query",
+        "key",
+        "value",
+        "cu_seqlens",
+        "segment_lengths",
+        "dilation_rates",
+    ]
+    theirs = positional(torch.nn.MultiheadAttention.forward)
+    assert positional(package.MultiheadDilatedAttention.forward) == theirs
     assert positional(package.create_dilated_attention) == ["attention_type"]
     assert positional(package.create_multihead_dilated_attention) == [
         "attention_type",

@@ -245,6 +245,26 @@ def test_unknown_arguments_are_refused() -> None:
         create_multihead_dilated_attention("auto", embed_dim=64, num_heads=4, typo=1)
 
 
+@pytest.mark.parametrize("first", [0, 30])
+def test_a_padding_mask_is_not_ignored(first: int, device: str, exact: Exact) -> None:
+    """It was accepted without effect (torchscale, DarcStar): padding took part in every softmax,
+    and shifted every lattice where it came first.
+    """
+    torch.manual_seed(0)
+    layer = MultiheadDilatedAttention(32, 4, [16, 64], [1, 4], dtype=exact.dtype, device=device)
+    x = torch.zeros(2, 90, 32, dtype=exact.dtype, device=device)
+    kept = slice(first, first + 50)
+    x[0], x[1, kept] = (torch.randn(n, 32, dtype=exact.dtype).to(device) for n in (90, 50))
+    mask = torch.zeros(2, 90, dtype=torch.bool, device=device)
+    mask[1] = True
+    mask[1, kept] = False
+    out, _ = layer(x, key_padding_mask=mask)
+    alone, _ = layer(x[1:, kept])
+    torch.testing.assert_close(out[1:, kept], alone, rtol=0, atol=10 * exact.forward)
+    ignored, _ = layer(x)
+    assert (ignored[1:, kept] - alone).norm() > 0.05 * alone.norm()
+
+
 def test_half_precision_autocast_gives_no_nan(device: str) -> None:
     """NaN embeddings under float16 autocast (prov-gigapath issue 25)."""
     q, k, v = (20 * x for x in make_qkv(1069, 4, 48, dtype=torch.float32, device=device))

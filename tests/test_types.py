@@ -17,7 +17,9 @@ from dilated_attention_pytorch.pattern import Pattern, PatternSpec, make_branche
 PROGRAM = """
 from typing_extensions import assert_type
 from torch import Tensor
-from dilated_attention_pytorch import create_dilated_attention, dilated_attention
+from dilated_attention_pytorch import (
+    MultiheadDilatedAttention, create_dilated_attention, dilated_attention, dilated_attention_varlen
+)
 
 def check(q: Tensor, flag: bool) -> None:
     assert_type(dilated_attention(q, q, q, [4], [1]), Tensor)
@@ -30,6 +32,21 @@ def check(q: Tensor, flag: bool) -> None:
     dilated_attention(q, q, q, [4], [1], padding="other")  # type: ignore[call-overload]
     dilated_attention(q, q, q, [4], [1], strategy="other")  # type: ignore[call-overload]
     create_dilated_attention("other")  # type: ignore[arg-type]
+
+def check_ragged(q: Tensor, flag: bool) -> None:
+    for seq_lens in ([1, 2], [(0, 1), (1, 2)], q):
+        assert_type(dilated_attention(q, q, q, [4], [1], seq_lens=seq_lens), Tensor)
+    dilated_attention(q, q, q, [4], [1], seq_lens="12")  # type: ignore[arg-type]
+    assert_type(dilated_attention_varlen(q, q, q, [0, 4], [4], [1]), Tensor)
+    assert_type(
+        dilated_attention_varlen(q, q, q, q, [4], [1], return_lse=True), tuple[Tensor, Tensor]
+    )
+    assert_type(
+        dilated_attention_varlen(q, q, q, q, [4], [1], return_lse=flag),
+        Tensor | tuple[Tensor, Tensor],
+    )
+    layer = MultiheadDilatedAttention(8, 2, [4], [1])
+    assert_type(layer.forward(q, q, q, q, False, q, True, True), tuple[Tensor, None])
 """
 
 

@@ -20,8 +20,10 @@ from .pattern import (
     using_pattern_cache,
 )
 from .plot import plot_pattern
+from .ragged import seq_lens_of_mask
 from .ring_dilated_attention_v2 import RingDilatedAttentionV2
 from .ring_dilated_attention_v3 import RingDilatedAttentionV3
+from .varlen import dilated_attention_varlen
 
 __all__ = [
     "CacheStatistics",
@@ -41,10 +43,12 @@ __all__ = [
     "default_pattern_cache",
     "default_tiered_pattern_cache",
     "dilated_attention",
+    "dilated_attention_varlen",
     "head_group_offsets",
     "include_path",
     "library_path",
     "plot_pattern",
+    "seq_lens_of_mask",
     "suggest_branches",
     "using_pattern_cache",
 ]

@@ -16,7 +16,9 @@ from .functional import (
     check_scale,
     make_spec,
 )
-from .pattern import HeadOffsets, Padding, Pattern, Scheme, current_pattern_cache
+from .pattern import HeadOffsets, Padding, Pattern, PatternSpec, Scheme, current_pattern_cache
+from .pattern.bounds import at_least
+from .ragged import SeqLens, layout_of
 from .ring import Group, Sharding, Strategy, telling
 
 
@@ -63,11 +65,18 @@ class DilatedAttention(nn.Module):
             check_ring_cache(self.pattern_cache)
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool = False
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        is_causal: bool = False,
+        seq_lens: SeqLens | None = None,
     ) -> Tensor:
         """query [batch, seq_len, heads, head_dim] -> the same shape.
 
-        key and value: [batch, seq_len, kv_heads, head_dim]. Raises TypeError and ValueError.
+        key and value: [batch, seq_len, kv_heads, head_dim]. seq_lens, nested tensors: as in
+        `dilated_attention`. Raises TypeError and ValueError.
         """
         with telling(self.sharding):
             out, _ = attend(
@@ -80,6 +89,7 @@ class DilatedAttention(nn.Module):
                 dropout_p=self.dropout if self.training else 0.0,
                 pattern_cache=self.pattern_cache,
                 sharding=self.sharding,
+                seq_lens=seq_lens,
             )
         return out
 
@@ -101,14 +111,40 @@ class DilatedAttention(nn.Module):
             ValueError: the module has a group or no cache, or the numbers fit no pattern.
             RuntimeError: a CUDA graph is being captured.
         """
+        kv_heads = heads if kv_heads is None else kv_heads
+        # Elements of a tensor are no keys that a cache finds again.
+        lengths = [at_least(0, n, "seq_lens") for n in seq_lens]
+        specs = [make_spec(self.scheme, n, heads, kv_heads, is_causal) for n in lengths]
+        self._announce(specs, device)
+
+    def prefetch_batch(
+        self,
+        seq_lens: SeqLens,
+        device: torch.device | str,
+        *,
+        heads: int,
+        kv_heads: int | None = None,
+        seq_len: int | None = None,
+        is_causal: bool = False,
+    ) -> None:
+        """As `prefetch`, for one batch of several lengths, whose pattern is joined of theirs.
+
+        seq_lens: what the call will get, or of a packed or nested batch the length of each
+        sequence, one behind the other. seq_len: of a padded batch, None of others.
+        """
+        kv_heads = heads if kv_heads is None else kv_heads
+        rows, sequences = layout_of(seq_lens, seq_len)
+        assert not isinstance(sequences, torch.Tensor)
+        spec = make_spec(self.scheme, rows, heads, kv_heads, is_causal, sequences)
+        self._announce([spec], device)
+
+    def _announce(self, specs: Sequence[PatternSpec], device: torch.device | str) -> None:
         cache = current_pattern_cache() if self.pattern_cache is None else self.pattern_cache
         if self.sharding is not None or cache is False:
             raise ValueError(
                 "pattern_cache must be a cache, and group None, where patterns are prefetched, got "
                 f"{self.pattern_cache!r} and {self.sharding!r}"
             )
-        kv_heads = heads if kv_heads is None else kv_heads
-        specs = [make_spec(self.scheme, n, heads, kv_heads, is_causal) for n in seq_lens]
         for spec in specs:
             Pattern.check(spec)
         cache.announce(specs, torch.device(device))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, NoReturn, overload
 
 import torch
 from torch import Tensor, is_grad_enabled
@@ -18,10 +18,12 @@ from .pattern import (
     Padding,
     PatternSpec,
     Scheme,
+    Sequences,
     current_pattern_cache,
 )
 from .pattern.bounds import HEADS_END
 from .pattern.scalars import is_symbolic, real
+from .ragged import SeqLens, Table, pack
 from .ring import Group, Sharding, Strategy, telling
 
 CacheArgument = BasePatternCache | Literal[False] | None
@@ -43,6 +45,7 @@ def dilated_attention(
     padding: Padding = ...,
     dropout_p: float = ...,
     return_lse: Literal[False] = ...,
+    seq_lens: SeqLens | None = ...,
     pattern_cache: CacheArgument = ...,
     group: Group | None = ...,
     shard_lengths: Sequence[int] | None = ...,
@@ -62,6 +65,7 @@ def dilated_attention(
     padding: Padding = ...,
     dropout_p: float = ...,
     return_lse: Literal[True],
+    seq_lens: SeqLens | None = ...,
     pattern_cache: CacheArgument = ...,
     group: Group | None = ...,
     shard_lengths: Sequence[int] | None = ...,
@@ -81,6 +85,7 @@ def dilated_attention(
     padding: Padding = ...,
     dropout_p: float = ...,
     return_lse: bool,
+    seq_lens: SeqLens | None = ...,
     pattern_cache: CacheArgument = ...,
     group: Group | None = ...,
     shard_lengths: Sequence[int] | None = ...,
@@ -99,6 +104,7 @@ def dilated_attention(
     padding: Padding = "masked",
     dropout_p: float = 0.0,
     return_lse: bool = False,
+    seq_lens: SeqLens | None = None,
     pattern_cache: CacheArgument = None,
     group: Group | None = None,
     shard_lengths: Sequence[int] | None = None,
@@ -114,8 +120,10 @@ def dilated_attention(
 
     Args:
         query: [batch, seq_len, heads, head_dim]; float16, bfloat16, float32, or float64 on the CPU.
+            Or a nested tensor of layout torch.jagged, [batch, ragged, heads, head_dim]: each
+            sequence has positions, segments and lattices of its own.
         key, value: [batch, seq_len, kv_heads, head_dim], kv_heads dividing heads; query head h
-            reads KV head h // (heads / kv_heads).
+            reads KV head h // (heads / kv_heads). Nested where query is, with its lengths.
         segment_lengths: w of each branch, in positions; clipped to seq_len.
         dilation_rates: r of each branch.
         head_offsets: "interleaved", h mod r (the paper); "blocked", h // ceil(heads / r)
@@ -131,6 +139,13 @@ def dilated_attention(
         dropout_p: probability of dropping an attention weight, at every call, as in
             torch.nn.functional.scaled_dot_product_attention; draws from torch's generator.
         return_lse: also return the log-sum-exp, the logarithm of the softmax's denominator.
+        seq_lens: [batch], integers: row b is a sequence of its first seq_lens[b] positions, as if
+            called alone. Or [batch, 2], the first position and the length of each, for padding
+            before it; see `seq_lens_of_mask`. Padding may hold anything, NaN included, and so may
+            the gradients of its outputs: its out is 0, its lse -inf, its gradients are 0. A list or
+            a tensor, on the CPU; for one on a GPU, as for a nested tensor there, the host waits
+            once a call. Under torch.compile give a tensor: one program then serves all lengths.
+            Must be None with a group.
         pattern_cache: the `PatternCache` or `TieredPatternCache` that keeps planned patterns; None
             means `current_pattern_cache()`. With False, and under torch.compile, the operators keep
             what they plan (`pattern.resize_planned_patterns`). Must be None with a group.
@@ -143,7 +158,8 @@ def dilated_attention(
 
     Returns:
         out, like query; with return_lse (out, lse), lse being [batch, heads, seq_len], float32
-        (float64 for float64), -inf where a query attends to nothing. Both are differentiable.
+        (float64 for float64), -inf where a query attends to nothing. Both are differentiable, and
+        both are nested where query is.
 
     Raises:
         TypeError, ValueError: naming the argument, what must hold and what was given; with a group
@@ -152,8 +168,7 @@ def dilated_attention(
             timeout; a CUDA graph is being captured and the pattern is not on the GPU yet.
     """
     with telling(group):
-        make = Scheme.make if is_compiling() else Scheme.recall
-        scheme = make(segment_lengths, dilation_rates, head_offsets, padding)
+        scheme = make_scheme(segment_lengths, dilation_rates, head_offsets, padding)
         scale = check_scale(scale)
         dropout_p = check_dropout(dropout_p, "dropout_p")
         check_cache(pattern_cache)
@@ -165,6 +180,7 @@ def dilated_attention(
             is_causal=is_causal,
             scale=scale,
             dropout_p=dropout_p,
+            seq_lens=seq_lens,
             pattern_cache=pattern_cache,
             sharding=Sharding.make(group, shard_lengths, strategy),
         )
@@ -182,18 +198,33 @@ def attend(
     dropout_p: float,
     pattern_cache: CacheArgument,
     sharding: Sharding | None = None,
+    seq_lens: SeqLens | None = None,
+    sequences: Table | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`dilated_attention` for a checked scheme; returns (out, lse)."""
+    """`dilated_attention` for a checked scheme; returns (out, lse).
+
+    sequences: of rows [1, T, H, D], as the operators take them.
+    """
     shape = _shape_of(query, "query")
     key_shape = _shape_of(key, "key")
     value_shape = _shape_of(value, "value")
     if is_causal is not True and is_causal is not False:
         raise TypeError(f"is_causal must be a bool, got {is_causal!r}")
-    seed = None
-    if dropout_p > 0.0:
-        # On the device, so that drawing it needs no synchronisation; activation checkpointing
-        # restores the generator and so repeats it.
-        seed = torch.randint(_MAX_SEED, (1,), dtype=torch.int64, device=query.device)
+    if seq_lens is not None or query.is_nested or key.is_nested or value.is_nested:
+        if sharding is not None:
+            refuse_ragged_ring(seq_lens)
+        packed = pack(query, key, value, seq_lens)
+        if packed is not None:
+            out, lse = attend(
+                *packed.rows,
+                scheme,
+                is_causal=is_causal,
+                scale=scale,
+                dropout_p=dropout_p,
+                pattern_cache=pattern_cache,
+                sequences=packed.sequences,
+            )
+            return packed.unpack(out, lse)
     # Parsing an option takes time on the host, so defaults are left out.
     options: dict[str, Any] = {}
     if is_causal:
@@ -202,9 +233,14 @@ def attend(
         options["scale"] = scale
     if scheme.padding != "masked":
         options["padding"] = scheme.padding
-    if seed is not None:
+    if dropout_p > 0.0:
         options["dropout_p"] = dropout_p
+        # On the device, so that drawing it needs no synchronisation; activation checkpointing
+        # restores the generator and so repeats it.
+        seed = torch.randint(_MAX_SEED, (1,), dtype=torch.int64, device=query.device)
         options["dropout_seed"] = seed
+    if sequences is not None:
+        options["sequences"] = sequences if isinstance(sequences, Tensor) else sequences.tensor
     rows = (query, key, value, scheme.segment_lengths, scheme.dilation_rates)
     if sharding is not None:
         check_ring_cache(pattern_cache)
@@ -218,10 +254,11 @@ def attend(
         )
     # Compilers and tensor subclasses (fake tensors among them) must not meet the cache's tensors.
     is_plain = type(query) is Tensor or type(query) is Parameter
+    has_values = is_plain and not is_compiling()
     found = None
-    if pattern_cache is not False and is_plain and not is_compiling():
+    if pattern_cache is not False and has_values and not isinstance(sequences, Tensor):
         cache = current_pattern_cache() if pattern_cache is None else pattern_cache
-        spec = make_spec(scheme, shape[1], shape[2], key_shape[2], is_causal)
+        spec = make_spec(scheme, shape[1], shape[2], key_shape[2], is_causal, sequences)
         found = cache.find(spec, query.device)
         if found is None and key_shape == value_shape and _fit(query, key, value):
             found = cache.lookup_missing(spec, query.device)
@@ -234,8 +271,24 @@ def attend(
     return ops.attention(*rows, **options)
 
 
+def make_scheme(
+    segment_lengths: Sequence[int],
+    dilation_rates: Sequence[int],
+    head_offsets: HeadOffsets,
+    padding: Padding,
+) -> Scheme:
+    """What functions are given at every call, checked; recent ones are remembered."""
+    make = Scheme.make if is_compiling() else Scheme.recall
+    return make(segment_lengths, dilation_rates, head_offsets, padding)
+
+
 def make_spec(
-    scheme: Scheme, seq_len: int, heads: int, kv_heads: int, is_causal: bool
+    scheme: Scheme,
+    seq_len: int,
+    heads: int,
+    kv_heads: int,
+    is_causal: bool,
+    sequences: Sequences | None = None,
 ) -> PatternSpec:
     """The pattern that a call needs now: for the forward pass alone where gradients are off."""
     return PatternSpec(
@@ -248,6 +301,7 @@ def make_spec(
         scheme.padding,
         # One table serves both passes where each head has keys of its own.
         directions="both" if heads == kv_heads or is_grad_enabled() else "forward",
+        sequences=sequences,
     )
 
 
@@ -300,9 +354,20 @@ def check_ring_cache(pattern_cache: CacheArgument) -> None:
         )
 
 
+def refuse_ragged_ring(seq_lens: SeqLens | None) -> NoReturn:
+    """Raises ValueError: what is called with a group has seq_lens, or a nested tensor."""
+    given = "a nested tensor" if seq_lens is None else f"{seq_lens!r}"
+    raise ValueError(
+        "seq_lens must be None, and no tensor nested, where a group is given, whose ranks share "
+        f"one sequence, got {given}"
+    )
+
+
 def _shape_of(tensor: Tensor, name: str) -> torch.Size:
     if type(tensor) is not Tensor and not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.is_nested and tensor.layout is not torch.jagged:
+        raise ValueError(f"{name} must have the layout torch.jagged if nested, got {tensor.layout}")
     shape = tensor.shape
     if len(shape) != 4:
         raise ValueError(

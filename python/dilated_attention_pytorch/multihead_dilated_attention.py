@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .dilated_attention import DilatedAttention
 from .functional import CacheArgument
+from .nn_arguments import NoFusedKernel, check_weights_and_mask, padding_of, without_padding
 from .pattern import HeadOffsets, Padding
 from .pattern.bounds import HEADS_END, at_least
 from .pattern.scalars import real
+from .ragged import Mask, SeqLens, kept_rows
 from .ring import Group, Strategy, telling
 
 
 class MultiheadDilatedAttention(nn.Module):
-    """Projects, attends, normalizes, projects; shapes as nn.MultiheadAttention's, batch first.
+    """Projects, attends, normalizes, projects; called as nn.MultiheadAttention is, batch first.
+
+    It takes that module's place as `self_attn` of nn.TransformerEncoderLayer, alone or in
+    nn.TransformerEncoder, in training and evaluation.
 
     The LayerNorm before the output projection and the initialization are MAGNETO's (arXiv
     2210.06423), as LongNet (arXiv 2307.02486) uses them.
@@ -44,6 +50,12 @@ class MultiheadDilatedAttention(nn.Module):
     Raises:
         TypeError, ValueError: naming the argument, what must hold and what was given.
     """
+
+    # What nn.TransformerEncoder and its layer ask, to leave their own fused kernels aside.
+    batch_first = True
+    in_proj_bias = None
+    in_proj_weight = NoFusedKernel()
+    _qkv_same_embed_dim = False
 
     def __init__(
         self,
@@ -125,15 +137,35 @@ class MultiheadDilatedAttention(nn.Module):
         query: Tensor,
         key: Tensor | None = None,
         value: Tensor | None = None,
-        *,
+        key_padding_mask: Mask | None = None,
+        need_weights: bool = False,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
         is_causal: bool = False,
+        *,
+        seq_lens: SeqLens | None = None,
     ) -> tuple[Tensor, None]:
         """[batch, seq_len, embed_dim] -> the same, and None for the weights, which are not kept.
 
-        key is query by default, value is key. All have the same seq_len. Raises TypeError and
-        ValueError.
+        Args:
+            query, key, value: key is query by default, value is key. All have the same batch and
+                seq_len, or are nested tensors of layout torch.jagged and have the same lengths.
+            key_padding_mask: [batch, seq_len], True (or -inf) in padding, False (or 0) elsewhere.
+                What it keeps of a row is one stretch, whose positions count from its first, so
+                padding may be before it or behind. For a mask on a GPU the host waits, at each
+                call: give several layers seq_lens=seq_lens_of_mask(mask) instead.
+            need_weights: False, or it is an error.
+            attn_mask: must mask nothing, which is looked at, unless is_causal, and then it is taken
+                for the causal mask, unseen, as nn.MultiheadAttention does.
+            average_attn_weights: ignored, since there are no weights.
+            seq_lens: as in `dilated_attention`, instead of the mask. With either, padding may hold
+                anything, NaN included, and its output is 0.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what must hold and what was given.
         """
-        with telling(getattr(self.attention, "sharding", None)):
+        sharding = getattr(self.attention, "sharding", None)
+        with telling(sharding):
             if key is None:
                 if value is not None:
                     raise ValueError("key must be given where value is, got None")
@@ -147,25 +179,49 @@ class MultiheadDilatedAttention(nn.Module):
                         f"{name} must be [batch, seq_len, embed_dim = {self.embed_dim}], "
                         f"got shape {tuple(tensor.shape)}"
                     )
+            check_weights_and_mask(need_weights, attn_mask, is_causal)
+            options: dict[str, Any] = {"is_causal": is_causal}
+            lengths = padding_of(query, key_padding_mask, seq_lens, sharding is not None)
+            if lengths is not None:
+                options["seq_lens"] = lengths
+                kept = kept_rows(lengths, query.size(1), query.device)
+                query, key, value = without_padding(kept, query, key, value)
             out = self.attention(
                 self.q_proj(query).unflatten(2, (self.num_heads, self.head_dim)),
                 self.k_proj(key).unflatten(2, (self.num_kv_heads, self.head_dim)),
                 self.v_proj(value).unflatten(2, (self.num_kv_heads, self.head_dim)),
-                is_causal=is_causal,
+                **options,
             ).flatten(2)
         if self.norm is not None:
             out = self.norm(out)
-        return self.out_proj(out), None
+        out = self.out_proj(out)
+        return (out if lengths is None else out.where(kept, 0)), None
 
     def prefetch(
         self, seq_lens: Iterable[int], device: torch.device | str, *, is_causal: bool = False
     ) -> None:
         """As `DilatedAttention.prefetch`. Raises TypeError if `attention` is another module."""
+        heads = {"heads": self.num_heads, "kv_heads": self.num_kv_heads}
+        self._prefetching().prefetch(seq_lens, device, **heads, is_causal=is_causal)
+
+    def prefetch_batch(
+        self,
+        seq_lens: SeqLens,
+        device: torch.device | str,
+        *,
+        seq_len: int | None = None,
+        is_causal: bool = False,
+    ) -> None:
+        """As `DilatedAttention.prefetch_batch`; likewise."""
+        heads = {"heads": self.num_heads, "kv_heads": self.num_kv_heads}
+        self._prefetching().prefetch_batch(
+            seq_lens, device, **heads, seq_len=seq_len, is_causal=is_causal
+        )
+
+    def _prefetching(self) -> DilatedAttention:
         if not isinstance(self.attention, DilatedAttention):
             raise TypeError(f"attention must be a DilatedAttention, got {self.attention!r}")
-        self.attention.prefetch(
-            seq_lens, device, heads=self.num_heads, kv_heads=self.num_kv_heads, is_causal=is_causal
-        )
+        return self.attention
 
     def extra_repr(self) -> str:
         text = f"embed_dim={self.embed_dim}, num_heads={self.num_heads}"

@@ -10,6 +10,7 @@ from torch import Tensor
 from .dilated_attention import DilatedAttention
 from .functional import CacheArgument
 from .pattern import HeadOffsets, Padding
+from .ragged import SeqLens
 from .ring import Group, Strategy, group_size
 
 
@@ -80,9 +81,14 @@ class RingDilatedAttentionV2(DilatedAttention):
                 f"ring_size must be None or the group's size, {self.ring_size}, got {ring_size}"
             )
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False) -> Tensor:
-        """query [batch, seq_len, heads, head_dim] -> the same shape.
-
-        key and value: [batch, seq_len, kv_heads, head_dim]. Raises TypeError and ValueError.
-        """
-        return super().forward(query, key, value, is_causal=is_causal)
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        is_causal: bool = False,
+        *,
+        seq_lens: SeqLens | None = None,
+    ) -> Tensor:
+        """As `DilatedAttention.forward`; is_causal may be given by position."""
+        return super().forward(query, key, value, is_causal=is_causal, seq_lens=seq_lens)

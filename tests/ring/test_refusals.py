@@ -48,6 +48,16 @@ def call_multihead(group: dist.ProcessGroup, width: int) -> None:
     module(torch.zeros(1, 20, width))
 
 
+def attend_nested(group: dist.ProcessGroup) -> None:
+    nested = torch.nested.nested_tensor([torch.zeros(n, 4, 8) for n in (3, 5)], layout=torch.jagged)
+    dilated_attention(nested, nested, nested, [16, 40], [1, 2], group=group)
+
+
+def call_padded(group: dist.ProcessGroup, **padding: Any) -> None:
+    module: nn.Module = MultiheadDilatedAttention(32, 4, [16, 40], [1, 2], group=group)
+    module(torch.zeros(1, 20, 32), **padding)
+
+
 Call = Callable[[dist.ProcessGroup], object]
 PYTHON: dict[str, tuple[Call, str]] = {
     "segments": (partial(attend, branches=([0], [1])), "ValueError: segment_lengths"),
@@ -65,6 +75,17 @@ PYTHON: dict[str, tuple[Call, str]] = {
     "long shards": (partial(attend, shard_lengths=[20, 20, 2**62]), "ValueError: shard_lengths"),
     "strategy": (partial(attend, strategy="rign"), "ValueError: strategy"),
     "what the dispatcher refuses": (partial(attend, shard_lengths=[20, 20, 2**70]), "Error: "),
+    "lengths": (partial(attend, seq_lens=[20]), "ValueError: seq_lens must be None"),
+    "nested": (attend_nested, "ValueError: seq_lens must be None, and no tensor nested"),
+    "a layer's lengths": (
+        partial(call_padded, seq_lens=[20]),
+        "ValueError: key_padding_mask and seq_lens must be None where a group is given",
+    ),
+    "a layer's mask": (
+        partial(call_padded, key_padding_mask=torch.zeros(1, 20, dtype=torch.bool)),
+        "ValueError: key_padding_mask and seq_lens must be None where a group is given",
+    ),
+    "a layer's weights": (partial(call_padded, need_weights=True), "ValueError: need_weights"),
     "a module": (partial(call_module, bad=torch.zeros(3)), "ValueError: query"),
     "a multi-head module": (partial(call_multihead, width=31), "ValueError: query"),
 }

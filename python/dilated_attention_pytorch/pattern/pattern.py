@@ -173,7 +173,8 @@ class Pattern:
         Fast, as it plans no rows.
         """
         check_spec(spec)
-        Pattern.plan(spec._replace(queries=(0, 0), keys=(0, 0), sequences=None))
+        longest = next(iter(spec.parts()), spec)  # what is said of a sequence is said of a batch's
+        Pattern.plan(longest._replace(queries=(0, 0), keys=(0, 0)))
 
     @property
     def is_intact(self) -> bool:
