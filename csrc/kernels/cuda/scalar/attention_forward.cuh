@@ -32,6 +32,7 @@ struct FloatMemory {
   alignas(16) float weight[Shape::kRows][Shape::kKeys + 4];
   KeyTile<Shape::kKeys> keys;
   RowTileList<Shape::kRows> rows;
+  uint32_t dropout_key[Shape::kRows];
   ColumnCursor cursor;  // warp 0's, here rather than in registers
 };
 
@@ -64,12 +65,12 @@ class FloatThread {
   }
 
   /// With the keys in shared memory: leaves the weights there.
-  __device__ void weigh_keys(const WorkItem& work) {
+  __device__ void weigh_keys() {
     float scores[kRows][kKeys] = {};
     multiply_keys(scores);
     mask(scores);
     exponentiate(scores);
-    store(scores, work);
+    store(scores);
   }
 
   /// With the values and weights there.
@@ -92,7 +93,7 @@ class FloatThread {
   __device__ void multiply_keys(float (&scores)[kRows][kKeys]) const;
   __device__ void mask(float (&scores)[kRows][kKeys]) const;
   __device__ void exponentiate(float (&logits)[kRows][kKeys]);
-  __device__ void store(float (&weights)[kRows][kKeys], const WorkItem& work);
+  __device__ void store(float (&weights)[kRows][kKeys]);
 
   const ForwardCall& call_;
   FloatMemory<Shape>& memory_;
@@ -173,14 +174,13 @@ __device__ void FloatThread<Shape>::exponentiate(float (&logits)[kRows][kKeys]) 
 
 /// The weights go to shared memory, without what dropout removes.
 template <typename Shape>
-__device__ void FloatThread<Shape>::store(float (&weights)[kRows][kKeys], const WorkItem& work) {
+__device__ void FloatThread<Shape>::store(float (&weights)[kRows][kKeys]) {
   const float probability = call_.args.dropout.probability;
   if (probability > 0) {
     const uint32_t threshold = dropout_threshold(probability);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const uint32_t row_key =
-          row_dropout_key(call_.args, work, memory_.rows.position[first_row_ + r]);
+      const uint32_t row_key = memory_.dropout_key[first_row_ + r];
 #pragma unroll
       for (int k = 0; k < kKeys; ++k) {
         const int32_t key = memory_.keys.position[x_ + 16 * k];
@@ -277,6 +277,10 @@ __device__ void forward_float_tile(const ForwardCall& call, const TableView& tab
   const ForwardArgs& args = call.args;
   const int32_t head_dim = static_cast<int32_t>(args.head_dim);
   const KeyList keys = begin_rows(table, work, args, memory.rows);
+  if (args.dropout.probability > 0 && threadIdx.x < Shape::kRows) {
+    memory.dropout_key[threadIdx.x] =
+        row_dropout_key(args, work, memory.rows.position[threadIdx.x]);
+  }
   const auto list = [&](int32_t first) {
     if (threadIdx.x < 32 && first < keys.columns) {
       read_keys(memory.cursor, first, keys.windows.all, memory.keys);
@@ -303,7 +307,7 @@ __device__ void forward_float_tile(const ForwardCall& call, const TableView& tab
     __syncthreads();
     copy(memory.key, args.key, memory.keys.place, key);
     __syncthreads();
-    thread.weigh_keys(work);
+    thread.weigh_keys();
     __syncthreads();
     copy(memory.key, args.value, memory.keys.place, value);
     __syncthreads();

@@ -19,7 +19,8 @@ struct ForwardTile {
   constexpr int32_t keys() const { return width > 64 ? 32 : 64; }
   constexpr size_t bytes() const {
     const size_t floats = size_t(rows() + keys()) * pitch(width) + rows() * pitch(keys());
-    return round_up(4 * floats + key_list_bytes(keys()) + row_list_bytes(rows()) + kCursorBytes,
+    return round_up(4 * floats + key_list_bytes(keys()) + row_list_bytes(rows()) +
+                        4 * size_t(rows()) + kCursorBytes,
                     16);
   }
 };
