@@ -16,6 +16,7 @@ from .pattern import (
     default_pattern_cache,
     default_tiered_pattern_cache,
     head_group_offsets,
+    preset,
     suggest_branches,
     using_pattern_cache,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "include_path",
     "library_path",
     "plot_pattern",
+    "preset",
     "suggest_branches",
     "using_pattern_cache",
 ]

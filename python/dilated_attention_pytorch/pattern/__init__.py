@@ -23,6 +23,7 @@ from .planned import (
     planned_pattern_counts,
     resize_planned_patterns,
 )
+from .presets import Preset, preset
 from .suggest import suggest_branches
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "PatternCache",
     "PatternSpec",
     "PlannedPatternCounts",
+    "Preset",
     "Scheme",
     "TieredCacheStatistics",
     "TieredPatternCache",
@@ -47,6 +49,7 @@ __all__ = [
     "make_branches",
     "max_pattern_bytes",
     "planned_pattern_counts",
+    "preset",
     "resize_planned_patterns",
     "set_max_pattern_bytes",
     "suggest_branches",

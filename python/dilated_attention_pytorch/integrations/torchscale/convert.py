@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from ...dilated_attention import DilatedAttention
-from ...pattern import Branch
+from ...pattern import Branch, preset
 from ...pattern.advice import level_of_caller
 from .attention import LongNetAttention
 from .branches import TorchscaleBranches
@@ -108,9 +108,7 @@ def _attention(name: str, module: Any, compat: Compat) -> DilatedAttention | Tor
     try:
         if compat == "torchscale":
             return TorchscaleBranches(*lists, dropout=module.dropout)
-        return DilatedAttention(
-            *lists, head_offsets="blocked", padding="zeros", dropout=module.dropout
-        )
+        return DilatedAttention(*lists, dropout=module.dropout, **preset("torchscale"))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}args must have segments and rates that fit: {error}") from error
 
