@@ -3,6 +3,7 @@
 # First, since it loads libdilated.so, which registers the operators that the modules below use.
 from ._load import cmake_prefix_path, include_path, library_path  # isort: skip
 from ._load import cuda_kernels_missing, version as __version__  # isort: skip
+from .attention_maps import AttentionWeights, attention_mass, attention_weights
 from .dilated_attention import DilatedAttention
 from .factory import create_dilated_attention, create_multihead_dilated_attention
 from .functional import dilated_attention
@@ -25,6 +26,7 @@ from .ring_dilated_attention_v2 import RingDilatedAttentionV2
 from .ring_dilated_attention_v3 import RingDilatedAttentionV3
 
 __all__ = [
+    "AttentionWeights",
     "CacheStatistics",
     "DilatedAttention",
     "MultiheadDilatedAttention",
@@ -34,6 +36,8 @@ __all__ = [
     "TieredCacheStatistics",
     "TieredPatternCache",
     "__version__",
+    "attention_mass",
+    "attention_weights",
     "cmake_prefix_path",
     "create_dilated_attention",
     "create_multihead_dilated_attention",
