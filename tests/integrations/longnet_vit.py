@@ -201,7 +201,7 @@ class LongNetViT(nn.Module):
         self.cls_token = nn.Parameter(torch.randn(1, 1, args.embed_dim))
         self.register_buffer("pos_embed", torch.randn(grid * grid, args.embed_dim))
         self.encoder = Encoder(args)
-        self.norm = nn.LayerNorm(args.embed_dim)
+        self.norm = nn.LayerNorm(args.embed_dim, eps=1e-6)
 
     def forward(self, features: Tensor, places: Tensor) -> Tensor:
         x = self.patch_embed["proj"](features)
