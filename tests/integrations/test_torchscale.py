@@ -173,6 +173,37 @@ def test_a_call_that_is_not_covered_is_refused_by_name(arguments, message):
         encoder.layers[0].self_attn(x, x, x, **arguments)
 
 
+def test_a_mask_is_read_once_for_all_layers_and_again_when_it_changes(monkeypatch):
+    encoder = make_encoder(EVEN)
+    convert(encoder)
+    first, second = (layer.self_attn for layer in copy.deepcopy(encoder).layers)
+    x, mask, reads = random_rows(1, 5), torch.zeros(1, 5, dtype=torch.bool), []
+    any_ = torch.Tensor.any
+    monkeypatch.setattr(torch.Tensor, "any", lambda *a: reads.append(True) or any_(*a))
+    for layer in (first, second, first):
+        layer(x, x, x, key_padding_mask=mask)
+    assert len(reads) == 1
+    mask[0, 4] = True
+    with pytest.raises(ValueError, match="got 1 that it masks"):
+        second(x, x, x, key_padding_mask=mask)
+    with torch.inference_mode():
+        first(x, x, x, key_padding_mask=torch.zeros(1, 5, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("compat", ["joint", "torchscale"])
+def test_it_compiles_whole(compat):
+    encoder = make_encoder(EVEN, xpos_rel_pos=True)
+    convert(encoder, compat)
+    compiled = torch.compile(encoder, backend="aot_eager", fullgraph=True, dynamic=True)
+    for seq_len in (101, 77):
+        x = random_rows(seq_len=seq_len)
+        torch.testing.assert_close(compiled(x), encoder(x))
+    layer, x = encoder.layers[0].self_attn, random_rows(1, 5)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    with pytest.raises(RuntimeError, match="key_padding_mask must mask no position"):
+        compiled(x, x, x, key_padding_mask=torch.ones(1, 5, dtype=torch.bool))
+
+
 def test_a_model_that_is_not_covered_is_refused_and_left_alone():
     def refused(message, error=ValueError, model=None, **changes):
         encoder = make_encoder(EVEN)

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .padding import PaddingCheck
+
 
 class LongNetAttention(nn.Module):
     """What `convert` makes of torchscale's `DilatedAttention`: the same object, of this class.
@@ -26,6 +28,7 @@ class LongNetAttention(nn.Module):
     inner_attn_ln: nn.Module | None
     xpos: nn.Module | None
     attention: nn.Module
+    padding_check: PaddingCheck
 
     def forward(
         self,
@@ -49,9 +52,8 @@ class LongNetAttention(nn.Module):
         for name, given in (refused | {"rel_pos": rel_pos}).items():
             if given is not None:
                 raise ValueError(f"{name} must be None, got {_described(given)}")
-        if key_padding_mask is not None and key_padding_mask.any():
-            count = int(key_padding_mask.count_nonzero())
-            raise ValueError(f"key_padding_mask must mask no position, got {count} that it masks")
+        if key_padding_mask is not None:
+            self.padding_check(key_padding_mask)
         q = self._rotated(self.q_proj(query), downscale=False)
         k = self._rotated(self.k_proj(key), downscale=True)
         v = self._split(self.v_proj(value))

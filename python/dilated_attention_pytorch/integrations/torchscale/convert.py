@@ -13,6 +13,7 @@ from ...pattern import Branch, preset
 from ...pattern.advice import level_of_caller
 from .attention import LongNetAttention
 from .branches import TorchscaleBranches
+from .padding import PaddingCheck
 
 Compat = Literal["joint", "torchscale"]
 
@@ -79,7 +80,9 @@ def convert(model: nn.Module, compat: Compat = "joint") -> Conversion:
             "with none"
         )
     made = {name: _attention(name, module, compat) for name, module in found.items()}
+    padding_check = PaddingCheck()
     for name, module in found.items():
+        module.padding_check = padding_check
         module.attention = made[name].train(module.training)
         module.__class__ = LongNetAttention
     conversion = Conversion(compat, {name: new.scheme.branches for name, new in made.items()})
