@@ -113,7 +113,9 @@ def _attention(name: str, module: Any, compat: Compat) -> DilatedAttention | Tor
             return TorchscaleBranches(*lists, dropout=module.dropout)
         return DilatedAttention(*lists, dropout=module.dropout, **preset("torchscale"))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}args must have segments and rates that fit: {error}") from error
+        raise ValueError(
+            f"{where}args must have segments and rates that fit, got {lists}: {error}"
+        ) from error
 
 
 def _warn_of_drift(conversion: Conversion) -> None:

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-_RULE = "key_padding_mask must mask no position"
-
 
 class PaddingCheck:
     """Refuses masks that mask, reading a mask that all layers get once: a read waits for the GPU.
@@ -29,11 +27,13 @@ class PaddingCheck:
     def __call__(self, mask: Tensor) -> None:
         """Raises ValueError if the mask masks a position; compiled, RuntimeError when it runs."""
         if is_compiling():  # reading it would break the graph
-            torch._assert_async(mask.any().logical_not(), _RULE)
+            nothing = mask.any().logical_not()
+            torch._assert_async(nothing, "key_padding_mask must mask no position, got some")
             return
         version = 0 if mask.is_inference() else mask._version
         if self._empty is not None and self._empty() is mask and self._version == version:
             return
         if mask.any():
-            raise ValueError(f"{_RULE}, got {int(mask.count_nonzero())} that it masks")
+            count = int(mask.count_nonzero())
+            raise ValueError(f"key_padding_mask must mask no position, got {count} that it masks")
         self._empty, self._version = weakref.ref(mask), version
