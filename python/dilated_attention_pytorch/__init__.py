@@ -3,6 +3,7 @@
 # First, since it loads libdilated.so, which registers the operators that the modules below use.
 from ._load import cmake_prefix_path, include_path, library_path  # isort: skip
 from ._load import cuda_kernels_missing, version as __version__  # isort: skip
+from .attention_maps import AttentionWeights, attention_mass, attention_weights
 from .dilated_attention import DilatedAttention
 from .factory import create_dilated_attention, create_multihead_dilated_attention
 from .functional import dilated_attention
@@ -16,6 +17,7 @@ from .pattern import (
     default_pattern_cache,
     default_tiered_pattern_cache,
     head_group_offsets,
+    preset,
     suggest_branches,
     using_pattern_cache,
 )
@@ -26,6 +28,7 @@ from .ring_dilated_attention_v3 import RingDilatedAttentionV3
 from .varlen import dilated_attention_varlen
 
 __all__ = [
+    "AttentionWeights",
     "CacheStatistics",
     "DilatedAttention",
     "MultiheadDilatedAttention",
@@ -35,6 +38,8 @@ __all__ = [
     "TieredCacheStatistics",
     "TieredPatternCache",
     "__version__",
+    "attention_mass",
+    "attention_weights",
     "cmake_prefix_path",
     "create_dilated_attention",
     "create_multihead_dilated_attention",
@@ -48,6 +53,7 @@ __all__ = [
     "include_path",
     "library_path",
     "plot_pattern",
+    "preset",
     "seq_lens_of_mask",
     "suggest_branches",
     "using_pattern_cache",

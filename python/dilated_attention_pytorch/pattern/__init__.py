@@ -23,6 +23,7 @@ from .planned import (
     planned_pattern_counts,
     resize_planned_patterns,
 )
+from .presets import Preset, preset
 from .sequences import Sequences
 from .suggest import suggest_branches
 
@@ -37,6 +38,7 @@ __all__ = [
     "PatternCache",
     "PatternSpec",
     "PlannedPatternCounts",
+    "Preset",
     "Scheme",
     "Sequences",
     "TieredCacheStatistics",
@@ -49,6 +51,7 @@ __all__ = [
     "make_branches",
     "max_pattern_bytes",
     "planned_pattern_counts",
+    "preset",
     "resize_planned_patterns",
     "set_max_pattern_bytes",
     "suggest_branches",

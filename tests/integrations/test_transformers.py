@@ -1,0 +1,169 @@
+"""Small random models of transformers on dilated attention."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.reference import reference_attention
+
+transformers = pytest.importorskip("transformers")
+from dilated_attention_pytorch.integrations.transformers import attend, register  # noqa: E402
+
+SIZES = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+SIZES |= {"num_attention_heads": 8}
+WHOLE = {"segment_lengths": [4096], "dilation_rates": [1]}
+SPARSE = {"segment_lengths": [16, 100], "dilation_rates": [1, 4]}
+IDS = torch.randint(1, 64, (2, 83), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered():
+    register("dilated")
+
+    def dense(module, query, key, value, attention_mask, scaling=None, **others):
+        q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+        settings = module.config.dilated_attention
+        branches = (settings["segment_lengths"], settings["dilation_rates"])
+        return reference_attention(q, k, v, *branches, is_causal=module.is_causal, scale=scaling)
+
+    transformers.AttentionInterface.register("dense_reference", dense)
+
+
+def made(model, config, implementation, **changes):
+    torch.manual_seed(0)
+    settings = SIZES | {"attn_implementation": implementation, "dilated_attention": WHOLE} | changes
+    return model(config(**settings)).double().eval()
+
+
+def llama(implementation, **changes):
+    sizes = {"num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    model, config = transformers.LlamaForCausalLM, transformers.LlamaConfig
+    return made(model, config, implementation, **(sizes | changes))
+
+
+def bert(implementation, **changes):
+    return made(transformers.BertForMaskedLM, transformers.BertConfig, implementation, **changes)
+
+
+def results(model, **inputs):
+    """Logits, loss and the parameters' gradients."""
+    inputs = {"input_ids": IDS, "labels": IDS} | inputs
+    out = model(**inputs)
+    return out.logits, out.loss, torch.autograd.grad(out.loss, list(model.parameters()))
+
+
+@pytest.mark.parametrize("make", [llama, bert])
+def test_one_whole_branch_is_full_attention(make):
+    torch.testing.assert_close(results(make("dilated")), results(make("sdpa")))
+
+
+@pytest.mark.parametrize("make", [llama, bert])
+def test_branches_are_the_configs(make):
+    ours, dense = (make(name, dilated_attention=SPARSE) for name in ("dilated", "dense_reference"))
+    torch.testing.assert_close(results(ours), results(dense))
+    whole = make("dilated")(IDS).logits
+    assert (ours(IDS).logits - whole).abs().max() > 1e-3
+
+
+def test_settings_are_saved_with_the_model(tmp_path):
+    model = llama("dilated", dilated_attention=SPARSE | {"head_offsets": "blocked"})
+    model.save_pretrained(tmp_path)
+    again = transformers.LlamaForCausalLM.from_pretrained(
+        tmp_path, attn_implementation="dilated", dtype=torch.float64
+    )
+    torch.testing.assert_close(again(IDS).logits, model(IDS).logits)
+
+
+def test_causal_batches_may_be_padded_at_the_end():
+    mask = torch.ones_like(IDS)
+    mask[0, 50:] = 0
+    labels = IDS.masked_fill(mask == 0, -100)
+    actual, expected = (
+        results(llama(name), attention_mask=mask, labels=labels) for name in ("dilated", "sdpa")
+    )
+    torch.testing.assert_close(actual[0][mask.bool()], expected[0][mask.bool()])
+    torch.testing.assert_close(actual[1:], expected[1:])
+    alone = llama("dilated", dilated_attention=SPARSE)(IDS[:1, :50]).logits
+    padded = llama("dilated", dilated_attention=SPARSE)(IDS, attention_mask=mask).logits
+    torch.testing.assert_close(padded[:1, :50], alone)
+
+
+def test_generation_without_a_cache():
+    settings = {"max_new_tokens": 5, "do_sample": False, "use_cache": False}
+    ours, sdpa = (llama(name).generate(IDS, **settings) for name in ("dilated", "sdpa"))
+    assert torch.equal(ours, sdpa)
+
+
+def test_dropout_acts_in_training_only():
+    model = llama("dilated", attention_dropout=0.5)
+    assert torch.equal(model(IDS).logits, model(IDS).logits)
+    model.train()
+    assert not torch.equal(model(IDS).logits, model(IDS).logits)
+
+
+def left_padded():
+    mask = torch.ones_like(IDS)
+    mask[1, :9] = 0
+    return mask
+
+
+def refused(message, model, **inputs):
+    with pytest.raises(ValueError, match=message):
+        model(**({"input_ids": IDS} | inputs))
+
+
+def test_masks_that_are_refused():
+    refused("at the end only, .* in row 1: pad on", llama("dilated"), attention_mask=left_padded())
+    message = r"mask nothing where attention is not causal, got rows of \[83, 74\] positions"
+    refused(message, bert("dilated"), attention_mask=left_padded())
+    packed = torch.cat([torch.arange(40), torch.arange(43)])[None]
+    refused("without packed position_ids", llama("dilated"), position_ids=packed, use_cache=False)
+    square = torch.zeros(2, 1, 83, 83, dtype=torch.float64)
+    refused(r"attention_mask must be \[batch, seq_len\]", llama("dilated"), attention_mask=square)
+
+
+def test_models_that_are_refused():
+    refused("config.dilated_attention must be a dictionary", llama("dilated", dilated_attention=0))
+    model = llama("dilated", dilated_attention=WHOLE | {"rates": [1]})
+    refused("may have head_offsets and padding, got .*'rates'", model)
+    config = transformers.MistralConfig
+    model = made(transformers.MistralForCausalLM, config, "dilated", sliding_window=8)
+    refused("sliding_window must be None with dilated attention, got a window of 8", model)
+    local = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "local_attention": 8}
+    config = transformers.ModernBertConfig
+    model = made(transformers.ModernBertForMaskedLM, config, "dilated", **local)
+    refused("sliding_window must be None|without packed position_ids, windows", model)
+    config = transformers.BertConfig
+    kinds = {"is_decoder": True, "add_cross_attention": True}
+    refused("with cross-attention", made(transformers.BertLMHeadModel, config, "dilated", **kinds))
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"softcap": 50.0}, "softcap must be None with dilated attention, got 50.0"),
+        ({"s_aux": torch.zeros(8)}, r"s_aux must be None .* got a tensor of shape \(8,\)"),
+        ({"output_attentions": True}, "output_attentions must be None .* got True"),
+    ],
+)
+def test_what_layers_ask_for_and_is_refused(asked, message):
+    layer = llama("dilated").model.layers[0].self_attn
+    x = torch.zeros(1, 8, 5, 8, dtype=torch.float64)
+    with pytest.raises(ValueError, match=message):
+        attend(layer, x, x, x, None, **asked)
+
+
+def test_a_filled_cache_is_refused():
+    model = llama("dilated")
+    cache = model(IDS, use_cache=True).past_key_values
+    refused("got 84 keys for 1 queries", model, input_ids=IDS[:, :1], past_key_values=cache)
+
+
+def test_names():
+    register("dilated")  # again
+    for name in ("sdpa", "eager"):
+        with pytest.raises(ValueError, match="of no other attention implementation, got '"):
+            register(name)
+    with pytest.raises(TypeError, match="name must be a string, got 3"):
+        register(3)
