@@ -3,6 +3,7 @@
 # First, since it loads libdilated.so, which registers the operators that the modules below use.
 from ._load import cmake_prefix_path, include_path, library_path  # isort: skip
 from ._load import cuda_kernels_missing, version as __version__  # isort: skip
+from .decoding import DilatedKVCache, dilated_attention_with_kvcache
 from .dilated_attention import DilatedAttention
 from .factory import create_dilated_attention, create_multihead_dilated_attention
 from .functional import dilated_attention
@@ -26,6 +27,7 @@ from .ring_dilated_attention_v3 import RingDilatedAttentionV3
 __all__ = [
     "CacheStatistics",
     "DilatedAttention",
+    "DilatedKVCache",
     "MultiheadDilatedAttention",
     "PatternCache",
     "RingDilatedAttentionV2",
@@ -41,6 +43,7 @@ __all__ = [
     "default_pattern_cache",
     "default_tiered_pattern_cache",
     "dilated_attention",
+    "dilated_attention_with_kvcache",
     "head_group_offsets",
     "include_path",
     "library_path",
