@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from .decoding import DilatedKVCache
 from .dilated_attention import DilatedAttention
 from .functional import CacheArgument
 from .pattern import HeadOffsets, Padding
@@ -127,12 +128,18 @@ class MultiheadDilatedAttention(nn.Module):
         value: Tensor | None = None,
         *,
         is_causal: bool = False,
+        kv_cache: DilatedKVCache | None = None,
     ) -> tuple[Tensor, None]:
         """[batch, seq_len, embed_dim] -> the same, and None for the weights, which are not kept.
 
-        key is query by default, value is key. All have the same seq_len. Raises TypeError and
-        ValueError.
+        key is query by default, value is key. All have the same seq_len. kv_cache: of the positions
+        before these, from `make_kv_cache`; these are appended to it, and is_causal must be True.
+        Raises TypeError and ValueError.
         """
+        # Any module with this call may stand for `attention`; a cache needs ours.
+        options = {} if kv_cache is None else {"kv_cache": kv_cache}
+        if kv_cache is not None:
+            self._dilated_attention()
         with telling(getattr(self.attention, "sharding", None)):
             if key is None:
                 if value is not None:
@@ -152,20 +159,51 @@ class MultiheadDilatedAttention(nn.Module):
                 self.k_proj(key).unflatten(2, (self.num_kv_heads, self.head_dim)),
                 self.v_proj(value).unflatten(2, (self.num_kv_heads, self.head_dim)),
                 is_causal=is_causal,
+                **options,
             ).flatten(2)
         if self.norm is not None:
             out = self.norm(out)
         return self.out_proj(out), None
 
+    def make_kv_cache(
+        self,
+        batch_size: int,
+        *,
+        max_seq_len: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> DilatedKVCache:
+        """An empty cache for `forward`, on the parameters' device.
+
+        dtype: of the projected rows; the parameters' by default, under autocast the one that it
+        casts to. max_seq_len: as in `DilatedKVCache`. Raises TypeError if `attention` is another
+        module.
+        """
+        attention, weight = self._dilated_attention(), self.k_proj.weight
+        return DilatedKVCache(
+            batch_size,
+            self.num_kv_heads,
+            self.head_dim,
+            attention.scheme.segment_lengths,
+            attention.scheme.dilation_rates,
+            num_heads=self.num_heads,
+            head_offsets=attention.scheme.head_offsets,
+            max_seq_len=max_seq_len,
+            dtype=weight.dtype if dtype is None else dtype,
+            device=weight.device,
+        )
+
     def prefetch(
         self, seq_lens: Iterable[int], device: torch.device | str, *, is_causal: bool = False
     ) -> None:
         """As `DilatedAttention.prefetch`. Raises TypeError if `attention` is another module."""
-        if not isinstance(self.attention, DilatedAttention):
-            raise TypeError(f"attention must be a DilatedAttention, got {self.attention!r}")
-        self.attention.prefetch(
+        self._dilated_attention().prefetch(
             seq_lens, device, heads=self.num_heads, kv_heads=self.num_kv_heads, is_causal=is_causal
         )
+
+    def _dilated_attention(self) -> DilatedAttention:
+        if not isinstance(self.attention, DilatedAttention):
+            raise TypeError(f"attention must be a DilatedAttention, got {self.attention!r}")
+        return self.attention
 
     def extra_repr(self) -> str:
         text = f"embed_dim={self.embed_dim}, num_heads={self.num_heads}"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .decoding import DilatedKVCache
 from .dilated_attention import DilatedAttention
 from .functional import CacheArgument
 from .pattern import HeadOffsets, Padding
@@ -80,9 +81,18 @@ class RingDilatedAttentionV2(DilatedAttention):
                 f"ring_size must be None or the group's size, {self.ring_size}, got {ring_size}"
             )
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False) -> Tensor:
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        is_causal: bool = False,
+        *,
+        kv_cache: DilatedKVCache | None = None,
+    ) -> Tensor:
         """query [batch, seq_len, heads, head_dim] -> the same shape.
 
-        key and value: [batch, seq_len, kv_heads, head_dim]. Raises TypeError and ValueError.
+        key and value: [batch, seq_len, kv_heads, head_dim]. kv_cache: as in `DilatedAttention`.
+        Raises TypeError and ValueError.
         """
-        return super().forward(query, key, value, is_causal=is_causal)
+        return super().forward(query, key, value, is_causal=is_causal, kv_cache=kv_cache)
