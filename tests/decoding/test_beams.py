@@ -94,3 +94,23 @@ def test_reset_begins_anew() -> None:
     cache.reset()
     assert cache.lengths == (0, 0)
     assert_goes_on(cache, case, rows, 0)
+
+
+@pytest.mark.parametrize("made_in_inference_mode", [False, True])
+def test_inference_mode_may_begin_and_end_anywhere(made_in_inference_mode: bool) -> None:
+    """Its tensors could not be written outside of it."""
+    case = random_case(11)._replace(seq_len=60)
+    rows = list(case.qkv(11, 2))
+    with torch.inference_mode(made_in_inference_mode):
+        cache = case.cache(2)
+    for begin in range(0, 60, 10):
+        with torch.inference_mode(made_in_inference_mode == (begin % 20 == 0)):
+            cache.reorder([0, 1])
+            cache = cache.fork()
+            other = case.cache(2)
+            other.load_state_dict(cache.state_dict())
+            cache = other
+            actual = decode(cache, *rows, [9, 1], begin)
+        out, lse = case.reference(*rows)
+        step = slice(begin, begin + 10)
+        assert_close(actual, (out[:, step], lse[:, :, step]))

@@ -70,7 +70,7 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: cache().attend(X),
-        "query must be of positions that were appended and not attended, got one of shape (2, 3, ",
+        "query must be of positions that were appended and not attended, got one",
     ),
     (
         lambda: appended().attend(X[:, :2]),

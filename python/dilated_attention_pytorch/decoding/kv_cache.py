@@ -181,8 +181,8 @@ class DilatedKVCache:
         appended, scale = self._appended, check_scale(scale)
         if appended is None:
             raise ValueError(
-                "query must be of positions that were appended and not attended, got one of shape "
-                f"{tuple(query.shape)} where there are none"
+                "query must be of positions that were appended and not attended, got one where "
+                "there are none"
             )
         n = appended.key.shape[1]
         check_rows(query, "query", self.batch_size, self.num_heads, self._like, n)
@@ -208,8 +208,13 @@ class DilatedKVCache:
         if not chosen:
             raise ValueError("indices must be at least one integer, got none")
         where = torch.tensor(chosen, device=self.device)
-        for branch in self._branches:
-            branch.reorder(where)
+        with torch.inference_mode(False):
+            rows = [
+                (branch.key.index_select(0, where), branch.value.index_select(0, where))
+                for branch in self._branches
+            ]
+        for branch, (key, value) in zip(self._branches, rows, strict=True):  # all of them or none
+            branch.key, branch.value = key, value
         self._stored = [self._stored[i] for i in chosen]
         if self._appended is not None:
             self._appended = self._appended.select(where)
@@ -217,7 +222,8 @@ class DilatedKVCache:
 
     def fork(self) -> DilatedKVCache:
         """A copy that shares no memory with this one."""
-        return copy.deepcopy(self)
+        with torch.inference_mode(False):
+            return copy.deepcopy(self)
 
     def crop(self, length: int) -> None:
         """Refused, except for the present length: earlier rows are overwritten. `fork` before what
@@ -239,7 +245,8 @@ class DilatedKVCache:
         Raises:
             ValueError: a state of another pattern, batch, shape or dtype.
         """
-        read_state(self, state)
+        with torch.inference_mode(False):
+            read_state(self, state)
 
     def _checked(
         self, key: Tensor, value: Tensor, seq_lens: Sequence[int] | Tensor | None

@@ -35,8 +35,8 @@ class BranchRows:
         known = layout.segment_length if max_seq_len is None else max_seq_len
         rows = layout.rows(known) if known < SEQ_LEN_END else 0
         shape = (batch_size, layout.buffers, rows, head_dim)
-        self.key = torch.empty(shape, dtype=dtype, device=device)
-        self.value = torch.empty_like(self.key)
+        with torch.inference_mode(False):  # or nobody could write to them outside of it
+            self.key, self.value = (torch.empty(shape, dtype=dtype, device=device) for _ in "kv")
         self.heads = [_index(lattice.heads, device) for lattice in layout.lattices]
         self.kv_heads = [_index(lattice.kv_heads, device) for lattice in layout.lattices]
 
@@ -58,16 +58,14 @@ class BranchRows:
                 new = source[:, first::rate, kv_heads].transpose(1, 2)
                 rows[entries, buffers, row : row + size] = new
 
-    def reorder(self, indices: Tensor) -> None:
-        self.key, self.value = (x.index_select(0, indices) for x in (self.key, self.value))
-
     def _reserve(self, rows: int) -> None:
         batch, buffers, present, head_dim = self.key.shape
         if rows <= present:
             return
         more = max(_FIRST_ROWS, rows, 2 * present) - present
-        room = self.key.new_empty(batch, buffers, more, head_dim)
-        self.key, self.value = (torch.cat([x, room], 2) for x in (self.key, self.value))
+        with torch.inference_mode(False):
+            room = self.key.new_empty(batch, buffers, more, head_dim)
+            self.key, self.value = (torch.cat([x, room], 2) for x in (self.key, self.value))
 
 
 def _index(numbers: Sequence[int], device: torch.device) -> Index:
