@@ -54,6 +54,22 @@ def test_an_append_that_waits_is_reordered_as_well() -> None:
     assert torch.all(out[0] == 0)
 
 
+def test_texts_of_different_lengths_are_reordered_with_their_lengths() -> None:
+    case = random_case(3)._replace(seq_len=40)
+    q, k, v = case.qkv(3, 2)
+    cache = case.cache(2)
+    cache.append(k[:, :20], v[:, :20], seq_lens=[20, 13])
+    cache.attend(q[:, :20])
+    cache.reorder([1, 0, 1])
+    assert cache.lengths == (13, 20, 13)
+    step = [torch.cat([x[1:, 13:14], x[:1, 20:21], x[1:, 13:14]]) for x in (q, k, v)]
+    cache.append(*step[1:])
+    out = cache.attend(step[0])
+    expected, _ = case.reference(q, k, v)
+    wanted = torch.stack([expected[1, 13], expected[0, 20], expected[1, 13]])[:, None]
+    torch.testing.assert_close(out, wanted, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("seed", CASES)
 def test_a_fork_and_its_origin_go_on_apart(seed: int) -> None:
     case, cache, rows, begin = half(seed, 1)
@@ -103,6 +119,9 @@ def test_inference_mode_may_begin_and_end_anywhere(made_in_inference_mode: bool)
     rows = list(case.qkv(11, 2))
     with torch.inference_mode(made_in_inference_mode):
         cache = case.cache(2)
+        decode(cache.fork(), *rows, [5])
+    decode(cache, *rows, [5])
+    cache.reset()
     for begin in range(0, 60, 10):
         with torch.inference_mode(made_in_inference_mode == (begin % 20 == 0)):
             cache.reorder([0, 1])
