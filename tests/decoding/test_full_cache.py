@@ -7,7 +7,11 @@ import random
 import pytest
 import torch
 
-from dilated_attention_pytorch import PatternCache, dilated_attention_with_kvcache
+from dilated_attention_pytorch import (
+    PatternCache,
+    dilated_attention,
+    dilated_attention_with_kvcache,
+)
 from tests.decoding.texts import assert_close, random_case
 
 
@@ -44,3 +48,11 @@ def test_the_last_positions_of_a_causal_call(seed: int) -> None:
         assert torch.equal(key_cache[b, :end], k[b, :end])
         assert torch.equal(value_cache[b, :end], v[b, :end])
         assert torch.all(key_cache[b, end:].isnan()) and torch.all(value_cache[b, end:].isnan())
+
+
+@pytest.mark.parametrize("length", [5, torch.tensor(5), torch.tensor([5, 5], dtype=torch.int32)])
+def test_lengths_may_be_one_number_for_all_texts(length: int | torch.Tensor) -> None:
+    x = torch.randn(2, 8, 2, 4, dtype=torch.float64)
+    out = dilated_attention_with_kvcache(x[:, 3:5], x, x, length, [4], [1])
+    expected = dilated_attention(x[:, :5], x[:, :5], x[:, :5], [4], [1], is_causal=True)
+    torch.testing.assert_close(out, expected[:, 3:], rtol=0, atol=1e-12)

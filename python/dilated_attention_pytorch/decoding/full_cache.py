@@ -168,9 +168,10 @@ def _checked_ends(
         check_rows(key, "key", batch, kv_heads, key_cache)
         more = key.shape[1]
         check_rows(value, "value", batch, kv_heads, key_cache, more)
-    if isinstance(cache_seqlens, int):
-        cache_seqlens = (cache_seqlens,) * batch
-    lengths = integers(cache_seqlens, "cache_seqlens", 0, room - more + 1, batch)
+    given: Any = cache_seqlens
+    if isinstance(given, int) or getattr(given, "ndim", 1) == 0:
+        given = (given,) * batch
+    lengths = integers(given, "cache_seqlens", 0, room - more + 1, batch)
     for length in lengths:
         if length + more < n:
             raise ValueError(
