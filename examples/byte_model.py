@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from sequence_shards import Shards
 from torch import Tensor, nn
 
-from dilated_attention_pytorch import MultiheadDilatedAttention
+from dilated_attention_pytorch import DilatedKVCache, MultiheadDilatedAttention
 
 BITS = 1.0 / math.log(2.0)  # nats to bits
 LOOK_BACK = 3  # bytes before each one that the model sees beside it
@@ -29,8 +29,11 @@ class Block(nn.Module):
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
 
-    def forward(self, x: Tensor, seq_lens: Tensor | None) -> Tensor:
-        x = x + self.attention(self.norms[0](x), is_causal=True, seq_lens=seq_lens)[0]
+    def forward(
+        self, x: Tensor, seq_lens: Tensor | None = None, kv_cache: DilatedKVCache | None = None
+    ) -> Tensor:
+        options = {"seq_lens": seq_lens, "kv_cache": kv_cache}
+        x = x + self.attention(self.norms[0](x), is_causal=True, **options)[0]
         return x + self.feed_forward(self.norms[1](x))
 
 
@@ -39,8 +42,9 @@ class ByteModel(nn.Module):
 
     `attention` are the arguments of MultiheadDilatedAttention past the width. Where those have a
     group, the bytes are a stretch of the window that begins at `begin`, after those that it looks
-    back to, min(begin, LOOK_BACK) of them. Where windows of several lengths are padded at the end,
-    `seq_lens` [batch] has the lengths."""
+    back to, min(begin, LOOK_BACK) of them. The same where caches, one a block, hold the text before
+    `begin`. Where windows of several lengths are padded at the end, `seq_lens` [batch] has the
+    lengths."""
 
     def __init__(self, width: int, layers: int, **attention: Any) -> None:
         super().__init__()
@@ -52,13 +56,19 @@ class ByteModel(nn.Module):
         )
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 256))
 
-    def forward(self, text: Tensor, begin: int = 0, seq_lens: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        text: Tensor,
+        begin: int = 0,
+        seq_lens: Tensor | None = None,
+        kv_caches: Sequence[DilatedKVCache] | None = None,
+    ) -> Tensor:
         x = self.embedding(text)
         x = x + self.look_back(F.pad(x.transpose(1, 2), (LOOK_BACK, 0))).transpose(1, 2)
         x = x[:, min(begin, LOOK_BACK) :]
         x = x + sinusoids(begin, x.shape[1], x.shape[2], x.device)
-        for block in self.blocks:
-            x = block(x, seq_lens)
+        for block, cache in zip(self.blocks, kv_caches or [None] * len(self.blocks), strict=True):
+            x = block(x, seq_lens, cache)
         logits: Tensor = self.head(x)
         return logits
 
@@ -94,15 +104,21 @@ def bits_per_byte(model: ByteModel, windows: list[Tensor], shards: Shards) -> fl
 def sample(model: ByteModel, prompt: Tensor, length: int, device: torch.device) -> Iterator[str]:
     """A prompt [n], and how the model goes on for `length` bytes, each as it comes.
 
-    Each is a run of the model on a longer window."""
+    The model sees each byte once, with what its caches keep of the text before: as long as it goes
+    on, in the same memory."""
     model.eval()
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    generator, text = torch.Generator().manual_seed(0), prompt
+    generator = torch.Generator().manual_seed(0)
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+    dtype = torch.bfloat16 if device.type == "cuda" else None
+    caches = [block.attention.make_kv_cache(1, dtype=dtype) for block in model.blocks]
     yield decoder.decode(bytes(prompt.tolist()))
+    text, begin, end = prompt, 0, len(prompt)
     for _ in range(length):
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-            logits = model(text[None].to(device))[0, -1].float().cpu()
+        with autocast:
+            logits = model(text[None].to(device), begin, caches)[0, -1].float().cpu()
         chances = (logits / 0.7).softmax(0)  # below 1: rather the likely bytes
         text = torch.cat([text, torch.multinomial(chances, 1, generator=generator)])
+        text, begin, end = text[-LOOK_BACK - 1 :], end, end + 1
         yield decoder.decode(bytes(text[-1:].tolist()))
     yield decoder.decode(b"", final=True)

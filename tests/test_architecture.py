@@ -61,6 +61,12 @@ def test_includes_point_down() -> None:
             "from .dilated_attention import DilatedAttention",
             "must not import modules",
         ),
+        (
+            "decoding/rows.py",
+            "from ..dilated_attention import DilatedAttention",
+            "decoding must not import modules",
+        ),
+        ("ring/plans/plan.py", "from ...decoding import rows", "ring must not import decoding"),
         ("functional.py", "import torch\ny = torch.ops.dilated.attention", "ops only"),
         ("functional.py", "from torch.ops import dilated", "ops only"),
         ("dilated_attention.py", "from .factory import create", "modules must not import factory"),
@@ -76,6 +82,8 @@ def test_a_planted_import_is_found(path: str, line: str, complaint: str) -> None
         "_load",
         "ring/plans/plan",
         "ring/__init__",
+        "decoding/__init__",
+        "decoding/rows",
     ]
     names += [
         "ring/group/store",

@@ -4,6 +4,7 @@
 from ._load import cmake_prefix_path, include_path, library_path  # isort: skip
 from ._load import cuda_kernels_missing, version as __version__  # isort: skip
 from .attention_maps import AttentionWeights, attention_mass, attention_weights
+from .decoding import DilatedKVCache, dilated_attention_with_kvcache
 from .dilated_attention import DilatedAttention
 from .factory import create_dilated_attention, create_multihead_dilated_attention
 from .functional import dilated_attention
@@ -31,6 +32,7 @@ __all__ = [
     "AttentionWeights",
     "CacheStatistics",
     "DilatedAttention",
+    "DilatedKVCache",
     "MultiheadDilatedAttention",
     "PatternCache",
     "RingDilatedAttentionV2",
@@ -49,6 +51,7 @@ __all__ = [
     "default_tiered_pattern_cache",
     "dilated_attention",
     "dilated_attention_varlen",
+    "dilated_attention_with_kvcache",
     "head_group_offsets",
     "include_path",
     "library_path",

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from .decoding import DilatedKVCache
+from .decoding.module_step import append_and_attend
 from .functional import (
     CacheArgument,
     attend,
@@ -72,13 +74,28 @@ class DilatedAttention(nn.Module):
         *,
         is_causal: bool = False,
         seq_lens: SeqLens | None = None,
+        kv_cache: DilatedKVCache | None = None,
     ) -> Tensor:
         """query [batch, seq_len, heads, head_dim] -> the same shape.
 
         key and value: [batch, seq_len, kv_heads, head_dim]. seq_lens, nested tensors: as in
-        `dilated_attention`. Raises TypeError and ValueError.
+        `dilated_attention`. kv_cache: holds the positions before these, which are appended to it;
+        is_causal must be True, and seq_lens None. Raises TypeError and ValueError.
         """
         with telling(self.sharding):
+            if kv_cache is not None:
+                return append_and_attend(
+                    kv_cache,
+                    query,
+                    key,
+                    value,
+                    self.scheme,
+                    is_causal=is_causal,
+                    scale=self.scale,
+                    dropout_p=self.dropout if self.training else 0.0,
+                    group=self.sharding,
+                    seq_lens=seq_lens,
+                )
             out, _ = attend(
                 query,
                 key,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .decoding import DilatedKVCache
 from .dilated_attention import DilatedAttention
 from .functional import CacheArgument
 from .nn_arguments import NoFusedKernel, check_weights_and_mask, padding_of, without_padding
@@ -144,6 +145,7 @@ class MultiheadDilatedAttention(nn.Module):
         is_causal: bool = False,
         *,
         seq_lens: SeqLens | None = None,
+        kv_cache: DilatedKVCache | None = None,
     ) -> tuple[Tensor, None]:
         """[batch, seq_len, embed_dim] -> the same, and None for the weights, which are not kept.
 
@@ -160,6 +162,8 @@ class MultiheadDilatedAttention(nn.Module):
             average_attn_weights: ignored, since there are no weights.
             seq_lens: as in `dilated_attention`, instead of the mask. With either, padding may hold
                 anything, NaN included, and its output is 0.
+            kv_cache: of the positions before these, from `make_kv_cache`; these are appended to it.
+                is_causal must be True, and there must be neither seq_lens nor a mask.
 
         Raises:
             TypeError, ValueError: naming the argument, what must hold and what was given.
@@ -182,6 +186,9 @@ class MultiheadDilatedAttention(nn.Module):
             check_weights_and_mask(need_weights, attn_mask, is_causal)
             options: dict[str, Any] = {"is_causal": is_causal}
             lengths = padding_of(query, key_padding_mask, seq_lens, sharding is not None)
+            if kv_cache is not None:  # which any module that stands for `attention` can't take
+                self._dilated_attention()
+                options["kv_cache"] = kv_cache
             if lengths is not None:
                 options["seq_lens"] = lengths
                 kept = kept_rows(lengths, query.size(1), query.device)
@@ -197,12 +204,39 @@ class MultiheadDilatedAttention(nn.Module):
         out = self.out_proj(out)
         return (out if lengths is None else out.where(kept, 0)), None
 
+    def make_kv_cache(
+        self,
+        batch_size: int,
+        *,
+        max_seq_len: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> DilatedKVCache:
+        """An empty cache for `forward`, on the parameters' device.
+
+        dtype: of the projected rows; the parameters' by default, under autocast the one that it
+        casts to. max_seq_len: as in `DilatedKVCache`. Raises TypeError if `attention` is another
+        module.
+        """
+        attention, weight = self._dilated_attention(), self.k_proj.weight
+        return DilatedKVCache(
+            batch_size,
+            self.num_kv_heads,
+            self.head_dim,
+            attention.scheme.segment_lengths,
+            attention.scheme.dilation_rates,
+            num_heads=self.num_heads,
+            head_offsets=attention.scheme.head_offsets,
+            max_seq_len=max_seq_len,
+            dtype=weight.dtype if dtype is None else dtype,
+            device=weight.device,
+        )
+
     def prefetch(
         self, seq_lens: Iterable[int], device: torch.device | str, *, is_causal: bool = False
     ) -> None:
         """As `DilatedAttention.prefetch`. Raises TypeError if `attention` is another module."""
         heads = {"heads": self.num_heads, "kv_heads": self.num_kv_heads}
-        self._prefetching().prefetch(seq_lens, device, **heads, is_causal=is_causal)
+        self._dilated_attention().prefetch(seq_lens, device, **heads, is_causal=is_causal)
 
     def prefetch_batch(
         self,
@@ -214,11 +248,11 @@ class MultiheadDilatedAttention(nn.Module):
     ) -> None:
         """As `DilatedAttention.prefetch_batch`; likewise."""
         heads = {"heads": self.num_heads, "kv_heads": self.num_kv_heads}
-        self._prefetching().prefetch_batch(
+        self._dilated_attention().prefetch_batch(
             seq_lens, device, **heads, seq_len=seq_len, is_causal=is_causal
         )
 
-    def _prefetching(self) -> DilatedAttention:
+    def _dilated_attention(self) -> DilatedAttention:
         if not isinstance(self.attention, DilatedAttention):
             raise TypeError(f"attention must be a DilatedAttention, got {self.attention!r}")
         return self.attention

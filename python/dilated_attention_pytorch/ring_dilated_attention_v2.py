@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .decoding import DilatedKVCache
 from .dilated_attention import DilatedAttention
 from .functional import CacheArgument
 from .pattern import HeadOffsets, Padding
@@ -89,6 +90,9 @@ class RingDilatedAttentionV2(DilatedAttention):
         is_causal: bool = False,
         *,
         seq_lens: SeqLens | None = None,
+        kv_cache: DilatedKVCache | None = None,
     ) -> Tensor:
         """As `DilatedAttention.forward`; is_causal may be given by position."""
-        return super().forward(query, key, value, is_causal=is_causal, seq_lens=seq_lens)
+        return super().forward(
+            query, key, value, is_causal=is_causal, seq_lens=seq_lens, kv_cache=kv_cache
+        )

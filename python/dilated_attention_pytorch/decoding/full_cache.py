@@ -1,0 +1,180 @@
+"""Dilated attention of a text's last positions to an ordinary cache, which holds all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..functional import CacheArgument, check_cache, check_scale
+from ..pattern import HeadOffsets, PatternSpec, Scheme, current_pattern_cache
+from .arguments import check_rows, integers
+
+
+@overload
+def dilated_attention_with_kvcache(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    cache_seqlens: int | Sequence[int] | Tensor,
+    segment_lengths: Sequence[int],
+    dilation_rates: Sequence[int],
+    *,
+    key: Tensor | None = ...,
+    value: Tensor | None = ...,
+    head_offsets: HeadOffsets = ...,
+    scale: float | None = ...,
+    return_lse: Literal[False] = ...,
+    pattern_cache: CacheArgument = ...,
+) -> Tensor: ...
+@overload
+def dilated_attention_with_kvcache(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    cache_seqlens: int | Sequence[int] | Tensor,
+    segment_lengths: Sequence[int],
+    dilation_rates: Sequence[int],
+    *,
+    key: Tensor | None = ...,
+    value: Tensor | None = ...,
+    head_offsets: HeadOffsets = ...,
+    scale: float | None = ...,
+    return_lse: Literal[True],
+    pattern_cache: CacheArgument = ...,
+) -> tuple[Tensor, Tensor]: ...
+def dilated_attention_with_kvcache(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    cache_seqlens: int | Sequence[int] | Tensor,
+    segment_lengths: Sequence[int],
+    dilation_rates: Sequence[int],
+    *,
+    key: Tensor | None = None,
+    value: Tensor | None = None,
+    head_offsets: HeadOffsets = "interleaved",
+    scale: float | None = None,
+    return_lse: bool = False,
+    pattern_cache: CacheArgument = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Causal dilated attention of the last positions of each text to all of them, kept in a cache.
+
+    Args:
+        query: [batch, n, heads, head_dim], the last n positions, those of key included.
+        key_cache, value_cache: [batch, max_seq_len, kv_heads, head_dim]; rows past a text's end may
+            hold anything. Written in place where key and value are given.
+        cache_seqlens: positions of each text before the append; one number is every text's. Read
+            on the host.
+        key, value: [batch, m, kv_heads, head_dim], to be written at cache_seqlens; m may differ
+            from n.
+        segment_lengths, dilation_rates, head_offsets, scale, return_lse, pattern_cache: as in
+            `dilated_attention`. Each length has a pattern of its own.
+
+    Returns:
+        What one causal `dilated_attention` over a text gives its last n positions, or that and the
+        lse. Without gradients.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what must hold and what was given.
+    """
+    scheme = Scheme.recall(segment_lengths, dilation_rates, head_offsets, "masked")
+    scale, pattern_cache = check_scale(scale), check_cache(pattern_cache)
+    ends = _checked_ends(query, key_cache, value_cache, cache_seqlens, key, value)
+    n = query.shape[1]
+    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+        parts: list[tuple[Tensor, Tensor]] = []
+        first = 0
+        for end, alike in groupby(ends):
+            rows = slice(first, first := first + len(list(alike)))
+            if key is not None and value is not None:
+                key_cache[rows, end - key.shape[1] : end] = key[rows]
+                value_cache[rows, end - key.shape[1] : end] = value[rows]
+            operands = (query[rows], key_cache[rows, :end], value_cache[rows, :end])
+            parts.append(_attend(*operands, end - n, scheme, scale, pattern_cache))
+    outs, lses = zip(*parts, strict=True)
+    out = torch.cat(outs)
+    return (out, torch.cat(lses)) if return_lse else out
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    begin: int,
+    scheme: Scheme,
+    scale: float | None,
+    pattern_cache: CacheArgument,
+) -> tuple[Tensor, Tensor]:
+    """One block: the text's positions from `begin` on over all of it."""
+    end, heads = key.shape[1], query.shape[2]
+    spec = PatternSpec(
+        end,
+        scheme.branches,
+        scheme.head_offsets,
+        heads,
+        key.shape[2],
+        is_causal=True,
+        queries=(begin, end),
+        keys=(0, end),
+        directions="forward",
+    )
+    options: dict[str, Any] = {"is_causal": True, "scale": scale}
+    if pattern_cache is False:
+        table = torch.tensor(spec.offset_table(), dtype=torch.int64, device="cpu")
+        options["head_offsets"] = table
+    else:
+        cache = current_pattern_cache() if pattern_cache is None else pattern_cache
+        pattern, words = cache.lookup(spec, query.device)
+        options |= {"head_offsets": pattern.head_offsets, "pattern": words}
+    branches = (scheme.segment_lengths, scheme.dilation_rates)
+    return ops.attention_block(query, key, value, end, begin, 0, *branches, **options)
+
+
+def _checked_ends(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    cache_seqlens: int | Sequence[int] | Tensor,
+    key: Tensor | None,
+    value: Tensor | None,
+) -> list[int]:
+    """The length of each text after the append."""
+    for tensor, name in ((key_cache, "key_cache"), (query, "query")):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.dim() != 4 or 0 in (tensor.shape[0], tensor.shape[2]):
+            raise ValueError(
+                f"{name} must be [batch, seq_len, heads, head_dim], got shape {tuple(tensor.shape)}"
+            )
+    batch, room, kv_heads, _ = key_cache.shape
+    heads, n = query.shape[2], query.shape[1]
+    if heads % kv_heads != 0:
+        raise ValueError(
+            f"query must have a multiple of key_cache's heads, {kv_heads}, got {heads}"
+        )
+    check_rows(key_cache, "key_cache", batch, kv_heads, key_cache)
+    check_rows(value_cache, "value_cache", batch, kv_heads, key_cache, room)
+    check_rows(query, "query", batch, heads, key_cache)
+    more = 0
+    if (key is None) != (value is None):
+        missing, other = ("key", "value") if key is None else ("value", "key")
+        raise ValueError(f"{missing} must be given where {other} is, got None")
+    if key is not None and value is not None:
+        check_rows(key, "key", batch, kv_heads, key_cache)
+        more = key.shape[1]
+        check_rows(value, "value", batch, kv_heads, key_cache, more)
+    given: Any = cache_seqlens
+    if isinstance(given, int) or getattr(given, "ndim", 1) == 0:
+        given = (given,) * batch
+    lengths = integers(given, "cache_seqlens", 0, room - more + 1, batch)
+    for length in lengths:
+        if length + more < n:
+            raise ValueError(
+                f"query must have at most as many positions as a text, {length + more}, got {n}"
+            )
+    return [length + more for length in lengths]
