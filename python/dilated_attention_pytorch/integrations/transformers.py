@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..functional import dilated_attention
+from ..ragged import seq_lens_of_mask
 
 try:
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -37,9 +39,10 @@ def register(name: str = "dilated") -> None:
     A model's config says how: `config.dilated_attention` is a dictionary of `segment_lengths` and
     `dilation_rates`, and if need be `head_offsets` and `padding`, as in `dilated_attention`; it is
     saved with the config. For decoder and encoder models, trained or scored on whole sequences;
-    fewer key and value heads, scaling and dropout are the model's. Batches may be padded at the end
-    where attention is causal. What else a model asks of attention (a cache, sliding windows, soft
-    caps, biases, other masks) raises a ValueError that names it, in its forward.
+    fewer key and value heads, scaling and dropout are the model's. Batches may be padded on either
+    side: a row's positions count from its first token, and its padding gets outputs of 0. What else
+    a model asks of attention (a cache, sliding windows, soft caps, biases, other masks) raises a
+    ValueError that names it, in its forward.
 
     Raises:
         TypeError: name is not a string.
@@ -72,7 +75,7 @@ def attend(
     for name, given in others.items():
         if name not in _UNRELATED and given is not None and given is not False:
             raise ValueError(f"{name} must be None with dilated attention, got {_shown(given)}")
-    if attention_mask is not None:
+    if attention_mask is not None and attention_mask.dtype != torch.int64:  # none of mask_of's
         raise ValueError(
             "attention_mask must be [batch, seq_len] or None with dilated attention, "
             f"got {_shown(attention_mask)}"
@@ -95,7 +98,14 @@ def attend(
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     settings = _settings(config)
     out = dilated_attention(
-        q, k, v, is_causal=bool(is_causal), scale=scaling, dropout_p=dropout, **settings
+        q,
+        k,
+        v,
+        is_causal=bool(is_causal),
+        scale=scaling,
+        dropout_p=dropout,
+        seq_lens=attention_mask,
+        **settings,
     )
     return out, None
 
@@ -110,8 +120,9 @@ def mask_of(
     attention_mask: Tensor | None = None,
     local_size: int | None = None,
     **others: Any,
-) -> None:
-    """What a model calls once a forward for the mask that its layers get: none is needed.
+) -> Tensor | None:
+    """What a model calls once a forward for the mask that its layers get: `seq_lens`, or None where
+    nothing is padding. The host waits for a mask on a GPU.
 
     Raises ValueError for a mask that dilated attention can't keep to.
     """
@@ -124,27 +135,9 @@ def mask_of(
             "the model's mask must be causal or none with dilated attention, without packed "
             f"position_ids, windows and masks of its own, got {mask_function.__qualname__}"
         )
-    if attention_mask is not None:
-        _check_padding(attention_mask, mask_function is causal_mask_function)
-
-
-def _check_padding(attention_mask: Tensor, is_causal: bool) -> None:
-    """attention_mask: bool [batch, seq_len], True at positions that exist."""
-    if attention_mask.all():
-        return
-    seq_lens = attention_mask.sum(1)
-    if not is_causal:
-        raise ValueError(
-            "attention_mask must mask nothing where attention is not causal, "
-            f"got rows of {seq_lens.tolist()} positions among {attention_mask.shape[1]}"
-        )
-    # Positions after the end are seen by none before it.
-    if (attention_mask[:, 1:] & ~attention_mask[:, :-1]).any():
-        row = int((attention_mask[:, 1:] & ~attention_mask[:, :-1]).any(1).nonzero()[0])
-        raise ValueError(
-            "attention_mask must mask positions at the end only, got others masked in row "
-            f"{row}: pad on the right"
-        )
+    if attention_mask is None or attention_mask.all():
+        return None
+    return seq_lens_of_mask(~attention_mask)
 
 
 def _settings(config: Any) -> dict[str, Any]:
