@@ -116,7 +116,7 @@ def sample(model: ByteModel, prompt: Tensor, length: int, device: torch.device) 
     text, begin, end = prompt, 0, len(prompt)
     for _ in range(length):
         with autocast:
-            logits = model(text[None].to(device), begin, caches)[0, -1].float().cpu()
+            logits = model(text[None].to(device), begin, kv_caches=caches)[0, -1].float().cpu()
         chances = (logits / 0.7).softmax(0)  # below 1: rather the likely bytes
         text = torch.cat([text, torch.multinomial(chances, 1, generator=generator)])
         text, begin, end = text[-LOOK_BACK - 1 :], end, end + 1
