@@ -91,4 +91,5 @@ def promoting(**settings: int) -> TieredPatternCache:
     return TieredPatternCache(promote_after=1, **settings)
 
 
+Make = Callable[..., BasePatternCache]
 MAKERS = {"v2": PatternCache, "v3": TieredPatternCache, "v3-promoting": promoting}

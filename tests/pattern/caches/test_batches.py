@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
 
 from dilated_attention_pytorch.pattern import (
-    BasePatternCache,
     Pattern,
     PatternSpec,
     Sequences,
     TieredPatternCache,
     make_branches,
 )
-from tests.conftest import missing_cuda
 
-from .machines import MAKERS, CudaMachine, FakeMachine, Machine
+from .machines import Machine, Make
 
 BASE = PatternSpec(0, make_branches([16, 32], [1, 2]), "blocked", heads=4, kv_heads=2)
-Make = Callable[..., BasePatternCache]
 
 
 def batch(*lengths: int, **fields: object) -> PatternSpec:
@@ -32,20 +29,6 @@ def batch(*lengths: int, **fields: object) -> PatternSpec:
 
 def one(length: int) -> PatternSpec:
     return BASE._replace(seq_len=length)
-
-
-@pytest.fixture(params=MAKERS)
-def make(request: pytest.FixtureRequest) -> Make:
-    return MAKERS[request.param]
-
-
-@pytest.fixture(params=["model", "cuda"])
-def machine(request: pytest.FixtureRequest) -> Machine:
-    if request.param == "model":
-        return FakeMachine()
-    if (reason := missing_cuda()) is not None:
-        pytest.skip(reason)
-    return CudaMachine()
 
 
 def test_a_batch_is_found_again(make: Make) -> None:

@@ -13,7 +13,7 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -27,13 +27,12 @@ from dilated_attention_pytorch.pattern import (
     make_branches,
 )
 from dilated_attention_pytorch.pattern.caches.turn import Turn
-from tests.conftest import make_qkv, missing_cuda
+from tests.conftest import make_qkv
 
-from .machines import MAKERS, CudaMachine, FakeMachine, Machine
+from .machines import CudaMachine, FakeMachine, Machine
 
 BASE = PatternSpec(48, make_branches([16, 32], [1, 2]), "interleaved", heads=4, kv_heads=4)
 CPU, META = torch.device("cpu"), torch.device("meta")
-Make = Callable[..., BasePatternCache]
 
 
 def spec(seq_len: int) -> PatternSpec:
@@ -47,20 +46,6 @@ def words_bytes(*seq_lens: int) -> int:
 def seq_len_of(words: torch.Tensor) -> int:
     """Header::seq_len, the fifth word (pattern_layout.h)."""
     return int(words[4])
-
-
-@pytest.fixture(params=MAKERS)
-def make(request: pytest.FixtureRequest) -> Make:
-    return MAKERS[request.param]
-
-
-@pytest.fixture(params=["model", "cuda"])
-def machine(request: pytest.FixtureRequest) -> Machine:
-    if request.param == "model":
-        return FakeMachine()
-    if (reason := missing_cuda()) is not None:
-        pytest.skip(reason)
-    return CudaMachine()
 
 
 def drain(cache: BasePatternCache) -> None:

@@ -90,6 +90,19 @@ __device__ void list_queries(const BackwardCall& call, const typename Shape::Row
   }
 }
 
+template <typename Shape>
+__device__ void list_delta(const BackwardCall& call, const typename Shape::RowItem& item,
+                           const SlotTile& tile, float (&delta)[Shape::kColumns]) {
+  const int lane = threadIdx.x % 32;
+  const int64_t head_row = first_head_row(call, item.work);
+#pragma unroll
+  for (int first = 0; first < Shape::kColumns; first += 32) {
+    const ColumnAt column = find_column(call.args, tile, head_row, first + lane);
+    delta[first + lane] =
+        column.exists ? __ldg(static_cast<const float*>(call.args.delta) + column.row) : 0;
+  }
+}
+
 /// Warps 0 and 1.
 template <typename Shape>
 __device__ void copy_columns(const BackwardCall& call, const TableView& table,
@@ -97,30 +110,11 @@ __device__ void copy_columns(const BackwardCall& call, const TableView& table,
   const int lane = threadIdx.x % 32;
   Handover* turns = is_query ? memory.query_turns : memory.grad_out_turns;
   SlotCursor& cursor = memory.cursors[is_query ? 0 : 1];
-  Turn items{Shape::kItems};
   Turn turn{Shape::kStages};
-#pragma unroll 1
-  for (;;) {
-    memory.item_turns[items.index].full.wait(items.full_parity());
-    const typename Shape::RowItem& item = memory.items[items.index];
-    if (item.is_last) {
-      return;
-    }
+  for_each_item<Shape>(memory, [&](const typename Shape::RowItem& item, const Turn&) {
     const int32_t batch = item.work.batch;
     const int32_t first_head = item.work.head * call.heads_per_key_head;
-    if (lane == 0) {
-      cursor = {table.runs() + item.work.group.column_runs, item.work.group.column_run_count,
-                item.work.tile.origin, item.seen};
-    }
-    __syncwarp();
-    int32_t alike = 0;
-    SlotTile tile;
-#pragma unroll 1
-    for (int32_t index = 0; index < item.column_tiles; ++index) {
-      if (alike == 0) {
-        const int32_t* shifts = table.shifts() + item.work.tile.first_stretch;
-        alike = read_tiles<Shape>(call.strides, cursor, index * Shape::kSlots, shifts, tile);
-      }
+    for_each_tile<Shape>(call.strides, table, item, cursor, [&](const SlotTile& tile, int32_t) {
       Handover& handover = turns[turn.index];
       handover.empty.wait(turn.empty_parity());
       copy_tile<Shape>(tile, is_query ? call.query : call.grad_out,
@@ -130,30 +124,15 @@ __device__ void copy_columns(const BackwardCall& call, const TableView& table,
       if (is_query) {
         list_queries<Shape>(call, item, tile, memory.lists[turn.index]);
       } else {
-        const int64_t head_row = first_head_row(call, item.work);
-#pragma unroll
-        for (int first = 0; first < Shape::kColumns; first += 32) {
-          const ColumnAt column = find_column(call.args, tile, head_row, first + lane);
-          memory.delta[turn.index][first + lane] =
-              column.exists ? __ldg(static_cast<const float*>(call.args.delta) + column.row) : 0;
-        }
+        list_delta<Shape>(call, item, tile, memory.delta[turn.index]);
       }
       __syncwarp();
       if (lane == 0) {
         handover.full.arrive();
       }
       turn.advance();
-      if (--alike > 0) {
-        tile.slot.first += Shape::kColumns * tile.slot.stride;
-        tile.place += Shape::kColumns * tile.slot.stride;
-      }
-    }
-    __syncwarp();
-    if (lane == 0) {
-      memory.item_turns[items.index].empty.arrive();
-    }
-    items.advance();
-  }
+    });
+  });
 }
 
 /// Warp 3.
@@ -161,15 +140,8 @@ template <typename Shape>
 __device__ void copy_rows(const BackwardCall& call, BackwardMemory<Shape>& memory) {
   constexpr int kChunks = Shape::kWidth / 8;
   const BackwardArgs& args = call.args;
-  Turn items{Shape::kItems};
   Turn buffers{Shape::kRowBuffers};
-#pragma unroll 1
-  for (;;) {
-    memory.item_turns[items.index].full.wait(items.full_parity());
-    const typename Shape::RowItem& item = memory.items[items.index];
-    if (item.is_last) {
-      return;
-    }
+  for_each_item<Shape>(memory, [&](const typename Shape::RowItem& item, const Turn&) {
     const WorkItem& work = item.work;
     const auto source_of = [&](const Rows& rows) {
       return row_source(row_at<uint16_t>(rows, work.batch, work.tile.row_shift, work.head), rows,
@@ -188,21 +160,16 @@ __device__ void copy_rows(const BackwardCall& call, BackwardMemory<Shape>& memor
       copy_16_async_or_zero(shared_address(memory.value[buffers.index][group]) + offset,
                             value.at(item.rows.position[row]) + chunk * 16, exists);
     }
-    commit_copies();
     for (int row = threadIdx.x % 32; row < Shape::kRows; row += 32) {
       const Window window = window_of(item.rows, row, args.is_causal, /*over_keys=*/true);
       memory.seen[buffers.index][row] = row < item.rows.count ? window : Window{INT_MAX, INT_MIN};
     }
-    wait_for_copies<0>();
-    publish_to_async_proxy();
-    __syncwarp();
+    publish_copies();
     if (threadIdx.x % 32 == 0) {
       memory.row_turns[buffers.index].full.arrive();
-      memory.item_turns[items.index].empty.arrive();
     }
-    items.advance();
     buffers.advance();
-  }
+  });
 }
 
 template <typename Shape>

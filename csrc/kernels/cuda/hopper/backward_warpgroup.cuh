@@ -8,6 +8,7 @@
 #pragma once
 
 #include "kernels/cuda/hopper/backward_memory.cuh"
+#include "kernels/cuda/hopper/group_rows.cuh"
 #include "kernels/cuda/primitives/reduce_add.cuh"
 #include "kernels/cuda/primitives/score.cuh"
 #include "kernels/cuda/primitives/warp_tile.cuh"
@@ -21,18 +22,6 @@ __device__ inline void store_matrices(uint32_t row_address, const uint32_t (&mat
       "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row_address),
       "r"(matrices[0]), "r"(matrices[1]), "r"(matrices[2]), "r"(matrices[3])
       : "memory");
-}
-
-/// As pack(), with negative numbers as 0.
-template <typename Element>
-__device__ inline uint32_t pack_positive(float low, float high) {
-  uint32_t packed;
-  if constexpr (std::is_same_v<Element, __half>) {
-    asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  } else {
-    asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  }
-  return packed;
 }
 
 template <typename Element, typename Shape>
@@ -70,7 +59,6 @@ class BackwardWarpgroup {
 
  private:
   static constexpr int kColumnTiles = Shape::kColumns / 8, kSteps = Shape::kColumns / 16;
-  static constexpr int kPanelSteps = kPanelColumns / 16;
   using Scores = Accumulators<1, kColumnTiles>;
 
   __device__ static void release(Handover& handover) {
@@ -82,31 +70,16 @@ class BackwardWarpgroup {
   /// Begins products = rows times columns, transposed.
   __device__ static void multiply(Scores& products, const unsigned char* rows,
                                   const unsigned char* columns) {
-    const uint64_t left = describe(shared_address(rows));
-    const uint64_t right = describe(shared_address(columns));
-    begin_products();
-#pragma unroll
-    for (int step = 0; step < Shape::kWidth / 16; ++step) {
-      const int panel = step / kPanelSteps, bytes = step % kPanelSteps * 32;
-      Product<Element, Shape::kColumns>::rows(
-          products[0], left + (panel * Shape::kRowPanelBytes + bytes) / 16,
-          right + (panel * Shape::kColumnPanelBytes + bytes) / 16, step > 0);
-    }
-    commit_products();
+    begin_scores<Element, Shape::kWidth>(products[0], describe(shared_address(rows)),
+                                         describe(shared_address(columns)));
   }
 
   /// Begins sums += weights times columns.
   template <typename Sums>
   __device__ static void accumulate(Sums& sums, const uint32_t (&weights)[kSteps][1][4],
                                     const unsigned char* columns) {
-    const uint64_t right = describe(shared_address(columns), Shape::kColumnPanelBytes);
-    begin_products();
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      Product<Element, Shape::kWidth>::weights(sums[0], weights[step][0],
-                                               right + step * 16 * kPanelRowBytes / 16);
-    }
-    commit_products();
+    begin_sums<Element>(sums[0], weights,
+                        describe(shared_address(columns), Shape::kColumnPanelBytes));
   }
 
   /// A tile of queries.
@@ -289,10 +262,6 @@ class BackwardWarpgroup {
     }
   }
 
-  /// Of the warpgroup's 64.
-  __device__ int group_row(int r) const {
-    return threadIdx.x / 32 % 4 * 16 + r * 8 + threadIdx.x % 32 / 4;
-  }
   __device__ int32_t row_position(int r) const {
     return item_->rows.position[group_ * Shape::kGroupRows + group_row(r)];
   }
@@ -327,44 +296,19 @@ __device__ void BackwardWarpgroup<Element, Shape>::finish() {
   __syncwarp();
 }
 
-/// Rounded through the buffer, of which each warp uses its own rows, or as they are.
+/// Through the buffer, unless as they are.
 template <typename Element, typename Shape>
 template <typename Gradient>
 __device__ void BackwardWarpgroup<Element, Shape>::write(const MutableRows& out,
                                                          const Gradient& gradient, float factor,
                                                          unsigned char* buffer) {
-  const BackwardArgs& args = call_.args;
-  const WorkItem& work = item_->work;
-  const int lane = threadIdx.x % 32;
-  const int rows = item_->rows.count - group_ * Shape::kGroupRows;
-  if (args.is_partial) {
-    auto* to = row_at<float>(out, work.batch, work.tile.row_shift, work.head);
-    for_each_pair(gradient, [&](const float* pair, int r, int n) {
-      const int column = n * 8 + lane % 4 * 2;
-      if (group_row(r) < rows && column < args.head_dim) {
-        *reinterpret_cast<float2*>(to + row_position(r) * out.strides.row + column) = {
-            pair[0] * factor, pair[1] * factor};
-      }
-    });
-    return;
-  }
-  for_each_pair(gradient, [&](const float* pair, int r, int n) {
-    *reinterpret_cast<uint32_t*>(buffer + n / 8 * Shape::kRowPanelBytes +
-                                 Swizzle<8>::offset(group_row(r), n % 8) + lane % 4 * 4) =
-        pack<Element>(pair[0] * factor, pair[1] * factor);
-  });
-  __syncwarp();
-  auto* to = row_at<uint16_t>(out, work.batch, work.tile.row_shift, work.head);
-  constexpr int kChunks = Shape::kWidth / 8;
-#pragma unroll 2
-  for (int i = lane; i < 16 * kChunks; i += 32) {
-    const int row = threadIdx.x / 32 % 4 * 16 + i / kChunks, chunk = i % kChunks;
-    if (row < rows && chunk * 8 < args.head_dim) {
-      const int32_t position = item_->rows.position[group_ * Shape::kGroupRows + row];
-      *reinterpret_cast<int4*>(to + position * out.strides.row + chunk * 8) =
-          *reinterpret_cast<const int4*>(buffer + chunk / 8 * Shape::kRowPanelBytes +
-                                         Swizzle<8>::offset(row, chunk % 8));
-    }
+  const int first_row = group_ * Shape::kGroupRows;
+  const GroupRows to{out, item_->work, item_->rows.position + first_row,
+                     item_->rows.count - first_row, call_.args.head_dim};
+  if (call_.args.is_partial) {
+    write_floats(to, gradient, factor);
+  } else {
+    write_rounded<Element, 2>(to, gradient, factor, buffer);
   }
 }
 

@@ -13,14 +13,7 @@ template <typename Shape>
 __device__ void copy_queries(const HopperCall& hopper, ForwardMemory<Shape>& memory) {
   constexpr int kChunks = Shape::kWidth / 8;
   const ForwardArgs& args = hopper.call.args;
-  Turn items{Shape::kItems};
-#pragma unroll 1
-  for (;;) {
-    memory.item_turns[items.index].full.wait(items.full_parity());
-    const typename Shape::RowItem& item = memory.items[items.index];
-    if (item.is_last) {
-      return;
-    }
+  for_each_item<Shape>(memory, [&](const typename Shape::RowItem& item, const Turn& items) {
     const WorkItem& work = item.work;
     const RowSource source =
         row_source(row_at<uint16_t>(args.query, work.batch, work.tile.row_shift, work.head),
@@ -36,16 +29,11 @@ __device__ void copy_queries(const HopperCall& hopper, ForwardMemory<Shape>& mem
       copy_16_async_or_zero(to, source.at(item.rows.position[row]) + chunk * 16,
                             chunk * 8 < source.head_dim);
     }
-    commit_copies();
-    wait_for_copies<0>();
-    publish_to_async_proxy();
-    __syncwarp();
+    publish_copies();
     if (threadIdx.x % 32 == 0) {
       memory.query_turns[items.index].full.arrive();
-      memory.item_turns[items.index].empty.arrive();
     }
-    items.advance();
-  }
+  });
 }
 
 /// What the tile is for each warpgroup.
@@ -99,56 +87,28 @@ __device__ void write_list(const SlotTile& tile, const KeySummary& summary,
 template <typename Shape>
 __device__ void copy_tiles(const HopperCall& hopper, const TableView& table,
                            ForwardMemory<Shape>& memory, bool is_keys) {
-  const int lane = threadIdx.x % 32;
   Handover* turns = is_keys ? memory.key_turns : memory.value_turns;
   SlotCursor& cursor = memory.cursors[is_keys ? 0 : 1];
-  Turn items{Shape::kItems};
   Turn turn{is_keys ? Shape::kKeyStages : Shape::kValueStages};
-#pragma unroll 1
-  for (;;) {
-    memory.item_turns[items.index].full.wait(items.full_parity());
-    const typename Shape::RowItem& item = memory.items[items.index];
-    if (item.is_last) {
-      return;
-    }
+  for_each_item<Shape>(memory, [&](const typename Shape::RowItem& item, const Turn&) {
     const int32_t batch = item.work.batch;
     const int32_t head = item.work.head / hopper.call.heads_per_key_head;
-    if (lane == 0) {
-      cursor = {table.runs() + item.work.group.column_runs, item.work.group.column_run_count,
-                item.work.tile.origin, item.seen};
-    }
-    __syncwarp();
-    int32_t alike = 0;
-    SlotTile tile;
-#pragma unroll 1
-    for (int32_t index = 0; index < item.column_tiles; ++index) {
-      if (alike == 0) {
-        const int32_t* shifts = table.shifts() + item.work.tile.first_stretch;
-        alike = read_tiles<Shape>(hopper.strides, cursor, index * Shape::kSlots, shifts, tile);
-      }
-      Handover& handover = turns[turn.index];
-      if (is_keys) {
-        const KeySummary summary = summarize<Shape>(tile, item, hopper.call.args, index);
-        handover.empty.wait(turn.empty_parity());
-        write_list<Shape>(tile, summary, memory.lists[turn.index]);
-      } else {
-        handover.empty.wait(turn.empty_parity());
-      }
-      copy_tile<Shape>(tile, is_keys ? hopper.key : hopper.value,
-                       is_keys ? memory.key[turn.index] : memory.value[turn.index], handover.full,
-                       head, batch);
-      turn.advance();
-      if (--alike > 0) {
-        tile.slot.first += Shape::kColumns * tile.slot.stride;
-        tile.place += Shape::kColumns * tile.slot.stride;
-      }
-    }
-    __syncwarp();
-    if (lane == 0) {
-      memory.item_turns[items.index].empty.arrive();
-    }
-    items.advance();
-  }
+    for_each_tile<Shape>(
+        hopper.strides, table, item, cursor, [&](const SlotTile& tile, int32_t index) {
+          Handover& handover = turns[turn.index];
+          if (is_keys) {
+            const KeySummary summary = summarize<Shape>(tile, item, hopper.call.args, index);
+            handover.empty.wait(turn.empty_parity());
+            write_list<Shape>(tile, summary, memory.lists[turn.index]);
+          } else {
+            handover.empty.wait(turn.empty_parity());
+          }
+          copy_tile<Shape>(tile, is_keys ? hopper.key : hopper.value,
+                           is_keys ? memory.key[turn.index] : memory.value[turn.index],
+                           handover.full, head, batch);
+          turn.advance();
+        });
+  });
 }
 
 template <typename Shape>

@@ -23,7 +23,14 @@ __device__ void ForwardWarpgroup<Element, Shape>::finish() {
     take_over(rows);
   }
   normalize(rows);
-  call_.args.is_partial ? write_partial(rows) : write_out(rows);
+  const GroupRows to{call_.args.out, item_->work, item_->rows.position + first_row_, rows,
+                     call_.args.head_dim};
+  if (call_.args.is_partial) {
+    write_floats(to, out_, 1);
+  } else {
+    __syncwarp();
+    write_rounded<Element, 4>(to, out_, 1, query_);
+  }
 }
 
 template <typename Element, typename Shape>
@@ -126,47 +133,6 @@ __device__ void ForwardWarpgroup<Element, Shape>::add_running(const float (&weig
       pair[1] += weight[r] * running.y;
     }
   });
-}
-
-/// Without rounding.
-template <typename Element, typename Shape>
-__device__ void ForwardWarpgroup<Element, Shape>::write_partial(int32_t rows) {
-  const ForwardArgs& args = call_.args;
-  const WorkItem& work = item_->work;
-  auto* to = row_at<float>(args.out, work.batch, work.tile.row_shift, work.head);
-  for_each_pair(out_, [&](const float* pair, int r, int n) {
-    const int column = n * 8 + threadIdx.x % 4 * 2;
-    if (group_row(r) < rows && column < args.head_dim) {
-      *reinterpret_cast<float2*>(to + row_position(r) * args.out.strides.row + column) = {pair[0],
-                                                                                          pair[1]};
-    }
-  });
-}
-
-/// Rounded once, through the queries' memory, of which each warp uses its own rows.
-template <typename Element, typename Shape>
-__device__ void ForwardWarpgroup<Element, Shape>::write_out(int32_t rows) {
-  const ForwardArgs& args = call_.args;
-  const WorkItem& work = item_->work;
-  const int lane = threadIdx.x % 32;
-  __syncwarp();
-  for_each_pair(out_, [&](const float* pair, int r, int n) {
-    *reinterpret_cast<uint32_t*>(query_ + n / 8 * Shape::kQueryPanelBytes +
-                                 Swizzle<8>::offset(group_row(r), n % 8) + lane % 4 * 4) =
-        pack<Element>(pair[0], pair[1]);
-  });
-  __syncwarp();
-  uint16_t* origin = row_at<uint16_t>(args.out, work.batch, work.tile.row_shift, work.head);
-  constexpr int kChunks = Shape::kWidth / 8;
-  for (int i = lane; i < 16 * kChunks; i += 32) {
-    const int row = threadIdx.x / 32 % 4 * 16 + i / kChunks, chunk = i % kChunks;
-    if (row < rows && chunk * 8 < args.head_dim) {
-      const int32_t position = item_->rows.position[first_row_ + row];
-      *reinterpret_cast<int4*>(origin + position * args.out.strides.row + chunk * 8) =
-          *reinterpret_cast<const int4*>(query_ + chunk / 8 * Shape::kQueryPanelBytes +
-                                         Swizzle<8>::offset(row, chunk % 8));
-    }
-  }
 }
 
 }  // namespace dilated::kernels::cuda::hopper

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "kernels/cuda/hopper/forward_memory.cuh"
+#include "kernels/cuda/hopper/group_rows.cuh"
 #include "kernels/cuda/primitives/numerics.cuh"
 #include "kernels/cuda/primitives/score.cuh"
 #include "kernels/cuda/primitives/warp_tile.cuh"
@@ -41,17 +42,8 @@ class ForwardScores {
 
   /// Begins scores = Q K^T.
   __device__ void multiply_keys(int stage) {
-    const uint64_t query = describe(shared_address(query_));
-    const uint64_t key = describe(shared_address(memory_.key[stage]));
-    begin_products();
-#pragma unroll
-    for (int step = 0; step < Shape::kWidth / 16; ++step) {
-      const int panel = step / kPanelSteps, bytes = step % kPanelSteps * 32;
-      Product<Element, Shape::kColumns>::rows(
-          scores_[0], query + (panel * Shape::kQueryPanelBytes + bytes) / 16,
-          key + (panel * Shape::kColumnPanelBytes + bytes) / 16, step > 0);
-    }
-    commit_products();
+    begin_scores<Element, Shape::kWidth>(scores_[0], describe(shared_address(query_)),
+                                         describe(shared_address(memory_.key[stage])));
   }
 
   /// The references of scores of an even tile; false, and no references, if they are no logits that
@@ -248,10 +240,6 @@ class ForwardScores {
     });
   }
 
-  /// Of the warpgroup's 64.
-  __device__ int group_row(int r) const {
-    return threadIdx.x / 32 % 4 * 16 + r * 8 + threadIdx.x % 32 / 4;
-  }
   __device__ int32_t row_position(int r) const {
     return item_->rows.position[first_row_ + group_row(r)];
   }

@@ -13,7 +13,7 @@ template <typename Element, typename Shape>
 class ForwardWarpgroup : ForwardScores<Element, Shape> {
   using Scores = ForwardScores<Element, Shape>;
   using Scores::call_, Scores::memory_, Scores::item_, Scores::first_row_, Scores::query_;
-  using Scores::scores_, Scores::reference_, Scores::sum_, Scores::group_row, Scores::row_position;
+  using Scores::scores_, Scores::reference_, Scores::sum_, Scores::row_position;
 
  public:
   __device__ ForwardWarpgroup(const ForwardCall& call, ForwardMemory<Shape>& memory)
@@ -168,15 +168,7 @@ class ForwardWarpgroup : ForwardScores<Element, Shape> {
   }
 
   /// Begins out += P V.
-  __device__ void multiply_values(uint64_t value) {
-    begin_products();
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      Product<Element, Shape::kWidth>::weights(out_[0], weights_[step][0],
-                                               value + step * 16 * kPanelRowBytes / 16);
-    }
-    commit_products();
-  }
+  __device__ void multiply_values(uint64_t value) { begin_sums<Element>(out_[0], weights_, value); }
 
   __device__ void pack_weights() {
 #pragma unroll
@@ -218,8 +210,6 @@ class ForwardWarpgroup : ForwardScores<Element, Shape> {
   __device__ void take_over(int32_t rows);
   __device__ void normalize(int32_t rows);
   __device__ void add_running(const float (&weight)[2]);
-  __device__ void write_out(int32_t rows);
-  __device__ void write_partial(int32_t rows);
   __device__ int64_t lse_at(int r) const;
 
   // Barriers of the warpgroups among themselves; 0 is __syncthreads's.

@@ -5,16 +5,27 @@
 
 #include "kernels/cuda/hopper/barrier.cuh"
 #include "kernels/cuda/hopper/slots.cuh"
+#include "kernels/cuda/primitives/async_copy.cuh"
 #include "kernels/cuda/primitives/lists.cuh"
 
 namespace dilated::kernels::cuda::hopper {
 
 inline constexpr int kMostGroups = 2;  // warpgroups that compute
+inline constexpr int kComputingWarps = 4 * kMostGroups;
+inline constexpr int kItemReaders = kComputingWarps + 3;  // and the warps that copy
 
 /// Full: whoever fills it is done; empty: all who read it are.
 struct Handover {
   Barrier full, empty;
 };
+
+template <int kCount>
+__device__ void init(Handover (&turns)[kCount], int full, int empty) {
+  for (Handover& turn : turns) {
+    turn.full.init(full);
+    turn.empty.init(empty);
+  }
+}
 
 /// Which buffer of `count` is next, and in which round.
 struct Turn {
@@ -148,6 +159,56 @@ __device__ void list_items(const Lister& lister, Memory& memory) {
     pair = __shfl_sync(kAllLanes, next, 0);
   }
   fill([&](typename Shape::RowItem& item) { item.is_last = true; });
+}
+
+/// One warp: what its copies and stores wrote is there, for tensor cores too.
+__device__ inline void publish_copies() {
+  commit_copies();
+  wait_for_copies<0>();
+  publish_to_async_proxy();
+  __syncwarp();
+}
+
+/// One warp, which copies: visit(item, where it is in the ring) for each item until the last.
+template <typename Shape, typename Memory, typename Visit>
+__device__ void for_each_item(Memory& memory, const Visit& visit) {
+  Turn items{Shape::kItems};
+#pragma unroll 1
+  for (;;) {
+    memory.item_turns[items.index].full.wait(items.full_parity());
+    const typename Shape::RowItem& item = memory.items[items.index];
+    if (item.is_last) {
+      return;
+    }
+    visit(item, items);
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) {
+      memory.item_turns[items.index].empty.arrive();
+    }
+    items.advance();
+  }
+}
+
+/// A block: the first warpgroup produces, the others compute, on shared memory whose barriers
+/// init_barriers() sets up.
+template <typename Memory, typename Produce, typename Compute>
+__device__ void run_block(const Produce& produce, const Compute& compute) {
+  extern __shared__ __align__(1024) unsigned char bytes[];
+  const uint32_t start = shared_address(bytes);
+  auto& memory = *reinterpret_cast<Memory*>(bytes + (1024 - start % 1024) % 1024);
+  if (threadIdx.x == 0) {
+    init_barriers(memory);
+    publish_barriers();
+  }
+  __syncthreads();
+  constexpr int kProducerRegisters = 56, kConsumerRegisters = 224;
+  if (threadIdx.x < 128) {
+    give_registers<kProducerRegisters>();
+    produce(memory);
+  } else {
+    take_registers<kConsumerRegisters>();
+    compute(memory);
+  }
 }
 
 }  // namespace dilated::kernels::cuda::hopper

@@ -40,6 +40,32 @@ __device__ int32_t read_tiles(const ListStrides& strides, SlotCursor& cursor, in
   return tile.is_mapped ? cursor.count_tiles(first, Shape::kSlots) : 1;
 }
 
+/// One warp, whose cursor it is: visit(tile, its number) for each tile of the item's columns.
+template <typename Shape, typename Visit>
+__device__ void for_each_tile(const ListStrides& strides, const TableView& table,
+                              const typename Shape::RowItem& item, SlotCursor& cursor,
+                              const Visit& visit) {
+  if (threadIdx.x % 32 == 0) {
+    cursor = {table.runs() + item.work.group.column_runs, item.work.group.column_run_count,
+              item.work.tile.origin, item.seen};
+  }
+  __syncwarp();
+  int32_t alike = 0;
+  SlotTile tile;
+#pragma unroll 1
+  for (int32_t index = 0; index < item.column_tiles; ++index) {
+    if (alike == 0) {
+      const int32_t* shifts = table.shifts() + item.work.tile.first_stretch;
+      alike = read_tiles<Shape>(strides, cursor, index * Shape::kSlots, shifts, tile);
+    }
+    visit(tile, index);
+    if (--alike > 0) {
+      tile.slot.first += Shape::kColumns * tile.slot.stride;
+      tile.place += Shape::kColumns * tile.slot.stride;
+    }
+  }
+}
+
 /// A box of a map: zeros, then `count` rows from `place` on.
 struct Box {
   const CUtensorMap* map;

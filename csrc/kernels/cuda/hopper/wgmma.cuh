@@ -74,29 +74,25 @@ struct Product;
 #define DILATED_D_128 DILATED_D_96, DILATED_D(6), DILATED_D(7)
 #define DILATED_R_192 DILATED_R_128 ", " DILATED_R8 ", " DILATED_R9 ", " DILATED_R10 ", " DILATED_R11
 #define DILATED_D_192 DILATED_D_128, DILATED_D(8), DILATED_D(9), DILATED_D(10), DILATED_D(11)
-#define DILATED_PRODUCT(Element, kType, kColumns, a0, a1, a2, a3, b) \
-  template <> \
-  struct Product<Element, kColumns> { \
-    __device__ static void rows(float (&d)[kColumns / 8][4], uint64_t left, uint64_t right, int adds) { \
+#define DILATED_SHARED_PRODUCT(name, kType, kColumns, a0, a1, a2, kTransposed) \
+    __device__ static void name(float (&d)[kColumns / 8][4], uint64_t left, uint64_t right, int adds) { \
       asm volatile( \
           "{\n.reg .pred p;\nsetp.ne.b32 p, " a2 ", 0;\n" \
           "wgmma.mma_async.sync.aligned.m64n" #kColumns "k16.f32." kType "." kType " {" DILATED_R_##kColumns "}, " \
-          a0 ", " a1 ", p, 1, 1, 0, 0;\n}" \
+          a0 ", " a1 ", p, 1, 1, " kTransposed ", " kTransposed ";\n}" \
           : DILATED_D_##kColumns : "l"(left), "l"(right), "r"(adds)); \
-    } \
+    }
+#define DILATED_PRODUCT(Element, kType, kColumns, a0, a1, a2, a3, b) \
+  template <> \
+  struct Product<Element, kColumns> { \
+    DILATED_SHARED_PRODUCT(rows, kType, kColumns, a0, a1, a2, "0") \
+    DILATED_SHARED_PRODUCT(transposed, kType, kColumns, a0, a1, a2, "1") \
     __device__ static void weights(float (&d)[kColumns / 8][4], const uint32_t (&left)[4], uint64_t right) { \
       asm volatile( \
           "wgmma.mma_async.sync.aligned.m64n" #kColumns "k16.f32." kType "." kType " {" DILATED_R_##kColumns "}, " \
           "{" a0 ", " a1 ", " a2 ", " a3 "}, " b ", 1, 1, 1, 1;\n" \
           : DILATED_D_##kColumns \
           : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right)); \
-    } \
-    __device__ static void transposed(float (&d)[kColumns / 8][4], uint64_t left, uint64_t right, int adds) { \
-      asm volatile( \
-          "{\n.reg .pred p;\nsetp.ne.b32 p, " a2 ", 0;\n" \
-          "wgmma.mma_async.sync.aligned.m64n" #kColumns "k16.f32." kType "." kType " {" DILATED_R_##kColumns "}, " \
-          a0 ", " a1 ", p, 1, 1, 1, 1;\n}" \
-          : DILATED_D_##kColumns : "l"(left), "l"(right), "r"(adds)); \
     } \
   };
 #define DILATED_PRODUCTS(kColumns, a0, a1, a2, a3, b) \
@@ -112,6 +108,7 @@ DILATED_PRODUCTS(192, "%96", "%97", "%98", "%99", "%100")
 // clang-format on
 #undef DILATED_PRODUCTS
 #undef DILATED_PRODUCT
+#undef DILATED_SHARED_PRODUCT
 #undef DILATED_D
 #undef DILATED_R0
 #undef DILATED_R1
@@ -139,5 +136,34 @@ DILATED_PRODUCTS(192, "%96", "%97", "%98", "%99", "%100")
 #undef DILATED_D_128
 #undef DILATED_R_192
 #undef DILATED_D_192
+
+/// Begins scores = rows times columns, transposed: a tile of 64 rows and one of kColumns, both of
+/// kWidth numbers in panels.
+template <typename Element, int kWidth, int kTiles>
+__device__ inline void begin_scores(float (&scores)[kTiles][4], uint64_t rows, uint64_t columns) {
+  constexpr int kColumns = kTiles * 8, kPanelSteps = kPanelColumns / 16;
+  begin_products();
+#pragma unroll
+  for (int step = 0; step < kWidth / 16; ++step) {
+    const int panel = step / kPanelSteps, bytes = step % kPanelSteps * 32;
+    Product<Element, kColumns>::rows(scores, rows + (panel * 64 * kPanelRowBytes + bytes) / 16,
+                                     columns + (panel * kColumns * kPanelRowBytes + bytes) / 16,
+                                     step > 0);
+  }
+  commit_products();
+}
+
+/// Begins sums += weights times a tile of as many rows, described with the bytes of its panels.
+template <typename Element, int kTiles, int kSteps>
+__device__ inline void begin_sums(float (&sums)[kTiles][4], const uint32_t (&weights)[kSteps][1][4],
+                                  uint64_t rows) {
+  begin_products();
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    Product<Element, kTiles * 8>::weights(sums, weights[step][0],
+                                          rows + step * 16 * kPanelRowBytes / 16);
+  }
+  commit_products();
+}
 
 }  // namespace dilated::kernels::cuda::hopper

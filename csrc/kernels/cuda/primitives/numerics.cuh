@@ -54,6 +54,18 @@ __device__ inline uint32_t pack(float low, float high) {
   return packed;
 }
 
+/// As pack(), with negative numbers as 0.
+template <typename Element>
+__device__ inline uint32_t pack_positive(float low, float high) {
+  uint32_t packed;
+  if constexpr (std::is_same_v<Element, __half>) {
+    asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  }
+  return packed;
+}
+
 __device__ inline float dot(float4 a, float4 b, float sum) {
   return fmaf(a.x, b.x, fmaf(a.y, b.y, fmaf(a.z, b.z, fmaf(a.w, b.w, sum))));
 }
