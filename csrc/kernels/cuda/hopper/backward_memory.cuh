@@ -25,32 +25,45 @@ template <int kWidth_>
 struct BackwardShape {
   static constexpr int kWidth = kWidth_;
   static constexpr BackwardTile kTile{kWidth};
-  static constexpr int kColumns = BackwardTile::kColumns, kStages = BackwardTile::kStages;
+  static constexpr int kColumns = kTile.columns(), kStages = BackwardTile::kStages;
+  static constexpr int kParts = kColumns / kPanelColumns;  // of a tile, one product's columns each
   static constexpr int kItems = BackwardTile::kItems, kRowBuffers = kTile.row_buffers();
   static constexpr int kSlots = kColumns / kSlotRows, kPanels = kTile.panels();
-  static_assert(kColumns == kPanelColumns);
   static constexpr int kThreads = 128 * (1 + kMostGroups);
   static constexpr int kGroupRows = 64, kGroups = kMostGroups, kRows = kGroups * kGroupRows;
   static constexpr int kRowPanelBytes = kGroupRows * kPanelRowBytes;
   static constexpr int kColumnPanelBytes = kColumns * kPanelRowBytes;
-  static constexpr int kSumColumns = kPanels == 2   ? kPanelColumns
-                                     : kWidth == 32 ? 16
-                                                    : 32;  // a warpgroup
+  // Of grad_query a warpgroup sums a panel for all queries of the tile, or all for half of them.
+  static constexpr int kSumColumns = kPanels == 2 ? kPanelColumns : kWidth;
+  static_assert(kParts * kPanels == kGroups);
   using RowItem = Item<kRows, kGroups>;
+};
+
+/// Where a slot's rows of grad_query's sums begin, were none of them empty.
+struct alignas(16) SumRows {
+  float* first;
+  int64_t stride;
+};
+
+/// Of a tile of queries and a warpgroup's keys: whether some lse is too large for its rounding not
+/// to show, and whether some key does not see some query of a part.
+struct TileKind {
+  uint32_t bits;
+
+  __device__ bool is_large() const { return (bits & 1) != 0; }
+  __device__ bool is_masked(int part) const { return (bits & 2u << part) != 0; }
 };
 
 /// What is known of a tile of queries before its rows are there.
 template <int kSlots>
 struct alignas(16) QuerySlots {
   Slot slots[kSlots];
-  int64_t row[kSlots];  // of the slot's first row, were there a query, in lse and the sums
+  SumRows sums[kSlots];
   uint32_t dropout_key[kSlots * kSlotRows];
   float bias[kSlots * kSlotRows];    // log of the multiplicity; -inf where no query is
-  float lse[kSlots * kSlotRows];     // as softmax_weight() takes it
-  float offset[kSlots * kSlotRows];  // log2(e) (bias - lse)
-  int32_t is_masked[kMostGroups];    // some key of the warpgroup does not see some query
-  int32_t is_large;                  // some lse is too large for its rounding not to show
-  int32_t reserved;
+  float lse[kSlots * kSlotRows];     // as softmax_logit() takes it
+  float offset[kSlots * kSlotRows];  // log2(e) (bias - lse); 0 if one of the tile's is large
+  TileKind kind[kMostGroups];
 };
 
 template <typename Shape>
@@ -62,7 +75,8 @@ struct BackwardMemory {
                                    [Shape::kPanels * Shape::kRowPanelBytes];
   alignas(1024) unsigned char query[Shape::kStages][Shape::kPanels * Shape::kColumnPanelBytes];
   alignas(1024) unsigned char grad_out[Shape::kStages][Shape::kPanels * Shape::kColumnPanelBytes];
-  alignas(1024) unsigned char scores[Shape::kStages][Shape::kRows * kPanelRowBytes];  // dS^T
+  alignas(1024) unsigned char scores[Shape::kStages][Shape::kParts]
+                                    [Shape::kRows * kPanelRowBytes];  // dS^T
   QuerySlots<Shape::kSlots> lists[Shape::kStages];
   float delta[Shape::kStages][Shape::kColumns];
   Window seen[Shape::kRowBuffers][Shape::kRows];  // by each key; nothing by those that don't exist

@@ -45,23 +45,30 @@ __device__ void list_queries(const BackwardCall& call, const typename Shape::Row
   const int32_t empty = kSlotRows - slot.count;
   if (lane < Shape::kSlots) {
     list.slots[lane] = {slot.first - slot.stride * empty, slot.stride, empty, tile.bias_log2};
-    list.row[lane] =
+    const int64_t row =
         head_row + (slot.tag >> 16) * call.args.queries + tile.place - int64_t{slot.stride} * empty;
+    list.sums[lane] = {call.grad_query.row(row), int64_t{slot.stride} * call.grad_query.width};
   }
+  constexpr int kLaneColumns = Shape::kColumns / 32;
+  float lse[kLaneColumns], bias_log2[kLaneColumns];
   bool is_large = false;
 #pragma unroll
-  for (int first = 0; first < Shape::kColumns; first += 32) {
-    const ColumnAt column = find_column(call.args, tile, head_row, first + lane);
-    const float lse = column.exists
-                          ? weight_lse(__ldg(static_cast<const float*>(call.args.lse) + column.row))
-                          : -negative_infinity();
-    is_large = is_large || !(fabsf(lse) <= kLargestLse || lse == -negative_infinity());
-    const float bias_log2 = log2_approx(static_cast<float>(column.tag & 0xffu));
-    list.bias[first + lane] = bias_log2 * kLn2;
-    list.lse[first + lane] = lse;
-    list.offset[first + lane] = fmaf(lse, -kLog2E, bias_log2);
+  for (int i = 0; i < kLaneColumns; ++i) {
+    const ColumnAt column = find_column(call.args, tile, head_row, i * 32 + lane);
+    lse[i] = column.exists
+                 ? weight_lse(__ldg(static_cast<const float*>(call.args.lse) + column.row))
+                 : -negative_infinity();
+    bias_log2[i] = log2_approx(static_cast<float>(column.tag & 0xffu));
+    is_large = is_large || !(fabsf(lse[i]) <= kLargestLse || lse[i] == -negative_infinity());
   }
   is_large = __any_sync(kAllLanes, is_large);
+#pragma unroll
+  for (int i = 0; i < kLaneColumns; ++i) {
+    const int at = i * 32 + lane;
+    list.bias[at] = bias_log2[i] * kLn2;
+    list.lse[at] = lse[i];
+    list.offset[at] = is_large ? 0 : fmaf(lse[i], -kLog2E, bias_log2[i]);
+  }
   if (call.args.dropout.probability > 0) {
     __syncwarp();  // slots are written
 #pragma unroll 1
@@ -78,15 +85,19 @@ __device__ void list_queries(const BackwardCall& call, const typename Shape::Row
 #pragma unroll
   for (int group = 0; group < Shape::kGroups; ++group) {
     const Window all = item.windows[group].all;
-    const bool is_masked =
-        __any_sync(kAllLanes, slot.count > 0 && !(sees(all, slot.first) && sees(all, last)));
+    const uint32_t masked =
+        __ballot_sync(kAllLanes, slot.count > 0 && !(sees(all, slot.first) && sees(all, last)));
     const bool has_all = item.rows.count >= (group + 1) * Shape::kGroupRows;
-    if (lane == 0) {
-      list.is_masked[group] = is_masked || !has_all;
+    constexpr uint32_t kPartSlots = (1u << Shape::kSlots / Shape::kParts) - 1;
+    uint32_t bits = is_large ? 1 : 0;
+#pragma unroll
+    for (int part = 0; part < Shape::kParts; ++part) {
+      const bool sees_all = (masked >> (part * (Shape::kSlots / Shape::kParts)) & kPartSlots) == 0;
+      bits |= has_all && sees_all ? 0 : 2u << part;
     }
-  }
-  if (lane == 0) {
-    list.is_large = is_large;
+    if (lane == 0) {
+      list.kind[group] = {bits};
+    }
   }
 }
 

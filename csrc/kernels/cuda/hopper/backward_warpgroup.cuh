@@ -2,7 +2,7 @@
 //
 //   S^T = K Q^T, P^T = multiplicity * exp(S^T - lse), dP^T = V dO^T, dS^T = P^T (dP^T - delta)
 //   grad_value += P^T dO, grad_key += dS^T Q; grad_query += dS K, of which each warpgroup sums a
-//   half, over the keys of both
+//   half, of the queries or of their columns, over the keys of both
 //
 // P^T and dS^T stay in registers as operands; dS^T goes through shared memory as well.
 #pragma once
@@ -28,7 +28,7 @@ template <typename Element, typename Shape>
 class BackwardWarpgroup {
  public:
   __device__ BackwardWarpgroup(const BackwardCall& call, BackwardMemory<Shape>& memory)
-      : call_(call), memory_(memory), group_(threadIdx.x / 128 - 1) {}
+      : call_(call), memory_(memory), group_(computing_group()) {}
 
   /// All tiles of the block.
   __device__ void run() {
@@ -58,8 +58,10 @@ class BackwardWarpgroup {
   }
 
  private:
-  static constexpr int kColumnTiles = Shape::kColumns / 8, kSteps = Shape::kColumns / 16;
-  using Scores = Accumulators<1, kColumnTiles>;
+  // A product's columns are a part of the tile: 64 queries.
+  static constexpr int kParts = Shape::kParts, kTiles = kPanelColumns / 8, kSteps = kTiles / 2;
+  using Scores = Accumulators<1, kTiles>;
+  using Operands = uint32_t[kSteps][1][4];
 
   __device__ static void release(Handover& handover) {
     if (threadIdx.x % 32 == 0) {
@@ -74,57 +76,71 @@ class BackwardWarpgroup {
                                          describe(shared_address(columns)));
   }
 
-  /// Begins sums += weights times columns.
+  /// Begins sums += weights times columns of a part.
   template <typename Sums>
-  __device__ static void accumulate(Sums& sums, const uint32_t (&weights)[kSteps][1][4],
+  __device__ static void accumulate(Sums& sums, const Operands& weights,
                                     const unsigned char* columns) {
     begin_sums<Element>(sums[0], weights,
                         describe(shared_address(columns), Shape::kColumnPanelBytes));
   }
 
-  /// A tile of queries.
+  /// Of a tile in shared memory, where the part's columns begin.
+  __device__ static const unsigned char* part_of(const unsigned char* columns, int part) {
+    return columns + part * kPanelColumns * kPanelRowBytes;
+  }
+
+  /// A tile of queries. The products of one part run beside the exponentials of the other.
   __device__ void attend() {
     const int stage = stages_.index;
     Handover& queries = memory_.query_turns[stage];
     Handover& gradients = memory_.grad_out_turns[stage];
-    unsigned char* key = memory_.key[rows_.index][group_];
-    unsigned char* value = memory_.value[rows_.index][group_];
-    Scores weights, scores;
-    uint32_t packed_weights[kSteps][1][4], packed_scores[kSteps][1][4];
-    // Two products under way take more registers than wide rows leave.
-    constexpr bool kAtOnce = Shape::kPanels == 1;
+    const unsigned char* key = memory_.key[rows_.index][group_];
+    const unsigned char* value = memory_.value[rows_.index][group_];
+    const unsigned char* query = memory_.query[stage];
+    const unsigned char* grad_out = memory_.grad_out[stage];
+    Scores weights[kParts], scores[kParts];
+    Operands packed_weights[kParts], packed_scores[kParts];
     queries.full.wait(stages_.full_parity());
-    multiply(weights, key, memory_.query[stage]);
-    if constexpr (kAtOnce) {
+    multiply(weights[0], key, query);
+    const TileKind kind{__shfl_sync(kAllLanes, memory_.lists[stage].kind[group_].bits, 0)};
+    const auto multiply_others = [&] {
       gradients.full.wait(stages_.full_parity());
-      multiply(scores, value, memory_.grad_out[stage]);
+      multiply(scores[0], value, grad_out);
+      if constexpr (kParts == 2) {
+        multiply(weights[1], key, part_of(query, 1));
+      }
+    };
+    if (kind.bits == 0) {
+      multiply_others();
+      wait_for_products<kParts>();
+      weigh(weights[0], stage, 0, call_.scale_log2);
+    } else {  // takes registers, for which the other products have to wait
+      wait_for_products<0>();
+      weigh_carefully(weights[0], kind, stage, 0);
+      multiply_others();
     }
-    wait_for_products<kAtOnce ? 1 : 0>();
-    weigh(weights, stage);
-    if constexpr (!kAtOnce) {
-      gradients.full.wait(stages_.full_parity());
-      multiply(scores, value, memory_.grad_out[stage]);
+    wait_for_products<kParts - 1>();
+    differentiate(weights[0], scores[0], packed_weights[0], packed_scores[0], stage, 0);
+    if constexpr (kParts == 2) {
+      multiply(scores[1], value, part_of(grad_out, 1));
+      accumulate(grad_value_, packed_weights[0], grad_out);
+      wait_for_products<2>();
+      weigh_carefully(weights[1], kind, stage, 1);
+      wait_for_products<1>();
+      differentiate(weights[1], scores[1], packed_weights[1], packed_scores[1], stage, 1);
     }
-    wait_for_products<0>();
-    if (call_.args.dropout.probability > 0) [[unlikely]] {
-      drop(weights, scores, stage);
-    }
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      differentiate(weights, scores, stage, step);
-      pack_kept(packed_weights[step][0], weights, step);
-      pack_left<Element>(packed_scores[step], scores, step);
-      store_scores(packed_scores[step][0], step);
-    }
-    accumulate(grad_value_, packed_weights, memory_.grad_out[stage]);
+    accumulate(grad_value_, packed_weights[kParts - 1], part_of(grad_out, kParts - 1));
     publish_to_async_proxy();
     sync_threads(kScoresAreWritten, 256);
     Accumulators<1, Shape::kSumColumns / 8> grad_query;
     multiply_scores(grad_query);
     wait_for_products<1>();
     release(gradients);
-    accumulate(grad_key_, packed_scores, memory_.query[stage]);
-    wait_for_products<1>();
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      accumulate(grad_key_, packed_scores[part], part_of(query, part));
+    }
+    wait_for_products<kParts>();
     add_grad_query(grad_query, stage);
     wait_for_products<0>();
     __syncwarp();
@@ -133,40 +149,72 @@ class BackwardWarpgroup {
   }
 
   /// Scores to weights.
-  __device__ void weigh(Scores& weights, int stage) {
-    const auto& list = memory_.lists[stage];
-    if (list.is_large) [[unlikely]] {
-      for_each_pair(weights, [&](float* weight, int, int n) {
-        const float2 bias = pair_in(list.bias, n), lse = pair_in(list.lse, n);
-        weight[0] = softmax_weight(logit_of(weight[0], call_.args.scale, bias.x), lse.x);
-        weight[1] = softmax_weight(logit_of(weight[1], call_.args.scale, bias.y), lse.y);
-      });
+  __device__ void weigh_carefully(Scores& weights, TileKind kind, int stage, int part) {
+    if (kind.is_large()) [[unlikely]] {
+      subtract_lse(weights, stage, part);
+      weigh(weights, stage, part, kLog2E);
     } else {
-      for_each_pair(weights, [&](float* weight, int, int n) {
-        const float2 offset = pair_in(list.offset, n);
-        weight[0] = quick_weight(weight[0], call_.scale_log2, offset.x);
-        weight[1] = quick_weight(weight[1], call_.scale_log2, offset.y);
-      });
+      weigh(weights, stage, part, call_.scale_log2);
     }
-    if (list.is_masked[group_] != 0) {
-      mask(weights, list);
+    if (kind.is_masked(part)) {
+      mask(weights, stage, part);
     }
   }
-
-  /// Weights of queries that a key does not see become 0.
-  __device__ void mask(Scores& weights, const QuerySlots<Shape::kSlots>& list) {
-    const Window seen[2]{seen_window(0), seen_window(1)};
-    for_each_pair(weights, [&](float* weight, int r, int n) {
-      const Slot& slot = list.slots[n / 2];
-      const int32_t column = slot.first + slot.stride * (n % 2 * 8 + threadIdx.x % 4 * 2);
-      weight[0] = masked_weight(weight[0], seen[r], column);
-      weight[1] = masked_weight(weight[1], seen[r], column + slot.stride);
+  __device__ void weigh(Scores& weights, int stage, int part, float scale_log2) {
+    const float* offsets = memory_.lists[stage].offset + part * kPanelColumns;
+    for_each_pair(weights, [&](float* weight, int, int n) {
+      const float2 offset = pair_in(offsets, n);
+      weight[0] = quick_weight(weight[0], scale_log2, offset.x);
+      weight[1] = quick_weight(weight[1], scale_log2, offset.y);
     });
   }
 
+  /// Scores to logits less their lse, where offsets would lose it; those are 0.
+  __device__ void subtract_lse(Scores& scores, int stage, int part) {
+    const auto& list = memory_.lists[stage];
+    for_each_pair(scores, [&](float* score, int, int n) {
+      const float2 bias = pair_in(list.bias, part * kTiles + n);
+      const float2 lse = pair_in(list.lse, part * kTiles + n);
+      score[0] = softmax_logit(logit_of(score[0], call_.args.scale, bias.x), lse.x);
+      score[1] = softmax_logit(logit_of(score[1], call_.args.scale, bias.y), lse.y);
+    });
+  }
+
+  /// Weights of queries that a key does not see become 0. Row by row, as registers are few.
+  __device__ void mask(Scores& weights, int stage, int part) {
+    const Slot* slots = memory_.lists[stage].slots + part * kPartSlots;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const Window seen = seen_window(r);
+      for_each_pair_of_row(weights, r, [&](float* weight, int n) {
+        const Slot& slot = slots[n / 2];
+        const int32_t column = slot.first + slot.stride * (n % 2 * 8 + threadIdx.x % 4 * 2);
+        weight[0] = masked_weight(weight[0], seen, column);
+        weight[1] = masked_weight(weight[1], seen, column + slot.stride);
+      });
+    }
+  }
+
+  /// From weights and dP^T to operands, and dS^T to shared memory.
+  __device__ void differentiate(Scores& weights, Scores& scores, Operands& packed_weights,
+                                Operands& packed_scores, int stage, int part) {
+    if (call_.args.dropout.probability > 0) [[unlikely]] {
+      drop(weights, scores, stage, part);
+    }
+    const float* delta = memory_.delta[stage] + part * kPanelColumns;
+    const uint32_t shared_scores = scores_address(stage, part);
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      differentiate_step(weights, scores, delta, step);
+      pack_kept(packed_weights[step][0], weights, step);
+      pack_left<Element>(packed_scores[step], scores, step);
+      store_matrices(Swizzle<8>::advance(shared_scores, step), packed_scores[step][0]);
+    }
+  }
+
   /// scores: dP^T to dS^T, 16 queries of it.
-  __device__ void differentiate(const Scores& weights, Scores& scores, int stage, int step) {
-    const float* delta = memory_.delta[stage];
+  __device__ void differentiate_step(const Scores& weights, Scores& scores, const float* delta,
+                                     int step) {
 #pragma unroll
     for (int n = 2 * step; n < 2 * step + 2; ++n) {
       const float2 deltas = pair_in(delta, n);
@@ -182,13 +230,13 @@ class BackwardWarpgroup {
 
   /// Scores are what dropout leaves of them; weights that it removes get a sign, as dS takes them
   /// all and grad_value those that are kept.
-  __device__ void drop(Scores& weights, Scores& scores, int stage) {
+  __device__ void drop(Scores& weights, Scores& scores, int stage, int part) {
     const auto& list = memory_.lists[stage];
     const uint32_t threshold = dropout_threshold(call_.args.dropout.probability);
     const float factor = kept_factor();
     const int32_t position[2]{row_position(0), row_position(1)};
     for_each_pair(weights, [&](float* weight, int r, int n) {
-      const uint2 keys = pair_in(list.dropout_key, n);
+      const uint2 keys = pair_in(list.dropout_key, part * kTiles + n);
       float* score = pair_of(scores, r, n);
       const bool is_kept[2]{dropout_keeps(keys.x, position[r], threshold),
                             dropout_keeps(keys.y, position[r], threshold)};
@@ -210,23 +258,22 @@ class BackwardWarpgroup {
     }
   }
 
-  /// dS^T, 16 queries of the warp's rows.
-  __device__ void store_scores(const uint32_t (&packed)[4], int step) {
+  /// Where this lane stores dS^T of a part: in its first 16 queries.
+  __device__ uint32_t scores_address(int stage, int part) const {
     const int lane = threadIdx.x % 32;
     const int row = group_ * Shape::kGroupRows + threadIdx.x / 32 % 4 * 16 + lane % 16;
-    store_matrices(shared_address(memory_.scores[stages_.index]) +
-                       Swizzle<8>::offset(row, step * 2 + lane / 16),
-                   packed);
+    return shared_address(memory_.scores[stage][part]) + Swizzle<8>::offset(row, lane / 16);
   }
 
-  /// Begins sums = dS K: over the keys of both warpgroups.
+  /// Begins sums = dS K, over the keys of both warpgroups: of a part of the queries, or of a panel
+  /// of the keys' columns.
   template <typename Sums>
   __device__ void multiply_scores(Sums& sums) {
-    const int offset =
-        group_ * (Shape::kPanels == 2 ? Shape::kRowPanelBytes : Shape::kSumColumns * 2);
-    const uint64_t left = describe(shared_address(memory_.scores[stages_.index]));
-    const uint64_t right[2]{describe(shared_address(memory_.key[rows_.index][0]) + offset),
-                            describe(shared_address(memory_.key[rows_.index][1]) + offset)};
+    const int offset = kParts == 2 ? 0 : group_ * Shape::kRowPanelBytes;
+    const auto& keys = memory_.key[rows_.index];
+    const uint64_t left = describe(shared_address(memory_.scores[stages_.index][sums_part()]));
+    const uint64_t right[2]{describe(shared_address(keys[0]) + offset),
+                            describe(shared_address(keys[1]) + offset)};
     begin_products();
 #pragma unroll
     for (int step = 0; step < Shape::kRows / 16; ++step) {
@@ -241,26 +288,31 @@ class BackwardWarpgroup {
   template <typename Sums>
   __device__ void add_grad_query(const Sums& sums, int stage) {
     const auto& list = memory_.lists[stage];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
-    const int first_column = group_ * Shape::kSumColumns;
-    const Slot slot = list.slots[warp];
+    const int lane = threadIdx.x % 32, slot = sums_part() * kPartSlots + threadIdx.x / 32 % 4;
+    const int first_column = kParts == 2 ? 0 : group_ * kPanelColumns;
+    const int empty = list.slots[slot].empty;
+    const SumRows to = list.sums[slot];
+    float* row = to.first + to.stride * (lane / 4) + first_column + lane % 4 * 4;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int row = r * 8 + lane / 4;
-      if (row < slot.empty) {
-        continue;
-      }
-      float* to = call_.grad_query.row(list.row[warp] + int64_t{slot.stride} * row) + first_column +
-                  lane % 4 * 4;
-#pragma unroll
-      for (int n = 0; n < Shape::kSumColumns / 8; n += 2) {
-        const float *low = pair_of(sums, r, n), *high = pair_of(sums, r, n + 1);
-        if (first_column + n * 8 < call_.grad_query.width) {
-          reduce_add_4(to + n * 8, {low[0], low[1], high[0], high[1]});
-        }
+      if (r * 8 + lane / 4 >= empty) {
+        add_row(row + r * 8 * to.stride, sums, r, first_column);
       }
     }
   }
+  template <typename Sums>
+  __device__ void add_row(float* to, const Sums& sums, int r, int first_column) {
+    // A narrower tile would do for fewer.
+    constexpr int kLeastColumns = Shape::kWidth - (Shape::kPanels - 1) * kPanelColumns - 16;
+#pragma unroll
+    for (int n = 0; n < Shape::kSumColumns / 8; n += 2) {
+      const float *low = pair_of(sums, r, n), *high = pair_of(sums, r, n + 1);
+      if (n * 8 <= kLeastColumns || first_column + n * 8 < call_.grad_query.width) {
+        reduce_add_4(to + n * 8, {low[0], low[1], high[0], high[1]});
+      }
+    }
+  }
+  __device__ int sums_part() const { return kParts == 2 ? group_ : 0; }
 
   __device__ int32_t row_position(int r) const {
     return item_->rows.position[group_ * Shape::kGroupRows + group_row(r)];
@@ -274,6 +326,7 @@ class BackwardWarpgroup {
   __device__ void write(const MutableRows& out, const Gradient& gradient, float factor,
                         unsigned char* buffer);
 
+  static constexpr int kPartSlots = kPanelColumns / kSlotRows;
   static constexpr int kScoresAreWritten = 1, kRowsAreRead = 2;
 
   const BackwardCall& call_;

@@ -17,7 +17,7 @@ class ForwardWarpgroup : ForwardScores<Element, Shape> {
 
  public:
   __device__ ForwardWarpgroup(const ForwardCall& call, ForwardMemory<Shape>& memory)
-      : Scores(call, memory), group_(threadIdx.x / 128 - 1) {}
+      : Scores(call, memory), group_(computing_group()) {}
 
   /// All tiles of the block.
   __device__ void run() {

@@ -14,6 +14,11 @@ inline constexpr int kMostGroups = 2;  // warpgroups that compute
 inline constexpr int kComputingWarps = 4 * kMostGroups;
 inline constexpr int kItemReaders = kComputingWarps + 3;  // and the warps that copy
 
+/// Which of the warpgroups that compute this thread is in; from a shuffle, as in describe().
+__device__ inline int computing_group() {
+  return __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x / 128), 0) - 1;
+}
+
 /// Full: whoever fills it is done; empty: all who read it are.
 struct Handover {
   Barrier full, empty;
@@ -194,8 +199,10 @@ __device__ void for_each_item(Memory& memory, const Visit& visit) {
 template <typename Memory, typename Produce, typename Compute>
 __device__ void run_block(const Produce& produce, const Compute& compute) {
   extern __shared__ __align__(1024) unsigned char bytes[];
-  const uint32_t start = shared_address(bytes);
-  auto& memory = *reinterpret_cast<Memory*>(bytes + (1024 - start % 1024) % 1024);
+  uint32_t start = (shared_address(bytes) + 1023) / 1024 * 1024;
+  // Else the compiler finds out anew, at every access, where the block's memory is in its cluster's.
+  asm volatile("" : "+r"(start));
+  auto& memory = *static_cast<Memory*>(__cvta_shared_to_generic(start));
   if (threadIdx.x == 0) {
     init_barriers(memory);
     publish_barriers();

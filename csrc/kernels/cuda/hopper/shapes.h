@@ -47,12 +47,13 @@ struct BackwardTile {
   int32_t width;
 
   constexpr int32_t panels() const { return (width + 63) / 64; }
+  constexpr int32_t columns() const { return panels() == 2 ? 64 : 128; }
   constexpr int32_t row_buffers() const { return panels() == 2 ? 1 : 2; }
   constexpr size_t bytes() const {
-    const size_t rows = 2 * (size_t(kRows) * row_buffers() + size_t(kColumns) * kStages);
-    const size_t scores = 2 * size_t(kRows) * kColumns * kStages;
-    constexpr int32_t slots = kColumns / kSlotRows;
-    const size_t lists = (24 * size_t(slots) + 20 * size_t(kColumns) + 16) * kStages +
+    const size_t rows = 2 * (size_t(kRows) * row_buffers() + size_t(columns()) * kStages);
+    const size_t scores = 2 * size_t(kRows) * columns() * kStages;
+    const int32_t slots = columns() / kSlotRows;
+    const size_t lists = (32 * size_t(slots) + 20 * size_t(columns()) + 16) * kStages +
                          8 * size_t(kRows) * row_buffers();
     const size_t barriers = kBarrierBytes * 2 * (kItems + row_buffers() + 2 * kStages);
     return round_up(2 * 64 * panels() * rows + scores + lists + kItemBytes * kItems +
@@ -61,7 +62,7 @@ struct BackwardTile {
            kAlignment;
   }
 
-  static constexpr int32_t kRows = 128, kColumns = 64, kItems = 2, kStages = 2;
+  static constexpr int32_t kRows = 128, kItems = 2, kStages = 2;
 
  private:
   static constexpr size_t kAlignment = 1024, kBarrierBytes = 8;

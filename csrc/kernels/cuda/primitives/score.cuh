@@ -67,14 +67,19 @@ __device__ inline float rescaling(float before, float reference) {
   return before == negative_infinity() ? 0 : exp_approx(before - reference);
 }
 
-/// exp(logit - lse), at most 1, however the two were rounded. NaN stays NaN.
-__device__ inline float softmax_weight(float logit, float lse) {
-  float weight = exp_approx(logit - lse);
-  asm("min.NaN.f32 %0, %0, 0f3F800000;" : "+f"(weight));
-  return weight;
+/// logit - lse, at most 0, however the two were rounded. NaN stays NaN.
+__device__ inline float softmax_logit(float logit, float lse) {
+  float difference = logit - lse;
+  asm("min.NaN.f32 %0, %0, 0f00000000;" : "+f"(difference));
+  return difference;
 }
 
-/// lse as softmax_weight() takes it: +inf gives a row that attends to nothing weights of 0.
+/// exp(logit - lse), at most 1.
+__device__ inline float softmax_weight(float logit, float lse) {
+  return exp_approx(softmax_logit(logit, lse));
+}
+
+/// lse as softmax_logit() takes it: +inf gives a row that attends to nothing weights of 0.
 __device__ inline float weight_lse(float lse) {
   return lse == negative_infinity() ? -negative_infinity() : lse;
 }
