@@ -200,7 +200,8 @@ template <typename Memory, typename Produce, typename Compute>
 __device__ void run_block(const Produce& produce, const Compute& compute) {
   extern __shared__ __align__(1024) unsigned char bytes[];
   uint32_t start = (shared_address(bytes) + 1023) / 1024 * 1024;
-  // Else the compiler finds out anew, at every access, where the block's memory is in its cluster's.
+  // Else the compiler finds out anew, at every access, where the block's memory is in its
+  // cluster's.
   asm volatile("" : "+r"(start));
   auto& memory = *static_cast<Memory*>(__cvta_shared_to_generic(start));
   if (threadIdx.x == 0) {
