@@ -15,7 +15,7 @@ cudaError_t launch(const BackwardChoice& choice, const BackwardArgs& args,
   BackwardCall call;
   call.args = args;
   call.counter = workspace.counter;
-  call.grad_query = {workspace.query_sums, choice.sums_width};
+  call.sums = {workspace.query_sums, choice.sums_width};
   call.heads_per_key_head = static_cast<int32_t>(args.heads / args.kv_heads);
   call.scale_log2 = args.scale * kLog2E;
   call.strides = choice.strides;
@@ -24,6 +24,11 @@ cudaError_t launch(const BackwardChoice& choice, const BackwardArgs& args,
   if (error == cudaSuccess) {
     error = encode_maps({args, args.grad_out, args.queries, args.heads}, call.strides,
                         Shape::kColumns, call.grad_out);
+  }
+  if (error == cudaSuccess) {
+    error = error = encode_sum_maps(
+        {workspace.query_sums, choice.sums_width, args.queries, args.heads * args.batch},
+        call.strides, Shape::kBoxColumns, call.sum_maps);
   }
   if (error != cudaSuccess) {
     return error;

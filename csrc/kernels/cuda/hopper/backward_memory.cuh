@@ -5,6 +5,7 @@
 #include "kernels/cuda/hopper/items.cuh"
 #include "kernels/cuda/hopper/shapes.h"
 #include "kernels/cuda/hopper/slot_tiles.cuh"
+#include "kernels/cuda/hopper/tensor_maps.h"
 #include "kernels/cuda/primitives/query_sums.cuh"
 
 namespace dilated::kernels::cuda::hopper {
@@ -14,11 +15,12 @@ inline constexpr float kLargestLse = 256;
 struct BackwardCall {
   BackwardArgs args;
   unsigned long long* counter;  // pairs of tiles taken, but for each block's first
-  QuerySums grad_query;
   int32_t heads_per_key_head;
   float scale_log2;  // scale * log2(e)
   ListStrides strides;
   RowMaps query, grad_out;
+  QuerySums sums;
+  SumMaps sum_maps;
 };
 
 template <int kWidth_>
@@ -36,13 +38,16 @@ struct BackwardShape {
   // Of grad_query a warpgroup sums a panel for all queries of the tile, or all for half of them.
   static constexpr int kSumColumns = kPanels == 2 ? kPanelColumns : kWidth;
   static_assert(kParts * kPanels == kGroups);
+  static constexpr int kSumBytes = kTile.sum_bytes();
+  // A copy adds so many of them, for 16 queries.
+  static constexpr int kBoxColumns = kWidth == 96 ? 32 : kSumColumns;
   using RowItem = Item<kRows, kGroups>;
 };
 
-/// Where a slot's rows of grad_query's sums begin, were none of them empty.
+/// A slot's rows among grad_query's sums: the tensor map of their stride, and where the first is;
+/// head of all batch entries.
 struct alignas(16) SumRows {
-  float* first;
-  int64_t stride;
+  int32_t map, count, place, head;
 };
 
 /// Of a tile of queries and a warpgroup's keys: whether some lse is too large for its rounding not
@@ -66,8 +71,17 @@ struct alignas(16) QuerySlots {
   TileKind kind[kMostGroups];
 };
 
+/// Through which sums of grad_query go to memory, where what a warpgroup reads of dS^T is less than
+/// they take.
+template <int kBytes>
+struct SumBuffers {
+  alignas(1024) unsigned char sums[kMostGroups][kBytes];
+};
+template <>
+struct SumBuffers<0> {};
+
 template <typename Shape>
-struct BackwardMemory {
+struct BackwardMemory : SumBuffers<Shape::kSumBytes> {
   // Each warpgroup's rows apart, panel by panel. Later grad_key and grad_value.
   alignas(1024) unsigned char key[Shape::kRowBuffers][Shape::kGroups]
                                  [Shape::kPanels * Shape::kRowPanelBytes];

@@ -45,9 +45,9 @@ __device__ void list_queries(const BackwardCall& call, const typename Shape::Row
   const int32_t empty = kSlotRows - slot.count;
   if (lane < Shape::kSlots) {
     list.slots[lane] = {slot.first - slot.stride * empty, slot.stride, empty, tile.bias_log2};
-    const int64_t row =
-        head_row + (slot.tag >> 16) * call.args.queries + tile.place - int64_t{slot.stride} * empty;
-    list.sums[lane] = {call.grad_query.row(row), int64_t{slot.stride} * call.grad_query.width};
+    const int32_t head = item.work.head * call.heads_per_key_head + (slot.tag >> 16);
+    list.sums[lane] = {slot.map, slot.count, tile.place,
+                       static_cast<int32_t>(item.work.batch * call.args.heads) + head};
   }
   constexpr int kLaneColumns = Shape::kColumns / 32;
   float lse[kLaneColumns], bias_log2[kLaneColumns];

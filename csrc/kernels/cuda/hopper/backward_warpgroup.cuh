@@ -9,7 +9,6 @@
 
 #include "kernels/cuda/hopper/backward_memory.cuh"
 #include "kernels/cuda/hopper/group_rows.cuh"
-#include "kernels/cuda/primitives/reduce_add.cuh"
 #include "kernels/cuda/primitives/score.cuh"
 #include "kernels/cuda/primitives/warp_tile.cuh"
 
@@ -39,6 +38,7 @@ class BackwardWarpgroup {
       item.full.wait(items.full_parity());
       item_ = &memory_.items[items.index];
       if (item_->is_last) {
+        wait_for_sum_reads();
         return;
       }
       Handover& rows = memory_.row_turns[rows_.index];
@@ -131,6 +131,7 @@ class BackwardWarpgroup {
     }
     accumulate(grad_value_, packed_weights[kParts - 1], part_of(grad_out, kParts - 1));
     publish_to_async_proxy();
+    wait_for_sum_reads();  // of the tile before: its buffer is written again after this
     sync_threads(kScoresAreWritten, 256);
     Accumulators<1, Shape::kSumColumns / 8> grad_query;
     multiply_scores(grad_query);
@@ -141,6 +142,9 @@ class BackwardWarpgroup {
       accumulate(grad_key_, packed_scores[part], part_of(query, part));
     }
     wait_for_products<kParts>();
+    if constexpr (Shape::kSumBytes == 0) {
+      sync_threads(kScoresAreRead + group_, 128);
+    }
     add_grad_query(grad_query, stage);
     wait_for_products<0>();
     __syncwarp();
@@ -284,32 +288,64 @@ class BackwardWarpgroup {
     commit_products();
   }
 
-  /// To the sums in memory; see QuerySums.
+  /// To the sums in memory; see QuerySums. A warp has the rows of a slot, block by block.
   template <typename Sums>
   __device__ void add_grad_query(const Sums& sums, int stage) {
-    const auto& list = memory_.lists[stage];
-    const int lane = threadIdx.x % 32, slot = sums_part() * kPartSlots + threadIdx.x / 32 % 4;
-    const int first_column = kParts == 2 ? 0 : group_ * kPanelColumns;
-    const int empty = list.slots[slot].empty;
-    const SumRows to = list.sums[slot];
-    float* row = to.first + to.stride * (lane / 4) + first_column + lane % 4 * 4;
+    constexpr int kRowBytes = kBlockColumns * 4, kBlockBytes = kSlotRows * kRowBytes;
+    constexpr int kBlocks = Shape::kSumColumns / kBlockColumns;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+    unsigned char* buffer = sum_buffer(stage) + warp * kBlocks * kBlockBytes;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      if (r * 8 + lane / 4 >= empty) {
-        add_row(row + r * 8 * to.stride, sums, r, first_column);
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float *low = pair_of(sums, r, 2 * block), *high = pair_of(sums, r, 2 * block + 1);
+        *reinterpret_cast<float4*>(buffer + block * kBlockBytes + r * 8 * kRowBytes + lane * 16) = {
+            low[0], low[1], high[0], high[1]};
+      }
+    }
+    publish_to_async_proxy();
+    __syncwarp();
+    const int slot = sums_part() * kPartSlots + warp;
+    const SumRows to = memory_.lists[stage].sums[slot];
+    const int first_column = kParts == 2 ? 0 : group_ * kPanelColumns;
+    const bool has_boxes = first_column + Shape::kSumColumns <= call_.sums.width ||
+                           call_.sums.width % Shape::kBoxColumns == 0;
+    if (to.count == kSlotRows && has_boxes) {
+      if (lane == 0) {
+#pragma unroll
+        for (int column = 0; column < Shape::kSumColumns; column += Shape::kBoxColumns) {
+          if (column == 0 || first_column + column < call_.sums.width) {
+            add_box(&call_.sum_maps.slot[to.map],
+                    shared_address(buffer) + column / kBlockColumns * kBlockBytes,
+                    (first_column + column) / kBlockColumns, to.place, to.head);
+          }
+        }
+      }
+    } else {
+      add_rows(to, memory_.lists[stage].slots[slot].stride, shared_address(buffer), first_column);
+    }
+  }
+
+  /// All lanes: blocks of rows one by one.
+  __device__ void add_rows(const SumRows& to, int64_t stride, uint32_t buffer, int first_column) {
+    constexpr int kRowBytes = kBlockColumns * 4, kBlocks = Shape::kSumColumns / kBlockColumns;
+    const int64_t head_row = int64_t{to.head} * call_.args.queries + to.place;
+#pragma unroll 1
+    for (int i = threadIdx.x % 32; i < to.count * kBlocks; i += 32) {
+      const int row = i / kBlocks, block = i % kBlocks,
+                column = first_column + block * kBlockColumns;
+      if (column < call_.sums.width) {
+        add_bulk(call_.sums.row(head_row + stride * row) + column,
+                 buffer + (block * kSlotRows + kSlotRows - to.count + row) * kRowBytes, kRowBytes);
       }
     }
   }
-  template <typename Sums>
-  __device__ void add_row(float* to, const Sums& sums, int r, int first_column) {
-    // A narrower tile would do for fewer.
-    constexpr int kLeastColumns = Shape::kWidth - (Shape::kPanels - 1) * kPanelColumns - 16;
-#pragma unroll
-    for (int n = 0; n < Shape::kSumColumns / 8; n += 2) {
-      const float *low = pair_of(sums, r, n), *high = pair_of(sums, r, n + 1);
-      if (n * 8 <= kLeastColumns || first_column + n * 8 < call_.grad_query.width) {
-        reduce_add_4(to + n * 8, {low[0], low[1], high[0], high[1]});
-      }
+  __device__ unsigned char* sum_buffer(int stage) {
+    if constexpr (Shape::kSumBytes > 0) {
+      return memory_.sums[group_];
+    } else {
+      return memory_.scores[stage][group_];
     }
   }
   __device__ int sums_part() const { return kParts == 2 ? group_ : 0; }
@@ -327,7 +363,7 @@ class BackwardWarpgroup {
                         unsigned char* buffer);
 
   static constexpr int kPartSlots = kPanelColumns / kSlotRows;
-  static constexpr int kScoresAreWritten = 1, kRowsAreRead = 2;
+  static constexpr int kScoresAreWritten = 1, kRowsAreRead = 2, kScoresAreRead = 3;
 
   const BackwardCall& call_;
   BackwardMemory<Shape>& memory_;

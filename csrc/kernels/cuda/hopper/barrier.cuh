@@ -80,6 +80,29 @@ __device__ inline void copy_box(uint32_t to, const CUtensorMap* map, Barrier& do
       : "memory");
 }
 
+/// Adds float32 sums in shared memory to those in global memory: a box of the map (see
+/// SumMaps), or numbers side by side, `bytes` a multiple of 16. Each is
+/// read when the thread's wait_for_sum_reads() returns.
+__device__ inline void add_box(const CUtensorMap* map, uint32_t from, int32_t block, int32_t place,
+                               int32_t head) {
+  asm volatile(
+      "cp.reduce.async.bulk.tensor.5d.global.shared::cta.add.tile.bulk_group "
+      "[%0, {0, 0, %2, %3, %4}], [%1];\n"
+      "cp.async.bulk.commit_group;" ::"l"(map),
+      "r"(from), "r"(block), "r"(place), "r"(head)
+      : "memory");
+}
+__device__ inline void add_bulk(float* to, uint32_t from, int bytes) {
+  asm volatile(
+      "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;\n"
+      "cp.async.bulk.commit_group;" ::"l"(to),
+      "r"(from), "r"(bytes)
+      : "memory");
+}
+__device__ inline void wait_for_sum_reads() {
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+
 /// By all warps of a warpgroup: registers of each thread from here on.
 template <int kRegisters>
 __device__ inline void take_registers() {

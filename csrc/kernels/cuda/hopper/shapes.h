@@ -49,6 +49,8 @@ struct BackwardTile {
   constexpr int32_t panels() const { return (width + 63) / 64; }
   constexpr int32_t columns() const { return panels() == 2 ? 64 : 128; }
   constexpr int32_t row_buffers() const { return panels() == 2 ? 1 : 2; }
+  /// Of a warpgroup's sums of the queries' gradient, where they have a buffer of their own.
+  constexpr int32_t sum_bytes() const { return panels() == 2 ? 4 * 64 * 64 : 0; }
   constexpr size_t bytes() const {
     const size_t rows = 2 * (size_t(kRows) * row_buffers() + size_t(columns()) * kStages);
     const size_t scores = 2 * size_t(kRows) * columns() * kStages;
@@ -56,8 +58,8 @@ struct BackwardTile {
     const size_t lists = (32 * size_t(slots) + 20 * size_t(columns()) + 16) * kStages +
                          8 * size_t(kRows) * row_buffers();
     const size_t barriers = kBarrierBytes * 2 * (kItems + row_buffers() + 2 * kStages);
-    return round_up(2 * 64 * panels() * rows + scores + lists + kItemBytes * kItems +
-                        2 * kCursorBytes + barriers,
+    return round_up(2 * 64 * panels() * rows + 2 * size_t(sum_bytes()) + scores + lists +
+                        kItemBytes * kItems + 2 * kCursorBytes + barriers,
                     kAlignment) +
            kAlignment;
   }

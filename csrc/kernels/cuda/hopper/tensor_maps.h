@@ -1,4 +1,4 @@
-// Tensor maps of keys and values, which the host encodes for each call.
+// Tensor maps of rows, which the host encodes for each call.
 #pragma once
 
 #include <cuda.h>
@@ -21,6 +21,14 @@ struct RowMaps {
   CUtensorMap whole[ListStrides::kMost], slot[ListStrides::kMost];
 };
 
+/// Tensor maps of float32 sums of rows, of slots alone. Coordinates are a column of a block, step,
+/// block of columns, place, and head of all batch entries; so a box holds a block after the other.
+/// No box may reach beyond its map.
+inline constexpr int32_t kBlockColumns = 16;
+struct SumMaps {
+  CUtensorMap slot[ListStrides::kMost];
+};
+
 /// Whether the driver has what encodes them.
 bool can_encode();
 
@@ -34,5 +42,15 @@ struct MappedRows {
 /// Of rows at each stride: boxes of a whole tile of rows and of a slot, with 64 columns, swizzled.
 cudaError_t encode_maps(const MappedRows& rows, const ListStrides& strides, int32_t tile_rows,
                         RowMaps& maps);
+
+/// Sums, float32 rows [head, entry] of `width` numbers without gaps; heads of all batch entries.
+struct MappedSums {
+  float* data;
+  int64_t width, entries, heads;
+};
+
+/// Of sums at each stride: boxes of a slot with `columns` columns.
+cudaError_t encode_sum_maps(const MappedSums& sums, const ListStrides& strides, int32_t columns,
+                            SumMaps& maps);
 
 }  // namespace dilated::kernels::cuda::hopper
