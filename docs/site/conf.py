@@ -42,6 +42,7 @@ exclude_patterns = [".*", "build", "dist", "csrc", "python", "tests", "benchmark
 
 myst_heading_anchors = 3  # links to headings, as GitHub names them
 default_role = "py:obj"  # `name` in docstrings: a link where it is in the reference
+smartquotes = False  # "masked" is code
 add_module_names = False
 autodoc_typehints = "none"  # signatures are long enough; docstrings give shapes, units and errors
 autodoc_member_order = "bysource"
