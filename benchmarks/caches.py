@@ -31,7 +31,7 @@ from dilated_attention_pytorch.pattern import (
 
 from .peers.calls import Inputs
 from .results import Row, Run, names
-from .timing import Stopwatch, Timing, percentile
+from .timing import Stopwatch, Timing, captured, percentile
 from .workloads import CACHE_WORKLOADS, CacheWorkload, cache_workloads
 
 CACHES = ("none", "v2", "v2-announced", "v3")
@@ -49,6 +49,7 @@ LARGE = 1048576  # positions of a large pattern
 _NONE_EVERY = 4  # without a cache, changing lengths are measured in every fourth round only
 _WARM_STEPS = 5  # more than it takes V3 to make a pattern hot
 _HITS = 5000
+_SPLIT_STEPS = 100  # of which a step's parts are averages
 _CPU = torch.device("cpu")
 
 
@@ -90,6 +91,7 @@ def _measure_rounds(run: Run, workload: CacheWorkload) -> Iterator[Row]:
     if not workload.is_changing:
         size = max(1, round(ROUND_MS / peers["v2"].milliseconds(range(3), run.stopwatch)))
     samples: dict[str, dict[str, float]] = {name: {} for name in peers}
+    bare = bare_call(workload, inputs, run.stopwatch)
     for index in range(ROUNDS):
         if index > 1 and run.is_late():
             run.skip(f"{ROUNDS - index} of {ROUNDS} rounds: no time", workload=workload.base.name)
@@ -106,7 +108,7 @@ def _measure_rounds(run: Run, workload: CacheWorkload) -> Iterator[Row]:
             "workload": workload.base.name,
             "cache": name,
             **Timing([*samples[name].values()]).columns,
-            **split(workload, inputs, name, run.stopwatch),
+            **split(workload, inputs, name, run.stopwatch, *bare),
             "gpu_mib": on_device / 2**20,
             "host_mib": (in_all - on_device) / 2**20,
             "hit_rate": counts.hit_rate if counts else 0.0,
@@ -170,31 +172,44 @@ def clock(cache: BasePatternCache, *methods: str) -> list[float]:
     return spent
 
 
+def bare_call(workload: CacheWorkload, inputs: Inputs, stopwatch: Stopwatch) -> tuple[float, float]:
+    """Milliseconds of the device for a step's calls, and of the host for one: the pattern is there.
+
+    The device's is that of a CUDA graph, in which it never waits for the host.
+    """
+    known, kernels, hosts = Steps(workload, inputs, "v2"), [], []
+    for number in range(_SPLIT_STEPS):
+        call = known.call(number)
+        call()  # from here on its pattern is there
+        hosts.append(stopwatch.host_ms(call))
+        replay = captured(call, stopwatch.device)
+        stopwatch.flush()  # meanwhile the host enqueues the calls
+        kernels.append(stopwatch.ms(replay, workload.calls))
+    average = fmean if workload.is_changing else median
+    return average(kernels), fmean(hosts)
+
+
 def split(
-    workload: CacheWorkload, inputs: Inputs, name: str, stopwatch: Stopwatch
+    workload: CacheWorkload,
+    inputs: Inputs,
+    name: str,
+    stopwatch: Stopwatch,
+    kernel_ms: float,
+    bare_ms: float,
 ) -> dict[str, float]:
-    """Milliseconds of the parts of a step.
+    """Milliseconds of the parts of a step; the last two arguments are what `bare_call` gives.
 
     planning, transfer: the host's time to plan, and to enqueue copies; of what is announced, on a
     thread of its own. waiting: the caller's, for a plan that this thread was making. management:
     the caller's time in the cache beyond that. kernel: the device's time for the calls.
     """
-    steps, known, numbers = Steps(workload, inputs, name), Steps(workload, inputs, "v2"), range(100)
-    kernels, bare = [], []
-    for number in numbers:
-        call = known.call(number)
-        call()  # from here on its pattern is there
-        bare.append(stopwatch.host_ms(call))
-        stopwatch.synchronize()
-        stopwatch.flush()  # meanwhile the host enqueues the calls
-        kernels.append(stopwatch.ms(call, workload.calls))
-    parts = {f"{part}_ms": 0.0 for part in PARTS}
-    parts["kernel_ms"] = fmean(kernels) if workload.is_changing else median(kernels)
+    steps, numbers = Steps(workload, inputs, name), range(_SPLIT_STEPS)
+    parts = {f"{part}_ms": 0.0 for part in PARTS} | {"kernel_ms": kernel_ms}
     if steps.cache is None:
         # The operator plans and copies within the call: what planning does not explain is transfer.
         plans = [stopwatch.host_ms(lambda n=n: Pattern.plan(workload.spec(n))) for n in numbers]  # type: ignore[misc]
         whole = [stopwatch.host_ms(steps.call(number)) for number in numbers]
-        rest = fmean(whole) - fmean(bare) - fmean(plans)
+        rest = fmean(whole) - bare_ms - fmean(plans)
         parts["planning_ms"] = fmean(plans) * workload.calls
         parts["transfer_ms"] = max(0.0, rest) * workload.calls
         return parts

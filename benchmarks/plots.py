@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .cache_tables import by_workload, compare_caches
+from .cache_tables import by_workload, compare_caches, kernel_ms
 from .caches import PARTS
 from .peers import IMPLS
 from .readme_tables import PEERS, Case
@@ -21,6 +21,7 @@ Points = dict[str, list[tuple[int, float]]]
 Interval = tuple[float, float]  # begin, end; microseconds
 
 _FLOOR = "floor"
+_TITLE = 10  # points
 EXCHANGE, COMPUTE = "exchange", "compute"
 DRAWN = "drawn"  # the annotation of the launch that is drawn; nothing comes after it
 _EXCHANGE_NAMES = ("nccl", "memcpy peer", "memcpy ptop")
@@ -45,7 +46,7 @@ def draw_speed(case: Case, path: Path) -> None:
     """Bars of milliseconds, forward beside forward and backward: this library and its peers."""
     figure, both = _axes(8.0, 2.4, ncols=2, sharey=True)
     what = re.sub(r"\b\d{4,}\b", lambda size: f"{int(size[0]):,}", shape(case.workload))
-    figure.suptitle(f"LongNet's branches, {what}, {case.document['device']}", fontsize=10)
+    figure.suptitle(f"LongNet's branches, {what}, {case.document['device']}", fontsize=_TITLE)
     names = {"ours": "this library", "sdpa-views": PEERS["sdpa-views"], **PEERS}
     panels = (("fwd", "forward"), ("fwd+bwd", "forward and backward"))
     for axes, (pass_, title) in zip(both, panels, strict=True):
@@ -77,8 +78,21 @@ def points(measured: Measured, field: str) -> Points:
     return {name: values for name, values in found.items() if values}
 
 
+def _lengths_title(measured: Measured) -> str:
+    """The shape, the device of most lengths, and which were measured on another."""
+    (workload, _), *_ = measured
+    what = re.sub(rf"\b{workload.seq_len}\b", "N", shape(workload))
+    lengths: dict[str, list[str]] = {}
+    for each, document in measured:
+        lengths.setdefault(document["device"], []).append(f"{each.seq_len // 1024}K")
+    device, *others = sorted(lengths, key=lambda name: -len(lengths[name]))
+    elsewhere = [f"; {', '.join(lengths[name])}: {name}" for name in others]
+    return f"LongNet's branches, {what}\n{device}{''.join(elsewhere)}"
+
+
 def draw_lengths(measured: Measured, folder: Path) -> None:
     """time.svg and memory.svg, from the "scale-N" workloads."""
+    title = _lengths_title(measured)
     for field, label, name in (
         ("ms", "milliseconds, forward", "time"),
         ("peak_mib", "MiB beyond the inputs, forward", "memory"),
@@ -93,11 +107,16 @@ def draw_lengths(measured: Measured, folder: Path) -> None:
         lengths = sorted({length for values in series.values() for length, _ in values})
         axes.set_xscale("log", base=2)
         axes.set_xticks(lengths, [f"{length // 1024}K" for length in lengths])
-        axes.set_xlabel("positions")
+        axes.set_title(title, fontsize=_TITLE)
+        axes.set_xlabel("positions, N")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
         _save(figure, folder / f"{name}.svg")
+
+
+def _cache_title(document: Document) -> str:
+    return f"Caches of patterns on {document['device']}, workload by workload"
 
 
 def draw_ratios(document: Document, path: Path) -> None:
@@ -111,6 +130,7 @@ def draw_ratios(document: Document, path: Path) -> None:
         axes.errorbar(place, c.ratio, yerr=errors, fmt="o", color="C0", capsize=6, zorder=2)
     axes.axhline(1.0, color="k", linewidth=0.8, linestyle="--")
     axes.set_xticks(range(len(workloads)), workloads)
+    axes.set_title(_cache_title(document), fontsize=_TITLE)
     axes.set_ylabel("V3 / V2, time of a step")
     axes.grid(alpha=0.3, axis="y")
     _save(figure, path)
@@ -125,7 +145,7 @@ def draw_splits(document: Document, path: Path) -> None:
         for cache, row in rows.items():
             left = 0.0
             for number, part in enumerate(PARTS):
-                share = row[f"{part}_ms"] / whole
+                share = (kernel_ms(rows) if part == "kernel" else row[f"{part}_ms"]) / whole
                 label = "" if labels else part  # the legend's, once
                 axes.barh(place, share, left=left, color=f"C{number}", label=label)
                 left += share
@@ -134,6 +154,7 @@ def draw_splits(document: Document, path: Path) -> None:
             place -= 1
         place -= 0.5
     axes.set_yticks([at for at, _ in labels], [label for _, label in labels], fontsize=8)
+    axes.set_title(_cache_title(document), fontsize=_TITLE)
     axes.set_xlabel("host's and GPU's time as a share of V2's step; the mark is the step")
     axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.3, axis="x")
@@ -165,11 +186,16 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
     return joined
 
 
-def hidden(exchange: Sequence[Interval], compute: Sequence[Interval]) -> float:
-    """The share of the exchange's time in which something was computed."""
-    every = (exchange, compute, [*exchange, *compute])
-    alone, computing, either = (sum(end - begin for begin, end in union(some)) for some in every)
-    return (alone + computing - either) / alone
+def exposed(exchange: Sequence[Interval], compute: Sequence[Interval]) -> tuple[float, float]:
+    """The time of the exchange in which nothing was computed: as a share of the exchange's time,
+    and of the time from the first interval's begin to the last one's end.
+    """
+    every = [*exchange, *compute]
+    exchanging, computing, either = (
+        sum(end - begin for begin, end in union(some)) for some in (exchange, compute, every)
+    )
+    whole = max(end for _, end in every) - min(begin for begin, _ in every)
+    return (either - computing) / exchanging, (either - computing) / whole
 
 
 def draw_timeline(trace: Path, picture: Path) -> None:
@@ -177,13 +203,19 @@ def draw_timeline(trace: Path, picture: Path) -> None:
 
     python -m benchmarks.bench timeline trace/llm-256k-whole-auto-full-rank0.json ring.svg
     """
-    intervals = read_trace(json.loads(trace.read_text()))
+    events = json.loads(trace.read_text())
+    intervals = read_trace(events)
+    device = next((each["name"] for each in events.get("deviceProperties", ())), "CPU")
     origin = min(begin for some in intervals.values() for begin, _ in some)
-    figure, axes = _axes(8.0, 1.8)
+    figure, axes = _axes(8.0, 2.0)
     for row, (name, color) in enumerate(((EXCHANGE, "tab:orange"), (COMPUTE, "tab:blue"))):
         bars = [((b - origin) / 1e3, (e - b) / 1e3) for b, e in union(intervals[name])]
         axes.broken_barh(bars, (row - 0.35, 0.7), color=color)
-    share = hidden(intervals[EXCHANGE], intervals[COMPUTE])
+    of_exchange, of_whole = exposed(intervals[EXCHANGE], intervals[COMPUTE])
+    axes.set_title(f"{trace.stem}, {device}", fontsize=_TITLE)
     axes.set_yticks([0, 1], [EXCHANGE, COMPUTE])
-    axes.set_xlabel(f"milliseconds; {share:.0%} of the exchange under computation")
+    axes.set_xlabel(
+        f"milliseconds; exposed, with nothing computed meanwhile: {of_exchange:.0%} of the "
+        f"exchange, {of_whole:.1%} of the time"
+    )
     _save(figure, picture)

@@ -118,12 +118,10 @@ def _floor(document: Document, row: Row) -> str:
 
 
 _SUMMARY_LEGEND = (
-    "Milliseconds of sustained load; a line's figures come from one commit, device and day, the "
-    "peers in turn. *ours*: a plain call, so that what is short waits for the host. TFLOP/s counts "
-    "every branch on its own. *floor*: the distinct products at the rate of a large matrix "
-    "product, or the bytes at the rate of a copy, whichever is longer, and what *ours* reaches of "
-    "it. *library bound*: by cuDNN or FlashAttention-4, whichever is faster. The others are named "
-    "below. Memory is beyond the inputs. -: not measured."
+    "Milliseconds of sustained load. *ours*: a plain call, so that what is short waits for the "
+    "host. *floor*: the least possible ([below](#floors)), and what *ours* reaches of it. *library "
+    "bound*: by cuDNN or FlashAttention-4, whichever is faster. The [protocol](#protocol) says who "
+    "the others are, and how all of it is measured. -: not measured."
 )
 
 

@@ -10,7 +10,12 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
 
@@ -95,3 +100,12 @@ def test_the_commands_of_the_readme_are_in_the_script() -> None:
     ):
         assert command in text and command in script, command
     assert "./quickstart train\n./quickstart test\n" in text
+
+
+def test_a_release_has_one_version() -> None:
+    project = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+    citation = (ROOT / "CITATION.cff").read_text()
+    newest = re.search(r"^## (\S+) - (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert project is not None and newest is not None
+    assert project[1] == newest[1]
+    assert f"\nversion: {newest[1]}\ndate-released: {newest[2]}\n" in citation

@@ -24,8 +24,11 @@ class AttentionWeights:
     Row r = head * len(positions) + i is query `positions[i]` of a head; its entries are
     begins[r] .. begins[r + 1], by ascending key.
 
-    positions: the queries. begins: int64 [heads * len(positions) + 1]. keys: int64 [entries].
-    weights: [batch, entries], float32 (float64 for float64), differentiable.
+    Attributes:
+        positions: the queries.
+        begins: int64 [heads * len(positions) + 1].
+        keys: int64 [entries].
+        weights: [batch, entries], float32 (float64 for float64), differentiable.
     """
 
     positions: tuple[int, ...]

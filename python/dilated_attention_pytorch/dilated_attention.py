@@ -76,11 +76,17 @@ class DilatedAttention(nn.Module):
         seq_lens: SeqLens | None = None,
         kv_cache: DilatedKVCache | None = None,
     ) -> Tensor:
-        """query [batch, seq_len, heads, head_dim] -> the same shape.
+        """Attends: query [batch, seq_len, heads, head_dim] -> the same shape.
 
-        key and value: [batch, seq_len, kv_heads, head_dim]. seq_lens, nested tensors: as in
-        `dilated_attention`. kv_cache: holds the positions before these, which are appended to it;
-        is_causal must be True, and seq_lens None. Raises TypeError and ValueError.
+        Args:
+            query: [batch, seq_len, heads, head_dim], or nested.
+            key, value: [batch, seq_len, kv_heads, head_dim].
+            is_causal, seq_lens: as in `dilated_attention`.
+            kv_cache: holds the positions before these, which are appended to it; is_causal must be
+                True, and seq_lens None.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what must hold and what was given.
         """
         with telling(self.sharding):
             if kv_cache is not None:
@@ -121,8 +127,13 @@ class DilatedAttention(nn.Module):
     ) -> None:
         """Plans the patterns of these lengths and copies them to `device`, in the background.
 
-        A call that comes earlier waits only for its own pattern. heads, kv_heads: of query, and of
-        key and value; kv_heads is heads by default.
+        A call that comes earlier waits only for its own pattern.
+
+        Args:
+            seq_lens: lengths, each of one call.
+            device: where the calls will be.
+            heads, kv_heads: of query, and of key and value; kv_heads is heads by default.
+            is_causal: as in the calls.
 
         Raises:
             ValueError: the module has a group or no cache, or the numbers fit no pattern.
@@ -146,8 +157,14 @@ class DilatedAttention(nn.Module):
     ) -> None:
         """As `prefetch`, for one batch of several lengths, whose pattern is joined of theirs.
 
-        seq_lens: what the call will get, or of a packed or nested batch the length of each
-        sequence, one behind the other. seq_len: of a padded batch, None of others.
+        Args:
+            seq_lens: what the call will get, or of a packed or nested batch the length of each
+                sequence, one behind the other.
+            device, heads, kv_heads, is_causal: as in `prefetch`.
+            seq_len: of a padded batch, None of others.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as `prefetch`, or seq_lens is no such list.
         """
         kv_heads = heads if kv_heads is None else kv_heads
         rows, sequences = layout_of(seq_lens, seq_len)

@@ -40,7 +40,7 @@ def plot_pattern(
         cells: at most as many in each direction; a position each where there are no more.
 
     Returns:
-        A matplotlib Figure, which belongs to no window: figure.savefig("pattern.png").
+        A matplotlib Figure, which belongs to no window, for `figure.savefig("pattern.png")`.
 
     Raises:
         ImportError: matplotlib is not installed: pip install "ring-dilated-attention[plot]".

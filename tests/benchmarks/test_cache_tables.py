@@ -104,3 +104,10 @@ def test_incomplete_runs_are_reported_as_they_are() -> None:
     assert "Not measured: workload slides, reason no time." in section("run", found)
     assert "`slides` was not measured." in section("parts", found)
     assert "caches-x.json](../benchmarks/results/caches-x.json)" in section("run", found)
+
+
+def test_the_kernels_time_is_a_workloads_least() -> None:
+    found = document()
+    found["rows"][1]["kernel_ms"] = 9.9  # V2's first: the host was slow
+    lines = [line for line in section("parts", found).splitlines() if "| seed-1024 |" in line]
+    assert len(lines) == 3 and all("| 3.9 |" in line for line in lines)

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import report, tables
 from benchmarks import results as files
-from benchmarks.plots import points
+from benchmarks.plots import draw_lengths, points
 from benchmarks.readme_tables import cpu_section, readme_section
 from benchmarks.results import RESULTS, ROOT
 from benchmarks.workloads import WORKLOADS, floors
@@ -273,6 +273,17 @@ def test_plots_have_a_point_for_every_length() -> None:
         "floor": list(zip((8192, 16384), least, strict=True)),
     }
     assert points(measured, "peak_mib")["ours"] == [(8192, 456.0), (16384, 456.0)]
+
+
+def test_a_picture_names_the_lengths_of_another_device(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    names = ("scale-8k", "scale-16k", "scale-32k")
+    documents = [scales(), scales(), {**scales(), "device": "GPU Y"}]
+    measured = [(WORKLOADS[name], each) for name, each in zip(names, documents, strict=True)]
+    draw_lengths(measured, tmp_path)
+    text = (tmp_path / "time.svg").read_text()  # a picture's words are comments in it
+    assert "LongNet's branches, 1 x N x 12 x 64" in text
+    assert f"{scales()['device']}; 32K: GPU Y" in text
 
 
 def test_figures_are_reproducible(make: Make, tree: Path) -> None:

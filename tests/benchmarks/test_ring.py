@@ -55,7 +55,7 @@ def test_two_processes_write_rows_of_every_peer(tmp_path: Path) -> None:
     assert any(event.get("name") == plots.DRAWN for event in events)
 
 
-def test_timeline_counts_what_is_hidden(tmp_path: Path) -> None:
+def test_timeline_counts_what_is_exposed(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     events = [
         {"ph": "X", "cat": "kernel", "name": "ncclDevKernel_SendRecv", "ts": 10, "dur": 10},
@@ -68,8 +68,10 @@ def test_timeline_counts_what_is_hidden(tmp_path: Path) -> None:
     ]
     intervals = plots.read_trace({"traceEvents": events})
     assert intervals == {"exchange": [(10, 20)], "compute": [(0, 15), (18, 28)]}
-    assert plots.hidden(intervals["exchange"], intervals["compute"]) == 0.7
+    of_exchange, of_whole = plots.exposed(intervals["exchange"], intervals["compute"])
+    assert (of_exchange, of_whole) == (pytest.approx(3 / 10), pytest.approx(3 / 28))
     trace, picture = tmp_path / "trace.json", tmp_path / "figures" / "ring.svg"
-    trace.write_text(json.dumps({"traceEvents": events}))
+    trace.write_text(json.dumps({"traceEvents": events, "deviceProperties": [{"name": "GPU X"}]}))
     bench.main(["timeline", str(trace), str(picture)])
-    assert picture.stat().st_size > 1000
+    text = picture.read_text()  # a picture's words are comments in it
+    assert "trace, GPU X" in text and "30% of the exchange, 10.7% of the time" in text

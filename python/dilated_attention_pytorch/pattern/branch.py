@@ -31,7 +31,7 @@ def clip(segment_length: int, seq_len: int) -> int:
 def make_branches(
     segment_lengths: Sequence[int], dilation_rates: Sequence[int]
 ) -> tuple[Branch, ...]:
-    """Pairs the two lists.
+    """Pairs the two lists, as `PatternSpec` takes them.
 
     Symbolic lengths, which a compiler traces, stay symbolic; the operator checks their values.
 

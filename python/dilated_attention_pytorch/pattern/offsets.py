@@ -98,6 +98,10 @@ def head_group_offsets(dilation_rates: Sequence[int], heads: int) -> OffsetTable
     dilated-attention-pytorch and packages derived from it assign heads, unlike the paper, in which
     every head is in every branch.
 
+    Args:
+        dilation_rates: r of each branch.
+        heads: query heads, at least as many as branches.
+
     Returns:
         [branches, heads] of offsets, -1 where the head is not in the branch.
 

@@ -25,11 +25,20 @@ Directions = Literal["forward", "transposed", "both"]
 class PatternSpec(NamedTuple):
     """Everything that a pattern depends on; hashable, so it is the key of the caches.
 
-    `queries` and `keys` are the positions (begin, end) of the rows of query, and of key and value:
-    in a ring, a shard of the sequence. end = -1 stands for seq_len. `directions` "forward" is for
-    the forward pass alone: quicker to plan and smaller where kv_heads < heads or queries != keys.
-    `sequences`: those of a batch in seq_len rows, each with positions of its own, from 0.
     A wrong field raises a ValueError or TypeError that names it, when the pattern is planned.
+
+    Attributes:
+        seq_len: positions.
+        branches: from `make_branches`.
+        head_offsets: a name, or a table [branches, heads] of tuples.
+        heads, kv_heads: of query, and of key and value.
+        is_causal, padding: as in `dilated_attention`.
+        queries, keys: positions (begin, end) of the rows of query, and of key and value: in a ring,
+            a shard of the sequence. end = -1 stands for seq_len.
+        row_tile: rows of a tile, as the kernels take them.
+        directions: "both"; "forward" is for the forward pass alone, quicker to plan and smaller
+            where kv_heads < heads or queries != keys.
+        sequences: those of a batch in seq_len rows, each with positions of its own, from 0.
     """
 
     seq_len: int
@@ -151,9 +160,11 @@ def _check_sequences(sequences: Sequences | None) -> None:
 class Pattern:
     """What the operators take for one specification.
 
-    words: int32 [words], on the CPU; csrc/include/dilated/pattern_layout.h says what they mean.
-    head_offsets: int64 [branches, heads] on the CPU, None for the interleaved ones.
-    page_locked: whether the words lie in memory from which GPUs copy asynchronously.
+    Attributes:
+        spec: what it was planned for.
+        words: int32 [words], on the CPU; csrc/include/dilated/pattern_layout.h says what they mean.
+        head_offsets: int64 [branches, heads] on the CPU, None for the interleaved ones.
+        page_locked: whether the words lie in memory from which GPUs copy asynchronously.
     """
 
     spec: PatternSpec
@@ -226,13 +237,16 @@ class Pattern:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the words."""
         return self.words.nbytes
 
     def report(self) -> dict[str, int]:
         """(query, key) pairs over all heads, and the pattern's size.
 
-        nominal: every branch on its own; distinct: each pair once; computed: with the empty corners
-        of tiles; bytes, tiles, groups, runs.
+        Returns:
+            A dictionary. Of pairs: "nominal", every branch on its own; "distinct", each pair once;
+            "computed", with the empty corners of tiles. Of the pattern: "bytes", "tiles", "groups",
+            "runs".
         """
         return _C.report(self.spec.native())
 

@@ -15,10 +15,14 @@ from .bounds import at_least
 
 @dataclass(frozen=True, slots=True)
 class PlannedPatternCounts:
-    """A snapshot. Entries and bytes are those held; hits, misses and evictions since `clear`.
+    """A snapshot of what the operators keep.
 
-    Pinned ones were captured by a CUDA graph: they stay, as replays read them, and do not count
-    towards the bounds. A call that waits for another thread's plan is a hit.
+    Attributes:
+        entries, bytes: patterns held, and their words.
+        pinned_entries, pinned_bytes: of these, what a CUDA graph captured: it stays, as replays
+            read it, and does not count towards the bounds.
+        hits, misses, evictions: since `clear_planned_patterns`. A call that waits for another
+            thread's plan is a hit.
     """
 
     entries: int

@@ -13,7 +13,7 @@ Convention = Literal["longnet", "torchscale", "gigapath", "longvit"]
 
 
 class Preset(TypedDict):
-    """Two arguments of `dilated_attention` and of the modules."""
+    """Two arguments of `dilated_attention` and of the modules: `head_offsets` and `padding`."""
 
     head_offsets: Offsets
     padding: Padding

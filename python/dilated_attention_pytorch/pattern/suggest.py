@@ -23,8 +23,8 @@ def suggest_branches(
         growth: factor of length and rate from one branch to the next.
 
     Returns:
-        (segment_lengths, dilation_rates), lists of equal length: 131072 gives [2048, 8192, 32768,
-        131072] and [1, 4, 16, 64].
+        (segment_lengths, dilation_rates), lists of equal length; for 131072 positions [2048, 8192,
+        32768, 131072] and [1, 4, 16, 64].
 
     Raises:
         TypeError, ValueError: naming the argument, what must hold and what was given.

@@ -68,14 +68,20 @@ class BasePatternCache(ABC):
 
     @property
     def max_entries(self) -> int:
+        """Most patterns held."""
         return self._max_entries
 
     @property
     def max_bytes(self) -> int:
+        """Most bytes of words held."""
         return self._max_bytes
 
     def lookup(self, spec: PatternSpec, device: torch.device = CPU) -> tuple[Pattern, Tensor]:
         """The pattern, planned if necessary, and its words on `device` for the current stream.
+
+        Returns:
+            (pattern, words), words being int32 [words] on `device`: the cache's own, not to be
+            written to.
 
         Raises:
             ValueError: the specification is wrong.
@@ -152,7 +158,8 @@ class BasePatternCache(ABC):
         """Does what `announce` promises, on the background's thread, until that is stopping."""
 
     @abstractmethod
-    def statistics(self) -> CacheStatistics: ...
+    def statistics(self) -> CacheStatistics:
+        """What is held now, and the counts since the cache was made or cleared."""
 
     def _counts(self) -> dict[str, Any]:
         """Locked. The fields of CacheStatistics."""

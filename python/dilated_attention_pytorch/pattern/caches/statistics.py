@@ -7,13 +7,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class CacheStatistics:
-    """A snapshot. `size` counts patterns; `bytes` their words on the host and on all devices.
+    """A snapshot of a cache.
 
-    `device_bytes` are those on devices. A look-up is a hit if the pattern was planned already, else
-    a miss. `transfers` counts copies to devices, a batch being one, and `bytes_transferred` their
-    bytes. The seconds are the host's: spent planning, spent enqueuing copies (or waiting for them),
-    and spent waiting for a plan that another thread was making. Hits are not timed: reading a clock
-    twice costs about as much as a hit.
+    The seconds are the host's. Hits are not timed: reading a clock twice costs about as much as a
+    hit.
+
+    Attributes:
+        size: patterns held.
+        bytes: of their words, on the host and on all devices.
+        device_bytes: of these, on devices.
+        hits, misses: look-ups of patterns that were planned already, and of others.
+        evictions: patterns dropped to stay within the bounds.
+        transfers: copies to devices, a batch being one.
+        bytes_transferred: by them.
+        planning_seconds: spent planning.
+        transfer_seconds: spent enqueuing copies, or waiting for them.
+        waiting_seconds: spent waiting for a plan that another thread was making.
     """
 
     size: int
@@ -37,11 +46,15 @@ class CacheStatistics:
 
 @dataclass(frozen=True, slots=True)
 class TieredCacheStatistics(CacheStatistics):
-    """The same, by tier: hot is on a device, cold on the host.
+    """`CacheStatistics` by tier: hot is on a device, cold on the host.
 
-    `hot_size` counts copies on devices. A hit is hot if the device had the words, which includes
-    those on their way. `prefetches` counts copies that were made ahead, `prefetch_hits` those that
-    were then used, `wasted_prefetches` those that were dropped unused.
+    Attributes:
+        hot_size: copies on devices.
+        hot_hits, cold_hits: hits of patterns whose words the device had, which includes those on
+            their way, and of others.
+        promotions, demotions: copies that came to stay on a device, and that had to go.
+        prefetches: copies that were made ahead.
+        prefetch_hits, wasted_prefetches: of these, used, and dropped unused.
     """
 
     hot_size: int

@@ -28,7 +28,7 @@ _BATCHED_BYTES = 256 * 2**10
 class TieredPatternCache(BasePatternCache):
     """Patterns by specification, in page-locked host memory, and the hot ones on devices as well.
 
-    A look-up of a cold pattern copies it for that call. From the `promote_after`th look-up on, the
+    A look-up of a cold pattern copies it for that call. From look-up number `promote_after` on, the
     copy stays on the device if there is room, or if the patterns that must make way were looked up
     less. Counts age: they are halved every `ageing_period` look-ups. Copies made ahead, by
     `prefetch` or the predictor, keep their place for as long, or until they are used.
@@ -87,6 +87,7 @@ class TieredPatternCache(BasePatternCache):
 
     @property
     def hot_bytes(self) -> int:
+        """Most bytes of words on each device."""
         return self._hot_bytes
 
     def prefetch(self, specs: Iterable[PatternSpec], device: torch.device) -> None:
@@ -102,6 +103,7 @@ class TieredPatternCache(BasePatternCache):
         self.announce(specs, device)
 
     def statistics(self) -> TieredCacheStatistics:
+        """What is held now, by tier, and the counts since the cache was made or cleared."""
         with self._lock:
             tiers = [tier.counts() for tier in (HotTier(), *self._tiers.values())]
             hot = {name: sum(tier[name] for tier in tiers) for name in tiers[0]}
