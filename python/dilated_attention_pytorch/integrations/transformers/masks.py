@@ -39,7 +39,9 @@ def read(mask: Any) -> Rows | Documents | None:
     shape = tuple(mask.shape) if isinstance(mask, Tensor) and mask.dtype == torch.int64 else ()
     if len(shape) == 4 and shape[1] == 1:
         if shape[0] == 1 and shape[2] == 0:
-            raise ValueError(_window(shape[3]))
+            raise ValueError(
+                f"sliding_window must be None with dilated attention, got a window of {shape[3]}"
+            )
         if shape[0] == 1 and shape[3] == 1:
             return Documents(mask.flatten())
         if shape[2] == 1 and shape[3] in (2, 3):
@@ -126,7 +128,3 @@ def _cut(documents: Tensor, batch_size: int) -> Tensor | None:
     begins[:, 1:] = documents.diff() != 0
     starts = begins.flatten().nonzero()[:, 0]
     return torch.cat([starts, starts.new_tensor([documents.numel()])])[None, None, :, None]
-
-
-def _window(size: int) -> str:
-    return f"sliding_window must be None with dilated attention, got a window of {size}"
