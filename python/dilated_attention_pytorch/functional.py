@@ -12,6 +12,7 @@ from torch.compiler import is_compiling
 from torch.nn import Parameter
 
 from . import ops
+from .ops.transformed import Call, attention_in_transform
 from .pattern import (
     BasePatternCache,
     HeadOffsets,
@@ -282,8 +283,8 @@ def attend(
         options["head_offsets"] = offsets
     if is_transformed:
         seed = options.pop("dropout_seed", None)
-        call = ops.Call(scheme.segment_lengths, scheme.dilation_rates, options)
-        return ops.attention_in_transform(query, key, value, call, seed)
+        call = Call(scheme.segment_lengths, scheme.dilation_rates, options)
+        return attention_in_transform(query, key, value, call, seed)
     return ops.attention(*rows, **options)
 
 

@@ -17,16 +17,13 @@ from .attention_block import (
 from .gather import gather, gather_into, scatter_add, scatter_into
 from .ring_attention import ring_attention
 from .segment_attention import segment_attention
-from .transformed import Call, attention_in_transform
 
 __all__ = [
-    "Call",
     "attention",
     "attention_backward",
     "attention_block",
     "attention_block_backward",
     "attention_block_backward_into",
-    "attention_in_transform",
     "gather",
     "gather_into",
     "ring_attention",
