@@ -121,12 +121,11 @@ def dropout_keep(
     """
     golden = np.uint64(0x9E3779B97F4A7C15)
     with np.errstate(over="ignore"):
-        batches = np.arange(1, batch + 1, dtype=np.uint64)
-        stream = _mix64(np.array(seed).astype(np.int64).view(np.uint64) + golden * batches)
-        head_bits = np.arange(heads, dtype=np.uint64)[:, None] << np.uint64(32)
-        rows = head_bits | listed(queries).numpy().astype(np.uint64)
-        steps = golden * (rows + np.uint64(1))
-        row_keys = _mix64(stream[:, None, None] + steps).astype(np.uint32)
+        places = np.arange(heads, dtype=np.uint64) << np.uint64(32)
+        places = places + np.arange(1, batch + 1, dtype=np.uint64)[:, None]
+        stream = _mix64(np.array(seed).astype(np.int64).view(np.uint64) + golden * places)
+        steps = golden * (listed(queries).numpy().astype(np.uint64) + np.uint64(1))
+        row_keys = _mix64(stream[..., None] + steps).astype(np.uint32)
         columns = listed(keys).numpy().astype(np.uint32) * np.uint32(0x9E3779B9)
         hashes = _mix32(row_keys[..., None] ^ columns)
     threshold = np.uint32(float(np.float32(probability)) * 2.0**32)

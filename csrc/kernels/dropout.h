@@ -22,16 +22,20 @@ DILATED_HOST_DEVICE inline uint32_t mix32(uint32_t x) {
   return x ^ (x >> 16);
 }
 
+inline constexpr uint64_t kDropoutStep = 0x9e3779b97f4a7c15ull;
+
 /// Once per query row: its part of the hash. entry: of the batch, or of its list of sequences.
+///
+/// Entry and head are steps of the seed, so that a call for some entries and heads of a larger one
+/// draws what that draws, with a seed that is some steps on (pattern/dropout.py).
 DILATED_HOST_DEVICE inline uint32_t dropout_row_key(int64_t seed, int64_t entry, int64_t head,
                                                     int64_t query_position) {
-  constexpr uint64_t kStep = 0x9e3779b97f4a7c15ull;
   // Two steps of SplitMix64. The second adds to the first's result. If both mixed the same number
   // they would cancel, and mix64(0) is 0.
-  const uint64_t stream =
-      mix64(static_cast<uint64_t>(seed) + kStep * static_cast<uint64_t>(entry + 1));
-  const uint64_t row = (static_cast<uint64_t>(head) << 32) | static_cast<uint32_t>(query_position);
-  return static_cast<uint32_t>(mix64(stream + kStep * (row + 1)));
+  const uint64_t place = (static_cast<uint64_t>(head) << 32) + static_cast<uint64_t>(entry);
+  const uint64_t stream = mix64(static_cast<uint64_t>(seed) + kDropoutStep * (place + 1));
+  return static_cast<uint32_t>(
+      mix64(stream + kDropoutStep * (static_cast<uint64_t>(query_position) + 1)));
 }
 
 /// The pair is kept iff its hash is at least this.

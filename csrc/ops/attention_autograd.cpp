@@ -1,14 +1,15 @@
 // Autograd and autocast of attention and ring_attention. Arguments after query, key and value pass
 // through unread. A ring's steps, the block operators, have no gradients of their own.
+#include <ATen/FuncTorchTLS.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/zeros_like.h>
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include "ops/attention_call.h"
 #include "ops/checks.h"
 #include "ops/in_place.h"
+#include "ops/underived.h"
 
 namespace dilated::ops {
 namespace {
@@ -72,10 +73,25 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction<kFo
   }
 };
 
-/// Whether gradients or forward derivatives are wanted; AttentionFunction refuses the latter.
-bool is_differentiated(const at::Tensor& tensor) {
-  return (tensor.requires_grad() && at::GradMode::is_enabled()) ||
-         tensor._fw_grad(/*level=*/0).defined();
+bool requires_grad(const at::Tensor& tensor) {
+  return tensor.requires_grad() && at::GradMode::is_enabled();
+}
+
+/// Throws where torch.func differentiates, whose levels a C++ function does not know.
+void check_no_transform(const c10::OperatorHandle& op) {
+  const auto& transforms = at::functorch::functorchTLSAccessor();
+  if (transforms == nullptr) {
+    return;
+  }
+  bool active = false;
+  try {
+    transforms->checkSupportsCppAutogradFunction();
+  } catch (const c10::Error&) {
+    active = true;
+  }
+  TORCH_CHECK_NOT_IMPLEMENTED(!active, op.schema().name(),
+                              " must not be differentiated by torch.func: of the Python functions "
+                              "dilated_attention can be, without a group");
 }
 
 template <Form kForm>
@@ -87,7 +103,9 @@ void autograd_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   check_given(query, "query");
   check_given(key, "key");
   check_given(value, "value");
-  if (is_differentiated(query) || is_differentiated(key) || is_differentiated(value)) {
+  check_differentiated(op, *stack);
+  if (requires_grad(query) || requires_grad(key) || requires_grad(value)) {
+    check_no_transform(op);
     auto results = AttentionFunction<kForm>::apply(query, key, value, op, stack);
     torch::jit::push(stack, std::move(results[0]), std::move(results[1]));
   } else {
@@ -122,11 +140,10 @@ TORCH_LIBRARY_IMPL(dilated, Autograd, m) {
   using torch::CppFunction;
   m.impl("attention", CppFunction::makeFromBoxedFunction<&autograd_kernel<Form::kSequence>>());
   m.impl("ring_attention", CppFunction::makeFromBoxedFunction<&autograd_kernel<Form::kRing>>());
-  // Second derivatives, and gradients of a ring's single step, raise instead of being silently
-  // zero.
+  // Second derivatives, and gradients of a ring's single step.
   for (const char* name : {"attention_backward", "ring_attention_backward", "attention_block",
                            "attention_block_backward", "round_query_sums"}) {
-    m.impl(name, torch::autograd::autogradNotImplementedFallback());
+    m.impl(name, CppFunction::makeFromBoxedFunction<&underived>());
   }
   m.impl("attention_block_backward_into", in_place("use torch.no_grad()"));
 }

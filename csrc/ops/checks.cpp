@@ -190,6 +190,10 @@ std::string dtype_name(at::ScalarType dtype) {
 
 void check_given(const at::Tensor& tensor, const char* name) {
   TORCH_CHECK_VALUE(tensor.defined(), name, ": must be a tensor, got None");
+  TORCH_CHECK_VALUE(!tensor.is_nested(), name,
+                    ": must not be nested, got a nested tensor, which dilated_attention takes");
+  TORCH_CHECK_VALUE(tensor.layout() == at::kStrided && !tensor.is_quantized(), name,
+                    ": must be dense and not quantized, got ", tensor.toString());
 }
 
 void check_tensor(const at::Tensor& tensor, const char* name) {

@@ -14,7 +14,9 @@ from . import ops
 from .functional import check_scale
 from .pattern import HeadOffsets, Padding, Scheme
 from .pattern.bounds import at_least
+from .pattern.plain import check_plain
 from .pattern.row_keys import row_keys
+from .ring import is_sharded, shards_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,21 @@ def attention_mass(
     Raises:
         TypeError, ValueError: naming the argument, what must hold and what was given.
     """
+    if is_sharded(query, key):
+        shards = shards_of(query=query, key=key)
+        q, k = shards.rows
+        whole = Scheme.make(segment_lengths, dilation_rates, head_offsets, padding)
+        mass = attention_mass(
+            q,
+            k,
+            segment_lengths,
+            dilation_rates,
+            head_offsets=whole.of_heads(query.shape[2], shards.first_head, q.shape[2]).head_offsets,
+            is_causal=is_causal,
+            scale=scale,
+            padding=padding,
+        )
+        return shards.of_heads(mass)
     scheme, options = _checked(
         query, key, segment_lengths, dilation_rates, head_offsets, is_causal, scale, padding
     )
@@ -144,6 +161,7 @@ def attention_mass(
     seq_len, heads = query.shape[1:3]
     # A value's gradient is the sum of the weights that it got, each times its query's grad_out.
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+        query, key = query.detach(), key.detach()  # of forward derivatives, too
         rows = key.repeat_interleave(heads // key.shape[2], 2)  # a mass for each query head
         out, lse = ops.attention(query, rows, rows, *branches, **options)
         call = (torch.ones_like(query), None, query, rows, rows, out, lse)
@@ -165,8 +183,7 @@ def _checked(
 ) -> tuple[Scheme, dict[str, Any]]:
     """The scheme and the operators' options, once the operator's own checks have passed."""
     for tensor, name in ((query, "query"), (key, "key")):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        check_plain(tensor, name)
         if tensor.dim() != 4:
             raise ValueError(
                 f"{name} must be [batch, seq_len, heads, head_dim], got shape {tuple(tensor.shape)}"

@@ -12,6 +12,7 @@ from torch.compiler import is_compiling
 from torch.nn import Parameter
 
 from . import ops
+from .ops.transformed import Call, attention_in_transform
 from .pattern import (
     BasePatternCache,
     HeadOffsets,
@@ -22,9 +23,12 @@ from .pattern import (
     current_pattern_cache,
 )
 from .pattern.bounds import HEADS_END
+from .pattern.dropout import seed_steps
+from .pattern.plain import refuse_masked
 from .pattern.scalars import is_symbolic, real
+from .pattern.transforms import in_transform, is_traced, outside_transforms
 from .ragged import SeqLens, Table, pack
-from .ring import Group, Sharding, Strategy, telling
+from .ring import Group, Sharding, Strategy, is_sharded, shards_of, telling
 
 CacheArgument = BasePatternCache | Literal[False] | None
 _MAX_SEED = 2**63 - 1
@@ -200,16 +204,23 @@ def attend(
     sharding: Sharding | None = None,
     seq_lens: SeqLens | None = None,
     sequences: Table | None = None,
+    dropout_steps: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """`dilated_attention` for a checked scheme; returns (out, lse).
 
-    sequences: of rows [1, T, H, D], as the operators take them.
+    sequences: of rows [1, T, H, D], as the operators take them. dropout_steps: added to
+    dropout's seed.
     """
     shape = _shape_of(query, "query")
     key_shape = _shape_of(key, "key")
     value_shape = _shape_of(value, "value")
     if is_causal is not True and is_causal is not False:
         raise TypeError(f"is_causal must be a bool, got {is_causal!r}")
+    options: dict[str, Any] = {}
+    if not type(query) is type(key) is type(value) is Tensor and is_sharded(query, key, value):
+        options = {"is_causal": is_causal, "scale": scale, "dropout_p": dropout_p}
+        options |= {"pattern_cache": pattern_cache, "sharding": sharding, "sequences": sequences}
+        return _attend_shards(query, key, value, scheme, seq_lens, options)
     if seq_lens is not None or query.is_nested or key.is_nested or value.is_nested:
         if sharding is not None:
             refuse_ragged_ring(seq_lens)
@@ -223,10 +234,10 @@ def attend(
                 dropout_p=dropout_p,
                 pattern_cache=pattern_cache,
                 sequences=packed.sequences,
+                dropout_steps=dropout_steps,
             )
             return packed.unpack(out, lse)
     # Parsing an option takes time on the host, so defaults are left out.
-    options: dict[str, Any] = {}
     if is_causal:
         options["is_causal"] = True
     if scale is not None:
@@ -238,7 +249,7 @@ def attend(
         # On the device, so that drawing it needs no synchronisation; activation checkpointing
         # restores the generator and so repeats it.
         seed = torch.randint(_MAX_SEED, (1,), dtype=torch.int64, device=query.device)
-        options["dropout_seed"] = seed
+        options["dropout_seed"] = seed + dropout_steps if dropout_steps else seed
     if sequences is not None:
         options["sequences"] = sequences if isinstance(sequences, Tensor) else sequences.tensor
     rows = (query, key, value, scheme.segment_lengths, scheme.dilation_rates)
@@ -252,9 +263,11 @@ def attend(
             strategy=sharding.strategy,
             **options,
         )
-    # Compilers and tensor subclasses (fake tensors among them) must not meet the cache's tensors.
+    # Compilers, transforms and tensor subclasses (fake tensors among them) must not meet the
+    # cache's tensors, and traces are for other lengths too.
     is_plain = type(query) is Tensor or type(query) is Parameter
-    has_values = is_plain and not is_compiling()
+    is_transformed = in_transform()
+    has_values = is_plain and not (is_transformed or is_traced())
     found = None
     if pattern_cache is not False and has_values and not isinstance(sequences, Tensor):
         cache = current_pattern_cache() if pattern_cache is None else pattern_cache
@@ -268,7 +281,39 @@ def attend(
         offsets, options["pattern"] = found[0].head_offsets, found[1]
     if offsets is not None:
         options["head_offsets"] = offsets
+    if is_transformed:
+        seed = options.pop("dropout_seed", None)
+        call = Call(scheme.segment_lengths, scheme.dilation_rates, options)
+        return attention_in_transform(query, key, value, call, seed)
     return ops.attention(*rows, **options)
+
+
+def _attend_shards(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scheme: Scheme,
+    seq_lens: SeqLens | None,
+    options: dict[str, Any],
+) -> tuple[Tensor, Tensor]:
+    """`attend` of DTensors: on each rank of its own batch entries and heads."""
+    if options["sharding"] is not None:
+        raise ValueError(f"query must be no DTensor where a group is given, got {query.shape}")
+    shards = shards_of(query=query, key=key, value=value)
+    q, k, v = shards.rows
+    entries, _, heads, _ = q.shape
+    if seq_lens is not None:
+        seq_lens = seq_lens[shards.first_entry : shards.first_entry + entries]
+    out, lse = attend(
+        q,
+        k,
+        v,
+        scheme.of_heads(query.shape[2], shards.first_head, heads),
+        seq_lens=seq_lens,
+        dropout_steps=seed_steps(shards.first_entry, shards.first_head),
+        **options,
+    )
+    return shards.out(out), shards.of_heads(lse)
 
 
 def make_scheme(
@@ -308,7 +353,8 @@ def make_spec(
 def _offset_tensor(scheme: Scheme, heads: int) -> Tensor | None:
     if scheme.head_offsets == "interleaved":
         return None
-    return torch.tensor(scheme.offset_table(heads), dtype=torch.int64, device="cpu")
+    with outside_transforms():
+        return torch.tensor(scheme.offset_table(heads), dtype=torch.int64, device="cpu")
 
 
 def check_dropout(dropout: float, name: str = "dropout") -> float:
@@ -364,8 +410,10 @@ def refuse_ragged_ring(seq_lens: SeqLens | None) -> NoReturn:
 
 
 def _shape_of(tensor: Tensor, name: str) -> torch.Size:
-    if type(tensor) is not Tensor and not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if type(tensor) is not Tensor:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        refuse_masked(tensor, name)
     if tensor.is_nested and tensor.layout is not torch.jagged:
         raise ValueError(f"{name} must have the layout torch.jagged if nested, got {tensor.layout}")
     shape = tensor.shape

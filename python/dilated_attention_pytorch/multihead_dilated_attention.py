@@ -194,15 +194,26 @@ class MultiheadDilatedAttention(nn.Module):
                 kept = kept_rows(lengths, query.size(1), query.device)
                 query, key, value = without_padding(kept, query, key, value)
             out = self.attention(
-                self.q_proj(query).unflatten(2, (self.num_heads, self.head_dim)),
-                self.k_proj(key).unflatten(2, (self.num_kv_heads, self.head_dim)),
-                self.v_proj(value).unflatten(2, (self.num_kv_heads, self.head_dim)),
+                self._heads_of(self.q_proj(query), "q_proj", self.num_heads),
+                self._heads_of(self.k_proj(key), "k_proj", self.num_kv_heads),
+                self._heads_of(self.v_proj(value), "v_proj", self.num_kv_heads),
                 **options,
             ).flatten(2)
         if self.norm is not None:
             out = self.norm(out)
         out = self.out_proj(out)
         return (out if lengths is None else out.where(kept, 0)), None
+
+    def _heads_of(self, rows: Any, name: str, heads: int) -> Tensor:
+        """[batch, seq_len, heads, head_dim] of what a projection gave."""
+        if rows.shape[2] != heads * self.head_dim:
+            raise ValueError(
+                f"{name} must give {heads} heads, {heads * self.head_dim} of embed_dim (where they "
+                "are split over ranks, as a DTensor: ColwiseParallel(use_local_output=False)), "
+                f"got {rows.shape[2]}"
+            )
+        split: Tensor = rows.unflatten(2, (heads, self.head_dim))
+        return split
 
     def make_kv_cache(
         self,

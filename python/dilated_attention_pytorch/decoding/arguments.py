@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..pattern.bounds import check_bounds
+from ..pattern.plain import check_plain
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -24,8 +25,7 @@ def check_rows(
 ) -> None:
     """Raises unless it is [batch, seq_len, heads, head_dim], of the dtype, device and head_dim of
     `like`, and wants no gradient."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    check_plain(tensor, name)
     shape, head_dim = tuple(tensor.shape), like.shape[-1]
     fits = len(shape) == 4 and (shape[0], *shape[2:]) == (batch, heads, head_dim)
     if not fits or (seq_len is not None and shape[1] != seq_len):

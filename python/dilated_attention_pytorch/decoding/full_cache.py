@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import ops
 from ..functional import CacheArgument, check_cache, check_scale
 from ..pattern import HeadOffsets, PatternSpec, Scheme, current_pattern_cache
+from ..pattern.plain import check_plain
 from .arguments import check_rows, integers
 
 
@@ -145,8 +146,7 @@ def _checked_ends(
 ) -> list[int]:
     """The length of each text after the append."""
     for tensor, name in ((key_cache, "key_cache"), (query, "query")):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        check_plain(tensor, name)
         if tensor.dim() != 4 or 0 in (tensor.shape[0], tensor.shape[2]):
             raise ValueError(
                 f"{name} must be [batch, seq_len, heads, head_dim], got shape {tuple(tensor.shape)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -116,6 +116,11 @@ class Scheme:
     def offset_table(self, heads: int) -> OffsetTable:
         """[branches, heads]; raises ValueError if an explicit table has another number of heads."""
         return offset_table(self.head_offsets, self.dilation_rates, heads)
+
+    def of_heads(self, heads: int, first: int, count: int) -> Scheme:
+        """For `count` of the heads, from `first` on, in a call of their own."""
+        table = tuple(row[first : first + count] for row in self.offset_table(heads))
+        return replace(self, head_offsets=table)
 
     def extra_repr(self) -> str:
         """The arguments as a module prints them, without those that have their default."""

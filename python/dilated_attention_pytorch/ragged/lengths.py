@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..pattern.bounds import check_bounds
+from ..pattern.transforms import in_transform, outside_transforms
 from .recall import Table, has_values, recall
 
 SeqLens = Sequence[int] | Sequence[tuple[int, int]] | Tensor
@@ -109,6 +110,14 @@ def _between(offsets: Tensor, total: int) -> Tensor:
 
 def integers(values: Any, name: str, what: str) -> Tensor:
     """int64 on the CPU; for a tensor on a GPU the host waits."""
+    if in_transform():  # as tensors that are no part of it
+        values = values.tolist() if isinstance(values, Tensor) else values
+        with outside_transforms():
+            return _integers(values, name, what)
+    return _integers(values, name, what)
+
+
+def _integers(values: Any, name: str, what: str) -> Tensor:
     try:
         given = values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
         is_other = given.is_floating_point() or given.is_complex() or given.dtype is torch.bool

@@ -8,17 +8,18 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
 
 from ..pattern import Sequences
+from ..pattern.transforms import is_traced, outside_transforms
 
 Table = Sequences | Tensor  # int64 [S, 2] on the CPU; a tensor where its values can't be looked at
 Make = Callable[..., Tensor | None]
 
 
 def has_values(x: Tensor) -> bool:
-    """Whether values can be looked at: not while a compiler traces, nor those of fake tensors."""
-    return not is_compiling() and type(x) is Tensor and not x.is_meta
+    """Whether values can be looked at: not while a compiler or torch.jit traces, nor those of fake
+    tensors."""
+    return not is_traced() and type(x) is Tensor and not x.is_meta
 
 
 def recall(make: Make, numbers: Tensor, *sizes: int) -> Table | None:
@@ -35,6 +36,13 @@ def recall(make: Make, numbers: Tensor, *sizes: int) -> Table | None:
 
 @lru_cache(maxsize=64)
 def _make(
+    make: Make, values: bytes, shape: tuple[int, ...], sizes: tuple[int, ...]
+) -> Sequences | None:
+    with outside_transforms():
+        return _made(make, values, shape, sizes)
+
+
+def _made(
     make: Make, values: bytes, shape: tuple[int, ...], sizes: tuple[int, ...]
 ) -> Sequences | None:
     numbers = torch.tensor([*memoryview(values).cast("q")], dtype=torch.int64, device="cpu")

@@ -7,6 +7,7 @@ from . import flops as _flops  # noqa: F401  (registers)
 from . import kernels
 from .group.communicator import traffic
 from .group.process_group import Group, group_size
+from .group.shards import is_sharded, shards_of
 from .group.state import Traffic
 from .plans.choose_strategy import Strategy
 from .sharding import Sharding
@@ -18,7 +19,9 @@ __all__ = [
     "Strategy",
     "Traffic",
     "group_size",
+    "is_sharded",
     "kernels",
+    "shards_of",
     "telling",
     "traffic",
 ]

@@ -5,22 +5,25 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.integrations.transformers.models import (
+    IDS,
+    SPARSE,
+    WHOLE,
+    bert,
+    llama,
+    made,
+    modernbert,
+    refused,
+    results,
+    transformers,
+)
 from tests.reference import reference_attention
 
-transformers = pytest.importorskip("transformers")
-from dilated_attention_pytorch.integrations.transformers import attend, register  # noqa: E402
-
-SIZES = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
-SIZES |= {"num_attention_heads": 8}
-WHOLE = {"segment_lengths": [4096], "dilation_rates": [1]}
-SPARSE = {"segment_lengths": [16, 100], "dilation_rates": [1, 4]}
-IDS = torch.randint(1, 64, (2, 83), generator=torch.Generator().manual_seed(1))
+from dilated_attention_pytorch.integrations.transformers import attend, register  # isort: skip
 
 
 @pytest.fixture(autouse=True, scope="module")
-def registered():
-    register("dilated")
-
+def dense_reference():
     def dense(module, query, key, value, attention_mask, scaling=None, **others):
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
         settings = module.config.dilated_attention
@@ -30,35 +33,12 @@ def registered():
     transformers.AttentionInterface.register("dense_reference", dense)
 
 
-def made(model, config, implementation, **changes):
-    torch.manual_seed(0)
-    settings = SIZES | {"attn_implementation": implementation, "dilated_attention": WHOLE} | changes
-    return model(config(**settings)).double().eval()
-
-
-def llama(implementation, **changes):
-    sizes = {"num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    model, config = transformers.LlamaForCausalLM, transformers.LlamaConfig
-    return made(model, config, implementation, **(sizes | changes))
-
-
-def bert(implementation, **changes):
-    return made(transformers.BertForMaskedLM, transformers.BertConfig, implementation, **changes)
-
-
-def results(model, **inputs):
-    """Logits, loss and the parameters' gradients."""
-    inputs = {"input_ids": IDS, "labels": IDS} | inputs
-    out = model(**inputs)
-    return out.logits, out.loss, torch.autograd.grad(out.loss, list(model.parameters()))
-
-
-@pytest.mark.parametrize("make", [llama, bert])
+@pytest.mark.parametrize("make", [llama, bert, modernbert])
 def test_one_whole_branch_is_full_attention(make):
     torch.testing.assert_close(results(make("dilated")), results(make("sdpa")))
 
 
-@pytest.mark.parametrize("make", [llama, bert])
+@pytest.mark.parametrize("make", [llama, bert, modernbert])
 def test_branches_are_the_configs(make):
     ours, dense = (make(name, dilated_attention=SPARSE) for name in ("dilated", "dense_reference"))
     torch.testing.assert_close(results(ours), results(dense))
@@ -89,12 +69,6 @@ def test_causal_batches_may_be_padded_at_the_end():
     torch.testing.assert_close(padded[:1, :50], alone)
 
 
-def test_generation_without_a_cache():
-    settings = {"max_new_tokens": 5, "do_sample": False, "use_cache": False}
-    ours, sdpa = (llama(name).generate(IDS, **settings) for name in ("dilated", "sdpa"))
-    assert torch.equal(ours, sdpa)
-
-
 def test_dropout_acts_in_training_only():
     model = llama("dilated", attention_dropout=0.5)
     assert torch.equal(model(IDS).logits, model(IDS).logits)
@@ -102,7 +76,7 @@ def test_dropout_acts_in_training_only():
     assert not torch.equal(model(IDS).logits, model(IDS).logits)
 
 
-@pytest.mark.parametrize("make", [llama, bert])
+@pytest.mark.parametrize("make", [llama, bert, modernbert])
 def test_padding_on_either_side_is_no_part_of_a_row(make):
     mask = torch.ones_like(IDS)
     mask[0, 50:] = 0
@@ -115,17 +89,10 @@ def test_padding_on_either_side_is_no_part_of_a_row(make):
         torch.testing.assert_close(padded[row : row + 1, begin:end], alone)
 
 
-def refused(message, model, **inputs):
-    with pytest.raises(ValueError, match=message):
-        model(**({"input_ids": IDS} | inputs))
-
-
 def test_masks_that_are_refused():
     holes = torch.ones_like(IDS)
     holes[1, 9] = 0
     refused("one stretch|holes", llama("dilated"), attention_mask=holes)
-    packed = torch.cat([torch.arange(40), torch.arange(43)])[None]
-    refused("without packed position_ids", llama("dilated"), position_ids=packed, use_cache=False)
     square = torch.zeros(2, 1, 83, 83, dtype=torch.float64)
     refused(r"attention_mask must be \[batch, seq_len\]", llama("dilated"), attention_mask=square)
 
@@ -137,10 +104,8 @@ def test_models_that_are_refused():
     config = transformers.MistralConfig
     model = made(transformers.MistralForCausalLM, config, "dilated", sliding_window=8)
     refused("sliding_window must be None with dilated attention, got a window of 8", model)
-    local = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "local_attention": 8}
-    config = transformers.ModernBertConfig
-    model = made(transformers.ModernBertForMaskedLM, config, "dilated", **local)
-    refused("sliding_window must be None|without packed position_ids, windows", model)
+    model = modernbert("dilated", layer_types=["full_attention", "sliding_attention"])
+    refused("sliding_window must be None with dilated attention, got a window of 4", model)
     config = transformers.BertConfig
     kinds = {"is_decoder": True, "add_cross_attention": True}
     refused("with cross-attention", made(transformers.BertLMHeadModel, config, "dilated", **kinds))
@@ -159,12 +124,6 @@ def test_what_layers_ask_for_and_is_refused(asked, message):
     x = torch.zeros(1, 8, 5, 8, dtype=torch.float64)
     with pytest.raises(ValueError, match=message):
         attend(layer, x, x, x, None, **asked)
-
-
-def test_a_filled_cache_is_refused():
-    model = llama("dilated")
-    cache = model(IDS, use_cache=True).past_key_values
-    refused("got 84 keys for 1 queries", model, input_ids=IDS[:, :1], past_key_values=cache)
 
 
 def test_names():
