@@ -106,7 +106,10 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: full(lens=[3, 4]), "cache_seqlens must be at least 0 and below 4, got 4"),
     (lambda: full(lens=1, key=KV, value=KV), "cache_seqlens must be at least 0 and below 1, got 1"),
     (lambda: full(lens=2.5), "cache_seqlens must be a sequence of integers, got 2.5"),
-    (lambda: full(lens=[3, 2]), "query must have at most as many positions as a text, 2, got 3"),
+    (
+        lambda: full(lens=[3, 2]),
+        "cache_seqlens must leave a text the positions of query, at least 3, got 2",
+    ),
     (lambda: full(pattern_cache=3), "pattern_cache must be a PatternCache"),
 ]
 
