@@ -79,8 +79,8 @@ class DilatedAttention(nn.Module):
         """query [batch, seq_len, heads, head_dim] -> the same shape.
 
         key and value: [batch, seq_len, kv_heads, head_dim]. seq_lens, nested tensors: as in
-        `dilated_attention`. kv_cache: holds the positions before these, which are appended to it;
-        is_causal must be True, and seq_lens None. Raises TypeError and ValueError.
+        `dilated_attention`. kv_cache: holds the positions before these, which are appended to it,
+        those that are not padding; is_causal must be True. Raises TypeError and ValueError.
         """
         with telling(self.sharding):
             if kv_cache is not None:
