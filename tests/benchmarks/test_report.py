@@ -21,8 +21,8 @@ DOCUMENTS = (
     "README.md",
     "docs/performance.md",
     "docs/ring.md",
-    "docs/caches.md",
     "docs/decoding.md",
+    "docs/caches.md",
 )
 CEILINGS = {"matmul_tflops": 500.0, "copy_gbps": 2000.0}
 BOTH = {"pass": "fwd+bwd"}
