@@ -69,7 +69,8 @@ __device__ void write_block(const AttendCall& call, const Block& block,
 }
 
 template <typename Element, typename Rows>
-__global__ void __launch_bounds__(kThreads) attend_kernel(const __grid_constant__ AttendCall call) {
+__global__ void __launch_bounds__(kThreads, 1)
+    attend_kernel(const __grid_constant__ AttendCall call) {
   __shared__ Plan plan;
   __shared__ Found<Rows::kColumns> found;
   const Block block = find_block(call);
