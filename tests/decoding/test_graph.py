@@ -124,3 +124,40 @@ def test_what_the_host_would_have_to_do_is_refused(capturing: None) -> None:
             torch.cuda.graph(torch.cuda.CUDAGraph()),
         ):
             cache.append(x, x, **options)
+
+
+def test_memory_does_not_grow_with_what_is_replayed(capturing: None) -> None:
+    """40,000 steps; the last ones have the numbers of a text that begins at their segment."""
+    cache = DilatedKVCache(1, 2, 64, [64, 512], [1, 4], num_heads=4, device="cuda")
+    row = torch.arange(64, device="cuda")
+    position = torch.zeros(1, dtype=torch.int64, device="cuda")
+
+    def rows_at(places: Tensor, heads: int) -> Tensor:
+        """[1, n, heads, 64]: what a position has is a function of it."""
+        head = torch.arange(heads, device=places.device)[:, None]
+        return (places[:, None, None] % 977 * (head + 1) * 0.37 + row.to(places.device)).sin()[None]
+
+    def step() -> Tensor:
+        key = rows_at(position, 2)
+        cache.append(key, key.cos())
+        out = cache.attend(rows_at(position, 4) * 3)
+        position.add_(1)
+        return out
+
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step()
+    graph.replay()
+    torch.cuda.synchronize()
+    allocated, nbytes = torch.cuda.memory_allocated(), cache.nbytes
+    for _ in range(39_999):
+        graph.replay()
+    torch.cuda.synchronize()
+    assert (torch.cuda.memory_allocated(), cache.nbytes) == (allocated, nbytes)
+    assert cache.length == 40_000
+    text = torch.arange(40_000 // 512 * 512, 40_000, device="cuda")
+    key = rows_at(text, 2)
+    expected = dilated_attention(
+        rows_at(text, 4) * 3, key, key.cos(), [64, 512], [1, 4], is_causal=True
+    )
+    torch.testing.assert_close(out, expected[:, -1:], rtol=1e-4, atol=1e-4)
