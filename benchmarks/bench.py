@@ -20,12 +20,15 @@ from typing import NoReturn
 
 import torch
 
-from . import caches, ops, plan, plots, report, ring
+from . import caches, decode, ops, plan, plots, report, ring
 from .results import RESULTS, OutOfTimeError, Run
 
 # Modules that measure: their docstrings are their help, ON_CPU says what a run without a GPU is
 # for, and past BUDGET_SECONDS they skip what is left.
-BENCHMARKS: dict[str, ModuleType] = {"ops": ops, "ring": ring, "caches": caches, "plan": plan}
+BENCHMARKS: dict[str, ModuleType] = {
+    **{"ops": ops, "ring": ring, "caches": caches, "plan": plan},
+    "decode": decode,
+}
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -43,8 +43,8 @@ class ByteModel(nn.Module):
     `attention` are the arguments of MultiheadDilatedAttention past the width. Where those have a
     group, the bytes are a stretch of the window that begins at `begin`, after those that it looks
     back to, min(begin, LOOK_BACK) of them. The same where caches, one a block, hold the text before
-    `begin`. Where windows of several lengths are padded at the end, `seq_lens` [batch] has the
-    lengths."""
+    `begin`, which may then be a tensor, of at least LOOK_BACK, that a CUDA graph reads anew. Where
+    windows of several lengths are padded at the end, `seq_lens` [batch] has the lengths."""
 
     def __init__(self, width: int, layers: int, **attention: Any) -> None:
         super().__init__()
@@ -59,13 +59,13 @@ class ByteModel(nn.Module):
     def forward(
         self,
         text: Tensor,
-        begin: int = 0,
+        begin: int | Tensor = 0,
         seq_lens: Tensor | None = None,
         kv_caches: Sequence[DilatedKVCache] | None = None,
     ) -> Tensor:
         x = self.embedding(text)
         x = x + self.look_back(F.pad(x.transpose(1, 2), (LOOK_BACK, 0))).transpose(1, 2)
-        x = x[:, min(begin, LOOK_BACK) :]
+        x = x[:, LOOK_BACK if isinstance(begin, Tensor) else min(begin, LOOK_BACK) :]
         x = x + sinusoids(begin, x.shape[1], x.shape[2], x.device)
         for block, cache in zip(self.blocks, kv_caches or [None] * len(self.blocks), strict=True):
             x = block(x, seq_lens, cache)
@@ -73,10 +73,10 @@ class ByteModel(nn.Module):
         return logits
 
 
-def sinusoids(begin: int, length: int, width: int, device: torch.device) -> Tensor:
+def sinusoids(begin: int | Tensor, length: int, width: int, device: torch.device) -> Tensor:
     """Codes [length, width] of positions from `begin` on, of wavelengths 2 pi to 20000 pi."""
     frequency = torch.exp(torch.arange(0, width, 2, device=device) * (-math.log(1e4) / width))
-    angle = torch.arange(begin, begin + length, device=device)[:, None] * frequency
+    angle = (begin + torch.arange(length, device=device))[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 

@@ -12,7 +12,11 @@ import sys
 
 import torch
 
-from dilated_attention_pytorch import dilated_attention
+from dilated_attention_pytorch import (
+    DilatedKVCache,
+    dilated_attention,
+    dilated_attention_with_kvcache,
+)
 from tests.ops.blocks import make_query_sums
 
 # seq_len, lengths, rates, heads, KV heads, head_dim, causal, dropout, padding, deterministic
@@ -95,6 +99,25 @@ def run_batches(dtype: torch.dtype) -> None:
             raise RuntimeError(f"{dtype}, {rows} rows: padding was read")
 
 
+def run_steps(dtype: torch.dtype) -> None:
+    """A prompt and steps from a cache that forgets, and queries over a full one."""
+    for heads, kv_heads, dim in ((8, 2, 64), (12, 1, 40), (3, 1, 21), (4, 4, 256)):
+        lengths, rates = [16, 48, 37], [1, 2, 5]
+        q, k, v = (
+            torch.randn(2, 90, n, dim, device="cuda", dtype=dtype) for n in (heads, *2 * [kv_heads])
+        )
+        cache = DilatedKVCache(
+            2, kv_heads, dim, lengths, rates, num_heads=heads, dtype=dtype, device="cuda"
+        )
+        for begin, end in ((0, 40), (40, 60), *((p, p + 1) for p in range(60, 90))):
+            cache.append(k[:, begin:end], v[:, begin:end])
+            out = cache.attend(q[:, begin:end])
+        ends = torch.tensor([90, 77], device="cuda")
+        full = dilated_attention_with_kvcache(q[:, :3], k, v, ends, lengths, rates)
+        if not (torch.isfinite(out).all() and torch.isfinite(full).all()):
+            raise RuntimeError(f"{dtype}, {heads} heads of {dim}: a step is not finite")
+
+
 def run(dtype: torch.dtype) -> None:
     for seq_len, lengths, rates, heads, kv_heads, dim, causal, p, padding, repeatable in CASES:
         torch.use_deterministic_algorithms(repeatable)
@@ -130,4 +153,5 @@ if __name__ == "__main__":
         run(getattr(torch, name))
         run_blocks(getattr(torch, name))
         run_batches(getattr(torch, name))
+        run_steps(getattr(torch, name))
         print(f"{name}: done")

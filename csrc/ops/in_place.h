@@ -1,4 +1,4 @@
-// Autograd of operators that write into their first argument and have no gradients.
+// Autograd of operators that have no gradients, most of which write into their arguments.
 #pragma once
 
 #include <torch/library.h>

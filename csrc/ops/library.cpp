@@ -72,6 +72,15 @@ TORCH_LIBRARY(dilated, m) {
   m.def(
       "scatter_into(Tensor(a!) rows, Tensor packed, SymInt segment_length, int dilation_rate, *, "
       "Tensor? head_offsets=None, int start=0, bool accumulate=False) -> ()");
+  const std::string lattices = "Tensor lattices, int[] segment_lengths, int[] dilation_rates";
+  const std::string decode_attend = "decode_attend(" + rows + ", Tensor lengths, " + lattices +
+                                    ", int kv_heads, *, Tensor? counts=None, float? scale=None";
+  m.def((decode_attend + results).c_str());
+  const std::string decode_append =
+      "decode_append(Tensor(a!) key_rows, Tensor(b!) value_rows, Tensor(c!) lengths, Tensor key, "
+      "Tensor value, ";
+  m.def((decode_append + lattices + ", *, Tensor? counts=None, int? max_seq_len=None) -> ()")
+            .c_str());
   m.def("vouch(Tensor copy, Tensor pattern) -> ()");
 }
 
@@ -90,8 +99,8 @@ void refuse_cuda(const c10::OperatorHandle& op, torch::jit::Stack* /*stack*/) {
 TORCH_LIBRARY_IMPL(dilated, CUDA, m) {
   for (const char* name :
        {"attention", "attention_backward", "attention_block", "attention_block_backward",
-        "attention_block_backward_into", "round_query_sums", "gather", "scatter_add", "gather_into",
-        "scatter_into"}) {
+        "attention_block_backward_into", "round_query_sums", "decode_attend", "decode_append",
+        "gather", "scatter_add", "gather_into", "scatter_into"}) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&refuse_cuda>());
   }
 }

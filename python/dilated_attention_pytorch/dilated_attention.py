@@ -82,8 +82,8 @@ class DilatedAttention(nn.Module):
             query: [batch, seq_len, heads, head_dim], or nested.
             key, value: [batch, seq_len, kv_heads, head_dim].
             is_causal, seq_lens: as in `dilated_attention`.
-            kv_cache: holds the positions before these, which are appended to it; is_causal must be
-                True, and seq_lens None.
+            kv_cache: holds the positions before these, which are appended to it, those that are not
+                padding; is_causal must be True.
 
         Raises:
             TypeError, ValueError: naming the argument, what must hold and what was given.

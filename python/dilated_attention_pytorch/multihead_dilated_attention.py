@@ -162,8 +162,8 @@ class MultiheadDilatedAttention(nn.Module):
             average_attn_weights: ignored, since there are no weights.
             seq_lens: as in `dilated_attention`, instead of the mask. With either, padding may hold
                 anything, NaN included, and its output is 0.
-            kv_cache: of the positions before these, from `make_kv_cache`; these are appended to it.
-                is_causal must be True, and there must be neither seq_lens nor a mask.
+            kv_cache: of the positions before these, from `make_kv_cache`; these are appended to it,
+                those that are not padding. is_causal must be True.
 
         Raises:
             TypeError, ValueError: naming the argument, what must hold and what was given.

@@ -94,7 +94,9 @@ WRONG: list[tuple[Callable[[], object], str]] = [
         "state must have segment_lengths (16, 32), got (8, 3",
     ),
     (lambda: loaded(lengths=(1,)), "state['lengths'] must be 2 integers, one a row, got 1"),
-    (lambda: loaded(keys=[KV, KV]), "state['keys'] must be [2, 2, 16, 8], got shape [2, 3, 2, 8]"),
+    (lambda: loaded(key=KV), "state['key'] must be [2, 64, 8], got shape [2, 3, 2, 8]"),
+    (lambda: loaded(capacity=3), "state must have capacity 32, got 3"),
+    (lambda: DilatedKVCache(1, 1, 8, [4] * 17, [1] * 17), "segment_lengths must be at most 16 bra"),
     (lambda: full(X[0]), "query must be [batch, seq_len, heads, head_dim], got shape (3, 4, 8)"),
     (lambda: full(X[:, :, :3]), "query must have a multiple of key_cache's heads, 2, got 3"),
     (lambda: full(X.double()), "query must be float32, the dtype of the cache, got float64"),
@@ -104,7 +106,10 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: full(lens=[3, 4]), "cache_seqlens must be at least 0 and below 4, got 4"),
     (lambda: full(lens=1, key=KV, value=KV), "cache_seqlens must be at least 0 and below 1, got 1"),
     (lambda: full(lens=2.5), "cache_seqlens must be a sequence of integers, got 2.5"),
-    (lambda: full(lens=[3, 2]), "query must have at most as many positions as a text, 2, got 3"),
+    (
+        lambda: full(lens=[3, 2]),
+        "cache_seqlens must leave a text the positions of query, at least 3, got 2",
+    ),
     (lambda: full(pattern_cache=3), "pattern_cache must be a PatternCache"),
 ]
 

@@ -120,18 +120,19 @@ def test_a_cache_after_one_ordinary_call(seed: int) -> None:
 def test_a_row_that_was_overwritten_or_never_written_is_never_read() -> None:
     """The rows past the open segment's are made NaN before every step."""
     case = random_case(7)
-    case = case._replace(segment_lengths=[7, 20, 33], dilation_rates=[2, 1, 3], seq_len=100)
-    case = case._replace(table=torch.tensor([[1], [0], [2]]).expand(3, case.heads))
+    lengths, rates = [7, 20, 33, 40], [2, 1, 3, 2]  # the last nests in the second
+    case = case._replace(segment_lengths=lengths, dilation_rates=rates, seq_len=100)
+    case = case._replace(table=torch.tensor([[1], [0], [2], [1]]).expand(4, case.heads))
     q, k, v = case.qkv(7)
     cache, expected = case.cache(), case.reference(q, k, v)
+    layout = cache._rows.layout
     for p in range(case.seq_len):
-        for branch in cache._branches:
-            w, r = branch.layout.segment_length, branch.layout.dilation_rate
-            for lattice in branch.layout.lattices:
-                stored = len(range(lattice.offset, p % w, r))
-                buffers = slice(lattice.first, lattice.first + len(lattice.kv_heads))
-                branch.key[:, buffers, stored:] = torch.nan
-                branch.value[:, buffers, stored:] = torch.nan
+        for lattice in layout.lattices:
+            w, r = (x[lattice.branch] for x in (layout.segment_lengths, layout.dilation_rates))
+            stored = len(range(lattice.offset, p % w, r))
+            unused = slice(lattice.first + min(stored, lattice.rows), lattice.first + lattice.rows)
+            cache._rows.key[:, unused] = torch.nan
+            cache._rows.value[:, unused] = torch.nan
         (out, lse) = decode(cache, q, k, v, [1], p)
         assert_close((out, lse), (expected[0][:, p : p + 1], expected[1][:, :, p : p + 1]))
 
@@ -153,11 +154,11 @@ def test_what_fails_halfway_resets_the_cache(monkeypatch: pytest.MonkeyPatch) ->
     decode(cache, q, k, v, [6])
     cache.append(k[:, 6:], v[:, 6:])
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("dilated_attention_pytorch.decoding.kv_cache.attend_rows", fail)
+        patch.setattr("dilated_attention_pytorch.ops.decode_attend", fail)
         cache.attend(q[:, 6:])
     assert cache.length == 0
     expected = dilated_attention(q, k, v, [8], [1], is_causal=True, return_lse=True)

@@ -17,18 +17,26 @@ def rows_of(cache: DilatedKVCache) -> float:
 
 
 def test_a_head_keeps_w_over_r_rows_of_each_branch() -> None:
-    cache = DilatedKVCache(2, 4, 8, LENGTHS, RATES)
-    assert rows_of(cache) == 10_240  # sum of w / r
+    apart = DilatedKVCache(1, 4, 8, [2048, 4097], [1, 2])
+    assert rows_of(apart) == 2048 + (2049 + 2048) / 2  # offsets 0 and 1
     ragged = DilatedKVCache(1, 1, 8, [7, 10], [2, 3])
     assert rows_of(ragged) == 4 + 4
+
+
+def test_lattices_that_nest_share_their_rows() -> None:
+    cache = DilatedKVCache(2, 4, 8, LENGTHS, RATES)
+    assert rows_of(cache) == 6_144  # of sum(w / r) = 10,240
+    assert rows_of(DilatedKVCache(1, 1, 8, [16, 16, 48], [1, 4, 4])) == 16 + 0 + 32 / 4
+    # Segments of 6 begin off the lattice of rate 4.
+    assert rows_of(DilatedKVCache(1, 1, 8, [6, 12], [4, 4])) == 2 + 3
 
 
 @pytest.mark.parametrize(
     ("head_offsets", "rows"),
     [
-        ("interleaved", 30_720),
-        ("blocked", 12_288),
-        ([[h // 4 % r for h in range(32)] for r in RATES], 10_240),
+        ("interleaved", 16_384),
+        ("blocked", 9_312),
+        ([[h // 4 % r for h in range(32)] for r in RATES], 6_144),
     ],
     ids=["interleaved", "blocked", "shared"],
 )
@@ -45,19 +53,18 @@ def test_heads_that_are_in_no_branch_keep_nothing() -> None:
 
 def test_max_seq_len_bounds_the_rows() -> None:
     cache = DilatedKVCache(1, 2, 4, [16, 2**62], [1, 3], max_seq_len=100)
-    assert rows_of(cache) == 16 + 34
+    assert rows_of(cache) == 16 + 96 / 3  # nested: the last 4 positions are in the first branch
     short = DilatedKVCache(1, 2, 4, [16, 2**62], [1, 3], max_seq_len=5)
-    assert rows_of(short) == 5 + 2
+    assert rows_of(short) == 5 + 0
 
 
 def test_buffers_of_the_whole_text_grow_with_it() -> None:
     cache = DilatedKVCache(1, 1, 4, [16, 2**31 - 1], [1, 4])
-    assert rows_of(cache) == 16
     x = torch.randn(1, 1000, 1, 4)
     for begin in range(0, 1000, 10):
         cache.append(x[:, begin : begin + 10], x[:, begin : begin + 10])
         cache.attend(x[:, begin : begin + 10])
-        assert rows_of(cache) <= 16 + 2 * max(begin // 4 + 3, 32)
+        assert rows_of(cache) <= 16 + 2 * max((begin + 10) / 4, 32)
 
 
 def test_a_waiting_append_counts_until_it_is_attended() -> None:
@@ -73,7 +80,7 @@ def test_a_waiting_append_counts_until_it_is_attended() -> None:
 def test_memory_does_not_grow_with_the_text() -> None:
     """100,000 positions; a step's tensors are those of the first."""
     cache = DilatedKVCache(1, 1, 2, [8, 64], [1, 8])
-    nbytes, pointers = cache.nbytes, [branch.key.data_ptr() for branch in cache._branches]
+    nbytes, pointer = cache.nbytes, cache._rows.key.data_ptr()
     x = torch.randn(1, 1, 1, 2)
     for _ in range(2_000):
         cache.append(x, x)
@@ -83,4 +90,4 @@ def test_memory_does_not_grow_with_the_text() -> None:
         cache.append(x, x)
         cache.attend(x)
     assert cache.length == 100_000 and cache.nbytes == nbytes
-    assert pointers == [branch.key.data_ptr() for branch in cache._branches]
+    assert pointer == cache._rows.key.data_ptr()

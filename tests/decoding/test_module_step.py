@@ -39,6 +39,33 @@ def test_a_layer_with_a_cache_is_the_layer_on_the_whole_text(options: dict[str, 
     torch.testing.assert_close(torch.cat(parts, 1), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("before", [False, True])
+@torch.no_grad()
+def test_texts_of_a_batch_have_lengths_of_their_own(before: bool) -> None:
+    """A prompt padded on either side, then steps that some texts sit out."""
+    layer = make_layer()
+    texts = [torch.randn(1, n, 32, dtype=torch.float64) for n in (60, 41, 52)]
+    expected = [layer(text, is_causal=True)[0] for text in texts]
+    cache = layer.make_kv_cache(3)
+    begins, sizes = [0, 0, 0], [30, 11, 0]
+    while any(begin < text.shape[1] for begin, text in zip(begins, texts, strict=True)):
+        n = max(sizes) + 2
+        x = torch.full((3, n, 32), torch.nan, dtype=torch.float64)
+        mask = torch.ones(3, n, dtype=torch.bool)
+        places = [slice(n - size, n) if before else slice(0, size) for size in sizes]
+        for b, (begin, size, rows) in enumerate(zip(begins, sizes, places, strict=True)):
+            x[b, rows], mask[b, rows] = texts[b][0, begin : begin + size], False
+        out, _ = layer(x, key_padding_mask=mask, is_causal=True, kv_cache=cache)
+        for b, (begin, size, rows) in enumerate(zip(begins, sizes, places, strict=True)):
+            wanted = expected[b][0, begin : begin + size]
+            torch.testing.assert_close(out[b, rows], wanted, rtol=0, atol=1e-12)
+        assert torch.all(out[mask] == 0)
+        begins = [begin + size for begin, size in zip(begins, sizes, strict=True)]
+        left = [text.shape[1] - begin for begin, text in zip(begins, texts, strict=True)]
+        sizes = [min(more, size) for more, size in zip(left, (1, 3, 1), strict=True)]
+    assert cache.lengths == (60, 41, 52)
+
+
 def test_make_kv_cache_fits_the_layer() -> None:
     cache = make_layer(dtype=torch.float32).make_kv_cache(3, max_seq_len=20, dtype=torch.bfloat16)
     assert (cache.batch_size, cache.num_kv_heads, cache.num_heads, cache.head_dim) == (3, 2, 4, 8)
@@ -67,7 +94,7 @@ def test_make_kv_cache_fits_the_layer() -> None:
         ),
         ({"head_offsets": "blocked"}, {}, "kv_cache must have the module's head_offsets, ((0, 0"),
         ({}, {"query": torch.zeros(1, 3, 4, 8)}, "query must be [1, 2, 4, 8]"),
-        ({}, {"seq_lens": [1]}, "seq_lens, or key_padding_mask, must be None where kv_cache"),
+        ({}, {"seq_lens": [3]}, "seq_lens must end at seq_len, 2, or before, got 3"),
         ({"group": "g"}, {}, "kv_cache must be None where the module has a group"),
     ],
 )

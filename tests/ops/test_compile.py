@@ -14,6 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from dilated_attention_pytorch import dilated_attention
+from dilated_attention_pytorch.decoding.layout import make_layout
+from dilated_attention_pytorch.pattern import Scheme
 from tests.conftest import Exact, make_qkv
 from tests.ops.blocks import make_query_sums
 from tests.ops.calls import run_operator
@@ -49,6 +51,12 @@ def samples(device: str, dtype: torch.dtype) -> list[Sample]:
     sums, one_head = make_query_sums(middle[0]), plain[0][:, :, :1].contiguous()
     one_head_sums = make_query_sums(one_head)
     places = torch.tensor([[0, 20], [21, 0], [22, 15]])
+    lengths, ones = (torch.tensor(x, device=device) for x in ([20, 36], [1, 1]))
+    scheme = Scheme.make(*branches, "interleaved", "masked")
+    lattices = torch.tensor(make_layout(scheme, 4, 2, 37, grown=False).table, device=device)
+    decode = (lengths, lattices, *branches)
+    rows = [torch.zeros(2, 60, 16, dtype=dtype, device=device) for _ in "kv"]
+    step = [x[:, :1] for x in plain[1:]]
     one_entry = tuple(x[:1] for x in (out, grad_lse, *plain, out, lse))
     backward = (final[0], grad_lse[:, :, 5:25], *middle[:3], *final, *middle[3:])
     return [
@@ -78,14 +86,17 @@ def samples(device: str, dtype: torch.dtype) -> list[Sample]:
         ("scatter_add", (q, packed, 8, 2), {}),
         ("gather_into", (packed.detach().clone(), plain[0], 8, 2), {}),
         ("scatter_into", (plain[0].clone(), packed.detach(), 8, 2), {"accumulate": True}),
+        ("decode_attend", (plain[0][:, :2], *plain[1:], lengths, lattices, *branches, 2), {}),
+        ("decode_attend", (plain[0][:, :1], *rows, *decode, 2), {"counts": ones, "scale": 0.3}),
+        ("decode_append", (*rows, lengths.clone(), *step, *decode[1:]), {"max_seq_len": 37}),
         ("vouch", (pattern.clone(), pattern.cpu()), {}),
     ]
 
 
-@pytest.mark.parametrize("index", range(27))
+@pytest.mark.parametrize("index", range(30))
 def test_opcheck(index: int, device: str) -> None:
     everything = samples(device, torch.float32)
-    assert len(everything) == 27
+    assert len(everything) == 30
     name, arguments, keywords = everything[index]
     torch.library.opcheck(getattr(torch.ops.dilated, name).default, arguments, keywords)
 
@@ -170,7 +181,7 @@ def test_what_plans_is_kept_out_of_graphs() -> None:
     for name in {name for name, _, _ in samples("cpu", torch.float64)}:
         op = getattr(torch.ops.dilated, name).default
         plans = any(a.name.startswith("segment_length") for a in op._schema.arguments)
-        plans = plans and not name.startswith(("gather", "scatter"))
+        plans = plans and not name.startswith(("gather", "scatter", "decode"))
         assert (torch.Tag.cudagraph_unsafe in op.tags) == plans, name
 
 

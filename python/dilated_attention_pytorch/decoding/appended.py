@@ -1,42 +1,39 @@
-"""The last append to a cache, and which of its batch entries are alike."""
+"""The last append to a cache."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
-
-
-class Run(NamedTuple):
-    """Neighbouring batch entries that have the same length and append as many positions."""
-
-    entries: slice
-    begin: int
-    size: int
 
 
 class Appended(NamedTuple):
     """key and value [batch, n, kv_heads, head_dim], and how many of the n positions are each batch
-    entry's."""
+    entry's; None: all of them."""
 
     key: Tensor
     value: Tensor
-    counts: tuple[int, ...]
+    counts: tuple[int, ...] | None
 
-    def runs(self, lengths: Sequence[int]) -> Iterator[Run]:
-        """Those that append something to texts of these lengths."""
-        first = 0
-        for (begin, count), alike in groupby(zip(lengths, self.counts, strict=True)):
-            entries = slice(first, first := first + len(list(alike)))
-            if count > 0:
-                yield Run(entries, begin, count)
+    @property
+    def size(self) -> int:
+        return self.key.shape[1]
 
     def lengths_after(self, lengths: Sequence[int]) -> list[int]:
-        return [length + count for length, count in zip(lengths, self.counts, strict=True)]
+        counts = self.counts or (self.size,) * len(lengths)
+        return [length + count for length, count in zip(lengths, counts, strict=True)]
+
+    def counts_of(self, begin: int, end: int) -> Tensor | None:
+        """Of the positions begin to end, on the device."""
+        if self.counts is None:
+            return None
+        counts = [min(max(count - begin, 0), end - begin) for count in self.counts]
+        return torch.tensor(counts, dtype=torch.int64, device=self.key.device)
 
     def select(self, indices: Tensor) -> Appended:
         """Of these batch entries."""
         key, value = (x.index_select(0, indices) for x in (self.key, self.value))
-        return Appended(key, value, tuple(self.counts[i] for i in indices.tolist()))
+        counts = self.counts and tuple(self.counts[i] for i in indices.tolist())
+        return Appended(key, value, counts)

@@ -11,13 +11,15 @@ from torch import Tensor
 from ..pattern.bounds import check_bounds
 from ..pattern.plain import check_plain
 
+MOST_BRANCHES = 16  # the operators'
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def check_dtype(dtype: torch.dtype) -> None:
-    if dtype not in _DTYPES:
-        names = [str(one).removeprefix("torch.") for one in _DTYPES]
-        raise ValueError(f"dtype must be one of {', '.join(names)}, got {dtype}")
+def check_dtype(dtype: torch.dtype, device: torch.device) -> None:
+    allowed = _DTYPES[:-1] if device.type == "cuda" else _DTYPES
+    if dtype not in allowed:
+        names = [str(one).removeprefix("torch.") for one in allowed]
+        raise ValueError(f"dtype must be one of {', '.join(names)} on {device}, got {dtype}")
 
 
 def check_rows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import groupby
 from typing import Any, Literal, overload
 
@@ -13,7 +14,10 @@ from .. import ops
 from ..functional import CacheArgument, check_cache, check_scale
 from ..pattern import HeadOffsets, PatternSpec, Scheme, current_pattern_cache
 from ..pattern.plain import check_plain
-from .arguments import check_rows, integers
+from .arguments import MOST_BRANCHES, check_rows, integers
+from .layout import make_layout
+
+_MOST_STEP = 16  # positions beyond which the kernels of a whole sequence are faster
 
 
 @overload
@@ -69,12 +73,13 @@ def dilated_attention_with_kvcache(
         query: [batch, n, heads, head_dim], the last n positions, those of key included.
         key_cache, value_cache: [batch, max_seq_len, kv_heads, head_dim]; rows past a text's end may
             hold anything. Written in place where key and value are given.
-        cache_seqlens: positions of each text before the append; one number is every text's. Read
-            on the host.
+        cache_seqlens: positions of each text before the append; one number is every text's. What a
+            tensor on a GPU holds the host does not read where n is at most 16, so that a CUDA graph
+            can capture the call, after one that it did not; it is then not checked either.
         key, value: [batch, m, kv_heads, head_dim], to be written at cache_seqlens; m may differ
             from n.
         segment_lengths, dilation_rates, head_offsets, scale, return_lse, pattern_cache: as in
-            `dilated_attention`. Each length has a pattern of its own.
+            `dilated_attention`. Where n is more than 16, each length has a pattern of its own.
 
     Returns:
         What one causal `dilated_attention` over a text gives its last n positions, or that and the
@@ -85,21 +90,62 @@ def dilated_attention_with_kvcache(
     """
     scheme = Scheme.recall(segment_lengths, dilation_rates, head_offsets, "masked")
     scale, pattern_cache = check_scale(scale), check_cache(pattern_cache)
-    ends = _checked_ends(query, key_cache, value_cache, cache_seqlens, key, value)
-    n = query.shape[1]
+    _check(query, key_cache, value_cache, key, value)
+    n, more = query.shape[1], 0 if key is None else key.shape[1]
+    is_step = n <= _MOST_STEP and len(scheme.branches) <= MOST_BRANCHES
+    room = key_cache.shape[1] - more
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
-        parts: list[tuple[Tensor, Tensor]] = []
-        first = 0
-        for end, alike in groupby(ends):
-            rows = slice(first, first := first + len(list(alike)))
-            if key is not None and value is not None:
-                key_cache[rows, end - key.shape[1] : end] = key[rows]
-                value_cache[rows, end - key.shape[1] : end] = value[rows]
-            operands = (query[rows], key_cache[rows, :end], value_cache[rows, :end])
-            parts.append(_attend(*operands, end - n, scheme, scale, pattern_cache))
+        if is_step and isinstance(cache_seqlens, Tensor) and cache_seqlens.is_cuda:
+            ends = _ends_on_device(cache_seqlens, query.shape[0]) + more
+        else:
+            lengths = _ends_on_host(cache_seqlens, query.shape[0], room, n - more)
+            ends = torch.tensor(lengths, device=query.device) + more
+        if key is not None and value is not None:
+            entries = torch.arange(query.shape[0], device=query.device)[:, None]
+            places = ends[:, None] + torch.arange(-more, 0, device=query.device)
+            key_cache[entries, places], value_cache[entries, places] = key, value
+        operands = (query, key_cache, value_cache)
+        if is_step:
+            out, lse = ops.decode_attend(
+                *operands,
+                ends,
+                _table(scheme, query.shape[2], key_cache.shape[2], query.device),
+                scheme.segment_lengths,
+                scheme.dilation_rates,
+                key_cache.shape[2],
+                scale=scale,
+            )
+        else:
+            known = [length + more for length in lengths]
+            out, lse = _attend_blocks(*operands, known, scheme, scale, pattern_cache)
+    return (out, lse) if return_lse else out
+
+
+@lru_cache(maxsize=64)
+def _table(scheme: Scheme, heads: int, kv_heads: int, device: torch.device) -> Tensor:
+    layout = make_layout(scheme, heads, kv_heads, capacity=1, grown=False)
+    with torch.inference_mode(False):
+        return torch.tensor(layout.table, dtype=torch.int64, device=device)
+
+
+def _attend_blocks(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    ends: Sequence[int],
+    scheme: Scheme,
+    scale: float | None,
+    pattern_cache: CacheArgument,
+) -> tuple[Tensor, Tensor]:
+    """Texts of one length at a time."""
+    parts: list[tuple[Tensor, Tensor]] = []
+    first = 0
+    for end, alike in groupby(ends):
+        rows = slice(first, first := first + len(list(alike)))
+        operands = (query[rows], key_cache[rows, :end], value_cache[rows, :end])
+        parts.append(_attend(*operands, end - query.shape[1], scheme, scale, pattern_cache))
     outs, lses = zip(*parts, strict=True)
-    out = torch.cat(outs)
-    return (out, torch.cat(lses)) if return_lse else out
+    return torch.cat(outs), torch.cat(lses)
 
 
 def _attend(
@@ -136,15 +182,13 @@ def _attend(
     return ops.attention_block(query, key, value, end, begin, 0, *branches, **options)
 
 
-def _checked_ends(
+def _check(
     query: Tensor,
     key_cache: Tensor,
     value_cache: Tensor,
-    cache_seqlens: int | Sequence[int] | Tensor,
     key: Tensor | None,
     value: Tensor | None,
-) -> list[int]:
-    """The length of each text after the append."""
+) -> None:
     for tensor, name in ((key_cache, "key_cache"), (query, "query")):
         check_plain(tensor, name)
         if tensor.dim() != 4 or 0 in (tensor.shape[0], tensor.shape[2]):
@@ -152,7 +196,7 @@ def _checked_ends(
                 f"{name} must be [batch, seq_len, heads, head_dim], got shape {tuple(tensor.shape)}"
             )
     batch, room, kv_heads, _ = key_cache.shape
-    heads, n = query.shape[2], query.shape[1]
+    heads = query.shape[2]
     if heads % kv_heads != 0:
         raise ValueError(
             f"query must have a multiple of key_cache's heads, {kv_heads}, got {heads}"
@@ -160,21 +204,33 @@ def _checked_ends(
     check_rows(key_cache, "key_cache", batch, kv_heads, key_cache)
     check_rows(value_cache, "value_cache", batch, kv_heads, key_cache, room)
     check_rows(query, "query", batch, heads, key_cache)
-    more = 0
     if (key is None) != (value is None):
         missing, other = ("key", "value") if key is None else ("value", "key")
         raise ValueError(f"{missing} must be given where {other} is, got None")
     if key is not None and value is not None:
         check_rows(key, "key", batch, kv_heads, key_cache)
-        more = key.shape[1]
-        check_rows(value, "value", batch, kv_heads, key_cache, more)
-    given: Any = cache_seqlens
+        check_rows(value, "value", batch, kv_heads, key_cache, key.shape[1])
+
+
+def _ends_on_device(cache_seqlens: Tensor, batch: int) -> Tensor:
+    fits = cache_seqlens.shape in (torch.Size([]), torch.Size([batch]))
+    if not fits or cache_seqlens.is_floating_point():
+        raise ValueError(
+            f"cache_seqlens must be {batch} integers, one a row, got {cache_seqlens.dtype} "
+            f"of shape {tuple(cache_seqlens.shape)}"
+        )
+    return cache_seqlens.to(torch.int64).expand(batch)
+
+
+def _ends_on_host(given: Any, batch: int, room: int, least: int) -> tuple[int, ...]:
+    """The lengths before the append, checked: at most `room`, at least `least`."""
     if isinstance(given, int) or getattr(given, "ndim", 1) == 0:
         given = (given,) * batch
-    lengths = integers(given, "cache_seqlens", 0, room - more + 1, batch)
+    lengths = integers(given, "cache_seqlens", 0, room + 1, batch)
     for length in lengths:
-        if length + more < n:
+        if length < least:
             raise ValueError(
-                f"query must have at most as many positions as a text, {length + more}, got {n}"
+                f"cache_seqlens must leave a text the positions of query, at least {least}, "
+                f"got {length}"
             )
-    return [length + more for length in lengths]
+    return lengths

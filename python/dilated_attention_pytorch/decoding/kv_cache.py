@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, Literal, overload
 
 import torch
@@ -13,14 +14,11 @@ from torch import Tensor
 from ..functional import attend, check_scale
 from ..pattern import HeadOffsets, Scheme
 from ..pattern.bounds import HEADS_END, SEQ_LEN_END, at_least
-from .appended import Appended, Run
-from .arguments import check_dtype, check_rows, integers
-from .attend_rows import attend_rows
-from .layout import branch_layouts, pieces
-from .rows import BranchRows
+from .appended import Appended
+from .arguments import MOST_BRANCHES, check_dtype, check_rows, integers
+from .layout import cuts
+from .rows import ForgettingRows
 from .state import read_state, write_state
-
-_PIECE = 256  # positions that are scored at once, which bounds the memory of the scores
 
 
 class DilatedKVCache:
@@ -28,8 +26,12 @@ class DilatedKVCache:
 
     `append` some positions, then `attend` from them: the numbers are those of one causal
     `dilated_attention` over the whole text. Of each branch only the rows of the segment that is
-    being written are kept, ceil(w / r) of a KV head, so memory and time of a step don't grow with
-    the text. Gives no gradients.
+    being written are kept, at most ceil(w / r) of a KV head, so memory and time of a step don't
+    grow with the text. Gives no gradients.
+
+    A step, one position appended to each text and attended, can be captured in a CUDA graph and
+    replayed for all that follow: how long the texts are, the device knows. An append past
+    max_seq_len then stops the device.
 
     Args:
         batch_size: texts, of different lengths if need be.
@@ -73,12 +75,19 @@ class DilatedKVCache:
         self.max_seq_len = max_seq_len
         if max_seq_len is not None:
             self.max_seq_len = at_least(1, max_seq_len, "max_seq_len", SEQ_LEN_END)
+        if len(self.scheme.branches) > MOST_BRANCHES:
+            raise ValueError(
+                f"segment_lengths must be at most {MOST_BRANCHES} branches, "
+                f"got {len(self.scheme.branches)}"
+            )
         self._like = torch.empty(self.head_dim, dtype=dtype, device=device)
-        check_dtype(self.dtype)
-        shape = (self.batch_size, self.head_dim, self.max_seq_len, self.dtype, self.device)
-        self._layouts = branch_layouts(self.scheme, self.num_heads, self.num_kv_heads)
-        self._branches = [BranchRows(layout, *shape) for layout in self._layouts]
-        self._stored = [0] * self.batch_size  # positions before those of the last append
+        check_dtype(self.dtype, self.device)
+        shape = (self.batch_size, self.num_heads, self.num_kv_heads, self.head_dim)
+        self._rows = ForgettingRows(self.scheme, shape, self.max_seq_len, self._like)
+        # Positions before those of the last append, which the rows' lengths on the device count; a
+        # graph that captured a step may advance those alone.
+        self._known: list[int] = [0] * self.batch_size
+        self._captured = False
         self._appended: Appended | None = None
 
     @classmethod
@@ -127,9 +136,8 @@ class DilatedKVCache:
     @property
     def lengths(self) -> tuple[int, ...]:
         """Positions appended to each text of the batch."""
-        if self._appended is None:
-            return tuple(self._stored)
-        return tuple(self._appended.lengths_after(self._stored))
+        stored = self._stored()
+        return tuple(stored if self._appended is None else self._appended.lengths_after(stored))
 
     @property
     def length(self) -> int:
@@ -141,7 +149,7 @@ class DilatedKVCache:
         """Bytes of the rows, and of an append that waits to be attended."""
         waiting = self._appended
         more = 0 if waiting is None else waiting.key.nbytes + waiting.value.nbytes
-        return more + sum(branch.nbytes for branch in self._branches)
+        return more + self._rows.nbytes
 
     def append(
         self, key: Tensor, value: Tensor, *, seq_lens: Sequence[int] | Tensor | None = None
@@ -186,20 +194,14 @@ class DilatedKVCache:
             )
         n = appended.key.shape[1]
         check_rows(query, "query", self.batch_size, self.num_heads, self._like, n)
-        exact = torch.float64 if query.dtype == torch.float64 else torch.float32
-        out = torch.zeros_like(query, memory_format=torch.contiguous_format)
-        lse = out.new_full((self.batch_size, self.num_heads, n), -torch.inf, dtype=exact)
         with self._changing(), torch.autocast(query.device.type, enabled=False):
-            for run in appended.runs(self._stored):
-                new_out, new_lse = self._attend_run(run, query, appended, scale)
-                out[run.entries, : run.size] = new_out
-                lse[run.entries, :, : run.size] = new_lse
+            out, lse = self._attend(query.detach(), appended, scale)
             self._settle(appended)
         return (out, lse) if return_lse else out
 
     def reset(self) -> None:
-        """Forgets all texts; the buffers remain."""
-        self._stored, self._appended = [0] * self.batch_size, None
+        """Forgets all texts; the memory remains."""
+        self._set_lengths([0] * self.batch_size)
 
     def reorder(self, indices: Sequence[int] | Tensor) -> None:
         """Batch entry i becomes a copy of entry indices[i], of beams for example; the batch then
@@ -207,15 +209,15 @@ class DilatedKVCache:
         chosen = integers(indices, "indices", 0, self.batch_size)
         if not chosen:
             raise ValueError("indices must be at least one integer, got none")
+        if self._captured and len(chosen) != self.batch_size:
+            raise ValueError(
+                f"indices must be {self.batch_size}, as many as the batch that a CUDA graph has "
+                f"captured, got {len(chosen)}"
+            )
+        stored = self._stored()
         where = torch.tensor(chosen, device=self.device)
-        with torch.inference_mode(False):
-            rows = [
-                (branch.key.index_select(0, where), branch.value.index_select(0, where))
-                for branch in self._branches
-            ]
-        for branch, (key, value) in zip(self._branches, rows, strict=True):  # all of them or none
-            branch.key, branch.value = key, value
-        self._stored = [self._stored[i] for i in chosen]
+        self._rows.select(where)
+        self._known = [stored[i] for i in chosen]
         if self._appended is not None:
             self._appended = self._appended.select(where)
         self.batch_size = len(chosen)
@@ -223,7 +225,9 @@ class DilatedKVCache:
     def fork(self) -> DilatedKVCache:
         """A copy that shares no memory with this one."""
         with torch.inference_mode(False):
-            return copy.deepcopy(self)
+            made = copy.deepcopy(self)
+        made._known, made._captured = self._stored(), False
+        return made
 
     def crop(self, length: int) -> None:
         """Refused, except for the present length: earlier rows are overwritten. `fork` before what
@@ -254,69 +258,98 @@ class DilatedKVCache:
         check_rows(key, "key", self.batch_size, self.num_kv_heads, self._like)
         n = key.shape[1]
         check_rows(value, "value", self.batch_size, self.num_kv_heads, self._like, n)
-        counts = (n,) * self.batch_size
+        counts = None
         if seq_lens is not None:
             counts = integers(seq_lens, "seq_lens", 0, n + 1, self.batch_size)
-        for present, more in zip(self.lengths, counts, strict=True):
-            if self.max_seq_len is not None and present + more > self.max_seq_len:
+        appended = Appended(key, value, counts)
+        if self._is_capturing():
+            if self._rows.grows or counts is not None:
+                what = "max_seq_len" if self._rows.grows else "no seq_lens"
                 raise ValueError(
-                    f"key must have at most {self.max_seq_len - present} positions more, where "
-                    f"max_seq_len is {self.max_seq_len} and {present} are there, got {more}"
+                    f"{what} must be given where a CUDA graph captures an append, got "
+                    f"{'None' if self._rows.grows else seq_lens}"
                 )
-        return Appended(key, value, counts)
+        elif self.max_seq_len is not None:
+            for present, after in zip(
+                self.lengths, appended.lengths_after(self.lengths), strict=True
+            ):
+                if after > self.max_seq_len:
+                    raise ValueError(
+                        f"key must have at most {self.max_seq_len - present} positions more, where "
+                        f"max_seq_len is {self.max_seq_len} and {present} are there, "
+                        f"got {after - present}"
+                    )
+        return appended
 
-    def _attend_run(
-        self, run: Run, query: Tensor, appended: Appended, scale: float | None
+    def _attend(
+        self, query: Tensor, appended: Appended, scale: float | None
     ) -> tuple[Tensor, Tensor]:
-        """out and lse of a run's positions, whose rows are then stored."""
-        rows = (query, appended.key, appended.value)
-        query, key, value = (x[run.entries, : run.size] for x in rows)
-        if run.begin == 0 and run.size > 1:  # the whole text: one ordinary call
-            results = attend(
-                query,
-                key,
-                value,
-                self.scheme,
-                is_causal=True,
-                scale=scale,
-                dropout_p=0.0,
-                pattern_cache=None,
-            )
-            self._store(run, key, value)
-            return results
-        factor = self.head_dim**-0.5 if scale is None else scale
+        """out and lse of the appended positions, whose rows are then stored."""
+        rows, n = (query, appended.key, appended.value), appended.size
+        pieces = list(range(n + 1)) if self._is_capturing() or n < 2 else None
+        if pieces is None:
+            stored = self._stored()
+            if max(stored) == 0:  # the whole texts: one ordinary call
+                out, lse = attend(
+                    *rows,
+                    self.scheme,
+                    is_causal=True,
+                    scale=scale,
+                    dropout_p=0.0,
+                    seq_lens=appended.counts,
+                    pattern_cache=None,
+                )
+                self._append(appended)
+                return out, lse
+            pieces = cuts(self.scheme.segment_lengths, stored, n)
+        self._reserve(appended)
         parts = []
-        cuts = pieces(self._layouts, run.begin, run.begin + run.size, _PIECE)
-        for begin, end in zip(cuts, cuts[1:], strict=False):
-            piece = slice(begin - run.begin, end - run.begin)
-            for branch in self._branches:
-                branch.write(run.entries, begin, key[:, piece], value[:, piece])
-            parts.append(attend_rows(query[:, piece], self._branches, run.entries, begin, factor))
+        for begin, end in pairwise(pieces if n else [0, 0]):
+            counts = appended.counts_of(begin, end)
+            piece, key, value = (x[:, begin:end] for x in rows)
+            self._rows.append(key, value, counts)
+            parts.append(self._rows.attend(piece, counts, scale))
+        if len(parts) == 1:
+            return parts[0]
         outs, lses = zip(*parts, strict=True)
         return torch.cat(outs, 1), torch.cat(lses, 2)
 
-    def _store(self, run: Run, key: Tensor, value: Tensor) -> None:
-        """Of each branch the rows of the segment that the run ends in."""
-        end = run.begin + run.size
-        for branch in self._branches:
-            w = branch.layout.segment_length
-            begin = max(run.begin, (end - 1) // w * w)
-            rows = (x[:, begin - run.begin :] for x in (key, value))
-            branch.write(run.entries, begin, *rows)
+    def _append(self, appended: Appended) -> None:
+        self._reserve(appended)
+        self._rows.append(appended.key, appended.value, appended.counts_of(0, appended.size))
+
+    def _reserve(self, appended: Appended) -> None:
+        if self._rows.grows:
+            self._rows.reserve(max(appended.lengths_after(self._stored())))
 
     def _store_appended(self) -> None:
         """Stores an append that nobody attended."""
         if (appended := self._appended) is None:
             return
         with self._changing():
-            for run in appended.runs(self._stored):
-                rows = (x[run.entries, : run.size] for x in (appended.key, appended.value))
-                self._store(run, *rows)
+            self._append(appended)
             self._settle(appended)
 
     def _settle(self, appended: Appended) -> None:
-        self._stored = appended.lengths_after(self._stored)
+        if self._is_capturing():
+            self._captured = True
+        elif not self._captured:
+            self._known = appended.lengths_after(self._known)
         self._appended = None
+
+    def _stored(self) -> list[int]:
+        """Positions before those of the last append; once a graph has captured a step, the host
+        waits for the device to tell."""
+        if self._captured:
+            self._known = self._rows.lengths.tolist()
+        return self._known
+
+    def _set_lengths(self, lengths: Sequence[int]) -> None:
+        self._appended, self._known = None, list(lengths)
+        self._rows.lengths.copy_(torch.tensor(self._known))
+
+    def _is_capturing(self) -> bool:
+        return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
     @contextmanager
     def _changing(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Which rows a cache keeps of one branch, and where: pure arithmetic, no tensors.
+"""Which rows a cache that forgets keeps, and where: pure arithmetic, no tensors.
 
     branch w = 8, r = 2; a KV head whose query heads have the offsets 0 and 1; 11 positions so far
 
@@ -8,97 +8,126 @@
 
 A row is overwritten when the next segment's same place arrives. Rows past the open segment's, the
 dots, are old ones, and never read.
+
+A lattice that nests in another of its KV head, of shorter segments, has that one as its parent:
+there its rows of the parent's open segment are, so it reads its own before that segment alone, and
+keeps none of the last such segment within its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..pattern import Branch, Scheme
+from ..pattern.bounds import SEQ_LEN_END
+
+_WHOLE_TEXT = 2**62  # a segment that no text ends
 
 
 class Lattice(NamedTuple):
-    """Query heads of one offset, the same number of them for each of some KV heads.
+    """Positions of one offset that query heads of one KV head have in common.
 
-    heads: query heads, those of a KV head side by side. first: the place of the first KV head's
-    rows in the branch's buffer; the others' follow.
+    parent: the branch of the lattice that it nests in, or -1. kept: positions of a segment below
+    this are kept, in rows from `first` on.
     """
 
+    branch: int
     offset: int
     heads: tuple[int, ...]
-    kv_heads: tuple[int, ...]
+    parent: int
+    kept: int
     first: int
-
-
-class Places(NamedTuple):
-    """Positions of a lattice: the index of the first, the row that it has, and how many."""
-
-    first: int
-    row: int
-    size: int
+    rows: int
 
 
 @dataclass(frozen=True)
-class BranchLayout:
-    """A branch's lattices, those that some query head takes."""
+class Layout:
+    """Of texts of at most `capacity` positions. `table` [branches, heads] is what the operators
+    take: offset (-1 for none), first, parent, kept."""
 
-    segment_length: int
-    dilation_rate: int
+    capacity: int
+    segment_lengths: tuple[int, ...]
+    dilation_rates: tuple[int, ...]
     lattices: tuple[Lattice, ...]
-
-    @property
-    def buffers(self) -> int:
-        """Pairs of a KV head and an offset, each with rows of its own."""
-        return sum(len(lattice.kv_heads) for lattice in self.lattices)
-
-    def rows(self, length: int) -> int:
-        """Rows of each of them while a text has at most `length` positions."""
-        return -(-min(self.segment_length, length) // self.dilation_rate)
-
-    def places(self, offset: int, begin: int, end: int) -> Places:
-        """Of the positions begin to end, all in one segment; their indices count from begin."""
-        first = begin % self.segment_length
-        before = self._before(offset, first)
-        count = self._before(offset, first + end - begin) - before
-        return Places(offset + before * self.dilation_rate - first, before, count)
-
-    def _before(self, offset: int, position: int) -> int:
-        return max(0, -((offset - position) // self.dilation_rate))
+    rows: int
+    table: tuple[tuple[tuple[int, int, int, int], ...], ...]
 
 
-def branch_layouts(scheme: Scheme, heads: int, kv_heads: int) -> tuple[BranchLayout, ...]:
-    """Each branch's; a KV head keeps the union of its query heads' lattices, each of them once."""
-    table = scheme.offset_table(heads)
-    return tuple(
-        _branch_layout(branch, offsets, heads // kv_heads)
-        for branch, offsets in zip(scheme.branches, table, strict=True)
-    )
+def grows(scheme: Scheme) -> bool:
+    """Whether a segment is the whole text, so that its rows grow with it."""
+    return max(scheme.segment_lengths) >= SEQ_LEN_END
 
 
-def _branch_layout(branch: Branch, offsets: Sequence[int], group: int) -> BranchLayout:
-    heads_of: dict[tuple[int, int], list[int]] = {}  # (offset, KV head) -> query heads
-    for head, offset in enumerate(offsets):
-        if 0 <= offset < branch.segment_length:
-            heads_of.setdefault((offset, head // group), []).append(head)
-    alike: dict[tuple[int, int], list[int]] = {}  # (offset, query heads of a KV head) -> KV heads
-    for (offset, kv_head), heads in heads_of.items():
-        alike.setdefault((offset, len(heads)), []).append(kv_head)
+def make_layout(scheme: Scheme, heads: int, kv_heads: int, capacity: int, grown: bool) -> Layout:
+    """grown: the capacity will grow, and a segment that is the whole text keeps all of it."""
+    branches = [Branch(w if w < SEQ_LEN_END else _WHOLE_TEXT, rate) for w, rate in scheme.branches]
+    members = _members(branches, scheme.offset_table(heads), heads // kv_heads)
     lattices: list[Lattice] = []
+    table = [[(-1, 0, -1, 0)] * heads for _ in branches]
     first = 0
-    for (offset, _), kv_heads in sorted(alike.items()):
-        members = tuple(head for kv_head in kv_heads for head in heads_of[offset, kv_head])
-        lattices.append(Lattice(offset, members, tuple(kv_heads), first))
-        first += len(kv_heads)
-    return BranchLayout(*branch, tuple(lattices))
+    for (branch, kv_head, offset), its_heads in members.items():
+        parent = _parent(branches, members, branch, kv_head, offset)
+        length, rate = branches[branch]
+        kept = min(length, capacity)
+        if parent >= 0 and not (grown and length == _WHOLE_TEXT):
+            inner = branches[parent].segment_length
+            kept = max(0, kept - 1) // inner * inner
+        rows = max(0, -((offset - kept) // rate))
+        lattices.append(Lattice(branch, offset, its_heads, parent, kept, first, rows))
+        for head in its_heads:
+            table[branch][head] = (offset, first, parent, kept)
+        first += rows
+    lengths, rates = zip(*branches, strict=True)
+    return Layout(capacity, lengths, rates, tuple(lattices), first, tuple(map(tuple, table)))
 
 
-def pieces(layouts: Sequence[BranchLayout], begin: int, end: int, most: int) -> list[int]:
-    """Where to cut begin to end so that no piece crosses a segment or exceeds `most` positions."""
-    cuts = [begin]
-    while cuts[-1] < end:
-        at = cuts[-1]
-        ends = (at // w * w + w for w in (layout.segment_length for layout in layouts))
-        cuts.append(min(at + most, end, *ends))
-    return cuts
+Members = Mapping[tuple[int, int, int], tuple[int, ...]]  # (branch, KV head, offset) -> query heads
+
+
+def _members(
+    branches: Sequence[Branch], table: Sequence[Sequence[int]], group: int
+) -> dict[tuple[int, int, int], tuple[int, ...]]:
+    members: dict[tuple[int, int, int], tuple[int, ...]] = {}
+    for branch, offsets in enumerate(table):
+        for head, offset in enumerate(offsets):
+            if 0 <= offset < branches[branch].segment_length:
+                lattice = (branch, head // group, offset)
+                members[lattice] = (*members.get(lattice, ()), head)
+    return members
+
+
+def _parent(
+    branches: Sequence[Branch], members: Members, branch: int, kv_head: int, offset: int
+) -> int:
+    """The branch of longest segments whose lattice holds this one's positions for all its heads,
+    in segments that this one's are made of; -1 if there is none."""
+    length, rate = branches[branch]
+
+    def order(other: int) -> tuple[int, int, int]:
+        return (*branches[other], other)
+
+    heads = set(members[branch, kv_head, offset])
+    candidates = [
+        other
+        for other, (inner, step) in enumerate(branches)
+        if order(other) < order(branch)
+        and (length == _WHOLE_TEXT or length % inner == 0)
+        and rate % step == 0
+        and (inner % step == 0 or inner == length)  # so that lattices agree in every segment
+        and heads <= set(members.get((other, kv_head, offset % step), ()))
+    ]
+    return max(candidates, key=order, default=-1)
+
+
+def cuts(segment_lengths: Sequence[int], begins: Sequence[int], size: int) -> list[int]:
+    """Where to cut `size` positions of texts that had begins, so that no piece crosses a segment:
+    from 0 to size."""
+    inner = {
+        place
+        for begin in set(begins)
+        for length in segment_lengths
+        for place in range(-begin % length, size, length)
+    }
+    return sorted({0, *inner, size})

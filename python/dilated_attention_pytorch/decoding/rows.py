@@ -1,76 +1,100 @@
-"""The rows of keys and values that a cache keeps of one branch."""
+"""The rows of keys and values that a cache that forgets keeps, and how many positions each text
+has."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..pattern.bounds import SEQ_LEN_END
-from .layout import BranchLayout
+from .. import ops
+from ..pattern import Scheme
+from .layout import Layout, grows, make_layout
 
-Index = slice | Tensor
-_FIRST_ROWS = 64  # of a buffer that grows
+_FIRST_CAPACITY = 64  # of a cache that grows, in positions
 
 
-class BranchRows:
-    """key and value, [batch, buffers, rows, head_dim], contiguous; row j of a buffer is the j-th
-    position of its lattice in the open segment.
+class ForgettingRows:
+    """key and value [batch, rows, head_dim], lengths [batch], and the table of lattices.
 
-    All rows of the longest segment are there from the beginning, except where a segment is the
-    whole text, of unknown length: those double when they are full.
+    All rows are there from the beginning, except where a segment is the whole text, of unknown
+    length: those double when they are full.
     """
 
     def __init__(
         self,
-        layout: BranchLayout,
-        batch_size: int,
-        head_dim: int,
+        scheme: Scheme,
+        shape: tuple[int, int, int, int],
         max_seq_len: int | None,
-        dtype: torch.dtype,
-        device: torch.device,
+        like: Tensor,
     ) -> None:
-        self.layout = layout
-        known = layout.segment_length if max_seq_len is None else max_seq_len
-        rows = layout.rows(known) if known < SEQ_LEN_END else 0
-        shape = (batch_size, layout.buffers, rows, head_dim)
+        """shape: batch, heads, kv_heads, head_dim."""
+        batch, self._heads, self._kv_heads, head_dim = shape
+        self._scheme, self._max_seq_len = scheme, max_seq_len
+        self.grows = max_seq_len is None and grows(scheme)
+        longest = 0 if self.grows else max(scheme.segment_lengths)
+        self.layout = self._make_layout(longest if max_seq_len is None else max_seq_len)
         with torch.inference_mode(False):  # or nobody could write to them outside of it
-            self.key, self.value = (torch.empty(shape, dtype=dtype, device=device) for _ in "kv")
-        self.heads = [_index(lattice.heads, device) for lattice in layout.lattices]
-        self.kv_heads = [_index(lattice.kv_heads, device) for lattice in layout.lattices]
+            rows = (batch, self.layout.rows, head_dim)
+            self.key, self.value = (like.new_empty(rows) for _ in "kv")
+            self.lengths = like.new_zeros(batch, dtype=torch.int64)
+            self._table = self._make_table()
 
     @property
     def nbytes(self) -> int:
         return self.key.nbytes + self.value.nbytes
 
-    def write(self, entries: slice, begin: int, key: Tensor, value: Tensor) -> None:
-        """Stores key and value [entries, n, kv_heads, head_dim] of positions from `begin` on, all
-        in one segment."""
-        end, rate = begin + key.shape[1], self.layout.dilation_rate
-        self._reserve(self.layout.rows((end - 1) % self.layout.segment_length + 1))
-        for lattice, kv_heads in zip(self.layout.lattices, self.kv_heads, strict=True):
-            first, row, size = self.layout.places(lattice.offset, begin, end)
-            if size == 0:
-                continue
-            buffers = slice(lattice.first, lattice.first + len(lattice.kv_heads))
-            for rows, source in ((self.key, key), (self.value, value)):
-                new = source[:, first::rate, kv_heads].transpose(1, 2)
-                rows[entries, buffers, row : row + size] = new
+    def append(self, key: Tensor, value: Tensor, counts: Tensor | None) -> None:
+        """key and value [batch, n, kv_heads, head_dim], of which counts are a text's."""
+        lists = (self._table, self.layout.segment_lengths, self.layout.dilation_rates)
+        ops.decode_append(
+            self.key,
+            self.value,
+            self.lengths,
+            key,
+            value,
+            *lists,
+            counts=counts,
+            max_seq_len=self._max_seq_len,
+        )
 
-    def _reserve(self, rows: int) -> None:
-        batch, buffers, present, head_dim = self.key.shape
-        if rows <= present:
+    def attend(
+        self, query: Tensor, counts: Tensor | None, scale: float | None
+    ) -> tuple[Tensor, Tensor]:
+        """out and lse of the last positions, which lie in one segment of every branch."""
+        lists = (self._table, self.layout.segment_lengths, self.layout.dilation_rates)
+        rows = (query, self.key, self.value, self.lengths)
+        return ops.decode_attend(*rows, *lists, self._kv_heads, counts=counts, scale=scale)
+
+    def reserve(self, length: int) -> None:
+        """Room for a text of so many positions."""
+        if not self.grows or length <= self.layout.capacity:
             return
-        more = max(_FIRST_ROWS, rows, 2 * present) - present
+        old, old_rows = self.layout, (self.key, self.value)
+        self.resize(max(_FIRST_CAPACITY, length, 2 * old.capacity))
+        for rows, old_one in zip((self.key, self.value), old_rows, strict=True):
+            for to, source in zip(self.layout.lattices, old.lattices, strict=True):
+                kept = old_one[:, source.first : source.first + source.rows]
+                rows[:, to.first : to.first + source.rows] = kept
+
+    def resize(self, capacity: int) -> None:
+        """Rows of anything, for texts of another length."""
+        self.layout = self._make_layout(capacity)
+        batch, _, head_dim = self.key.shape
         with torch.inference_mode(False):
-            room = self.key.new_empty(batch, buffers, more, head_dim)
-            self.key, self.value = (torch.cat([x, room], 2) for x in (self.key, self.value))
+            rows = (batch, self.layout.rows, head_dim)
+            self.key, self.value = (self.key.new_empty(rows) for _ in "kv")
+            self._table = self._make_table()
 
+    def select(self, indices: Tensor) -> None:
+        """Batch entry i becomes entry indices[i], in the same memory where there are as many."""
+        with torch.inference_mode(False):
+            for name in ("key", "value", "lengths"):
+                old = getattr(self, name)
+                new = old.index_select(0, indices)
+                setattr(self, name, old.copy_(new) if new.shape == old.shape else new)
 
-def _index(numbers: Sequence[int], device: torch.device) -> Index:
-    """What selects these along a dimension: a slice, which copies nothing, where they allow it."""
-    step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
-    if list(numbers) == list(range(numbers[0], numbers[-1] + 1, step)):
-        return slice(numbers[0], numbers[-1] + 1, step)
-    return torch.tensor(numbers, dtype=torch.int64, device=device)
+    def _make_layout(self, capacity: int) -> Layout:
+        return make_layout(self._scheme, self._heads, self._kv_heads, capacity, self.grows)
+
+    def _make_table(self) -> Tensor:
+        return torch.tensor(self.layout.table, dtype=torch.int64, device=self.key.device)

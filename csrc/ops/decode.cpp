@@ -1,0 +1,240 @@
+// decode_attend and decode_append: checks, the CPU's kernels, fake tensors.
+#include "ops/decode.h"
+
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "kernels/cpu/decode.h"
+#include "ops/checks.h"
+#include "ops/in_place.h"
+
+namespace dilated::ops {
+namespace {
+
+using Results = std::tuple<at::Tensor, at::Tensor>;
+
+/// [batch, rows, head_dim] of a cache that forgets as one of a single head.
+at::Tensor with_heads(const at::Tensor& rows) { return rows.dim() == 3 ? rows.unsqueeze(2) : rows; }
+
+void check_alike(const at::Tensor& tensor, const char* name, const at::Tensor& like,
+                 const char* like_name) {
+  check_tensor(tensor, name);
+  TORCH_CHECK_VALUE(tensor.scalar_type() == like.scalar_type() && tensor.device() == like.device(),
+                    name, ": must have the dtype and device of ", like_name, ", ",
+                    dtype_name(like.scalar_type()), " on ", like.device(), ", got ",
+                    dtype_name(tensor.scalar_type()), " on ", tensor.device());
+}
+
+/// Rows of a cache that forgets, or of an ordinary one.
+void check_cache(const at::Tensor& rows, const char* name, const at::Tensor& like,
+                 const char* like_name) {
+  check_alike(rows, name, like, like_name);
+  TORCH_CHECK_VALUE(
+      (rows.dim() == 3 || rows.dim() == 4) && rows.sym_size(0) == like.sym_size(0) &&
+          rows.sym_size(-1) == like.sym_size(3),
+      name, ": must be [batch, rows, head_dim] or [batch, seq_len, kv_heads, head_dim], as ",
+      like_name, " ", like.sym_sizes(), " has it, got ", rows.sym_sizes());
+}
+
+void check_integers(const at::Tensor& tensor, const char* name, const at::Tensor& like,
+                    const char* like_name) {
+  check_tensor(tensor, name);
+  TORCH_CHECK_VALUE(tensor.scalar_type() == at::kLong && tensor.device() == like.device() &&
+                        tensor.is_contiguous(),
+                    name, ": must be contiguous, int64 and on the device of ", like_name, ", ",
+                    like.device(), ", got ", dtype_name(tensor.scalar_type()), " on ",
+                    tensor.device(), " with strides ", tensor.sym_strides());
+}
+
+void check_decode(const at::Tensor& rows, const char* name, const DecodeCall& call) {
+  check_input(rows, name);
+  TORCH_CHECK_VALUE(rows.scalar_type() != at::kDouble || !rows.is_cuda(), name,
+                    ": must be on the CPU where it is float64, got one on ", rows.device());
+  const size_t branches = call.segment_lengths.size();
+  TORCH_CHECK_VALUE(
+      0 < branches && branches <= kernels::kMostBranches && branches == call.dilation_rates.size(),
+      "segment_lengths and dilation_rates: must have the same length, from 1 to ",
+      kernels::kMostBranches, ", got ", branches, " and ", call.dilation_rates.size());
+  for (size_t i = 0; i < branches; ++i) {
+    const int64_t w = call.segment_lengths[i], r = call.dilation_rates[i];
+    TORCH_CHECK_VALUE(w > 0, "segment_lengths: must be positive, got ", w);
+    TORCH_CHECK_VALUE(0 < r && r <= std::numeric_limits<int32_t>::max(),
+                      "dilation_rates: must be positive and below 2^31, got ", r);
+  }
+  check_integers(call.lattices, "lattices", rows, name);
+  TORCH_CHECK_VALUE(call.lattices.dim() == 3 &&
+                        call.lattices.sym_size(0) == static_cast<int64_t>(branches) &&
+                        call.lattices.sym_size(1) > 0 && call.lattices.sym_size(2) == 4,
+                    "lattices: must be [branches, heads, 4] of ", branches, " branches, got ",
+                    call.lattices.sym_sizes());
+  const auto check_batch = [&](const at::Tensor& tensor, const char* tensor_name) {
+    check_integers(tensor, tensor_name, rows, name);
+    TORCH_CHECK_VALUE(tensor.dim() == 1 && tensor.sym_size(0) == rows.sym_size(0), tensor_name,
+                      ": must be [batch] = [", rows.sym_size(0), "], got ", tensor.sym_sizes());
+  };
+  check_batch(call.lengths, "lengths");
+  if (call.counts.has_value()) {
+    check_batch(*call.counts, "counts");
+  }
+}
+
+void check_attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                  const DecodeCall& call, int64_t kv_heads, const std::optional<double>& scale) {
+  check_decode(query, "query", call);
+  check_cache(key, "key", query, "query");
+  check_cache(value, "value", query, "query");
+  TORCH_CHECK_VALUE(key.sym_sizes() == value.sym_sizes(), "value: must have the shape of key, ",
+                    key.sym_sizes(), ", got ", value.sym_sizes());
+  TORCH_CHECK_VALUE(call.lattices.sym_size(1) == query.sym_size(2),
+                    "lattices: must be of query's heads, ", query.sym_size(2), ", got ",
+                    call.lattices.sym_size(1));
+  TORCH_CHECK_VALUE(kv_heads > 0 && query.sym_size(2) % kv_heads == 0,
+                    "kv_heads: must divide query's heads, ", query.sym_size(2), ", got ", kv_heads);
+  TORCH_CHECK_VALUE(key.dim() == 3 || key.sym_size(2) == kv_heads, "key: must have kv_heads, ",
+                    kv_heads, ", got ", key.sym_sizes());
+  check_scale(query, scale);
+}
+
+void check_append(const at::Tensor& key_rows, const at::Tensor& value_rows, const at::Tensor& key,
+                  const at::Tensor& value, const DecodeCall& call) {
+  check_decode(key, "key", call);
+  check_alike(value, "value", key, "key");
+  TORCH_CHECK_VALUE(value.sym_sizes() == key.sym_sizes(), "value: must have the shape of key, ",
+                    key.sym_sizes(), ", got ", value.sym_sizes());
+  check_cache(key_rows, "key_rows", key, "key");
+  check_cache(value_rows, "value_rows", key, "key");
+  TORCH_CHECK_VALUE(key_rows.dim() == 3 && key_rows.is_contiguous() &&
+                        value_rows.sym_sizes() == key_rows.sym_sizes() &&
+                        value_rows.is_contiguous(),
+                    "key_rows and value_rows: must be contiguous and alike, [batch, rows, "
+                    "head_dim], got ",
+                    key_rows.sym_sizes(), " and ", value_rows.sym_sizes());
+  TORCH_CHECK_VALUE(call.lattices.sym_size(1) % key.sym_size(2) == 0,
+                    "key: must have heads that divide those of lattices, ",
+                    call.lattices.sym_size(1), ", got ", key.sym_size(2));
+}
+
+void fill(const DecodeCall& call, const at::Tensor& rows, kernels::DecodeArgs& args) {
+  args.dtype = dtype_of(rows);
+  args.batch = rows.size(0);
+  args.queries = rows.size(1);
+  args.heads = call.lattices.size(1);
+  args.head_dim = rows.size(3);
+  args.branches = static_cast<int32_t>(call.segment_lengths.size());
+  std::ranges::copy(call.segment_lengths, args.segment_lengths);
+  std::ranges::copy(call.dilation_rates, args.dilation_rates);
+  static_assert(sizeof(kernels::Lattice) == 4 * sizeof(int64_t));
+  args.lattices = static_cast<const kernels::Lattice*>(call.lattices.const_data_ptr());
+  args.lengths = call.lengths.const_data_ptr<int64_t>();
+  args.counts = call.counts.has_value() ? call.counts->const_data_ptr<int64_t>() : nullptr;
+}
+
+Results attend_cpu(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                   const at::Tensor& lengths, const at::Tensor& lattices,
+                   at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
+                   int64_t kv_heads, const OptionalTensor& counts, std::optional<double> scale) {
+  const AttendCall call =
+      prepare_attend(query, key, value,
+                     {lengths, lattices, segment_lengths, dilation_rates, counts}, kv_heads, scale);
+  kernels::cpu::decode_attend(call.args);
+  return {call.out, call.lse};
+}
+
+void append_cpu(at::Tensor& key_rows, at::Tensor& value_rows, at::Tensor& lengths,
+                const at::Tensor& key, const at::Tensor& value, const at::Tensor& lattices,
+                at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
+                const OptionalTensor& counts, std::optional<int64_t> max_seq_len) {
+  const AppendCall call =
+      prepare_append(key_rows, value_rows, key, value,
+                     {lengths, lattices, segment_lengths, dilation_rates, counts}, max_seq_len);
+  TORCH_CHECK_VALUE(kernels::cpu::decode_append(call.args),
+                    "key: must leave every text at most max_seq_len positions, ", *max_seq_len,
+                    ", got ", key.size(1), " more than ", lengths);
+}
+
+Results attend_meta(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                    const at::Tensor& lengths, const at::Tensor& lattices,
+                    at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
+                    int64_t kv_heads, const OptionalTensor& counts, std::optional<double> scale) {
+  check_attend(query, key, value, {lengths, lattices, segment_lengths, dilation_rates, counts},
+               kv_heads, scale);
+  return {query.new_empty_symint(query.sym_sizes()),
+          query.new_empty_symint({query.sym_size(0), query.sym_size(2), query.sym_size(1)},
+                                 lse_dtype(query))};
+}
+
+void append_meta(at::Tensor& key_rows, at::Tensor& value_rows, at::Tensor& lengths,
+                 const at::Tensor& key, const at::Tensor& value, const at::Tensor& lattices,
+                 at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
+                 const OptionalTensor& counts, std::optional<int64_t> /*max_seq_len*/) {
+  check_append(key_rows, value_rows, key, value,
+               {lengths, lattices, segment_lengths, dilation_rates, counts});
+}
+
+}  // namespace
+
+AttendCall prepare_attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                          const DecodeCall& call, int64_t kv_heads,
+                          const std::optional<double>& scale) {
+  check_attend(query, key, value, call, kv_heads, scale);
+  AttendCall prepared;
+  fill(call, query, prepared.args);
+  prepared.args.forgets = key.dim() == 3;
+  prepared.query = readable(query);
+  prepared.key = readable(with_heads(key));
+  prepared.value = readable(with_heads(value));
+  prepared.out = at::empty(query.sizes(), query.options());
+  prepared.lse = at::empty({query.size(0), query.size(2), query.size(1)},
+                           query.options().dtype(lse_dtype(query)));
+  prepared.args.scale = scale_of(query, scale);
+  prepared.args.query = rows_of(prepared.query);
+  prepared.args.key = rows_of(prepared.key);
+  prepared.args.value = rows_of(prepared.value);
+  prepared.args.out = mutable_rows_of(prepared.out);
+  prepared.args.lse = prepared.lse.mutable_data_ptr();
+  if (prepared.args.forgets) {  // a lattice's rows are one KV head's
+    prepared.args.key.strides.head = prepared.args.value.strides.head = 0;
+  }
+  prepared.args.kv_heads = kv_heads;
+  prepared.args.rows = key.size(1);
+  return prepared;
+}
+
+AppendCall prepare_append(const at::Tensor& key_rows, const at::Tensor& value_rows,
+                          const at::Tensor& key, const at::Tensor& value, const DecodeCall& call,
+                          const std::optional<int64_t>& max_seq_len) {
+  check_append(key_rows, value_rows, key, value, call);
+  AppendCall prepared;
+  fill(call, key, prepared.args);
+  prepared.key = readable(key);
+  prepared.value = readable(value);
+  prepared.args.kv_heads = key.size(2);
+  prepared.args.rows = key_rows.size(1);
+  prepared.args.max_seq_len = max_seq_len.value_or(std::numeric_limits<int64_t>::max());
+  prepared.args.key = rows_of(prepared.key);
+  prepared.args.value = rows_of(prepared.value);
+  prepared.args.key_rows = mutable_rows_of(key_rows.unsqueeze(2));
+  prepared.args.value_rows = mutable_rows_of(value_rows.unsqueeze(2));
+  prepared.args.lengths_after = call.lengths.mutable_data_ptr<int64_t>();
+  return prepared;
+}
+
+}  // namespace dilated::ops
+
+TORCH_LIBRARY_IMPL(dilated, CPU, m) {
+  m.impl("decode_attend", &dilated::ops::attend_cpu);
+  m.impl("decode_append", &dilated::ops::append_cpu);
+}
+
+TORCH_LIBRARY_IMPL(dilated, Meta, m) {
+  m.impl("decode_attend", &dilated::ops::attend_meta);
+  m.impl("decode_append", &dilated::ops::append_meta);
+}
+
+TORCH_LIBRARY_IMPL(dilated, Autograd, m) {
+  m.impl("decode_attend", dilated::ops::in_place("use attention, which is"));
+  m.impl("decode_append", dilated::ops::in_place("detach the rows"));
+}

@@ -1,0 +1,116 @@
+"""decode_attend and decode_append: every device, dtype and head_dim against the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dilated_attention_pytorch import ops
+from dilated_attention_pytorch.decoding.layout import Layout, make_layout
+from dilated_attention_pytorch.pattern import Scheme
+from tests.conftest import make_qkv
+from tests.reference import reference_attention
+
+BRANCHES = ([16, 48, 150, 37], [1, 2, 6, 5])  # the second and third nest in the first
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+
+def layout_of(heads: int, kv_heads: int, capacity: int = 200) -> Layout:
+    scheme = Scheme.make(*BRANCHES, "interleaved", "masked")
+    return make_layout(scheme, heads, kv_heads, capacity, grown=False)
+
+
+def decode(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], **options: Any) -> Any:
+    """Of the last positions of each text, over a full cache."""
+    table = torch.tensor(layout_of(q.shape[2], k.shape[2]).table, device=q.device)
+    ends = torch.tensor(lengths, device=q.device)
+    return ops.decode_attend(q, k, v, ends, table, *BRANCHES, k.shape[2], **options)
+
+
+def make(dtype: torch.dtype, device: str, heads: int, kv_heads: int, head_dim: int) -> Any:
+    dtype = torch.float32 if (dtype, device) == (torch.float64, "cuda") else dtype
+    q, k, v = make_qkv(150, heads, head_dim, batch=3, kv_heads=kv_heads, dtype=dtype, device=device)
+    expected = reference_attention(
+        *(x.double().cpu() for x in (q, k, v)), *BRANCHES, is_causal=True
+    )
+    return q, k, v, expected, TOLERANCE[dtype]
+
+
+def last(x: Tensor, lengths: list[int], n: int, dim: int) -> Tensor:
+    """The last n positions of each text."""
+    rows = [x[b : b + 1].narrow(dim, end - n, n) for b, end in enumerate(lengths)]
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim"),
+    [(4, 4, 8), (8, 2, 64), (6, 1, 128), (16, 1, 40), (12, 4, 200), (2, 2, 256), (3, 1, 5)],
+)
+def test_last_positions_over_a_full_cache(
+    dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int, device: str
+) -> None:
+    q, k, v, (out, lse), tolerance = make(dtype, device, heads, kv_heads, head_dim)
+    for n, lengths in ((1, [150, 1, 97]), (3, [48, 20, 121])):
+        for b, end in enumerate(lengths):  # rows that are not there may hold anything
+            k[b, end:], v[b, end:] = torch.nan, torch.nan
+        actual = decode(last(q, lengths, n, 1), k, v, lengths)
+        wanted = last(out, lengths, n, 1), last(lse, lengths, n, 2)
+        for ours, theirs in zip(actual, wanted, strict=True):
+            torch.testing.assert_close(ours.double().cpu(), theirs, rtol=tolerance, atol=tolerance)
+        q, k, v, _, _ = make(dtype, device, heads, kv_heads, head_dim)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(8, 2, 64), (4, 4, 128), (3, 1, 5)])
+def test_steps_over_a_cache_that_forgets(
+    dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int, device: str
+) -> None:
+    q, k, v, (out, lse), tolerance = make(dtype, device, heads, kv_heads, head_dim)
+    layout = layout_of(heads, kv_heads)
+    table = torch.tensor(layout.table, device=device)
+    rows = [q.new_full((3, layout.rows, head_dim), torch.nan) for _ in "kv"]
+    lengths = torch.zeros(3, dtype=torch.int64, device=device)
+    moves, begins = [(40, [40, 3, 0]), *[(1, [1, 1, 1])] * 110], [0, 0, 0]
+    for n, counts in moves:
+        key, value, query = (x.new_full((3, n, *x.shape[2:]), torch.nan) for x in (k, v, q))
+        for b, (begin, count) in enumerate(zip(begins, counts, strict=True)):
+            for to, source in ((key, k), (value, v), (query, q)):
+                to[b, :count] = source[b, begin : begin + count]
+        given = torch.tensor(counts, device=device)
+        lists = (table, *BRANCHES)
+        ops.decode_append(*rows, lengths, key, value, *lists, counts=given, max_seq_len=150)
+        begins = [begin + count for begin, count in zip(begins, counts, strict=True)]
+        if n == 1:
+            actual = ops.decode_attend(query, *rows, lengths, *lists, kv_heads, counts=given)
+            wanted = last(out, begins, 1, 1), last(lse, begins, 1, 2)
+            for ours, theirs in zip(actual, wanted, strict=True):
+                torch.testing.assert_close(
+                    ours.double().cpu(), theirs, rtol=tolerance, atol=tolerance
+                )
+    assert lengths.tolist() == begins == [150, 113, 110]
+
+
+def test_what_no_branch_holds_and_what_is_past_the_count(device: str) -> None:
+    q, k, v, *_ = make(torch.float32, device, 2, 1, 16)
+    table = torch.tensor([[[-1, 0, -1, 0], [3, 0, -1, 0]]], device=device)
+    ends, counts = (torch.tensor(x, device=device) for x in ([3, 4, 0], [1, 1, 0]))
+    out, lse = ops.decode_attend(q[:, :2], k, v, ends, table, [8], [4], 1, counts=counts)
+    held = torch.zeros(3, 2, 2, dtype=torch.bool, device=device)
+    held[1, 0, 1] = True  # position 3 of the second text, head 1
+    assert torch.equal(out != 0, held[..., None].expand_as(out))
+    assert torch.equal(lse.isfinite(), held.transpose(1, 2)) and not lse.isnan().any()
+
+
+def test_a_text_never_gets_longer_than_it_may() -> None:
+    q, k, v, *_ = make(torch.float32, "cpu", 2, 1, 8)
+    layout = layout_of(2, 1)
+    rows = [q.new_zeros(3, layout.rows, 8) for _ in "kv"]
+    lengths = torch.tensor([3, 150, 0])
+    lists = (torch.tensor(layout.table), *BRANCHES)
+    with pytest.raises(ValueError, match=r"key: must leave every text at most max_seq_len posi"):
+        ops.decode_append(*rows, lengths, k[:, :1], v[:, :1], *lists, max_seq_len=150)
+    assert lengths.tolist() == [3, 150, 0]
