@@ -5,6 +5,7 @@
 #include <c10/util/Exception.h>
 
 #include <string_view>
+#include <vector>
 
 namespace dilated::ops {
 
@@ -26,10 +27,19 @@ void InPlaceKernel::operator()(const c10::OperatorHandle& op, c10::DispatchKeySe
   if (at::GradMode::is_enabled()) {
     check_no_gradient(op, *stack);
   }
-  const at::Tensor written = torch::jit::peek(stack, 0, op.schema().arguments().size()).toTensor();
+  const auto& arguments = op.schema().arguments();
+  std::vector<at::Tensor> written;
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const c10::AliasInfo* alias = arguments[i].alias_info();
+    if (alias != nullptr && alias->isWrite()) {
+      written.push_back(torch::jit::peek(stack, i, arguments.size()).toTensor());
+    }
+  }
   const at::AutoDispatchBelowADInplaceOrView guard;
   op.callBoxed(stack);
-  written.unsafeGetTensorImpl()->bump_version();
+  for (const at::Tensor& tensor : written) {
+    tensor.unsafeGetTensorImpl()->bump_version();
+  }
 }
 
 }  // namespace dilated::ops

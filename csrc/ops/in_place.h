@@ -1,4 +1,4 @@
-// Autograd of operators that write into their first argument and have no gradients.
+// Autograd of operators that write into their arguments and have no gradients.
 #pragma once
 
 #include <torch/library.h>

@@ -11,6 +11,7 @@ from .attention_block import (
     attention_block,
     attention_block_backward,
     attention_block_backward_into,
+    attention_block_into,
     make_query_sums,
     round_query_sums,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "attention_block",
     "attention_block_backward",
     "attention_block_backward_into",
+    "attention_block_into",
     "gather",
     "gather_into",
     "ring_attention",

@@ -14,7 +14,7 @@ def _block_of(call: dict[str, Any]) -> Block:
     group = resolve(call["group_name"])
     given = call.get("shard_lengths")
     lengths = tuple(given or (int(query.shape[1]),) * group.size())
-    return sum(lengths), shards(lengths)[group.rank()], (0, sum(lengths))
+    return Block(sum(lengths), shards(lengths)[group.rank()], (0, sum(lengths)))
 
 
 register_ring_flops(_block_of)

@@ -61,8 +61,8 @@ class Call:
         pattern, words = self._look_up(queries, keys, device)
         return {
             "seq_len": spec.seq_len,
-            "query_begin": queries[0],
-            "key_begin": keys[0],
+            "queries": queries,
+            "keys": keys,
             "segment_lengths": [branch.segment_length for branch in spec.branches],
             "dilation_rates": [branch.dilation_rate for branch in spec.branches],
             "head_offsets": pattern.head_offsets,
