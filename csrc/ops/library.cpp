@@ -41,7 +41,8 @@ TORCH_LIBRARY(dilated, m) {
   const std::string options = ", " + std::string(kOptionsText);
   const std::string planned = options + ", Tensor? pattern=None";
   const std::string ring = branches + ", str group_name, *" + options +
-                           ", SymInt[]? shard_lengths=None, str strategy=\"auto\"";
+                           ", SymInt[]? shard_lengths=None, str strategy=\"auto\", "
+                           "str shard_layout=\"contiguous\"";
   const std::string results = ") -> (Tensor out, Tensor lse)";
   const std::string gradients = ") -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)";
   attend("attention(" + rows + branches + ", *" + planned + results);

@@ -9,11 +9,13 @@ from .group.communicator import traffic
 from .group.process_group import Group, group_size
 from .group.state import Traffic
 from .plans.choose_strategy import Strategy
+from .plans.layout import ShardLayout
 from .sharding import Sharding
 from .telling import telling
 
 __all__ = [
     "Group",
+    "ShardLayout",
     "Sharding",
     "Strategy",
     "Traffic",
