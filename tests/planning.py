@@ -28,7 +28,7 @@ HEADER = [
     "branches",
     "queries",
     "keys",
-    "reserved",
+    "near_keys",
     "reserved",
     "checksum_low",
     "checksum_high",
@@ -100,6 +100,8 @@ class Spec:
     zero_padding: bool = False
     queries: Stretches = ((0, -1),)
     keys: Stretches = ((0, -1),)
+    far_keys: Stretches = ()
+    rows: str = "all"
     row_tile: int = 64
     directions: str = "both"
 
@@ -125,6 +127,8 @@ class Spec:
             padding=_C.Padding.zeros if self.zero_padding else _C.Padding.masked,
             queries=self.queries,
             keys=self.keys,
+            far_keys=self.far_keys,
+            rows=_C.QueryRows.__members__[self.rows],
             row_tile=self.row_tile,
             directions=_C.Directions.__members__[self.directions],
         )

@@ -24,7 +24,7 @@ from dilated_attention_pytorch.ring import Strategy
 from dilated_attention_pytorch.ring.group.communicator import Communicator
 from dilated_attention_pytorch.ring.group.transfer import Transfer
 from dilated_attention_pytorch.ring.plans.lattice import Lattice, Piece, lattices
-from dilated_attention_pytorch.ring.plans.plan import shards
+from dilated_attention_pytorch.ring.plans.layout import shards, spans_of
 from dilated_attention_pytorch.ring.strategies.packing import Packet, count_rows
 
 from ..workloads import Workload
@@ -108,7 +108,7 @@ class AllGather:
             raise UnsupportedError("segments must be whole shards")
         if workload.key_heads != workload.heads:
             raise UnsupportedError("KV heads must be as many as heads")
-        spans = shards(lengths)
+        spans = spans_of(lengths)
         self.pieces = [
             tuple(Piece(*span, x.rate, 0, _offsets(x, span[0])) for x in crossing) for span in spans
         ]

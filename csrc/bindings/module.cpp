@@ -152,6 +152,10 @@ void define_spec(py::module_& module) {
       .value("forward", Directions::kForward)
       .value("transposed", Directions::kTransposed)
       .value("both", Directions::kBoth);
+  py::enum_<QueryRows>(module, "QueryRows")
+      .value("all", QueryRows::kAll)
+      .value("near", QueryRows::kNear)
+      .value("far", QueryRows::kFar);
   py::class_<Branch>(module, "Branch")
       .def(py::init<int64_t, int64_t, std::vector<int64_t>>(), py::arg("segment_length"),
            py::arg("dilation_rate"), py::arg("head_offsets") = std::vector<int64_t>{})
@@ -168,9 +172,11 @@ void define_spec(py::module_& module) {
       .def_readwrite("padding", &PatternSpec::padding)
       .def_readwrite("row_tile", &PatternSpec::row_tile)
       .def_readwrite("directions", &PatternSpec::directions)
+      .def_readwrite("rows", &PatternSpec::rows)
       .def_property("sequences", &get_sequences, &set_sequences);
   define_stretches<&PatternSpec::queries>(spec, "queries");
   define_stretches<&PatternSpec::keys>(spec, "keys");
+  define_stretches<&PatternSpec::far_keys>(spec, "far_keys");
 }
 
 }  // namespace

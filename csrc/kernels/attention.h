@@ -80,14 +80,17 @@ struct AttentionArgs {
 };
 
 /// out has query's shape, and its dtype unless is_partial; lse is [batch, heads, queries], a
-/// natural logarithm, float32 (float64 for float64). Every row is written: one that attends to
-/// nothing gets out = 0 and lse = -inf. A running result is that of the same queries over other
-/// keys; out and lse are then over both sets of keys.
+/// natural logarithm, float32 (float64 for float64). Every row of the pattern is written: one that
+/// attends to nothing gets out = 0 and lse = -inf. A running result is that of the same queries
+/// over other keys; out and lse are then over both sets of keys.
 struct ForwardArgs : AttentionArgs {
   MutableRows out;
   void* lse;
   Rows running_out;         // in lse's dtype; a row whose running lse is -inf is not read
   const void* running_lse;  // laid out as lse; nullptr: no running result
+  int64_t far_keys;         // rows of far_key
+  Rows far_key,
+      far_value;  // keys of the places from `keys` on; data is nullptr where there are none
 };
 
 /// delta[b, h, n] = sum_d grad_out * out - grad_lse, in lse's dtype; with P = multiplicity *

@@ -74,9 +74,15 @@ ForwardTensors prepare_forward(const AttentionCall& call) {
   forward.query = readable(call.query);
   forward.key = readable(call.key);
   forward.value = readable(call.value);
-  forward.out = result_rows(call, call.query);
-  forward.lse = at::empty({call.query.size(0), call.query.size(2), call.query.size(1)},
-                          call.query.options().dtype(lse_dtype(call.query)));
+  if (call.far.has_value()) {
+    check_results_apart(call);
+    forward.out = *call.block->out;
+    forward.lse = *call.block->lse;
+  } else {
+    forward.out = result_rows(call, call.query);
+    forward.lse = at::empty({call.query.size(0), call.query.size(2), call.query.size(1)},
+                            call.query.options().dtype(lse_dtype(call.query)));
+  }
   if (has_gaps(call)) {
     forward.lse.fill_(-std::numeric_limits<double>::infinity());
   }
@@ -87,7 +93,14 @@ ForwardTensors prepare_forward(const AttentionCall& call) {
   args.value = rows_of(forward.value);
   args.out = mutable_rows_of(forward.out);
   args.lse = forward.lse.mutable_data_ptr();
-  if (call.block.has_value() && call.block->out.has_value()) {
+  if (call.far.has_value() && call.far->key.has_value()) {
+    forward.far_key = readable(*call.far->key);
+    forward.far_value = readable(*call.far->value);
+    args.far_keys = forward.far_key.size(1);
+    args.far_key = rows_of(forward.far_key);
+    args.far_value = rows_of(forward.far_value);
+  }
+  if (!call.far.has_value() && call.block.has_value() && call.block->out.has_value()) {
     forward.running_out = readable(*call.block->out);
     forward.running_lse = call.block->lse->contiguous();
     args.running_out = rows_of(forward.running_out);

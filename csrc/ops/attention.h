@@ -9,10 +9,12 @@
 namespace dilated::ops {
 
 /// The tensors of a forward call, and the kernel's arguments, which point into them. Outputs are
-/// allocated but not written; the device's code fills in args.pattern and args.dropout.seed.
+/// allocated, unless the call brings them, but not written; the device's code fills in args.pattern
+/// and args.dropout.seed.
 struct ForwardTensors {
   at::Tensor out, lse;
-  at::Tensor query, key, value, running_out, running_lse;  // the last two may be undefined
+  at::Tensor query, key, value;
+  at::Tensor far_key, far_value, running_out, running_lse;  // may be undefined
   kernels::ForwardArgs args{};
 };
 ForwardTensors prepare_forward(const AttentionCall& call);

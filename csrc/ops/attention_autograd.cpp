@@ -145,7 +145,9 @@ TORCH_LIBRARY_IMPL(dilated, Autograd, m) {
                            "attention_block_backward", "round_query_sums"}) {
     m.impl(name, CppFunction::makeFromBoxedFunction<&underived>());
   }
-  m.impl("attention_block_backward_into", in_place("use torch.no_grad()"));
+  for (const char* name : {"attention_block_into", "attention_block_backward_into"}) {
+    m.impl(name, in_place("use torch.no_grad()"));
+  }
 }
 
 TORCH_LIBRARY_IMPL(dilated, AutocastCPU, m) {

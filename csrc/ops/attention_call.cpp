@@ -26,6 +26,15 @@ void push_options(torch::jit::Stack& stack, const AttentionOptions& options) {
 
 AttentionCall take_call(Arguments& arguments, Form form, BackwardInputs* inputs) {
   AttentionCall call;
+  const bool is_block = form == Form::kBlock || form == Form::kInto;
+  if (is_block) {
+    call.block.emplace();
+  }
+  if (form == Form::kInto) {
+    call.block->out = arguments.take<at::Tensor>();
+    call.block->lse = arguments.take<at::Tensor>();
+    call.far.emplace();
+  }
   if (inputs != nullptr) {
     inputs->grad_out = arguments.take<at::Tensor>();
     inputs->grad_lse = arguments.take<OptionalTensor>();
@@ -37,11 +46,17 @@ AttentionCall take_call(Arguments& arguments, Form form, BackwardInputs* inputs)
     inputs->out = arguments.take<at::Tensor>();
     inputs->lse = arguments.take<at::Tensor>();
   }
-  if (form == Form::kBlock) {
-    AttentionBlock& block = call.block.emplace();
-    block.seq_len = arguments.take<int64_t>();
-    block.query_begin = arguments.take<int64_t>();
-    block.key_begin = arguments.take<int64_t>();
+  if (call.far.has_value()) {
+    call.far->key = arguments.take<OptionalTensor>();
+    call.far->value = arguments.take<OptionalTensor>();
+  }
+  if (is_block) {
+    call.block->seq_len = arguments.take<int64_t>();
+    call.block->queries = arguments.take<std::vector<int64_t>>();
+    call.block->keys = arguments.take<std::vector<int64_t>>();
+  }
+  if (call.far.has_value()) {
+    call.far->keys = arguments.take<std::vector<int64_t>>();
   }
   call.segment_lengths = arguments.take<c10::IValue>().toSymIntVector();
   call.dilation_rates = arguments.take<c10::IValue>().toIntVector();
@@ -51,6 +66,9 @@ AttentionCall take_call(Arguments& arguments, Form form, BackwardInputs* inputs)
   if (form == Form::kBlock && inputs == nullptr) {
     call.block->out = arguments.take<OptionalTensor>();
     call.block->lse = arguments.take<OptionalTensor>();
+  }
+  if (call.far.has_value()) {
+    call.far->rows = arguments.take<std::string>();
   }
   take_options(arguments, call);
   TORCH_CHECK_VALUE(form == Form::kSequence || !call.sequences.has_value(),

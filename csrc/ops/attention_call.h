@@ -33,6 +33,7 @@ struct AttentionCall : AttentionOptions {
   std::vector<c10::SymInt> segment_lengths;
   std::vector<int64_t> dilation_rates;
   std::optional<AttentionBlock> block;  // nullopt: the whole sequence
+  std::optional<FarKeys> far;           // of attention_block_into
 };
 
 /// What a backward takes besides the call.
@@ -43,7 +44,7 @@ struct BackwardInputs {
 };
 
 /// What an operator's rows are, which decides what else it takes.
-enum class Form { kSequence, kBlock, kRing };
+enum class Form { kSequence, kBlock, kInto, kRing };
 
 /// An operator's arguments on the dispatcher's stack, taken one by one, and its results.
 class Arguments {

@@ -17,6 +17,14 @@ void forward_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   arguments.replace_by(kRun(take_call(arguments, kForm)));
 }
 
+/// Writes into the call's block->out and block->lse.
+template <RunForward kRun>
+void forward_into_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  Arguments arguments(op, stack);
+  kRun(take_call(arguments, Form::kInto));
+  arguments.replace_by(std::tuple<>());
+}
+
 template <RunBackward kRun, Form kForm>
 void backward_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   Arguments arguments(op, stack);
@@ -47,6 +55,8 @@ template <RunForward kForward, RunBackward kBackward, RunBackwardInto kBackwardI
 void register_device(torch::Library& m) {
   register_attention<kForward, kBackward, Form::kSequence>(m, "attention");
   register_attention<kForward, kBackward, Form::kBlock>(m, "attention_block");
+  m.impl("attention_block_into",
+         torch::CppFunction::makeFromBoxedFunction<&forward_into_kernel<kForward>>());
   m.impl("attention_block_backward_into",
          torch::CppFunction::makeFromBoxedFunction<&backward_into_kernel<kBackwardInto>>());
 }

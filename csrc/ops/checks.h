@@ -61,6 +61,12 @@ at::ScalarType result_dtype(const AttentionCall& call);
 /// gradients, both.
 Directions wanted_directions(const AttentionCall& call, Directions reads);
 
+/// That what attention_block_into writes shares no memory with what it reads. Not for fake tensors.
+void check_results_apart(const AttentionCall& call);
+
+/// Which rows of query the call computes.
+QueryRows query_rows_of(const AttentionCall& call);
+
 /// The rows of a checked list, call.sequences.
 std::vector<Sequence> sequences_of(const at::Tensor& list);
 

@@ -136,12 +136,16 @@ bool is_mappable(const kernels::Rows& rows, int64_t batches, int64_t entries, in
 }
 
 bool is_mappable(const kernels::ForwardArgs& args) {
-  const auto are_mappable = [&](const kernels::Rows& keys) {
-    return is_mappable(keys, args.batch, args.keys, args.kv_heads);
+  const auto are_mappable = [&](const kernels::Rows& keys, int64_t rows) {
+    return is_mappable(keys, args.batch, rows, args.kv_heads);
   };
+  const bool are_far_mappable =
+      args.far_key.data == nullptr ||
+      (are_mappable(args.far_key, args.far_keys) && are_mappable(args.far_value, args.far_keys));
   return args.query.is_aligned && args.out.is_aligned &&
-         (args.running_lse == nullptr || args.running_out.is_aligned) && are_mappable(args.key) &&
-         are_mappable(args.value);
+         (args.running_lse == nullptr || args.running_out.is_aligned) &&
+         are_mappable(args.key, args.keys) && are_mappable(args.value, args.keys) &&
+         are_far_mappable;
 }
 
 bool is_mappable(const kernels::BackwardArgs& args) {
@@ -155,7 +159,7 @@ bool is_mappable(const kernels::BackwardArgs& args) {
 kernels::cuda::ForwardProblem forward_problem_of(const AttentionCall& call,
                                                  const kernels::ForwardArgs& args) {
   return {problem_of(call.query, call.is_causal), args.batch * args.heads * args.queries,
-          is_mappable(args), call.dilation_rates};
+          is_mappable(args), call.dilation_rates, args.far_key.data != nullptr};
 }
 
 kernels::cuda::BackwardChoice choose_backward(const AttentionCall& call,

@@ -40,20 +40,40 @@ ops::Results attention_block(const at::Tensor& query, const at::Tensor& key,
                              at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
                              const AttentionOptions& options) {
   static const c10::OperatorHandle op = ops::find_operator("attention_block");
-  Stack stack{query,
-              key,
-              value,
-              block.seq_len,
-              block.query_begin,
-              block.key_begin,
-              segment_lengths,
-              dilation_rates,
-              block.out,
-              block.lse};
+  Stack stack{query,         key,        value,           block.seq_len,
+              block.queries, block.keys, segment_lengths, dilation_rates,
+              block.out,     block.lse};
   ops::push_options(stack, options);
   stack.emplace_back(block.partial);
   op.callBoxed(stack);
   return results<at::Tensor, at::Tensor>(stack);
+}
+
+void attention_block_into(const at::Tensor& out, const at::Tensor& lse, const at::Tensor& query,
+                          const at::Tensor& key, const at::Tensor& value, const FarKeys& far,
+                          const AttentionBlock& block, at::IntArrayRef segment_lengths,
+                          at::IntArrayRef dilation_rates, const AttentionOptions& options) {
+  TORCH_CHECK_VALUE(!block.out.has_value() && !block.lse.has_value() && !block.partial,
+                    "block: must hold no running result and not be partial where results are "
+                    "written into tensors, got ",
+                    block.partial ? "partial = true" : "out or lse");
+  static const c10::OperatorHandle op = ops::find_operator("attention_block_into");
+  Stack stack{out,
+              lse,
+              query,
+              key,
+              value,
+              far.key,
+              far.value,
+              block.seq_len,
+              block.queries,
+              block.keys,
+              far.keys,
+              segment_lengths,
+              dilation_rates,
+              far.rows};
+  ops::push_options(stack, options);
+  op.callBoxed(stack);
 }
 
 ops::Gradients attention_block_backward(
@@ -65,18 +85,8 @@ ops::Gradients attention_block_backward(
                     "block: must hold no running result, out and lse, for the backward, got ",
                     block.out.has_value() ? "out" : "lse");
   static const c10::OperatorHandle op = ops::find_operator("attention_block_backward");
-  Stack stack{grad_out,
-              grad_lse,
-              query,
-              key,
-              value,
-              out,
-              lse,
-              block.seq_len,
-              block.query_begin,
-              block.key_begin,
-              segment_lengths,
-              dilation_rates};
+  Stack stack{grad_out, grad_lse,      query,         key,        value,           out,
+              lse,      block.seq_len, block.queries, block.keys, segment_lengths, dilation_rates};
   ops::push_options(stack, options);
   stack.emplace_back(block.partial);
   op.callBoxed(stack);

@@ -30,8 +30,9 @@ void InPlaceKernel::operator()(const c10::OperatorHandle& op, c10::DispatchKeySe
   const auto& arguments = op.schema().arguments();
   std::vector<at::Tensor> written;
   for (size_t i = 0; i < arguments.size(); ++i) {
-    if (arguments[i].alias_info() != nullptr && arguments[i].alias_info()->isWrite()) {
-      written.push_back(torch::jit::peek(*stack, i, arguments.size()).toTensor());
+    const c10::AliasInfo* alias = arguments[i].alias_info();
+    if (alias != nullptr && alias->isWrite()) {
+      written.push_back(torch::jit::peek(stack, i, arguments.size()).toTensor());
     }
   }
   const at::AutoDispatchBelowADInplaceOrView guard;

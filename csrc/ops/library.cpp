@@ -37,17 +37,22 @@ TORCH_LIBRARY(dilated, m) {
   const std::string all_rows =
       "Tensor grad_out, Tensor? grad_lse, " + rows + ", Tensor out, Tensor lse";
   const std::string branches = ", SymInt[] segment_lengths, int[] dilation_rates";
-  const std::string block = ", int seq_len, int query_begin, int key_begin" + branches;
+  const std::string block = ", int seq_len, int[1] queries, int[1] keys" + branches;
   const std::string options = ", " + std::string(kOptionsText);
   const std::string planned = options + ", Tensor? pattern=None";
   const std::string ring = branches + ", str group_name, *" + options +
-                           ", SymInt[]? shard_lengths=None, str strategy=\"auto\"";
+                           ", SymInt[]? shard_lengths=None, str strategy=\"auto\", "
+                           "str shard_layout=\"contiguous\"";
   const std::string results = ") -> (Tensor out, Tensor lse)";
   const std::string gradients = ") -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)";
   attend("attention(" + rows + branches + ", *" + planned + results);
   attend("attention_backward(" + all_rows + branches + ", *" + planned + gradients);
   attend("attention_block(" + rows + block + ", *, Tensor? out=None, Tensor? lse=None" + planned +
          ", bool partial=False" + results);
+  attend("attention_block_into(Tensor(a!) out, Tensor(b!) lse, " + rows +
+         ", Tensor? far_key, Tensor? far_value, int seq_len, int[1] queries, int[1] keys, "
+         "int[1] far_keys" +
+         branches + ", *, str rows=\"all\"" + planned + ") -> ()");
   attend("attention_block_backward(" + all_rows + block + ", *" + planned + ", bool partial=False" +
          gradients);
   attend("attention_block_backward_into(Tensor(a!) grad_query_sums, " + all_rows + block + ", *" +
@@ -98,9 +103,9 @@ void refuse_cuda(const c10::OperatorHandle& op, torch::jit::Stack* /*stack*/) {
 
 TORCH_LIBRARY_IMPL(dilated, CUDA, m) {
   for (const char* name :
-       {"attention", "attention_backward", "attention_block", "attention_block_backward",
-        "attention_block_backward_into", "round_query_sums", "decode_attend", "decode_append",
-        "gather", "scatter_add", "gather_into", "scatter_into"}) {
+       {"attention", "attention_backward", "attention_block", "attention_block_into",
+        "attention_block_backward", "attention_block_backward_into", "round_query_sums",
+        "decode_attend", "decode_append", "gather", "scatter_add", "gather_into", "scatter_into"}) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&refuse_cuda>());
   }
 }

@@ -49,12 +49,11 @@ PlannedPatterns::Key PlannedPatterns::key_of(const AttentionCall& call, Directio
   const bool is_block = call.block.has_value();
   const int64_t key_rows = is_block ? call.key.size(1) : rows;
   const bool is_square =
-      !is_block || (rows == key_rows && call.block->query_begin == call.block->key_begin);
+      !is_block || (rows == key_rows && call.block->queries == call.block->keys && !call.far);
   const bool is_symmetric = is_square && call.query.size(2) == call.key.size(2);
   Key key{static_cast<int64_t>(device.type()), device.index(), rows, call.query.size(2), key_rows,
-          call.key.size(2), is_block ? call.block->seq_len : rows,
-          is_block ? call.block->query_begin : 0, is_block ? call.block->key_begin : 0,
-          call.is_causal, call.padding == "zeros",
+          call.key.size(2), is_block ? call.block->seq_len : rows, call.is_causal,
+          call.padding == "zeros",
           // A symmetric pattern's one table serves both passes.
           static_cast<int64_t>(is_symmetric ? Directions::kBoth : wanted_directions(call, reads)),
           static_cast<int64_t>(call.segment_lengths.size()), call.head_offsets.has_value()};
@@ -62,6 +61,16 @@ PlannedPatterns::Key PlannedPatterns::key_of(const AttentionCall& call, Directio
     key.push_back(length.expect_int());
   }
   key.append(call.dilation_rates.begin(), call.dilation_rates.end());
+  const AttentionBlock whole;
+  const FarKeys none;
+  const AttentionBlock& block = is_block ? *call.block : whole;
+  const FarKeys& far = call.far.has_value() ? *call.far : none;
+  for (const auto* list : {&block.queries, &block.keys, &far.keys}) {
+    key.push_back(static_cast<int64_t>(list->size()));
+    key.append(list->begin(), list->end());
+  }
+  key.append(
+      {far.key.has_value() ? far.key->size(1) : 0, static_cast<int64_t>(query_rows_of(call))});
   if (call.head_offsets.has_value()) {
     const at::Tensor table = call.head_offsets->contiguous();
     const auto* offsets = table.const_data_ptr<int64_t>();

@@ -25,9 +25,9 @@ struct CellKindHash {
       add(phase);
       add(length);
     }
-    for (const auto& [begin, end] : kind.columns) {
+    for (const auto& [begin, end, is_far] : kind.columns) {
       add(begin);
-      add(end);
+      add(is_far ? -end : end);
     }
     return static_cast<size_t>(hash);
   }
@@ -36,10 +36,10 @@ struct CellKindHash {
 /// Goes through the rows once, from front to back.
 class Cutter {
  public:
-  Cutter(const ResolvedSpec& spec, const std::vector<Range>& columns, Budget& budget)
+  Cutter(const ResolvedSpec& spec, const std::vector<Stretch>& columns, Budget& budget)
       : spec_(spec), columns_(columns), budget_(budget) {}
 
-  void cut(const Range& rows, int32_t row_shift) {
+  void cut(const Stretch& rows) {
     for (int64_t begin = rows.begin; begin < rows.end;) {
       while (stretch_ < columns_.size() && columns_[stretch_].end <= begin) {
         ++stretch_;
@@ -48,7 +48,7 @@ class Cutter {
       if (starts_span(begin)) {
         cells_.spans.push_back(cells_.cells.size());
       }
-      add_cell(cell, row_shift);
+      add_cell(cell, rows.shift);
       begin = cell.end;
     }
   }
@@ -64,8 +64,8 @@ class Cutter {
       end = std::min(end, spec_.segment(branch, begin).end);
     }
     if (stretch_ < columns_.size()) {
-      const auto& [first, last] = columns_[stretch_];
-      end = std::min(end, first > begin ? first : last);
+      const Stretch& columns = columns_[stretch_];
+      end = std::min(end, columns.begin > begin ? columns.begin : columns.end);
     }
     return end;
   }
@@ -85,7 +85,7 @@ class Cutter {
     if (is_new) {
       kind_bytes_ +=
           static_cast<int64_t>(2 * (sizeof(kind) + kind.branches.size() * sizeof(BranchAt) +
-                                    kind.columns.size() * sizeof(Range)));
+                                    kind.columns.size() * sizeof(ColumnsAt)));
       cells_.kinds.push_back(std::move(kind));
     }
     cells_.cells.push_back(
@@ -111,7 +111,8 @@ class Cutter {
     }
     for (size_t i = first; i < columns_.size() && columns_[i].begin < reach.end; ++i) {
       kind.columns.push_back({std::max(columns_[i].begin, reach.begin) - cell.begin,
-                              std::min(columns_[i].end, reach.end) - cell.begin});
+                              std::min(columns_[i].end, reach.end) - cell.begin,
+                              columns_[i].is_far});
     }
     if (kind.columns.size() > kMaxStretches) {
       throw std::invalid_argument(
@@ -124,7 +125,7 @@ class Cutter {
   static constexpr size_t kMaxStretches = 1 + std::numeric_limits<decltype(Run::stretch)>::max();
 
   const ResolvedSpec& spec_;
-  const std::vector<Range>& columns_;
+  const std::vector<Stretch>& columns_;
   Budget& budget_;
   Cells cells_;
   std::unordered_map<CellKind, int32_t, CellKindHash> ids_;
@@ -135,30 +136,19 @@ class Cutter {
 
 }  // namespace
 
-std::vector<int32_t> shifts_of(const std::vector<Range>& stretches) {
-  std::vector<int32_t> shifts;
-  int64_t place = 0;
-  for (const auto& [begin, end] : stretches) {
-    shifts.push_back(static_cast<int32_t>(place - begin));
-    place += end - begin;
-  }
-  return shifts;
-}
-
-Cells cut_cells(const ResolvedSpec& spec, const std::vector<Range>& rows,
-                const std::vector<Range>& columns, Budget& budget) {
-  const std::vector<int32_t> shifts = shifts_of(rows);
+Cells cut_cells(const ResolvedSpec& spec, const std::vector<Stretch>& rows,
+                const std::vector<Stretch>& columns, Budget& budget) {
   const auto shortest = std::min_element(
       spec.branches.begin(), spec.branches.end(),
       [](const Branch& a, const Branch& b) { return a.segment_length < b.segment_length; });
   int64_t cells = 0;
-  for (const auto& [begin, end] : rows) {
-    cells += (end - begin) / shortest->segment_length;
+  for (const Stretch& stretch : rows) {
+    cells += (stretch.end - stretch.begin) / shortest->segment_length;
   }
   budget.need_bytes(cells * static_cast<int64_t>(sizeof(Cell)));
   Cutter cutter(spec, columns, budget);
-  for (size_t i = 0; i < rows.size(); ++i) {
-    cutter.cut(rows[i], shifts[i]);
+  for (const Stretch& stretch : rows) {
+    cutter.cut(stretch);
   }
   return cutter.finish();
 }

@@ -18,13 +18,19 @@ struct BranchAt {
   bool operator==(const BranchAt&) const = default;
 };
 
+/// Columns that a cell's segments reach, relative to the cell's first position.
+struct ColumnsAt {
+  int64_t begin, end;
+  bool is_far;  // as Stretch::is_far
+  bool operator==(const ColumnsAt&) const = default;
+};
+
 /// Cells that look the same from inside.
 struct CellKind {
   int64_t length = 0;
   bool in_columns = false;  // the cell's own positions are among the columns'
   std::vector<BranchAt> branches;
-  std::vector<Range> columns;  // stretches of them, as far as the segments reach; relative to the
-                               // cell's first position
+  std::vector<ColumnsAt> columns;  // those of each stretch
   bool operator==(const CellKind&) const = default;
 };
 
@@ -42,10 +48,7 @@ struct Cells {
 };
 
 /// Cuts the rows where a segment of any branch or a stretch of the columns begins or ends.
-Cells cut_cells(const ResolvedSpec& spec, const std::vector<Range>& rows,
-                const std::vector<Range>& columns, Budget& budget);
-
-/// place - position of the rows of each stretch.
-std::vector<int32_t> shifts_of(const std::vector<Range>& stretches);
+Cells cut_cells(const ResolvedSpec& spec, const std::vector<Stretch>& rows,
+                const std::vector<Stretch>& columns, Budget& budget);
 
 }  // namespace dilated::pattern

@@ -67,7 +67,7 @@ void GroupPlanner::look_around(const CellKind& kind, const HeadClass& heads) {
 }
 
 void GroupPlanner::add_edges(const CellKind& kind, const HeadClass& heads, size_t stretch) {
-  const auto [begin, end] = kind.columns[stretch];
+  const int64_t begin = kind.columns[stretch].begin, end = kind.columns[stretch].end;
   const auto first = static_cast<std::ptrdiff_t>(edges_.size());
   uint64_t bit = 1;
   for (const auto& [branch, offset] : heads.lattices) {

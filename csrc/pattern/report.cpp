@@ -98,8 +98,10 @@ int64_t segment_pairs(const ResolvedSpec& spec, const Range& segment, int64_t of
   };
   int64_t pairs = 0;
   for (const Range& queries : meeting(spec.queries, segment)) {
-    for (const Range& keys : meeting(spec.keys, segment)) {
-      pairs += count_pairs(on_lattice(queries), on_lattice(keys), spec.is_causal);
+    for (const std::vector<Range>* stretches : {&spec.keys, &spec.far_keys}) {
+      for (const Range& keys : meeting(*stretches, segment)) {
+        pairs += count_pairs(on_lattice(queries), on_lattice(keys), spec.is_causal);
+      }
     }
   }
   return pairs;

@@ -33,6 +33,29 @@ inline std::vector<Range> resolve(const std::vector<Range>& stretches, int64_t s
   return result;
 }
 
+/// A range of positions whose rows lie one after another in a tensor.
+struct Stretch {
+  int64_t begin, end;
+  int32_t shift;  // place - position of its rows
+  bool is_far;    // in the second of the keys' tensors
+};
+
+/// Of resolved ranges, by position. Places count through `near`, then through `far`.
+inline std::vector<Stretch> stretches_of(const std::vector<Range>& near,
+                                         const std::vector<Range>& far = {}) {
+  std::vector<Stretch> stretches;
+  int64_t place = 0;
+  for (const std::vector<Range>* ranges : {&near, &far}) {
+    for (const auto& [begin, end] : *ranges) {
+      stretches.push_back({begin, end, static_cast<int32_t>(place - begin), ranges == &far});
+      place += end - begin;
+    }
+  }
+  std::sort(stretches.begin(), stretches.end(),
+            [](const Stretch& a, const Stretch& b) { return a.begin < b.begin; });
+  return stretches;
+}
+
 inline int64_t head_offset(const Branch& branch, int64_t head) {
   const auto& offsets = branch.head_offsets;
   return offsets.empty() ? head % branch.dilation_rate : offsets[static_cast<size_t>(head)];
@@ -46,6 +69,7 @@ struct ResolvedSpec : PatternSpec {
     validate(spec);
     queries = resolve(spec.queries, seq_len);
     keys = resolve(spec.keys, seq_len);
+    far_keys = resolve(spec.far_keys, seq_len);
     for (Branch& branch : branches) {
       branch.segment_length = clip(branch.segment_length, seq_len);
       if (branch.head_offsets.empty()) {

@@ -36,6 +36,28 @@ void validate_stretches(const std::vector<Range>& stretches, int64_t seq_len, co
   }
 }
 
+/// Near and far keys, each checked, share no position; the backward knows neither.
+void validate_far_keys(const PatternSpec& spec) {
+  if (spec.far_keys.empty() && spec.rows == QueryRows::kAll) {
+    return;
+  }
+  require(QueryRows::kAll <= spec.rows && spec.rows <= QueryRows::kFar,
+          "rows: must be kAll, kNear or kFar, got ", static_cast<int32_t>(spec.rows));
+  require(spec.directions == Directions::kForward,
+          "directions: must be kForward where there are far_keys or rows is not kAll, got ",
+          static_cast<int32_t>(spec.directions));
+  require(!spec.sequences.has_value(),
+          "sequences: must be None where there are far_keys or rows is not kAll, got a list");
+  int64_t previous_end = 0;
+  for (const auto& [begin, end, shift, is_far] :
+       pattern::stretches_of(pattern::resolve(spec.keys, spec.seq_len),
+                             pattern::resolve(spec.far_keys, spec.seq_len))) {
+    require(previous_end <= begin, "far_keys: must not overlap keys, got position ", begin,
+            " in both");
+    previous_end = end;
+  }
+}
+
 void validate_sequences(const PatternSpec& spec) {
   if (!spec.sequences.has_value()) {
     return;
@@ -145,6 +167,8 @@ void validate(const PatternSpec& spec) {
   validate_offsets(spec);
   validate_stretches(spec.queries, spec.seq_len, "queries");
   validate_stretches(spec.keys, spec.seq_len, "keys");
+  validate_stretches(spec.far_keys, spec.seq_len, "far_keys");
+  validate_far_keys(spec);
   validate_sequences(spec);
 }
 
@@ -152,10 +176,10 @@ uint64_t fingerprint(const PatternSpec& spec) {
   Hash hash;
   for (const int64_t field :
        {spec.seq_len, spec.heads, spec.kv_heads, static_cast<int64_t>(spec.is_causal),
-        static_cast<int64_t>(spec.padding), spec.row_tile}) {
+        static_cast<int64_t>(spec.padding), spec.row_tile, static_cast<int64_t>(spec.rows)}) {
     hash.add(field);
   }
-  for (const std::vector<Range>& rows : {spec.queries, spec.keys}) {
+  for (const std::vector<Range>& rows : {spec.queries, spec.keys, spec.far_keys}) {
     const std::vector<Range> stretches = pattern::resolve(rows, spec.seq_len);
     hash.add(static_cast<int64_t>(stretches.size()));
     for (const Range& stretch : stretches) {

@@ -5,14 +5,23 @@
 #include "pattern/words.h"
 
 namespace dilated::pattern {
+namespace {
+
+std::vector<Stretch> keys_of(const ResolvedSpec& spec) {
+  return stretches_of(spec.keys, spec.far_keys);
+}
+
+}  // namespace
 
 TablePlanner::TablePlanner(const ResolvedSpec& spec, bool transposed, Budget& budget, Lists& lists)
     : budget_(budget),
+      wanted_(spec.rows),
+      is_causal_(spec.is_causal),
       row_tile_(static_cast<int32_t>(spec.row_tile)),
       classes_(classify_heads(spec, transposed ? spec.heads / spec.kv_heads : 1)),
-      cells_(transposed ? cut_cells(spec, spec.keys, spec.queries, budget)
-                        : cut_cells(spec, spec.queries, spec.keys, budget)),
-      shifts_(shifts_of(transposed ? spec.queries : spec.keys)),
+      columns_(transposed ? stretches_of(spec.queries) : keys_of(spec)),
+      cells_(cut_cells(spec, transposed ? keys_of(spec) : stretches_of(spec.queries), columns_,
+                       budget)),
       lists_(lists),
       planner_(spec, !transposed && !spec.is_causal && spec.padding == Padding::kZeros, budget,
                lists) {
@@ -42,6 +51,23 @@ const TablePlanner::GroupRange& TablePlanner::groups_of(size_t cell, size_t head
   return group_ranges_[kind * classes_.size() + head_class];
 }
 
+/// Whether the group's rows are among those that the pattern is for.
+bool TablePlanner::is_wanted(const Group& group, const CellKind& kind) const {
+  if (wanted_ == QueryRows::kAll) {
+    return true;
+  }
+  const Run* runs = lists_.runs.data();
+  int32_t last = 0;  // row
+  for (int32_t j = group.row_runs; j < group.row_runs + group.row_run_count; ++j) {
+    last = std::max(last, runs[j].start + runs[j].stride * (runs[j].count - 1));
+  }
+  const Run* columns = runs + group.column_runs;
+  const bool is_far = std::any_of(columns, columns + group.column_run_count, [&](const Run& run) {
+    return kind.columns[run.stretch].is_far && !(is_causal_ && run.start > last);
+  });
+  return is_far == (wanted_ == QueryRows::kFar);
+}
+
 /// Plans the groups of the span's cells, unless their kind was planned before; counts the tiles.
 void TablePlanner::plan_span(size_t first_cell, size_t last_cell) {
   for (size_t c = 0; c < classes_.size(); ++c) {
@@ -53,11 +79,14 @@ void TablePlanner::plan_span(size_t first_cell, size_t last_cell) {
         range.first = static_cast<int32_t>(lists_.groups.size());
         planner_.plan(cells_.kinds[kind], classes_[c], static_cast<int32_t>(c));
         range.count = static_cast<int32_t>(lists_.groups.size()) - range.first;
+        while (is_wanted_.size() < lists_.groups.size()) {
+          is_wanted_.push_back(is_wanted(lists_.groups[is_wanted_.size()], cells_.kinds[kind]));
+        }
       }
       budget_.add_steps(range.count);
       int64_t tiles = 0;
       for (int32_t group = range.first; group < range.first + range.count; ++group) {
-        tiles += tiles_of(lists_.groups[static_cast<size_t>(group)]);
+        tiles += tiles_of(group);
       }
       budget_.add_bytes(tiles * static_cast<int64_t>(sizeof(Tile)));
       tiles_ += tiles;
@@ -102,8 +131,9 @@ Tile* TablePlanner::write_classes(size_t first_cell, size_t last_cell, size_t fi
 
 Tile* TablePlanner::write_tiles(int32_t group, const Cell& cell, Tile* tile) const {
   const int32_t rows = lists_.groups[static_cast<size_t>(group)].rows;
-  for (int64_t row = 0; row < rows; row += row_tile_) {
-    const auto first = static_cast<int32_t>(row);
+  const int64_t tiles = tiles_of(group);
+  for (int64_t i = 0; i < tiles; ++i) {
+    const auto first = static_cast<int32_t>(i * row_tile_);
     *tile++ = {.group = group,
                .origin = static_cast<int32_t>(cell.begin),
                .first_row = first,
@@ -139,10 +169,14 @@ Table TablePlanner::write(std::vector<int32_t>& words, size_t tables_to_come) co
   table.tiles = static_cast<int32_t>(tiles_);
   table.groups = static_cast<int32_t>(lists_.groups.size());
   table.runs = static_cast<int32_t>(lists_.runs.size());
-  table.stretches = static_cast<int32_t>(shifts_.size());
+  std::vector<int32_t> shifts;
+  for (const Stretch& stretch : columns_) {
+    shifts.push_back(stretch.shift);
+  }
+  table.stretches = static_cast<int32_t>(shifts.size());
   table.class_heads_at = append(words, class_heads());
   table.span_tiles_at = append(words, span_tiles_);
-  table.shifts_at = append(words, shifts_);
+  table.shifts_at = append(words, shifts);
   table.windows_at = static_cast<int32_t>(words.size());
   const size_t bytes = static_cast<size_t>(tiles_) * sizeof(Tile) +
                        lists_.groups.size() * sizeof(Group) + lists_.runs.size() * sizeof(Run);

@@ -31,8 +31,10 @@ class TablePlanner {
 
   void reserve(size_t calls);
   void plan_span(size_t first_cell, size_t last_cell);
-  int64_t tiles_of(const Group& group) const {
-    return (int64_t{group.rows} + row_tile_ - 1) / row_tile_;
+  bool is_wanted(const Group& group, const CellKind& kind) const;
+  int64_t tiles_of(int32_t group) const {
+    const auto index = static_cast<size_t>(group);
+    return is_wanted_[index] ? (int64_t{lists_.groups[index].rows} + row_tile_ - 1) / row_tile_ : 0;
   }
   int64_t spans() const { return static_cast<int64_t>(cells_.spans.size()) - 1; }
   const GroupRange& groups_of(size_t cell, size_t head_class) const;
@@ -43,13 +45,16 @@ class TablePlanner {
   std::vector<int32_t> class_heads() const;
 
   Budget& budget_;
+  const QueryRows wanted_;
+  const bool is_causal_;
   const int32_t row_tile_;
   const std::vector<HeadClass> classes_;
+  const std::vector<Stretch> columns_;
   const Cells cells_;
-  const std::vector<int32_t> shifts_;  // of the columns' stretches
   Lists& lists_;
   GroupPlanner planner_;
   std::vector<GroupRange> group_ranges_;  // [kinds, classes]
+  std::vector<bool> is_wanted_;           // [groups]: those of others have no tiles
   std::vector<int32_t> span_tiles_;       // Table::span_tiles_at's
   int64_t tiles_ = 0;
 };

@@ -24,7 +24,8 @@ void split(uint64_t number, uint32_t (&halves)[2]) {
 
 bool is_symmetric(const PatternSpec& spec) {
   return spec.heads == spec.kv_heads &&
-         resolve(spec.queries, spec.seq_len) == resolve(spec.keys, spec.seq_len);
+         resolve(spec.queries, spec.seq_len) == resolve(spec.keys, spec.seq_len) &&
+         spec.far_keys.empty() && spec.rows == QueryRows::kAll;
 }
 
 bool asks_for(const PatternSpec& spec, Directions direction) {
@@ -44,7 +45,8 @@ void seal(const PatternSpec& spec, const Table& forward, const Table& transposed
   header.is_causal = spec.is_causal ? 1 : 0;
   header.branches = static_cast<int32_t>(spec.branches.size());
   header.queries = count_rows(spec.queries, spec.seq_len);
-  header.keys = count_rows(spec.keys, spec.seq_len);
+  header.near_keys = count_rows(spec.keys, spec.seq_len);
+  header.keys = header.near_keys + count_rows(spec.far_keys, spec.seq_len);
   header.forward = forward;
   header.transposed = transposed;
   std::memcpy(words.data(), &header, sizeof(header));

@@ -16,6 +16,12 @@ class Directions:
     both: ClassVar[Directions]
     __members__: ClassVar[dict[str, Directions]]
 
+class QueryRows:
+    all: ClassVar[QueryRows]
+    near: ClassVar[QueryRows]
+    far: ClassVar[QueryRows]
+    __members__: ClassVar[dict[str, QueryRows]]
+
 class Branch:
     segment_length: int
     dilation_rate: int
@@ -35,6 +41,8 @@ class PatternSpec:
     directions: Directions
     queries: list[tuple[int, int]]
     keys: list[tuple[int, int]]
+    far_keys: list[tuple[int, int]]
+    rows: QueryRows
     @property
     def sequences(self) -> list[tuple[int, int]] | None: ...
     @sequences.setter
@@ -52,6 +60,8 @@ class PatternSpec:
         directions: Directions = ...,
         queries: Sequence[tuple[int, int]] = ...,
         keys: Sequence[tuple[int, int]] = ...,
+        far_keys: Sequence[tuple[int, int]] = ...,
+        rows: QueryRows = ...,
         sequences: bytes | None = ...,
     ) -> None: ...
 

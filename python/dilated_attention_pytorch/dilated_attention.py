@@ -21,7 +21,7 @@ from .functional import (
 from .pattern import HeadOffsets, Padding, Pattern, PatternSpec, Scheme, current_pattern_cache
 from .pattern.bounds import at_least
 from .ragged import SeqLens, layout_of
-from .ring import Group, Sharding, Strategy, telling
+from .ring import Group, Sharding, ShardLayout, Strategy, telling
 
 
 class DilatedAttention(nn.Module):
@@ -33,7 +33,8 @@ class DilatedAttention(nn.Module):
         dropout: probability of dropping an attention weight, in training mode only.
         device, dtype: accepted like other modules' and ignored: there are no parameters, and inputs
             may be on any device and of any supported dtype.
-        group, shard_lengths, strategy: as in `dilated_attention`; the input is then this rank's
+        group, shard_lengths, strategy, shard_layout: as in `dilated_attention`; the input is then this
+            rank's
             rows. The module keeps the group's name, not the group: copies use the same group, and a
             process that unpickles one must have a group of that name.
 
@@ -56,13 +57,14 @@ class DilatedAttention(nn.Module):
         group: Group | None = None,
         shard_lengths: Sequence[int] | None = None,
         strategy: Strategy = "auto",
+        shard_layout: ShardLayout = "contiguous",
     ) -> None:
         super().__init__()
         self.scheme = Scheme.make(segment_lengths, dilation_rates, head_offsets, padding)
         self.scale = check_scale(scale)
         self.dropout = check_dropout(dropout)
         self.pattern_cache = check_cache(pattern_cache)
-        self.sharding = Sharding.make(group, shard_lengths, strategy)
+        self.sharding = Sharding.make(group, shard_lengths, strategy, shard_layout)
         if self.sharding is not None:
             check_ring_cache(self.pattern_cache)
 

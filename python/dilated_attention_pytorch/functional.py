@@ -28,7 +28,7 @@ from .pattern.plain import refuse_masked
 from .pattern.scalars import is_symbolic, real
 from .pattern.transforms import in_transform, is_traced, outside_transforms
 from .ragged import SeqLens, Table, pack
-from .ring import Group, Sharding, Strategy, is_sharded, shards_of, telling
+from .ring import Group, Sharding, ShardLayout, Strategy, is_sharded, shards_of, telling
 
 CacheArgument = BasePatternCache | Literal[False] | None
 _MAX_SEED = 2**63 - 1
@@ -54,6 +54,7 @@ def dilated_attention(
     group: Group | None = ...,
     shard_lengths: Sequence[int] | None = ...,
     strategy: Strategy = ...,
+    shard_layout: ShardLayout = ...,
 ) -> Tensor: ...
 @overload
 def dilated_attention(
@@ -74,6 +75,7 @@ def dilated_attention(
     group: Group | None = ...,
     shard_lengths: Sequence[int] | None = ...,
     strategy: Strategy = ...,
+    shard_layout: ShardLayout = ...,
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def dilated_attention(
@@ -94,6 +96,7 @@ def dilated_attention(
     group: Group | None = ...,
     shard_lengths: Sequence[int] | None = ...,
     strategy: Strategy = ...,
+    shard_layout: ShardLayout = ...,
 ) -> Tensor | tuple[Tensor, Tensor]: ...
 def dilated_attention(
     query: Tensor,
@@ -113,6 +116,7 @@ def dilated_attention(
     group: Group | None = None,
     shard_lengths: Sequence[int] | None = None,
     strategy: Strategy = "auto",
+    shard_layout: ShardLayout = "contiguous",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Dilated attention: LongNet, arXiv 2307.02486, eqs. 3-10, as one softmax.
 
@@ -156,7 +160,8 @@ def dilated_attention(
         group: a ProcessGroup or one-dimensional DeviceMesh, or a group's name. Its ranks then hold
             the sequence one after another, and query, key and value are this rank's rows. All ranks
             must call with the same arguments, and all or none run the backward.
-        shard_lengths: rows of each rank, which may be 0; the same on all ranks by default.
+        shard_lengths: rows of each rank, which may be 0; the same on all ranks by default. With
+            "zigzag", of each of its 2P stretches, in the sequence's order.
         strategy: how rows travel: "ring", "gather", "all_to_all", or "auto", which compares the
             bytes that each would move; docs/ring.md.
 
@@ -186,7 +191,7 @@ def dilated_attention(
             dropout_p=dropout_p,
             seq_lens=seq_lens,
             pattern_cache=pattern_cache,
-            sharding=Sharding.make(group, shard_lengths, strategy),
+            sharding=Sharding.make(group, shard_lengths, strategy, shard_layout),
         )
     return (out, lse) if return_lse else out
 
@@ -261,6 +266,7 @@ def attend(
             head_offsets=_offset_tensor(scheme, shape[2]),
             shard_lengths=sharding.shard_lengths,
             strategy=sharding.strategy,
+            shard_layout=sharding.shard_layout,
             **options,
         )
     # Compilers, transforms and tensor subclasses (fake tensors among them) must not meet the

@@ -17,7 +17,7 @@ from .pattern import HeadOffsets, Padding
 from .pattern.bounds import HEADS_END, at_least
 from .pattern.scalars import real
 from .ragged import Mask, SeqLens, kept_rows
-from .ring import Group, Strategy, telling
+from .ring import Group, ShardLayout, Strategy, telling
 
 
 class MultiheadDilatedAttention(nn.Module):
@@ -41,7 +41,8 @@ class MultiheadDilatedAttention(nn.Module):
             output projection, and its eps.
         gamma_init: MAGNETO's gain of the value and output projections' initialization.
         device, dtype: of the parameters.
-        group, shard_lengths, strategy: as in `DilatedAttention`. Each rank has parameters of its
+        group, shard_lengths, strategy, shard_layout: as in `DilatedAttention`. Each rank has
+            parameters of its
             own, whose gradients come from its rows alone: sum them over the group.
 
     Attributes:
@@ -80,6 +81,7 @@ class MultiheadDilatedAttention(nn.Module):
         group: Group | None = None,
         shard_lengths: Sequence[int] | None = None,
         strategy: Strategy = "auto",
+        shard_layout: ShardLayout = "contiguous",
     ) -> None:
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
@@ -105,6 +107,7 @@ class MultiheadDilatedAttention(nn.Module):
             group=group,
             shard_lengths=shard_lengths,
             strategy=strategy,
+            shard_layout=shard_layout,
         )
         self.attention.scheme.offset_table(num_heads)  # a table has one column for each head
         kv_dim = num_kv_heads * self.head_dim

@@ -12,7 +12,7 @@ from .dilated_attention import DilatedAttention
 from .functional import CacheArgument
 from .pattern import HeadOffsets, Padding
 from .ragged import SeqLens
-from .ring import Group, Strategy, group_size
+from .ring import Group, ShardLayout, Strategy, group_size
 
 
 class RingDilatedAttentionV2(DilatedAttention):
@@ -29,7 +29,7 @@ class RingDilatedAttentionV2(DilatedAttention):
             a group.
         use_pattern_cache: False means `pattern_cache=False`.
         pattern_cache: the cache to use; None means `current_pattern_cache()`.
-        group, shard_lengths, strategy: as in `DilatedAttention`.
+        group, shard_lengths, strategy, shard_layout: as in `DilatedAttention`.
 
     Raises:
         TypeError, ValueError: naming the argument, what must hold and what was given.
@@ -52,6 +52,7 @@ class RingDilatedAttentionV2(DilatedAttention):
         group: Group | None = None,
         shard_lengths: Sequence[int] | None = None,
         strategy: Strategy = "auto",
+        shard_layout: ShardLayout = "contiguous",
     ) -> None:
         if group is None and ring_size is not None and ring_size != 1:
             raise ValueError(
@@ -75,6 +76,7 @@ class RingDilatedAttentionV2(DilatedAttention):
             group=group,
             shard_lengths=shard_lengths,
             strategy=strategy,
+            shard_layout=shard_layout,
         )
         self.ring_size = 1 if self.sharding is None else group_size(self.sharding.group_name)
         if ring_size is not None and ring_size != self.ring_size:

@@ -94,7 +94,7 @@ TEST(Attention, SequencesOfABatchAreAsIfAlone) {
   }
   EXPECT_TRUE(out.slice(1, 25, 30).eq(0).all().item<bool>());
   EXPECT_TRUE(at::isneginf(lse.slice(2, 25, 30)).all().item<bool>());
-  AttentionBlock block{60, 0, 0};
+  AttentionBlock block{60};
   EXPECT_THROW(attention_block(q, k, k, block, {16}, {1}, options), c10::ValueError);
 }
 
@@ -109,9 +109,9 @@ TEST(AttentionBlock, BlocksAreTheWhole) {
   const auto grad_out = at::randn_like(q), grad_lse = at::randn_like(whole_lse);
   const auto expected = torch::autograd::grad({whole, whole_lse}, leaves, {grad_out, grad_lse});
 
-  AttentionBlock block{60, 10, 0};  // of the queries, those from 10 on
+  AttentionBlock block{60, {10}, {0}};  // of the queries, those from 10 on
   for (const auto& [begin, end] : {std::pair(25, 60), std::pair(0, 25)}) {
-    block.key_begin = begin;
+    block.keys = {begin};
     block.partial = begin != 0;
     std::tie(block.out, block.lse) =
         attention_block(q.slice(1, 10), k.slice(1, begin, end), v.slice(1, begin, end), block,
@@ -123,7 +123,7 @@ TEST(AttentionBlock, BlocksAreTheWhole) {
     return attention_block_backward(
         grad_out.slice(1, begin, end), grad_lse.slice(2, begin, end), q.slice(1, begin, end), k, v,
         whole.detach().slice(1, begin, end), whole_lse.detach().slice(2, begin, end),
-        {60, begin, 0}, {16, 40}, {1, 3}, options);
+        {60, {begin}, {0}}, {16, 40}, {1, 3}, options);
   };
   const auto [first_query, first_key, first_value] = share(0, 10);
   const auto [second_query, second_key, second_value] = share(10, 60);

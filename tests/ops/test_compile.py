@@ -48,6 +48,8 @@ def samples(device: str, dtype: torch.dtype) -> list[Sample]:
     )
     running = {"out": out[:, 5:25].to(lse.dtype), "lse": lse[:, :, 5:25]}
     final = (out[:, 5:25], lse[:, :, 5:25])
+    far_key, near = plain[1][:, :4], plain[1][:, 14:]
+    far = (*(x.contiguous() for x in final), middle[0], near, near, far_key, far_key, 37)
     sums, one_head = make_query_sums(middle[0]), plain[0][:, :, :1].contiguous()
     one_head_sums = make_query_sums(one_head)
     places = torch.tensor([[0, 20], [21, 0], [22, 15]])
@@ -72,6 +74,12 @@ def samples(device: str, dtype: torch.dtype) -> list[Sample]:
         ("attention_block", (*middle, *branches), {}),
         ("attention_block", (*middle, *branches), {"pattern": middle_pattern, "partial": True}),
         ("attention_block", (*middle, *branches), {**options, **running, "padding": "zeros"}),
+        ("attention_block_into", (*far, [5, 25], [12, 20, 22, 37], [0, 4], *branches), {}),
+        (
+            "attention_block_into",
+            (*far[:5], None, None, 37, [5, 25], [12, 20, 22, 37], [0, 4], *branches),
+            {**options, "rows": "near"},
+        ),
         ("attention_block_backward", (*backward, *branches), {}),
         ("attention_block_backward", (*backward, *branches), {**options, "partial": True}),
         ("attention_block_backward_into", (sums, *backward, *branches), {}),
@@ -93,10 +101,10 @@ def samples(device: str, dtype: torch.dtype) -> list[Sample]:
     ]
 
 
-@pytest.mark.parametrize("index", range(30))
+@pytest.mark.parametrize("index", range(31))
 def test_opcheck(index: int, device: str) -> None:
     everything = samples(device, torch.float32)
-    assert len(everything) == 30
+    assert len(everything) == 31
     name, arguments, keywords = everything[index]
     torch.library.opcheck(getattr(torch.ops.dilated, name).default, arguments, keywords)
 

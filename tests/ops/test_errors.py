@@ -239,10 +239,8 @@ def block_call(**change: Any) -> Any:
     """Queries 4 .. 11 against keys 6 .. 15 of 24 positions."""
     q, k, v = good_tensors().values()
     tensors = {"query": q[:, 4:12], "key": k[:, 6:16], "value": v[:, 6:16]}
-    arguments = {**tensors, "seq_len": 24, "query_begin": 4, "key_begin": 6, **GOOD, **change}
-    positional = [
-        arguments.pop(name) for name in (*tensors, "seq_len", "query_begin", "key_begin", *GOOD)
-    ]
+    arguments = {**tensors, "seq_len": 24, "queries": 4, "keys": 6, **GOOD, **change}
+    positional = [arguments.pop(name) for name in (*tensors, "seq_len", "queries", "keys", *GOOD)]
     return torch.ops.dilated.attention_block(*positional, **arguments)
 
 
@@ -251,12 +249,12 @@ def block_call(**change: Any) -> Any:
     [
         ({"seq_len": -1}, "seq_len", "-1"),
         ({"seq_len": 2**31}, "seq_len", str(2**31)),
-        ({"seq_len": 15}, "key_begin", "15"),
-        ({"query_begin": -1}, "query_begin", "-1"),
-        ({"query_begin": 17}, "query_begin", "query_begin 17, rows 8, seq_len 24"),
-        ({"query_begin": 2**62}, "query_begin", str(2**62)),
-        ({"key_begin": -2}, "key_begin", "-2"),
-        ({"key_begin": 15}, "key_begin", "key_begin 15, rows 10, seq_len 24"),
+        ({"seq_len": 15}, "keys", "15"),
+        ({"queries": -1}, "queries", "-1"),
+        ({"queries": 17}, "queries", "queries 17, rows 8, seq_len 24"),
+        ({"queries": 2**62}, "queries", str(2**62)),
+        ({"keys": -2}, "keys", "-2"),
+        ({"keys": 15}, "keys", "keys 15, rows 10, seq_len 24"),
         ({"value": rows(2, 9, 2, 16)}, "value", "9"),
         ({"key": rows(1, 10, 2, 16)}, "key", "1, 10"),
         ({"out": rows(2, 8, 4, 16)}, "out and lse", "out alone"),
@@ -287,7 +285,7 @@ def test_block_names_what_is_wrong(change: dict[str, Any], named: str, given: st
         ({"out": rows(2, 8, 4, 16).double()}, "out", "float64"),
         ({"grad_out": rows(2, 7, 4, 16)}, "grad_out", "7"),
         ({"lse": rows(2, 4, 24)}, "lse", "24"),
-        ({"key_begin": 15}, "key_begin", "15"),
+        ({"keys": 15}, "keys", "15"),
     ],
 )
 def test_block_backward_names_what_is_wrong(change: dict[str, Any], named: str, given: str) -> None:
@@ -295,7 +293,7 @@ def test_block_backward_names_what_is_wrong(change: dict[str, Any], named: str, 
     out, lse = block_call()
     good = {"grad_out": out, "grad_lse": None, "query": q[:, 4:12], "key": k[:, 6:16]}
     good |= {"value": v[:, 6:16], "out": out, "lse": lse}
-    good |= {"seq_len": 24, "query_begin": 4, "key_begin": 6, **GOOD}
+    good |= {"seq_len": 24, "queries": 4, "keys": 6, **GOOD}
     torch.ops.dilated.attention_block_backward(*good.values())
     with pytest.raises(ValueError, match=named) as caught:
         torch.ops.dilated.attention_block_backward(*{**good, **change}.values())
@@ -440,7 +438,7 @@ def every_operator() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     qkv = {"query": x, "key": x, "value": x}
     results = {"out": x, "lse": rows(1, 4, 24)}
     backward = {"grad_out": x, "grad_lse": rows(1, 4, 24), **qkv, **results}
-    where = {"seq_len": 24, "query_begin": 0, "key_begin": 0}
+    where = {"seq_len": 24, "queries": 0, "keys": 0}
     sums = {"grad_query_sums": rows(1, 4, 24, 16)}
     branch = {"segment_length": 24, "dilation_rate": 2}
     packed = rows(1, 12, 4, 16)
@@ -448,6 +446,11 @@ def every_operator() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "attention": {**qkv, **GOOD},
         "attention_backward": {**backward, **GOOD},
         "attention_block": {**qkv, **where, **GOOD},
+        "attention_block_into": {
+            **{"out": x.clone(), "lse": rows(1, 4, 24), **qkv, "far_key": x, "far_value": x},
+            **{**where, "seq_len": 48, "far_keys": 24},
+            **GOOD,
+        },
         "attention_block_backward": {**backward, **where, **GOOD},
         "attention_block_backward_into": {**sums, **backward, **where, **GOOD},
         "make_query_sums": {"query": x},

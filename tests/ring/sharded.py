@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dilated_attention_pytorch.ring import traffic
 from dilated_attention_pytorch.ring.group.communicator import Traffic
-from dilated_attention_pytorch.ring.plans.plan import shards
+from dilated_attention_pytorch.ring.plans.layout import shards
 from tests.conftest import make_qkv
 from tests.ops.calls import Result, deterministic_mode, differentiate, output_gradients
 from tests.ring.processes import group_of

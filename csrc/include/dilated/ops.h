@@ -12,6 +12,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <vector>
 
 namespace dilated {
 
@@ -44,10 +45,12 @@ DILATED_API std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& query
                                                          at::IntArrayRef dilation_rates,
                                                          const AttentionOptions& options = {});
 
-/// Where a block lies: row n of query is position query_begin + n of a sequence of seq_len, row n
-/// of key and value is position key_begin + n.
+/// Where a block lies in a sequence of seq_len: the positions of the rows of query, and of those of
+/// key and value, as stretches begin, end, begin, end, ... in the sequence's order. The last end
+/// may be left out: rows are as many as there are.
 struct AttentionBlock {
-  int64_t seq_len = 0, query_begin = 0, key_begin = 0;
+  int64_t seq_len = 0;
+  std::vector<int64_t> queries{0}, keys{0};
   // The running result that is continued; both or neither.
   std::optional<at::Tensor> out = std::nullopt, lse = std::nullopt;
   bool partial = false;  // results in float32 (float64 for float64) instead of query's dtype
@@ -63,6 +66,24 @@ DILATED_API std::tuple<at::Tensor, at::Tensor> attention_block(
     const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
     const AttentionBlock& block, at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
     const AttentionOptions& options = {});
+
+/// More keys of a block, [B, Nf, Hkv, D] in tensors of their own, at other positions than its keys,
+/// and which rows to compute: "all", "near" (those that meet none of these) or "far" (the others).
+struct FarKeys {
+  std::optional<at::Tensor> key, value;  // needed unless rows are the near ones
+  std::vector<int64_t> keys{};           // as AttentionBlock::keys
+  std::string rows = "all";
+};
+
+/// As attention_block(), over near and far keys at once: writes the rows of out [B, Nq, H, D] and
+/// lse [B, H, Nq] that are asked for. Their gradients are those of the blocks of near and of far
+/// keys. block.out and block.lse must not be given, and its results are not partial.
+DILATED_API void attention_block_into(const at::Tensor& out, const at::Tensor& lse,
+                                      const at::Tensor& query, const at::Tensor& key,
+                                      const at::Tensor& value, const FarKeys& far,
+                                      const AttentionBlock& block, at::IntArrayRef segment_lengths,
+                                      at::IntArrayRef dilation_rates,
+                                      const AttentionOptions& options = {});
 
 /// One block's share of the gradients of query, key and value; the gradients are the sums over all
 /// blocks. out (in query's dtype), lse and their gradients are the final ones, of all blocks.

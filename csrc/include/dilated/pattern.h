@@ -24,6 +24,13 @@ struct Range {
   bool operator==(const Range&) const = default;
 };
 
+/// Which query rows a pattern has, where keys lie in two tensors.
+enum class QueryRows : int32_t {
+  kAll,
+  kNear,  // those that meet no key of the second tensor
+  kFar,   // the others
+};
+
 /// One of a batch: rows first .. first + length - 1 of the tensors are its positions 0, 1, ...
 struct Sequence {
   int64_t first = 0;
@@ -58,6 +65,10 @@ struct PatternSpec {
   // overlap. In a ring they are a shard of it.
   std::vector<Range> queries{Range{}};
   std::vector<Range> keys{Range{}};  // of key and value
+  // More keys, in tensors of their own, and which of the queries to plan: of either there is a
+  // forward table only.
+  std::vector<Range> far_keys{};
+  QueryRows rows = QueryRows::kAll;
   int64_t row_tile = kRowTile;
   Directions directions = Directions::kBoth;  // not in the fingerprint: the header says which
   // Of a batch that lies in seq_len rows: ascending, without overlap. Each is as if alone, with
@@ -119,7 +130,7 @@ DILATED_API bool is_planned(const int32_t* words, int64_t size);
 
 /// (query, key) pairs over all heads; the kernels' work is proportional to `computed`.
 struct PatternReport {
-  int64_t nominal;   // every branch on its own
+  int64_t nominal;   // every branch on its own, of kAll rows
   int64_t distinct;  // each pair once, however many branches hold it
   int64_t computed;  // what tiles of row_tile x column_tile compute, their empty corners included
   int64_t bytes;     // of the pattern

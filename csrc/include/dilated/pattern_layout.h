@@ -14,7 +14,9 @@
 // Lists hold *positions*, which masks and dropout compare. Where a row lies in its tensor, its
 // *place*, is another number: the tensor holds stretches of the sequence one after another, and
 // place = position + the stretch's shift. All rows of a tile lie in one stretch; each run of its
-// columns says in which of the stretches that the tile meets it lies. A batch of sequences, each
+// columns says in which of the stretches that the tile meets it lies. Keys may lie in two tensors,
+// each stretch in one: places count through the first, Header::near_keys rows, then through the
+// second, so that a run names its tensor by its place. A batch of sequences, each
 // with positions of its own, has a stretch for each; rows between them are in no list.
 //
 // In the forward table rows are queries and columns are keys; in the transposed one (the
@@ -103,7 +105,8 @@ struct Header {
   int32_t seq_len, heads, kv_heads, row_tile;  // of a batch of sequences, seq_len is its rows
   int32_t is_causal, branches;
   int32_t queries, keys;  // rows of the tensors
-  int32_t reserved[2];
+  int32_t near_keys;      // those of the first of the keys' tensors, of which places come first
+  int32_t reserved;
   uint32_t checksum[2];  // of all words, these two as zeros
   Table forward, transposed;
 };

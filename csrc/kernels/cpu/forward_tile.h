@@ -126,12 +126,14 @@ struct ForwardTile {
   }
 
   void fill(const RunPart& part, int column) {
+    const bool is_far = part.place >= args.keys;
+    const int64_t row = part.place - (is_far ? args.keys : 0);
     const auto gather = [&](const Rows& rows, T* to) {
-      gather_rows(to + column * head_dim, row_at<Element>(rows, task.batch, part.place, kv_head),
+      gather_rows(to + column * head_dim, row_at<Element>(rows, task.batch, row, kv_head),
                   rows.strides.row * part.stride, part.count, head_dim, T{1});
     };
-    gather(args.key, s.keys);
-    gather(args.value, s.values);
+    gather(is_far ? args.far_key : args.key, s.keys);
+    gather(is_far ? args.far_value : args.value, s.values);
     for (int j = 0; j < part.count; ++j) {
       s.columns.hash[column + j] = static_cast<uint32_t>(part.first + part.stride * j) * kKeyHash;
     }

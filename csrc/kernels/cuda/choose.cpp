@@ -95,7 +95,8 @@ std::optional<ForwardChoice> hopper_forward(const ForwardProblem& problem, const
     return std::nullopt;
   }
   const ListStrides strides = list_strides(problem.dilation_rates);
-  if (strides.count == 0) {
+  const int32_t maps = strides.count * (problem.has_far_keys ? 2 : 1);
+  if (maps == 0 || maps > ListStrides::kMost) {
     return std::nullopt;
   }
   constexpr int64_t kRows = hopper::ForwardTile::kRows;

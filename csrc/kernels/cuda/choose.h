@@ -40,6 +40,7 @@ struct ForwardProblem : Problem {
   int64_t rows;      // of queries, of all heads and batch entries
   bool is_mappable;  // rows are aligned to 16 bytes; tensor maps can describe keys and values
   std::span<const int64_t> dilation_rates;
+  bool has_far_keys = false;
 };
 
 struct BackwardProblem : Problem {

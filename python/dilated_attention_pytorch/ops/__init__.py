@@ -11,6 +11,7 @@ from .attention_block import (
     attention_block,
     attention_block_backward,
     attention_block_backward_into,
+    attention_block_into,
     make_query_sums,
     round_query_sums,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "attention_block",
     "attention_block_backward",
     "attention_block_backward_into",
+    "attention_block_into",
     "decode_append",
     "decode_attend",
     "gather",

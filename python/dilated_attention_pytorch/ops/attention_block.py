@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor
 from typing_extensions import Unpack
@@ -17,8 +18,8 @@ def attention_block(
     key: Tensor,
     value: Tensor,
     seq_len: int,
-    query_begin: int,
-    key_begin: int,
+    queries: int | Sequence[int],
+    keys: int | Sequence[int],
     segment_lengths: Sequence[int],
     dilation_rates: Sequence[int],
     *,
@@ -29,20 +30,55 @@ def attention_block(
 ) -> tuple[Tensor, Tensor]:
     """(out [B, Nq, H, D], lse [B, H, Nq]) of query over the keys of one block.
 
-    Row n of query [B, Nq, H, D] is position query_begin + n of a sequence of seq_len; row n of key
-    and value [B, Nk, Hkv, D] is position key_begin + n. out and lse, both or neither, are the
-    running result of other blocks of keys, as returned with partial=True; the softmax is then over
-    their keys and these. After all blocks, in any order, it is `attention`'s.
+    queries: where the rows of query [B, Nq, H, D] lie in a sequence of seq_len: the first one's
+    position, if they follow each other, or begin, end, begin, end, ... of stretches, in the
+    sequence's order. keys: likewise of the rows of key and value [B, Nk, Hkv, D]. out and lse, both
+    or neither, are the running result of other blocks of keys, as returned with partial=True; the
+    softmax is then over their keys and these. After all blocks, in any order, it is `attention`'s.
 
     partial: out is returned in float32 (float64 for float64), to be continued; otherwise in query's
     dtype. A row that has attended to nothing so far has out 0 and lse -inf, and its running out is
     not read. padding="zeros" counts a row's zero keys in the block that holds the row's own
     position. Rows of key and value that no query would meet even without is_causal may hold
     anything. The remaining options are those of `attention`, with a pattern planned for these
-    ranges of queries and keys. Not differentiable: call `attention_block_backward` yourself.
+    queries and keys. Not differentiable: call `attention_block_backward` yourself.
 
-    Raises ValueError, naming the argument, where ranges leave the sequence, one of out and lse is
-    missing or has another shape, dtype or device, or where `attention` would raise.
+    Raises ValueError, naming the argument, where stretches leave the sequence, one of out and lse
+    is missing or has another shape, dtype or device, or where `attention` would raise.
+    """
+    raise NotImplementedError
+
+
+@operator
+def attention_block_into(
+    out: Tensor,
+    lse: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    far_key: Tensor | None,
+    far_value: Tensor | None,
+    seq_len: int,
+    queries: int | Sequence[int],
+    keys: int | Sequence[int],
+    far_keys: int | Sequence[int],
+    segment_lengths: Sequence[int],
+    dilation_rates: Sequence[int],
+    *,
+    rows: Literal["all", "near", "far"] = "all",
+    **options: Unpack[PatternOptions],
+) -> None:
+    """Writes rows of out [B, Nq, H, D] and lse [B, H, Nq], both contiguous: query over all keys of
+    two pairs of tensors at once.
+
+    far_key and far_value [B, Nf, Hkv, D] lie at positions far_keys, none of which are among keys;
+    otherwise arguments are those of `attention_block`. rows: "near" writes the rows that meet no
+    far key (if is_causal, none before them), "far" the others; each row of a head is one or the
+    other, and rows that are not asked for stay as they are. For the near ones far_key and far_value
+    may be None, as none is read. The gradients are those of two blocks, of near and of far keys.
+    Not differentiable.
+
+    Raises ValueError where `attention_block` does, or where near and far keys overlap.
     """
     raise NotImplementedError
 
@@ -57,8 +93,8 @@ def attention_block_backward(
     out: Tensor,
     lse: Tensor,
     seq_len: int,
-    query_begin: int,
-    key_begin: int,
+    queries: int | Sequence[int],
+    keys: int | Sequence[int],
     segment_lengths: Sequence[int],
     dilation_rates: Sequence[int],
     *,
@@ -86,8 +122,8 @@ def attention_block_backward_into(
     out: Tensor,
     lse: Tensor,
     seq_len: int,
-    query_begin: int,
-    key_begin: int,
+    queries: int | Sequence[int],
+    keys: int | Sequence[int],
     segment_lengths: Sequence[int],
     dilation_rates: Sequence[int],
     **options: Unpack[PatternOptions],

@@ -22,6 +22,7 @@ _dilated = torch.ops.dilated
         _dilated.attention.default,
         _dilated.attention_backward.default,
         _dilated.attention_block.default,
+        _dilated.attention_block_into.default,
         _dilated.attention_block_backward.default,
         _dilated.attention_block_backward_into.default,
         _dilated.gather.default,

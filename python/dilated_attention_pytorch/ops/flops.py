@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,11 +18,21 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ..pattern import HeadOffsets, Pattern, PatternSpec, Sequences, make_branches
 from ..pattern.offsets import normalize_head_offsets
+from ..pattern.pattern import QueryRows
 
 _dilated = torch.ops.dilated
 _FORWARD, _BACKWARD = 2, 5  # products of head_dim a pair
-Span = tuple[int, int]
-Block = tuple[int, Span, Span]  # seq_len, positions (begin, end) of the queries and of their keys
+Stretches = tuple[int, ...]  # begin, end, begin, end, ...
+
+
+class Block(NamedTuple):
+    """Positions within a sequence, as PatternSpec has them."""
+
+    seq_len: int
+    queries: Stretches
+    keys: Stretches
+    far_keys: Stretches = ()
+    rows: QueryRows = "all"
 
 
 @lru_cache(maxsize=256)
@@ -41,7 +51,7 @@ def _flops(
 ) -> int:
     """block: by default the whole sequence."""
     batch, rows, heads, head_dim = map(int, query.shape)
-    seq_len, queries, keys = (rows, (0, rows), (0, rows)) if block is None else block
+    block = block or Block(rows, (0, rows), (0, rows))
     lengths = [int(length) for length in lengths]
     table: HeadOffsets | None = options.get("head_offsets")
     if table is None or isinstance(table, FakeTensor):  # one without data counts as the default
@@ -50,14 +60,16 @@ def _flops(
     if isinstance(sequences, FakeTensor):  # likewise: as one that has all rows
         sequences = None
     spec = PatternSpec(
-        seq_len,
+        block.seq_len,
         make_branches(lengths, rates),
         normalize_head_offsets(table, rates),
         heads,
         int(key.shape[2]),
         options.get("is_causal", False),
-        queries=queries,
-        keys=keys,
+        queries=block.queries,
+        keys=block.keys,
+        far_keys=block.far_keys,
+        rows=block.rows,
         directions="forward",
         sequences=None if sequences is None else Sequences(sequences),
     )
@@ -69,10 +81,22 @@ BlockOf = Callable[[dict[str, Any]], Block | None]
 
 
 def _block_of(call: dict[str, Any]) -> Block:
-    begins = (int(call["query_begin"]), int(call["key_begin"]))
-    rows = (int(call["query"].shape[1]), int(call["key"].shape[1]))
-    queries, keys = ((begin, begin + n) for begin, n in zip(begins, rows, strict=True))
-    return int(call["seq_len"]), queries, keys
+    queries = _stretches(call["queries"], call["query"])
+    return Block(int(call["seq_len"]), queries, _stretches(call["keys"], call["key"]))
+
+
+def _into_block_of(call: dict[str, Any]) -> Block:
+    far_keys = _stretches(call["far_keys"], call["far_key"])
+    return _block_of(call)._replace(far_keys=far_keys, rows=call.get("rows", "all"))
+
+
+def _stretches(given: int | Sequence[int], rows: Tensor | None) -> Stretches:
+    """As the operators take them, with the last end."""
+    numbers = [given] if isinstance(given, int) else [int(number) for number in given]
+    if len(numbers) % 2 and rows is not None:
+        pairs = zip(numbers[:-1:2], numbers[1::2], strict=True)
+        numbers.append(numbers[-1] + int(rows.shape[1]) - sum(end - begin for begin, end in pairs))
+    return tuple(numbers)
 
 
 def _register(operator: Any, products: int, block_of: BlockOf) -> None:
@@ -89,6 +113,7 @@ def _register(operator: Any, products: int, block_of: BlockOf) -> None:
 _register(_dilated.attention, _FORWARD, lambda call: None)
 _register(_dilated.attention_backward, _BACKWARD, lambda call: None)
 _register(_dilated.attention_block, _FORWARD, _block_of)
+_register(_dilated.attention_block_into, _FORWARD, _into_block_of)
 _register(_dilated.attention_block_backward, _BACKWARD, _block_of)
 _register(_dilated.attention_block_backward_into, _BACKWARD, _block_of)
 

@@ -30,6 +30,7 @@ def ring_attention(
     *,
     shard_lengths: Sequence[int] | None = None,
     strategy: Literal["auto", "ring", "gather", "all_to_all"] = "auto",
+    shard_layout: Literal["contiguous", "zigzag"] = "contiguous",
     **options: Unpack[Options],
 ) -> tuple[Tensor, Tensor]:
     """(out [B, n, H, D], lse [B, H, n]) of this rank's rows, both differentiable.
@@ -37,7 +38,9 @@ def ring_attention(
     query [B, n, H, D], key and value [B, n, Hkv, D] are the rows of a sequence that the ranks of
     the group hold one after the other, n = shard_lengths[rank], or the same on all by default. All
     ranks call, with the same arguments but for the tensors' contents and dropout_seed, and all run
-    the backward or none. strategy: "ring", "gather", "all_to_all" or "auto".
+    the backward or none. strategy: "ring", "gather", "all_to_all" or "auto". shard_layout "zigzag":
+    of P ranks, rank i holds stretch i and then stretch 2P - 1 - i of the sequence; shard_lengths
+    are those of all 2P.
     """
     raise NotImplementedError
 

@@ -20,6 +20,7 @@ from .offsets import Offsets, OffsetTable, normalize_head_offsets, offset_table
 from .sequences import Sequences
 
 Directions = Literal["forward", "transposed", "both"]
+QueryRows = Literal["all", "near", "far"]
 
 
 class PatternSpec(NamedTuple):
@@ -33,8 +34,12 @@ class PatternSpec(NamedTuple):
         head_offsets: a name, or a table [branches, heads] of tuples.
         heads, kv_heads: of query, and of key and value.
         is_causal, padding: as in `dilated_attention`.
-        queries, keys: positions (begin, end) of the rows of query, and of key and value: in a ring,
-            a shard of the sequence. end = -1 stands for seq_len.
+        queries, keys: positions of the rows of query, and of key and value, as stretches (begin,
+            end, begin, end, ...) in the sequence's order: in a ring, a shard of it. end = -1 stands
+            for seq_len.
+        far_keys: the same of more keys, in tensors of their own; of such a pattern there is a
+            forward table only.
+        rows: "near" leaves out the query rows that meet far keys, "far" the others.
         row_tile: rows of a tile, as the kernels take them.
         directions: "both"; "forward" is for the forward pass alone, quicker to plan and smaller
             where kv_heads < heads or queries != keys.
@@ -48,11 +53,13 @@ class PatternSpec(NamedTuple):
     kv_heads: int
     is_causal: bool = False
     padding: Padding = "masked"
-    queries: tuple[int, int] = (0, -1)
-    keys: tuple[int, int] = (0, -1)
+    queries: tuple[int, ...] = (0, -1)
+    keys: tuple[int, ...] = (0, -1)
     row_tile: int = _C.ROW_TILE
     directions: Directions = "both"
     sequences: Sequences | None = None
+    far_keys: tuple[int, ...] = ()
+    rows: QueryRows = "all"
 
     def parts(self) -> tuple[PatternSpec, ...]:
         """What a batch's pattern is joined of: one sequence of each length, the longest first."""
@@ -74,8 +81,10 @@ class PatternSpec(NamedTuple):
             "branches": _native_branches(self.branches, self.head_offsets, self.heads),
             "padding": _C.Padding.__members__[self.padding],
             "directions": _C.Directions.__members__[self.directions],
-            "queries": [self.queries],
-            "keys": [self.keys],
+            "rows": _C.QueryRows.__members__[self.rows],
+            "queries": pairs_of(self.queries),
+            "keys": pairs_of(self.keys),
+            "far_keys": pairs_of(self.far_keys),
             "sequences": None if self.sequences is None else self.sequences.numbers(),
         }
         del fields["head_offsets"]
@@ -117,13 +126,23 @@ class PatternSpec(NamedTuple):
             raise ValueError(
                 f"directions must be 'forward', 'transposed' or 'both', got {self.directions!r}"
             )
-        for name in ("queries", "keys"):
+        if self.rows not in _C.QueryRows.__members__:
+            raise ValueError(f"rows must be 'all', 'near' or 'far', got {self.rows!r}")
+        for name in ("queries", "keys", "far_keys"):
             positions = getattr(self, name)
-            if not isinstance(positions, tuple) or len(positions) != 2:
-                raise TypeError(f"{name} must be positions (begin, end), got {positions!r}")
+            if not isinstance(positions, tuple) or len(positions) % 2:
+                raise TypeError(
+                    f"{name} must be positions (begin, end) or (begin, end, begin, end, ...), "
+                    f"got {positions!r}"
+                )
             for position in positions:
                 _check_integer(position, name)
         _check_sequences(self.sequences)
+
+
+def pairs_of(positions: Sequence[int]) -> list[tuple[int, int]]:
+    """(begin, end) of each stretch."""
+    return list(zip(positions[::2], positions[1::2], strict=True))
 
 
 @lru_cache(maxsize=64)
@@ -185,7 +204,7 @@ class Pattern:
         """
         check_spec(spec)
         longest = next(iter(spec.parts()), spec)  # what is said of a sequence is said of a batch's
-        Pattern.plan(longest._replace(queries=(0, 0), keys=(0, 0)))
+        Pattern.plan(longest._replace(queries=(0, 0), keys=(0, 0), far_keys=()))
 
     @property
     def is_intact(self) -> bool:

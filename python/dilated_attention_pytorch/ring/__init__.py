@@ -10,11 +10,13 @@ from .group.process_group import Group, group_size
 from .group.shards import is_sharded, shards_of
 from .group.state import Traffic
 from .plans.choose_strategy import Strategy
+from .plans.layout import ShardLayout
 from .sharding import Sharding
 from .telling import telling
 
 __all__ = [
     "Group",
+    "ShardLayout",
     "Sharding",
     "Strategy",
     "Traffic",

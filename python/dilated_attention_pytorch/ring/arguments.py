@@ -12,6 +12,7 @@ from .. import ops
 from ..pattern import Directions, Padding, Pattern, PatternSpec, make_branches
 from ..pattern.bounds import SEQ_LEN_END
 from .plans.choose_strategy import Sizes, check_strategy, choose_strategy
+from .plans.layout import check_layout, count, equal_lengths, shards, stretches_per_rank
 from .strategies.call import Call, Results, wide_dtype
 
 
@@ -31,6 +32,7 @@ class Arguments:
     sequences: Tensor | None = None
     shard_lengths: Sequence[int] | None = None
     strategy: str = "auto"
+    shard_layout: str = "contiguous"
 
 
 def make_call(
@@ -42,8 +44,8 @@ def make_call(
     the planner refuses the specification.
     """
     batch, rows, heads, head_dim = query.shape
-    lengths = arguments.shard_lengths
-    shard_lengths = (rows,) * size if lengths is None else tuple(lengths)
+    lengths, layout = arguments.shard_lengths, arguments.shard_layout
+    shard_lengths = equal_lengths(rows, size, layout) if lengths is None else tuple(lengths)
     offsets = arguments.head_offsets
     spec = PatternSpec(
         sum(shard_lengths),
@@ -60,7 +62,9 @@ def make_call(
     if strategy == "auto":
         sizes = Sizes(batch * head_dim, query.itemsize, wide_dtype(query.dtype).itemsize)
         has_dropout = arguments.dropout_p > 0
-        strategy = choose_strategy(spec, shard_lengths, sizes, has_dropout=has_dropout)
+        strategy = choose_strategy(
+            spec, shard_lengths, sizes, has_dropout=has_dropout, layout=layout
+        )
     return Call(
         spec,
         shard_lengths,
@@ -68,6 +72,7 @@ def make_call(
         arguments.scale,
         arguments.dropout_p,
         None,
+        layout,
     )
 
 
@@ -90,6 +95,7 @@ def identity_of(
         arguments.sequences is None,
         None if lengths is None else tuple(lengths),
         arguments.strategy,
+        arguments.shard_layout,
     )
 
 
@@ -114,6 +120,7 @@ def fields_of(query: Tensor, key: Tensor, value: Tensor, arguments: Arguments) -
         "dropout_p": arguments.dropout_p,
         "shard_lengths": arguments.shard_lengths and list(arguments.shard_lengths),
         "strategy": arguments.strategy,
+        "shard_layout": arguments.shard_layout,
     }
     return {name: str(value) for name, value in fields.items()}
 
@@ -145,19 +152,29 @@ def check_call(
         dropout_seed=None if seed is None else torch.empty_like(seed, device="meta"),
     )
     check_strategy(arguments.strategy)
+    layout = check_layout(arguments.shard_layout)
+    if arguments.strategy == "all_to_all" and layout != "contiguous":
+        raise ValueError(
+            "shard_layout: must be 'contiguous' with strategy 'all_to_all', which divides causal "
+            f"work evenly anyway, got {layout!r}"
+        )
     if arguments.strategy == "all_to_all" and arguments.dropout_p > 0:
         raise ValueError(
             "strategy: must not be 'all_to_all' with dropout, which depends on where a head is "
             f"computed, got dropout_p={arguments.dropout_p}"
         )
     lengths = arguments.shard_lengths
-    if lengths is not None:
-        check_shard_lengths(lengths, size)
-        if lengths[rank] != query.size(1):
-            raise ValueError(
-                f"query: must have shard_lengths[rank] = {lengths[rank]} rows on rank "
-                f"{rank}, got {query.size(1)}"
-            )
+    if lengths is None:
+        equal_lengths(query.size(1), size, layout)
+        return
+    check_shard_lengths(lengths, size, layout)
+    rows = count(shards(lengths, layout)[rank])
+    if rows != query.size(1):
+        index = "rank" if layout == "contiguous" else "rank] + shard_lengths[-1 - rank"
+        raise ValueError(
+            f"query: must have shard_lengths[{index}] = {rows} rows on rank {rank}, "
+            f"got {query.size(1)}"
+        )
 
 
 def check_offsets(offsets: Tensor | None) -> None:
@@ -185,11 +202,15 @@ def check_results(query: Tensor, results: Results) -> None:
             )
 
 
-def check_shard_lengths(shard_lengths: Sequence[int], size: int) -> None:
-    """Raises ValueError unless there is one for each rank, none negative, below 2^31 - 1 in all."""
-    if len(shard_lengths) != size or min(shard_lengths) < 0:
+def check_shard_lengths(
+    shard_lengths: Sequence[int], size: int, layout: str = "contiguous"
+) -> None:
+    """Raises ValueError unless there is one for each stretch, at least 0, below 2^31 - 1 in all."""
+    each = stretches_per_rank(layout)
+    if len(shard_lengths) != each * size or min(shard_lengths) < 0:
+        number = "one length" if each == 1 else f"{each} lengths"
         raise ValueError(
-            f"shard_lengths: must be one length for each of the group's {size} ranks, at least 0, "
+            f"shard_lengths: must be {number} for each of the group's {size} ranks, at least 0, "
             f"got {list(shard_lengths)}"
         )
     if sum(shard_lengths) >= SEQ_LEN_END:

@@ -6,15 +6,16 @@ from typing import Any
 
 from ..ops.flops import Block, register_ring_flops
 from .group.process_group import resolve
-from .plans.plan import shards
+from .plans.layout import equal_lengths, shards
 
 
 def _block_of(call: dict[str, Any]) -> Block:
     query = call["query"]
     group = resolve(call["group_name"])
     given = call.get("shard_lengths")
-    lengths = tuple(given or (int(query.shape[1]),) * group.size())
-    return sum(lengths), shards(lengths)[group.rank()], (0, sum(lengths))
+    layout = call.get("shard_layout", "contiguous")
+    lengths = tuple(given or equal_lengths(int(query.shape[1]), group.size(), layout))
+    return Block(sum(lengths), shards(lengths, layout)[group.rank()], (0, sum(lengths)))
 
 
 register_ring_flops(_block_of)

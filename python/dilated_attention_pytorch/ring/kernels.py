@@ -135,7 +135,10 @@ def _largest(call: Call, query: Tensor, size: int) -> int:
     """Bytes of the largest parcel of keys and values, or of their gradients, of any rank."""
     if call.strategy == "all_to_all":
         return 0
-    plans = (make_plan(call.spec, call.shard_lengths, rank, call.strategy) for rank in range(size))
+    plans = (
+        make_plan(call.spec, call.shard_lengths, rank, call.strategy, call.shard_layout)
+        for rank in range(size)
+    )
     parcels = (parcel for plan in plans for r in plan.rounds for parcel in r.sends)
     rows = max((parcel.rows for parcel in parcels), default=0)
     return 2 * rows * query.size(0) * query.size(3) * wide_dtype(query.dtype).itemsize

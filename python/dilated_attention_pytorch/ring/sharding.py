@@ -11,6 +11,7 @@ from ..pattern.scalars import index
 from .arguments import check_shard_lengths
 from .group.process_group import Group, group_name, group_size
 from .plans.choose_strategy import Strategy, check_strategy
+from .plans.layout import ShardLayout, check_layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,20 +21,25 @@ class Sharding:
     group_name: str
     shard_lengths: tuple[int, ...] | None
     strategy: Strategy
+    shard_layout: ShardLayout = "contiguous"
 
     @staticmethod
     def make(
-        group: Group | None, shard_lengths: Sequence[int] | None, strategy: Strategy
+        group: Group | None,
+        shard_lengths: Sequence[int] | None,
+        strategy: Strategy,
+        shard_layout: ShardLayout = "contiguous",
     ) -> Sharding | None:
         """None without a group.
 
         Raises:
             TypeError: a group that is not one, lengths that are not integers.
-            ValueError: lengths that are not one for each rank, an unknown strategy, or either
-                without a group.
+            ValueError: lengths that are not one for each stretch, an unknown strategy or layout, or
+                any of them without a group.
             RuntimeError: a name that no group of this process has.
         """
         check_strategy(strategy)
+        check_layout(shard_layout)
         if group is None:
             if shard_lengths is not None:
                 raise ValueError(
@@ -42,6 +48,11 @@ class Sharding:
             if strategy != "auto":
                 raise ValueError(
                     f"strategy must be 'auto' where no group is given, got {strategy!r}"
+                )
+            if shard_layout != "contiguous":
+                raise ValueError(
+                    "shard_layout must be 'contiguous' where no group is given, "
+                    f"got {shard_layout!r}"
                 )
             return None
         name = group_name(group)
@@ -55,12 +66,16 @@ class Sharding:
         if not torch.compiler.is_compiling():
             size = group_size(name)
             if lengths is not None:
-                check_shard_lengths(lengths, size)
-        return Sharding(name, lengths, strategy)
+                check_shard_lengths(lengths, size, shard_layout)
+        return Sharding(name, lengths, strategy, shard_layout)
 
     def extra_repr(self) -> str:
         """As a module prints it."""
         text = f"group={self.group_name!r}"
         if self.shard_lengths is not None:
             text += f", shard_lengths={list(self.shard_lengths)}"
-        return text if self.strategy == "auto" else f"{text}, strategy={self.strategy!r}"
+        if self.strategy != "auto":
+            text += f", strategy={self.strategy!r}"
+        if self.shard_layout != "contiguous":
+            text += f", shard_layout={self.shard_layout!r}"
+        return text

@@ -159,12 +159,16 @@ def test_every_field_of_the_specification_is_in_the_key(make):
         "row_tile": 32,
         "directions": "forward",
         "sequences": Sequences([(0, 40)]),
+        "far_keys": (24, 48),
+        "rows": "near",
     }
     assert set(other) == set(PatternSpec._fields)
     cache = make()
     cache.lookup(BASE)
     for count, (name, value) in enumerate(other.items(), start=2):
-        _, words = cache.lookup(BASE._replace(**{name: value}))
+        is_far = name in ("far_keys", "rows")
+        base = BASE._replace(keys=(0, 24), directions="forward") if is_far else BASE
+        _, words = cache.lookup(base._replace(**{name: value}))
         assert cache.statistics().misses == count, name
         assert words is not cache.lookup(BASE)[1], name
 

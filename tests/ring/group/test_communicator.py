@@ -9,7 +9,7 @@ from benchmarks.peers.calls import Inputs
 from benchmarks.peers.ring import SINGLE, Case, prepare, without_exchange
 from benchmarks.workloads import Workload
 from dilated_attention_pytorch.ring import traffic
-from dilated_attention_pytorch.ring.plans.plan import shards
+from dilated_attention_pytorch.ring.plans.layout import shards
 from tests.ring.processes import Processes, group_of
 
 WORKLOAD = Workload("tiny", "ring", 64, 4, 16, (8, 32, 64), (1, 2, 4))

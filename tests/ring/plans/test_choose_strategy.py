@@ -12,7 +12,8 @@ from dilated_attention_pytorch.ring.plans.choose_strategy import (
     heads_moved,
     keys_moved,
 )
-from dilated_attention_pytorch.ring.plans.plan import make_plan, shards
+from dilated_attention_pytorch.ring.plans.layout import shards
+from dilated_attention_pytorch.ring.plans.plan import make_plan
 
 SIZES = Sizes(row=128, element=2, wide=4)
 

@@ -9,7 +9,7 @@ import pytest
 
 from dilated_attention_pytorch.pattern import PatternSpec, make_branches
 from dilated_attention_pytorch.ring.plans.head_plan import HeadPlan, make_head_plan
-from dilated_attention_pytorch.ring.plans.plan import shards
+from dilated_attention_pytorch.ring.plans.layout import shards
 from tests.ring.geometry import random_shards, random_spec, rows_of
 
 

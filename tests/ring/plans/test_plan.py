@@ -9,7 +9,9 @@ from collections import Counter
 import pytest
 
 from dilated_attention_pytorch.pattern import PatternSpec, make_branches
-from dilated_attention_pytorch.ring.plans.plan import Parcel, Plan, make_plan, peers, shards
+from dilated_attention_pytorch.pattern.pattern import pairs_of
+from dilated_attention_pytorch.ring.plans.layout import shards
+from dilated_attention_pytorch.ring.plans.plan import Parcel, Plan, make_plan, peers
 from tests.ring.geometry import is_nested, needed_rows, random_shards, random_spec, rows_of
 
 
@@ -73,9 +75,10 @@ def test_every_needed_row_travels_and_no_other(seed: int) -> None:
         assert len(plan.rounds) == size - 1 and len(one.rounds) == 1
         assert plan.is_alone == one.is_alone == (not sent(plan) and not received(plan))
         for block in (block for r in one.rounds for block in r.blocks):
-            begin, end = block.keys
-            assert end <= plan.queries[0] or begin >= plan.queries[1]
-            assert all(begin <= m.span[0] and m.span[1] <= end for m in block.parcels)
+            sides = pairs_of(block.keys)
+            assert all(end <= plan.queries[0] or begin >= plan.queries[1] for begin, end in sides)
+            for piece in (piece for m in block.parcels for piece in m.pieces):
+                assert any(begin <= piece.begin and piece.end <= end for begin, end in sides)
 
 
 @pytest.mark.parametrize("size", [16, 64])

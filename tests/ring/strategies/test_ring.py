@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dilated_attention_pytorch.pattern import PatternSpec, make_branches
 from dilated_attention_pytorch.ring.group.communicator import Communicator, Message, Transfer
-from dilated_attention_pytorch.ring.plans.plan import shards
+from dilated_attention_pytorch.ring.plans.layout import shards
 from dilated_attention_pytorch.ring.strategies import ring
 from dilated_attention_pytorch.ring.strategies.all_to_all import (
     all_to_all_backward,

@@ -9,7 +9,8 @@ import torch
 
 from dilated_attention_pytorch.pattern import PatternSpec, make_branches
 from dilated_attention_pytorch.ring import Traffic
-from dilated_attention_pytorch.ring.plans.plan import make_plan, shards
+from dilated_attention_pytorch.ring.plans.layout import shards
+from dilated_attention_pytorch.ring.plans.plan import make_plan
 from tests.ring.geometry import random_shards
 from tests.ring.processes import Processes, group_of
 from tests.ring.sharded import Case, compare, count_traffic, run_ring

@@ -16,11 +16,17 @@ cudaError_t launch(const ForwardChoice& choice, const ForwardArgs& args,
   call.call = prepare_forward(args);
   call.counter = choice.has_counter ? counter : nullptr;
   call.strides = choice.strides;
-  cudaError_t error = encode_maps({args, args.key, args.keys, args.kv_heads}, call.strides,
-                                  Shape::kColumns, call.key);
+  const auto encode = [&](const Rows& near, const Rows& far, RowMaps& maps) {
+    const cudaError_t error =
+        encode_maps({args, near, args.keys, args.kv_heads}, call.strides, Shape::kColumns, maps);
+    return error != cudaSuccess || far.data == nullptr
+               ? error
+               : encode_far_maps({args, far, args.far_keys, args.kv_heads}, args.keys, call.strides,
+                                 Shape::kColumns, maps);
+  };
+  cudaError_t error = encode(args.key, args.far_key, call.key);
   if (error == cudaSuccess) {
-    error = encode_maps({args, args.value, args.keys, args.kv_heads}, call.strides, Shape::kColumns,
-                        call.value);
+    error = encode(args.value, args.far_value, call.value);
   }
   if (error != cudaSuccess) {
     return error;

@@ -91,16 +91,19 @@ __device__ void copy_tile(const SlotTile& tile, const RowMaps& maps, unsigned ch
     done.arrive_expecting(Shape::kPanels * Shape::kColumnPanelBytes);
   }
   const uint32_t address = shared_address(to);
+  const bool is_far = tile.place >= maps.near_rows;
+  const int32_t map = max(tile.slot.map, 0) + (is_far ? maps.near_maps : 0);
+  const int32_t place = tile.place - (is_far ? maps.near_rows : 0);
   if (tile.is_mapped) {
     if (lane == 0) {
-      copy_panels<Shape>({&maps.whole[tile.slot.map], Shape::kColumns, Shape::kColumns, tile.place},
-                         address, done, head, batch);
+      copy_panels<Shape>({&maps.whole[map], Shape::kColumns, Shape::kColumns, place}, address, done,
+                         head, batch);
     }
     return;
   }
   __syncwarp();
   if (lane < Shape::kSlots) {
-    copy_panels<Shape>({&maps.slot[max(tile.slot.map, 0)], kSlotRows, tile.slot.count, tile.place},
+    copy_panels<Shape>({&maps.slot[map], kSlotRows, tile.slot.count, place},
                        address + lane * kSlotRows * kPanelRowBytes, done, head, batch);
   }
 }

@@ -95,25 +95,38 @@ cudaError_t encode(const MappedSums& of, int32_t stride, int32_t columns, CUtens
                 map);
 }
 
-}  // namespace
-
-bool can_encode() { return encoder() != nullptr; }
-
-cudaError_t encode_maps(const MappedRows& rows, const ListStrides& strides, int32_t tile_rows,
-                        RowMaps& maps) {
+/// The maps from number `first` on.
+cudaError_t encode_maps_at(int32_t first, const MappedRows& rows, const ListStrides& strides,
+                           int32_t tile_rows, RowMaps& maps) {
   if (rows.entries == 0) {
     return cudaSuccess;  // and nothing to copy
   }
   for (int32_t i = 0; i < strides.count; ++i) {
-    cudaError_t error = encode(rows, strides.stride[i], tile_rows, maps.whole[i]);
+    cudaError_t error = encode(rows, strides.stride[i], tile_rows, maps.whole[first + i]);
     if (error == cudaSuccess) {
-      error = encode(rows, strides.stride[i], kSlotRows, maps.slot[i]);
+      error = encode(rows, strides.stride[i], kSlotRows, maps.slot[first + i]);
     }
     if (error != cudaSuccess) {
       return error;
     }
   }
   return cudaSuccess;
+}
+
+}  // namespace
+
+bool can_encode() { return encoder() != nullptr; }
+
+cudaError_t encode_maps(const MappedRows& rows, const ListStrides& strides, int32_t tile_rows,
+                        RowMaps& maps) {
+  return encode_maps_at(0, rows, strides, tile_rows, maps);
+}
+
+cudaError_t encode_far_maps(const MappedRows& rows, int64_t near_rows, const ListStrides& strides,
+                            int32_t tile_rows, RowMaps& maps) {
+  maps.near_rows = static_cast<int32_t>(near_rows);
+  maps.near_maps = strides.count;
+  return encode_maps_at(strides.count, rows, strides, tile_rows, maps);
 }
 
 cudaError_t encode_sum_maps(const MappedSums& sums, const ListStrides& strides, int32_t columns,

@@ -4,6 +4,7 @@
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
+#include <climits>
 #include <cstdint>
 
 #include "kernels/attention.h"
@@ -17,8 +18,13 @@ namespace dilated::kernels::cuda::hopper {
 /// zeros, then `count` rows from `place` on. (Zeros after them would come from rows past the last
 /// step; for those the hardware reads at step 0 what it throws away, and the map's start would have
 /// to be a row of the tensor.)
+///
+/// Rows may lie in two tensors: those of the places from near_rows on in the second, whose maps
+/// follow those of the first.
 struct RowMaps {
   CUtensorMap whole[ListStrides::kMost], slot[ListStrides::kMost];
+  int32_t near_rows = INT_MAX;
+  int32_t near_maps = 0;
 };
 
 /// Tensor maps of float32 sums of rows, of slots alone. Coordinates are a column of a block, step,
@@ -42,6 +48,10 @@ struct MappedRows {
 /// Of rows at each stride: boxes of a whole tile of rows and of a slot, with 64 columns, swizzled.
 cudaError_t encode_maps(const MappedRows& rows, const ListStrides& strides, int32_t tile_rows,
                         RowMaps& maps);
+
+/// The same of the second tensor's rows, after `near_rows` of the first.
+cudaError_t encode_far_maps(const MappedRows& rows, int64_t near_rows, const ListStrides& strides,
+                            int32_t tile_rows, RowMaps& maps);
 
 /// Sums, float32 rows [head, entry] of `width` numbers without gaps; heads of all batch entries.
 struct MappedSums {

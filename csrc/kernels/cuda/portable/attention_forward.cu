@@ -13,7 +13,7 @@ cudaError_t launch(const ForwardChoice& choice, const ForwardArgs& args, cudaStr
                 Shape::kTile.bytes() <= kLeastSharedBytes);
   const ForwardCall call = prepare_forward(args);
   const int64_t blocks = count_blocks(args.queries, args.heads, args.batch, choice.row_tile);
-  return args.is_partial || args.running_lse != nullptr
+  return args.is_partial || args.running_lse != nullptr || args.far_key.data != nullptr
              ? launch_kernel<attention_forward_kernel<Element, Shape, true>>(
                    call, blocks, Shape::kThreads, choice.shared_bytes, stream)
              : launch_kernel<attention_forward_kernel<Element, Shape, false>>(

@@ -15,15 +15,33 @@
 
 namespace dilated::kernels::cuda::portable {
 
-/// Starts copying a listed tile of keys and values.
-template <typename Shape>
+/// Starts copying a listed tile of keys and values. kIsBlock: some may be far.
+template <typename Shape, bool kIsBlock>
 __device__ void copy_keys(const ForwardCall& call, ForwardMemory<Shape>& memory, int32_t tile) {
   const int32_t* places = memory.keys[tile % Shape::kLists].place;
   const ForwardArgs& args = call.args;
-  Shape::Keys::copy({shared_address(memory.key[tile % 2]), shared_address(memory.value[tile % 2])},
-                    places,
-                    {row_source(memory.key_origin, args.key, args.head_dim),
-                     row_source(memory.value_origin, args.value, args.head_dim)});
+  const uint32_t tiles[]{shared_address(memory.key[tile % 2]),
+                         shared_address(memory.value[tile % 2])};
+  const RowSource near[]{row_source(memory.key_origin, args.key, args.head_dim),
+                         row_source(memory.value_origin, args.value, args.head_dim)};
+  bool is_copied = false;
+  if constexpr (kIsBlock) {
+    if (args.far_key.data != nullptr) {
+      const auto with_far = [&](const RowSource& source, const Rows& far) {
+        const WorkItem& work = memory.work;
+        const auto* origin =
+            row_at<uint16_t>(far, work.batch, 0, work.head / call.heads_per_key_head);
+        return RowSources{source, row_source(origin, far, args.head_dim),
+                          static_cast<int32_t>(args.keys)};
+      };
+      Shape::Keys::copy(tiles, places,
+                        {with_far(near[0], args.far_key), with_far(near[1], args.far_value)});
+      is_copied = true;
+    }
+  }
+  if (!is_copied) {
+    Shape::Keys::copy(tiles, places, near);
+  }
   commit_copies();
 }
 
@@ -84,7 +102,7 @@ __device__ void forward_tile(const ForwardCall& call, const TableView& table,
   }
   begin_tile(call, table, memory);
   if (memory.key_tiles > 0) {
-    copy_keys(call, memory, 0);
+    copy_keys<Shape, kIsBlock>(call, memory, 0);
   } else {
     commit_copies();  // so that the wait below is for the query here too
   }
@@ -96,7 +114,7 @@ __device__ void forward_tile(const ForwardCall& call, const TableView& table,
     wait_for_copies<0>();
     __syncthreads();
     if (tile + 1 < memory.key_tiles) {
-      copy_keys(call, memory, tile + 1);
+      copy_keys<Shape, kIsBlock>(call, memory, tile + 1);
     }
     if (threadIdx.x / 32 == 0 && tile + 2 < memory.key_tiles) {
       list_keys(memory, tile + 2);
@@ -108,7 +126,7 @@ __device__ void forward_tile(const ForwardCall& call, const TableView& table,
   warp.template finish<kIsBlock>(work, rows);
 }
 
-/// kIsBlock: the result continues another one, or will be continued.
+/// kIsBlock: the result continues another one, or will be continued, or there are far keys.
 template <typename Element, typename Shape, bool kIsBlock>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     attention_forward_kernel(const __grid_constant__ ForwardCall call) {

@@ -30,6 +30,18 @@ struct RowSource {
   __device__ const char* at(int64_t offset) const { return origin + offset; }
 };
 
+/// Rows of one tensor, then of another.
+struct RowSources {
+  RowSource near, far;
+  int32_t near_rows;
+  int32_t head_dim = near.head_dim;
+  bool is_aligned = near.is_aligned && far.is_aligned;
+
+  __device__ const char* at(int32_t row) const {
+    return row < near_rows ? near.at(row) : far.at(row - near_rows);
+  }
+};
+
 /// Of 16-bit elements.
 __device__ inline RowSource row_source(const void* origin, const Rows& rows, int64_t head_dim) {
   return {static_cast<const char*>(origin), static_cast<uint32_t>(rows.strides.row * 2),
@@ -54,9 +66,9 @@ struct RowTile {
 
   /// Rows rows[0 .. kRows - 1], all of which exist, of each source into its tile. The caller
   /// commits the copies.
-  template <typename Row, int kTiles>
+  template <typename Row, typename Source, int kTiles>
   __device__ static void copy(const uint32_t (&tiles)[kTiles], const Row* rows,
-                              const RowSource (&sources)[kTiles]) {
+                              const Source (&sources)[kTiles]) {
     const int thread = static_cast<int>(threadIdx.x) - kIdle;
     if (thread < 0) {
       return;
@@ -70,7 +82,7 @@ struct RowTile {
     }
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      const RowSource& source = sources[tile];
+      const Source& source = sources[tile];
       const uint32_t target = tiles[tile] + Layout::offset(first_row, lane);
       if (source.is_aligned) {
 #pragma unroll

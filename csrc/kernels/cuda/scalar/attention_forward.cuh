@@ -271,6 +271,22 @@ __device__ void FloatThread<Shape>::finish(const WorkItem& work, int32_t rows) c
   }
 }
 
+/// The listed rows of keys, or values, of both tensors.
+template <typename Shape>
+__device__ void copy_keys(const ForwardArgs& args, const Rows& near, const Rows& far,
+                          const WorkItem& work, int32_t key_head, FloatMemory<Shape>& memory) {
+  copy_rows<Shape::kThreads, float>(
+      memory.key,
+      [&](int row) {
+        const int32_t place = memory.keys.place[row];
+        const bool is_far = place >= args.keys;
+        return row_at<float>(is_far ? far : near, work.batch, is_far ? place - args.keys : place,
+                             key_head);
+      },
+      static_cast<int32_t>(args.head_dim), near.is_aligned && far.is_aligned);
+  wait_for_copies<0>();
+}
+
 template <typename Shape>
 __device__ void forward_float_tile(const ForwardCall& call, const TableView& table,
                                    const WorkItem& work, FloatMemory<Shape>& memory) {
@@ -300,16 +316,21 @@ __device__ void forward_float_tile(const ForwardCall& call, const TableView& tab
   copy(memory.query, args.query, memory.rows.position,
        row_at<float>(args.query, work.batch, work.tile.row_shift, work.head));
   const int32_t key_head = work.head / call.heads_per_key_head;
-  const auto* key = row_at<float>(args.key, work.batch, 0, key_head);
-  const auto* value = row_at<float>(args.value, work.batch, 0, key_head);
+  const auto copy_listed = [&](const Rows& near, const Rows& far) {
+    if (far.data == nullptr) {
+      copy(memory.key, near, memory.keys.place, row_at<float>(near, work.batch, 0, key_head));
+    } else {
+      copy_keys(args, near, far, work, key_head, memory);
+    }
+  };
   FloatThread<Shape> thread(call, memory);
   for (int32_t first = 0; first < keys.columns; first += Shape::kKeys) {
     __syncthreads();
-    copy(memory.key, args.key, memory.keys.place, key);
+    copy_listed(args.key, args.far_key);
     __syncthreads();
     thread.weigh_keys();
     __syncthreads();
-    copy(memory.key, args.value, memory.keys.place, value);
+    copy_listed(args.value, args.far_value);
     __syncthreads();
     list(first + Shape::kKeys);  // the other warps are already multiplying
     thread.multiply_values();

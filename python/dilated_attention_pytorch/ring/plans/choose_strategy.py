@@ -9,15 +9,17 @@ from functools import lru_cache
 from typing import Literal, get_args
 
 from ...pattern import PatternSpec
+from ...pattern.pattern import pairs_of
 from .head_plan import crossing_segments
 from .lattice import Lattice, Span, intersection, lattices
-from .plan import shards
+from .layout import Stretches, count, shards, spans_of
 
 Strategy = Literal["auto", "ring", "gather", "all_to_all"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 
-# "gather" may hold this many times a rank's own keys and values, or this many bytes if more.
-GATHER_SHARDS = 2
+# "gather" may hold this many times a rank's own keys and values, or this many bytes if more: all
+# of the others' where four ranks share the longest segment.
+GATHER_SHARDS = 3
 GATHER_BYTES = 256 * 2**20
 # "all_to_all" must move at most this fraction of what the others move: it rounds each branch's
 # result once more, and can't hide the return of results.
@@ -46,7 +48,12 @@ def check_strategy(strategy: str) -> str:
 
 @lru_cache(maxsize=256)
 def choose_strategy(
-    spec: PatternSpec, shard_lengths: tuple[int, ...], sizes: Sizes, *, has_dropout: bool = False
+    spec: PatternSpec,
+    shard_lengths: tuple[int, ...],
+    sizes: Sizes,
+    *,
+    has_dropout: bool = False,
+    layout: str = "contiguous",
 ) -> str:
     """The strategy that "auto" stands for; the same on all ranks.
 
@@ -54,17 +61,22 @@ def choose_strategy(
     rank; that is from four ranks to a segment on, with as many KV heads as heads. It can't have
     dropout. Else "gather" where all that a rank receives fits a budget, else "ring".
     """
-    spans = shards(shard_lengths)
+    if layout != "contiguous":
+        return _gather_or_ring(spec, shards(shard_lengths, layout), sizes)
+    spans = spans_of(shard_lengths)
     moved = max((keys_moved(spec, span, sizes) for span in spans), default=0.0)
     most = ALL_TO_ALL_FRACTION * moved
     if moved > 0 and not has_dropout and max(heads_moved(spec, spans, sizes)) <= most:
         return "all_to_all"
-    budget = max(
-        GATHER_BYTES,
-        GATHER_SHARDS * max(shard_lengths, default=0) * _bytes_of_keys(spec, sizes),
-    )
-    held = max((sum(_reach(spec, span)) for span in spans), default=0)
-    return "gather" if held * _bytes_of_keys(spec, sizes) <= budget else "ring"
+    return _gather_or_ring(spec, spans, sizes)
+
+
+def _gather_or_ring(spec: PatternSpec, held: Sequence[Stretches], sizes: Sizes) -> str:
+    """held: the positions of each rank."""
+    position = _bytes_of_keys(spec, sizes)
+    budget = max(GATHER_BYTES, GATHER_SHARDS * max(map(count, held), default=0) * position)
+    needed = max((_reach(spec, stretches) for stretches in held), default=0)
+    return "gather" if needed * position <= budget else "ring"
 
 
 def keys_moved(spec: PatternSpec, span: Span, sizes: Sizes) -> float:
@@ -112,12 +124,19 @@ def _stretches(spec: PatternSpec, lattice: Lattice, span: Span) -> tuple[int, in
     return before, 0 if spec.is_causal else after
 
 
-def _reach(spec: PatternSpec, span: Span) -> tuple[int, int]:
-    """The rows that "gather" makes room for, before and after the rank's own."""
-    if span[0] >= span[1]:
-        return 0, 0
-    sides = [_stretches(spec, lattice, span) for lattice in lattices(spec)]
-    return max(before for before, _ in sides), max(after for _, after in sides)
+def _reach(spec: PatternSpec, held: Stretches) -> int:
+    """The rows that "gather" makes room for, beside the rank's own."""
+    reached = 0
+    end = 0  # of what is counted, or the rank's own
+    for span in pairs_of(held):
+        if span[0] >= span[1]:
+            continue
+        sides = [_stretches(spec, lattice, span) for lattice in lattices(spec)]
+        before, after = (max(side) for side in zip(*sides, strict=True))
+        reached += span[0] - max(end, span[0] - before)
+        end = span[1] + after
+        reached += after
+    return min(reached, spec.seq_len - count(held))
 
 
 def _bytes_of_keys(spec: PatternSpec, sizes: Sizes) -> int:

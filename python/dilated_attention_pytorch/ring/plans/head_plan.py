@@ -22,7 +22,7 @@ from functools import lru_cache
 
 from ...pattern import PatternSpec
 from .lattice import Lattice, Piece, Span, Strand, intersection, lattices, make_pieces, strand
-from .plan import shards
+from .layout import spans_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class HeadPlan:
 
 @lru_cache(maxsize=256)
 def make_head_plan(spec: PatternSpec, shard_lengths: tuple[int, ...], rank: int) -> HeadPlan:
-    spans = shards(shard_lengths)
+    spans = spans_of(shard_lengths)
     whole: list[int] = []
     shares: list[Share] = []
     for index, lattice in enumerate(lattices(spec)):

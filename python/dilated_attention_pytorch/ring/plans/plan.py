@@ -1,17 +1,18 @@
 """Which ranks need which rows of which others: the exchange of keys and values, as data.
 
 Pure functions of the pattern and of the shards' lengths, the same on all ranks, without processes.
-Shards are contiguous; they may differ in length and be empty. If a segment reaches from another
-rank's shard into this one's, this rank needs the keys there that its queries in the segment attend
-to. Shards do not overlap, so that is one stretch for each pair of ranks and branch, at the end of
-the other shard that faces this one:
+A rank holds one stretch of the sequence or two; they may differ in length and be empty. If a
+segment reaches from another rank's stretch into this one's, this rank needs the keys there that its
+queries in the segment attend to. Stretches do not overlap, so that is one range for each pair of
+stretches and branch, at the end of the other that faces this one:
 
     rank 0          rank 1          rank 2
     |---------------|---------------|---------------|
-          [ segment of branch 0 : ]     <- the stretch of rank 0 that rank 1 needs is [...:)
+          [ segment of branch 0 : ]     <- what rank 1 needs of rank 0 is [...:)
     [         segment of branch 1         ]
 
-A lattice that lies within another, their rates dividing, travels once.
+A lattice that lies within another, their rates dividing, travels once, and so does what both
+stretches of a rank need.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 
 from ...pattern import PatternSpec
+from ...pattern.pattern import pairs_of
 from .lattice import (
     Lattice,
     Piece,
@@ -32,6 +33,7 @@ from .lattice import (
     make_pieces,
     strand,
 )
+from .layout import Stretches, gaps, shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +59,9 @@ class Parcel:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The key rows at positions `keys`, of which `parcels` bring those that are needed."""
+    """Key rows at positions `keys`, of which `parcels` bring those that are needed."""
 
-    keys: Span
+    keys: Stretches
     parcels: tuple[Parcel, ...]
 
 
@@ -85,7 +87,7 @@ class Plan:
     rows_sent, rows_received: of keys; as many of values, for each batch entry.
     """
 
-    queries: Span
+    queries: Stretches
     rounds: tuple[Round, ...]
 
     @property
@@ -102,27 +104,28 @@ class Plan:
         return sum(parcel.rows for r in self.rounds for parcel in r.receives)
 
 
-def shards(shard_lengths: Sequence[int]) -> tuple[Span, ...]:
-    """The positions of each rank."""
-    ends = list(accumulate(shard_lengths))
-    return tuple((end - length, end) for length, end in zip(shard_lengths, ends, strict=True))
-
-
 @lru_cache(maxsize=256)
-def make_plan(spec: PatternSpec, shard_lengths: tuple[int, ...], rank: int, strategy: str) -> Plan:
+def make_plan(
+    spec: PatternSpec,
+    shard_lengths: tuple[int, ...],
+    rank: int,
+    strategy: str,
+    layout: str = "contiguous",
+) -> Plan:
     """The rounds of strategy "ring" (one peer each way at a time) or "gather" (all at once)."""
-    spans = shards(shard_lengths)
-    size = len(spans)
+    held = shards(shard_lengths, layout)
+    size = len(held)
     rounds = []
     for step in range(1, size):
         to, source = peers(rank, step, size)
-        sends = _parcel(spec, to, spans[rank], spans[to])
-        receives = _parcel(spec, source, spans[source], spans[rank])
-        blocks = tuple(Block(parcel.span, (parcel,)) for parcel in receives)
+        sends = _parcel(spec, to, held[rank], held[to])
+        receives = _parcel(spec, source, held[source], held[rank])
+        rooms = pairs_of(held[source])
+        blocks = tuple(Block(_reach((parcel,), rooms), (parcel,)) for parcel in receives)
         rounds.append(Round(sends, blocks))
     if strategy == "gather":
-        rounds = [_gather(rounds, rank)]
-    return Plan(spans[rank], tuple(rounds))
+        rounds = [_gather(rounds, gaps(held[rank], spec.seq_len))]
+    return Plan(held[rank], tuple(rounds))
 
 
 def peers(rank: int, step: int, size: int) -> tuple[int, int]:
@@ -136,98 +139,115 @@ def peers(rank: int, step: int, size: int) -> tuple[int, int]:
     return (rank + step) % size, (rank - step) % size
 
 
-def _gather(rounds: Sequence[Round], rank: int) -> Round:
-    """All rounds as one, with a block for the keys before this rank's and one for those after."""
+def _gather(rounds: Sequence[Round], rooms: Sequence[Span]) -> Round:
+    """All rounds as one, with one block."""
     sends = sorted((m for r in rounds for m in r.sends), key=lambda m: m.peer)
     receives = sorted((m for r in rounds for m in r.receives), key=lambda m: m.peer)
-    blocks = []
-    for side in (
-        tuple(m for m in receives if m.peer < rank),
-        tuple(m for m in receives if m.peer > rank),
-    ):
-        if side:
-            begins, ends = zip(*(parcel.span for parcel in side), strict=True)
-            blocks.append(Block((min(begins), max(ends)), side))
-    return Round(tuple(sends), tuple(blocks))
+    blocks = (Block(_reach(receives, rooms), tuple(receives)),) if receives else ()
+    return Round(tuple(sends), blocks)
 
 
-def _parcel(spec: PatternSpec, peer: int, source: Span, target: Span) -> tuple[Parcel, ...]:
+def _reach(parcels: Sequence[Parcel], rooms: Sequence[Span]) -> Stretches:
+    """From the first to the last row of the parcels, in each of the rooms that has any."""
+    pieces = [piece for parcel in parcels for piece in parcel.pieces]
+    reach: Stretches = ()
+    for begin, end in rooms:
+        here = [piece for piece in pieces if begin <= piece.begin and piece.end <= end]
+        if here:
+            reach += (min(piece.begin for piece in here), max(piece.end for piece in here))
+    return reach
+
+
+def _parcel(
+    spec: PatternSpec, peer: int, source: Stretches, target: Stretches
+) -> tuple[Parcel, ...]:
     """What the rank at `source` sends to the one at `target`; empty if nothing."""
-    pieces = parcel_pieces(spec, source, target)
+    pieces = [piece for span in pairs_of(source) for piece in parcel_pieces(spec, span, target)]
     if not pieces:
         return ()
     repeated = tuple(
         any(piece.meets(later) for later in pieces[i + 1 :]) for i, piece in enumerate(pieces)
     )
-    return (Parcel(peer, pieces, repeated),)
+    return (Parcel(peer, tuple(pieces), repeated),)
 
 
-def parcel_pieces(spec: PatternSpec, source: Span, target: Span) -> tuple[Piece, ...]:
-    """The rows of `source` that queries of `target`, another shard, attend to."""
-    if source[0] >= source[1] or target[0] >= target[1]:
+def parcel_pieces(spec: PatternSpec, source: Span, target: Stretches) -> tuple[Piece, ...]:
+    """The rows of `source` that queries of `target`, on another rank, attend to."""
+    targets = [
+        (begin, end)
+        for begin, end in pairs_of(target)
+        if begin < end and not (spec.is_causal and source[0] > begin)
+    ]
+    if source[0] >= source[1]:
         return ()
-    if spec.is_causal and source[0] > target[0]:
-        return ()
-    stretches = list(_stretches(spec, source, target))
-    if not stretches:
+    asked = list(_asked(spec, source, targets))
+    if not asked:
         return ()
     # KV heads with the same offsets in every branch have the same strands.
-    columns = list(zip(*(lattice.keys for lattice, _, _ in stretches), strict=True))
-    strands = {column: _strands(column, stretches, source, target) for column in set(columns)}
+    columns = list(zip(*(one.lattice.keys for one in asked), strict=True))
+    strands = {column: _strands(column, asked) for column in set(columns)}
     pieces: list[Piece] = []
-    for i, (lattice, _, _) in enumerate(stretches):
-        pieces += make_pieces([strands[column][i] for column in columns], lattice.rate)
+    for i, one in enumerate(asked):
+        pieces += make_pieces([strands[column][i] for column in columns], one.lattice.rate)
     return tuple(pieces)
 
 
-def _stretches(
-    spec: PatternSpec, source: Span, target: Span
-) -> Iterator[tuple[Lattice, Span, Span]]:
-    """(branch, segment, its part of the source) where a segment reaches from source into target.
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A segment of a branch that reaches from `stretch`, all of it in the source, to `queries`."""
 
-    In order of rate, so that a lattice comes after those that it may lie in.
-    """
-    nearest = target[0] if source[0] < target[0] else target[1] - 1
+    lattice: Lattice
+    segment: Span
+    stretch: Span
+    queries: tuple[Span, ...]
+
+    def is_asked(self, residue: int) -> bool:
+        """Whether some query is on the lattice."""
+        rate = self.lattice.rate
+        return any(
+            end - begin >= rate or strand((begin, end), rate, residue) is not None
+            for begin, end in self.queries
+        )
+
+
+def _asked(spec: PatternSpec, source: Span, targets: Sequence[Span]) -> Iterator[_Asked]:
+    """In order of rate, so that a lattice comes after those that it may lie in."""
     for lattice in sorted(lattices(spec), key=lambda lattice: lattice.rate):
-        segment = lattice.segment(nearest)
-        begin, end = intersection(source, segment)
-        if begin < end:
-            yield lattice, segment, (begin, end)
+        queries: dict[Span, list[Span]] = {}  # by segment
+        for target in targets:
+            nearest = target[0] if source[0] < target[0] else target[1] - 1
+            segment = lattice.segment(nearest)
+            queries.setdefault(segment, []).append(intersection(target, segment))
+        for segment, here in queries.items():
+            begin, end = intersection(source, segment)
+            if begin < end:
+                yield _Asked(lattice, segment, (begin, end), tuple(here))
 
 
-def _strands(
-    column: Sequence[tuple[int, ...]],
-    stretches: Sequence[tuple[Lattice, Span, Span]],
-    source: Span,
-    target: Span,
-) -> list[list[Strand]]:
-    """For each stretch the strands of a KV head, given its offsets in each; nested ones cut."""
-    is_before = source[0] < target[0]
+def _strands(column: Sequence[tuple[int, ...]], asked: Sequence[_Asked]) -> list[list[Strand]]:
+    """For each of `asked` the strands of a KV head, given its offsets in each; nested ones cut."""
     held: list[tuple[int, int, Span]] = []  # rate, residue, stretch
     result = []
-    for offsets, (lattice, segment, stretch) in zip(column, stretches, strict=True):
-        rate = lattice.rate
-        wanted = intersection(target, segment)
+    for offsets, one in zip(column, asked, strict=True):
+        rate = one.lattice.rate
         here = []
         for offset in offsets:
-            residue = (segment[0] + offset) % rate
-            if wanted[1] - wanted[0] < rate and strand(wanted, rate, residue) is None:
+            residue = (one.segment[0] + offset) % rate
+            if not one.is_asked(residue):
                 continue  # no query to attend to these keys
-            begin, end = stretch
+            rest = [one.stretch]
             for other_rate, other_residue, other in held:
                 if rate % other_rate == 0 and residue % other_rate == other_residue:
-                    # All stretches meet at the edge of the source that faces the target.
-                    begin, end = (
-                        (begin, min(end, other[0]))
-                        if is_before
-                        else (
-                            max(begin, other[1]),
-                            end,
-                        )
-                    )
-            held.append((rate, residue, stretch))
-            rest = strand((begin, end), rate, residue)
-            if rest is not None:
-                here.append(rest)
+                    rest = [part for span in rest for part in _without(span, other)]
+            held.append((rate, residue, one.stretch))
+            strands = (strand(span, rate, residue) for span in rest)
+            here += [one for one in strands if one is not None]
         result.append(here)
     return result
+
+
+def _without(span: Span, other: Span) -> list[Span]:
+    """What of a span another leaves."""
+    before = (span[0], min(span[1], other[0]))
+    after = (max(span[0], other[1]), span[1])
+    return [(begin, end) for begin, end in (before, after) if begin < end]

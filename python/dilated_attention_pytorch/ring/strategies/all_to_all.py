@@ -13,7 +13,7 @@ from torch import Tensor
 from ..group.communicator import Communicator
 from ..plans.head_plan import HeadPlan, Part, Share, make_head_plan
 from ..plans.lattice import Piece
-from .call import Call, Gradients, Results, Running, attend, differentiate
+from .call import Call, Gradients, Results, Running, Where, attend, differentiate
 from .local import local_backward, local_forward
 from .mail import Mail
 from .packing import Origin, gather_piece, scatter_piece
@@ -33,13 +33,13 @@ def plan_all_to_all(call: Call, rank: int) -> None:
     plan = make_head_plan(call.spec, call.shard_lengths, rank)
     spec = call.spec
     if not plan.shares:
-        call.plan(plan.rows, plan.rows)
+        call.plan(Where(plan.rows, plan.rows))
     elif plan.whole:
         whole = call.of_branches(plan.whole, (0, spec.heads), (0, spec.kv_heads))
-        whole.plan(plan.rows, plan.rows)
+        whole.plan(Where(plan.rows, plan.rows))
     for share in plan.own:
         part = call.of_branches((share.branch,), share.query_heads, share.kv_heads)
-        part.plan(share.rows, share.rows)
+        part.plan(Where(share.rows, share.rows))
 
 
 def all_to_all_forward(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,10 +11,27 @@ from torch import Tensor
 from ... import ops
 from ...pattern import Pattern, PatternSpec, current_pattern_cache
 from ...pattern.advice import PartOfPattern
+from ...pattern.pattern import QueryRows
 from ..plans.lattice import Span
+from ..plans.layout import Stretches
 
 Running = tuple[Tensor, Tensor]  # out [B, N, H, D] and lse [B, H, N] of the blocks so far
 Gradients = tuple[Tensor, Tensor, Tensor]
+
+
+class Where(NamedTuple):
+    """A block's positions, as PatternSpec has them."""
+
+    queries: Stretches
+    keys: Stretches
+    far_keys: Stretches = ()
+    rows: QueryRows = "all"
+
+    def block_of(self, spec: PatternSpec) -> PatternSpec:
+        forward_only = self.rows != "all" or self.far_keys
+        return spec._replace(
+            **self._asdict(), directions="forward" if forward_only else spec.directions
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +44,7 @@ class Call:
     scale: float | None
     dropout_p: float
     dropout_seed: Tensor | None
+    shard_layout: str = "contiguous"
 
     def with_seed(self, dropout_seed: Tensor | None) -> Call:
         """The same with the seed of one call, which the ranks need not agree on."""
@@ -46,23 +64,22 @@ class Call:
         )
         return replace(self, spec=part)
 
-    def plan(self, queries: Span, keys: Span) -> None:
+    def plan(self, where: Where) -> None:
         """Puts the block's pattern into the cache. Raises ValueError if it can't be planned."""
-        self._look_up(queries, keys, torch.device("cpu"))
+        self._look_up(where, torch.device("cpu"))
 
-    def _look_up(self, queries: Span, keys: Span, device: torch.device) -> tuple[Pattern, Tensor]:
-        block = self.spec._replace(queries=queries, keys=keys)
+    def _look_up(self, where: Where, device: torch.device) -> tuple[Pattern, Tensor]:
         with PartOfPattern():
-            return current_pattern_cache().lookup(block, device)
+            return current_pattern_cache().lookup(where.block_of(self.spec), device)
 
-    def arguments(self, queries: Span, keys: Span, device: torch.device) -> dict[str, Any]:
-        """Arguments of both block operators besides tensors of rows, with the cache's pattern."""
+    def arguments(self, where: Where, device: torch.device) -> dict[str, Any]:
+        """Arguments of the block operators besides tensors of rows, with the cache's pattern."""
         spec = self.spec
-        pattern, words = self._look_up(queries, keys, device)
+        pattern, words = self._look_up(where, device)
         return {
             "seq_len": spec.seq_len,
-            "query_begin": queries[0],
-            "key_begin": keys[0],
+            "queries": where.queries,
+            "keys": where.keys,
             "segment_lengths": [branch.segment_length for branch in spec.branches],
             "dilation_rates": [branch.dilation_rate for branch in spec.branches],
             "head_offsets": pattern.head_offsets,
@@ -101,16 +118,38 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    queries: Span,
-    keys: Span,
+    queries: Stretches,
+    keys: Stretches,
     *,
     running: Running | None = None,
     partial: bool,
 ) -> Running:
     """Continues `running` with the keys at positions `keys`; partial: more blocks follow."""
     out, lse = running if running is not None else (None, None)
-    arguments = call.arguments(queries, keys, query.device)
+    arguments = call.arguments(Where(queries, keys), query.device)
     return ops.attention_block(query, key, value, out=out, lse=lse, partial=partial, **arguments)
+
+
+def make_results(query: Tensor) -> Running:
+    """Room for out, in query's dtype, and lse of these queries."""
+    batch, rows, heads, _ = query.shape
+    lse = query.new_empty(batch, heads, rows, dtype=wide_dtype(query.dtype))
+    return torch.empty_like(query, memory_format=torch.contiguous_format), lse
+
+
+def attend_into(
+    results: Running,
+    call: Call,
+    query: Tensor,
+    near: tuple[Tensor, Tensor],
+    far: tuple[Tensor, Tensor] | None,
+    where: Where,
+) -> None:
+    """Writes the rows that `where` names, over near and far (key, value)."""
+    far_key, far_value = (None, None) if far is None else far
+    arguments = call.arguments(where, query.device)
+    arguments |= {"far_keys": where.far_keys, "rows": where.rows}
+    ops.attention_block_into(*results, query, *near, far_key, far_value, **arguments)
 
 
 def differentiate(
@@ -119,14 +158,14 @@ def differentiate(
     key: Tensor,
     value: Tensor,
     results: Results,
-    queries: Span,
-    keys: Span,
+    queries: Stretches,
+    keys: Stretches,
     *,
     partial: bool,
 ) -> Gradients:
     """A block's share of the gradients of query, key and value; partial: there are other blocks."""
     tensors = results.with_inputs(query, key, value)
-    arguments = call.arguments(queries, keys, query.device)
+    arguments = call.arguments(Where(queries, keys), query.device)
     return ops.attention_block_backward(*tensors, partial=partial, **arguments)
 
 
@@ -137,10 +176,10 @@ def differentiate_into(
     key: Tensor,
     value: Tensor,
     results: Results,
-    queries: Span,
-    keys: Span,
+    queries: Stretches,
+    keys: Stretches,
 ) -> tuple[Tensor, Tensor]:
     """Adds the share of grad_query to the sums; returns those of key and value, in wide dtype."""
     tensors = results.with_inputs(query, key, value)
-    arguments = call.arguments(queries, keys, query.device)
+    arguments = call.arguments(Where(queries, keys), query.device)
     return ops.attention_block_backward_into(grad_query_sums, *tensors, **arguments)

@@ -1,8 +1,9 @@
 """The loop: while a rank attends to the keys it has, the next ones travel.
 
 Queries stay; keys and values come directly from the ranks that hold them, in the plan's rounds: one
-peer at a time ("ring") or all at once ("gather"). out and lse run through the blocks in float32.
-The backward repeats the exchange and returns the gradients of keys and values to the ranks that the
+peer at a time ("ring") or all at once ("gather"). In a ring, out and lse run through the blocks in
+float32; "gather" computes each row once, over its own and the others' keys together. The backward
+repeats the exchange and returns the gradients of keys and values to the ranks that the
 rows came from, which add them in the order of the rounds.
 """
 
@@ -15,34 +16,51 @@ from torch import Tensor
 from ... import ops
 from ..group.communicator import Communicator
 from ..group.transfer import Transfer
+from ..plans.layout import Stretches, count, place_origin
 from ..plans.plan import Block, Parcel, Plan, Round, make_plan
 from .call import (
     Call,
     Gradients,
     Results,
     Running,
+    Where,
     attend,
+    attend_into,
     differentiate,
     differentiate_into,
+    make_results,
 )
 from .packing import Packet
 
 
 def plan_ring(call: Call, rank: int) -> None:
     """Plans all blocks of a rank; raises ValueError where that can't be done."""
-    plan = make_plan(call.spec, call.shard_lengths, rank, call.strategy)
-    for keys in (plan.queries, *(block.keys for r in plan.rounds for block in r.blocks)):
-        call.plan(plan.queries, keys)
+    plan = _plan_of(call, rank)
+    own = plan.queries
+    blocks = [block.keys for r in plan.rounds for block in r.blocks]
+    if call.strategy == "gather" and not plan.is_alone:
+        for far in blocks or [()]:
+            call.plan(Where(own, own, far, "near"))
+            call.plan(Where(own, own, far, "far"))
+    if call.strategy == "ring" or plan.is_alone or call.spec.directions == "both":
+        for keys in (own, *blocks):
+            call.plan(Where(own, keys))
+
+
+def _plan_of(call: Call, rank: int) -> Plan:
+    return make_plan(call.spec, call.shard_lengths, rank, call.strategy, call.shard_layout)
 
 
 def ring_forward(
     call: Call, comm: Communicator, query: Tensor, key: Tensor, value: Tensor
 ) -> Running:
     """(out in query's dtype, lse) of this rank's rows."""
-    plan = make_plan(call.spec, call.shard_lengths, comm.rank, call.strategy)
+    plan = _plan_of(call, comm.rank)
     own = plan.queries
     if plan.is_alone:
         return attend(call, query, key, value, own, own, partial=False)
+    if call.strategy == "gather":
+        return _gather_forward(call, comm, plan, query, key, value)
     blocks = sum(len(r.blocks) for r in plan.rounds)
     travel = _travel(plan, comm, key, value)
     arriving = next(travel, None)
@@ -65,11 +83,26 @@ def ring_forward(
     return running
 
 
+def _gather_forward(
+    call: Call, comm: Communicator, plan: Plan, query: Tensor, key: Tensor, value: Tensor
+) -> Running:
+    """Rows whose keys are all own while the others' keys travel, then the other rows, once."""
+    own, (r,) = plan.queries, plan.rounds
+    arriving = _Arriving(comm, r, key, value, own)
+    results = make_results(query)
+    far = r.blocks[0].keys if r.blocks else ()
+    attend_into(results, call, query, (key, value), None, Where(own, own, far, "near"))
+    for block, far_key, far_value in arriving.blocks():
+        where = Where(own, own, block.keys, "far")
+        attend_into(results, call, query, (key, value), (far_key, far_value), where)
+    return results
+
+
 def ring_backward(
     call: Call, comm: Communicator, query: Tensor, key: Tensor, value: Tensor, results: Results
 ) -> Gradients:
     """Gradients of this rank's query, key and value, in their dtype."""
-    plan = make_plan(call.spec, call.shard_lengths, comm.rank, call.strategy)
+    plan = _plan_of(call, comm.rank)
     own = plan.queries
     if plan.is_alone:
         return differentiate(call, query, key, value, results, own, own, partial=False)
@@ -86,7 +119,7 @@ def ring_backward(
                 sums, call, query, far_key, far_value, results, own, block.keys
             )
             shares.append((block, *far_grads))
-        posted = _Returning(comm, arriving.round, shares, grad_key, own[0])
+        posted = _Returning(comm, arriving.round, shares, grad_key, own)
         if returning is not None:
             returning.add_to(grad_key, grad_value)
         arriving, returning = following, posted
@@ -99,21 +132,22 @@ def ring_backward(
 def _travel(plan: Plan, comm: Communicator, key: Tensor, value: Tensor) -> Iterator[_Arriving]:
     """Posts a round each time the next is asked for: at most two are under way."""
     for r in plan.rounds:
-        yield _Arriving(comm, r, key, value, plan.queries[0])
+        yield _Arriving(comm, r, key, value, plan.queries)
 
 
 class _Arriving:
     """A round's keys and values, on their way."""
 
     def __init__(
-        self, comm: Communicator, r: Round, key: Tensor, value: Tensor, begin: int
+        self, comm: Communicator, r: Round, key: Tensor, value: Tensor, own: Stretches
     ) -> None:
         self.round, self._key = r, key
         sends = []
         for parcel in r.sends:
             packet = _packet(parcel, key)
             for rows in (key, value):
-                packet.put(rows, parcel.pieces, (begin, 0))
+                for piece in parcel.pieces:
+                    packet.put(rows, (piece,), place_origin(own, piece))
             sends.append((parcel.peer, packet.data))
         self._received = {parcel.peer: _packet(parcel, key) for parcel in r.receives}
         receives = [(peer, packet.data) for peer, packet in self._received.items()]
@@ -124,12 +158,13 @@ class _Arriving:
         self._transfer.wait()
         batch, _, heads, head_dim = self._key.shape
         for block in self.round.blocks:
-            begin, end = block.keys
-            key, value = (self._key.new_empty(batch, end - begin, heads, head_dim) for _ in "kv")
+            shape = (batch, count(block.keys), heads, head_dim)
+            key, value = (self._key.new_empty(shape) for _ in "kv")
             for parcel in block.parcels:
                 packet = self._received.pop(parcel.peer)
                 for rows in (key, value):
-                    packet.take(rows, parcel.pieces, (begin, 0))
+                    for piece in parcel.pieces:
+                        packet.take(rows, (piece,), place_origin(block.keys, piece))
             yield block, key, value
 
 
@@ -142,15 +177,17 @@ class _Returning:
         r: Round,
         shares: list[tuple[Block, Tensor, Tensor]],
         grad_key: Tensor,
-        begin: int,
+        own: Stretches,
     ) -> None:
-        self._parcels, self._begin = r.sends, begin
+        self._parcels, self._own = r.sends, own
         sends = []
         for block, *far_grads in shares:
             for parcel in block.parcels:
                 packet = _packet(parcel, grad_key)
                 for grad in far_grads:
-                    packet.put_once(grad, parcel.pieces, parcel.repeated, (block.keys[0], 0))
+                    for piece, repeated in zip(parcel.pieces, parcel.repeated, strict=True):
+                        origin = place_origin(block.keys, piece)
+                        packet.put_once(grad, (piece,), (repeated,), origin)
                 sends.append((parcel.peer, packet.data))
         self._received = [_packet(parcel, grad_key) for parcel in r.sends]
         receives = [
@@ -163,7 +200,9 @@ class _Returning:
         self._transfer.wait()
         for parcel, packet in zip(self._parcels, self._received, strict=True):
             for grad in (grad_key, grad_value):
-                packet.take(grad, parcel.pieces, (self._begin, 0), accumulate=True)
+                for piece in parcel.pieces:
+                    origin = place_origin(self._own, piece)
+                    packet.take(grad, (piece,), origin, accumulate=True)
 
 
 def _packet(parcel: Parcel, like: Tensor) -> Packet:

@@ -1,0 +1,83 @@
+"""Which positions of a sequence each rank holds.
+
+    contiguous    | 0 | 1 | 2 | 3 |
+    zigzag        |0|1|2|3|3|2|1|0|     causal work is the same on all ranks
+
+Positions are flat tuples of stretches, (begin, end, begin, end, ...), as a PatternSpec's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Literal, get_args
+
+from ...pattern.pattern import pairs_of
+from .lattice import Piece, Span
+
+ShardLayout = Literal["contiguous", "zigzag"]
+LAYOUTS: tuple[str, ...] = get_args(ShardLayout)
+Stretches = tuple[int, ...]
+
+
+def check_layout(layout: str) -> str:
+    """Raises ValueError if there is no such layout."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"shard_layout must be one of {list(LAYOUTS)}, got {layout!r}")
+    return layout
+
+
+def stretches_per_rank(layout: str) -> int:
+    return 2 if layout == "zigzag" else 1
+
+
+def equal_lengths(rows: int, size: int, layout: str) -> tuple[int, ...]:
+    """The lengths of all stretches where each rank has so many rows.
+
+    Raises ValueError if they can't be equal.
+    """
+    each = stretches_per_rank(layout)
+    if rows % each:
+        raise ValueError(
+            "shard_lengths: must be given where a rank's rows are no two equal stretches, "
+            f"got {rows} rows"
+        )
+    return (rows // each,) * (size * each)
+
+
+def spans_of(shard_lengths: Sequence[int]) -> tuple[Span, ...]:
+    """The positions of all stretches: if contiguous, of each rank."""
+    ends = list(accumulate(shard_lengths))
+    return tuple((end - length, end) for length, end in zip(shard_lengths, ends, strict=True))
+
+
+def shards(shard_lengths: Sequence[int], layout: str = "contiguous") -> tuple[Stretches, ...]:
+    """The positions of each rank. shard_lengths: of all stretches, in the sequence's order."""
+    spans = spans_of(shard_lengths)
+    if layout == "contiguous":
+        return spans
+    half = len(spans) // 2
+    return tuple(a + b for a, b in zip(spans[:half], reversed(spans[half:]), strict=True))
+
+
+def count(stretches: Stretches) -> int:
+    """Positions in them."""
+    return sum(end - begin for begin, end in pairs_of(stretches))
+
+
+def gaps(stretches: Stretches, seq_len: int) -> list[Span]:
+    """What of the sequence lies before, between and after them."""
+    edges = (0, *stretches, seq_len)
+    return pairs_of(edges)
+
+
+def place_origin(stretches: Stretches, piece: Piece) -> tuple[int, int]:
+    """The position that row 0 of a tensor of these stretches would have, if all its rows followed
+    those of the piece's stretch; and head 0.
+    """
+    before = 0
+    for begin, end in pairs_of(stretches):
+        if begin <= piece.begin and piece.end <= end:
+            return begin - before, 0
+        before += end - begin
+    raise AssertionError(f"{piece} lies in none of {stretches}")
