@@ -34,8 +34,8 @@ class DilatedAttention(nn.Module):
         device, dtype: accepted like other modules' and ignored: there are no parameters, and inputs
             may be on any device and of any supported dtype.
         group, shard_lengths, strategy, shard_layout: as in `dilated_attention`; the input is then
-            this rank's rows. The module keeps the group's name, not the group: copies use the same group, and a
-            process that unpickles one must have a group of that name.
+            this rank's rows. The module keeps the group's name, not the group: copies use the same
+            group, and a process that unpickles one must have a group of that name.
 
     Raises:
         TypeError, ValueError: naming the argument, what must hold and what was given.

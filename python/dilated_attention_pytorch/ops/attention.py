@@ -22,7 +22,9 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """(out [B, N, H, D], lse [B, H, N]), both differentiable.
 
-    Options are those of `PatternOptions`.
+    query [B, N, H, D], key and value [B, N, Hkv, D]; segment_lengths and dilation_rates are w and r
+    of each branch, options those of `PatternOptions`. Raises ValueError, naming the argument, and
+    NotImplementedError on a GPU where the build has no CUDA kernels.
     """
     raise NotImplementedError
 
@@ -40,5 +42,8 @@ def attention_backward(
     dilation_rates: Sequence[int],
     **options: Unpack[PatternOptions],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value, from what `attention` took and returned."""
+    """Gradients of query, key and value, from what `attention` took and returned.
+
+    grad_out [B, N, H, D]; grad_lse [B, H, N], None for zeros. Raises as `attention` does.
+    """
     raise NotImplementedError

@@ -18,5 +18,8 @@ def segment_attention(
     dilation_rate: int,
     **options: Unpack[PatternOptions],
 ) -> tuple[Tensor, Tensor]:
-    """(out [B, N, H, D], lse [B, H, N]) of a single branch; head_offsets is int64 [1, H]."""
+    """(out [B, N, H, D], lse [B, H, N]) of a single branch, as `attention` of lists of one.
+
+    head_offsets is int64 [1, H].
+    """
     raise NotImplementedError
