@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dilated_attention_pytorch import _load
+from dilated_attention_pytorch import MultiheadDilatedAttention, _load
 
 pytestmark = pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake")
 EXAMPLE = Path(__file__).parent.parent / "examples" / "cpp"
@@ -70,6 +70,49 @@ int main() {
     source = project(tmp_path / "source", program)
     example = build(source, tmp_path / "build", "-DCMAKE_EXE_LINKER_FLAGS=-Wl,--as-needed")
     assert run(example, env={}).returncode == 0
+
+
+COMPILED = """#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
+#include <torch/torch.h>
+
+#include <iostream>
+
+int main(int, char** arguments) {
+  const c10::InferenceMode guard;
+  torch::inductor::AOTIModelPackageLoader model(arguments[1]);
+  for (const int64_t seq_len : {70, 33}) {
+    const auto x = torch::linspace(-1, 1, seq_len * 16).view({1, seq_len, 16});
+    std::cout << model.run({x})[0].to(torch::kFloat64).square().sum().item<double>() << "\\n";
+  }
+}
+"""
+
+
+class Causal(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = MultiheadDilatedAttention(16, 4, [16, 64], [1, 4])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layer(x, is_causal=True)[0]
+        return out
+
+
+def test_a_program_runs_a_layer_that_aotinductor_compiled(tmp_path: Path) -> None:
+    model = Causal().eval()
+    length = torch.export.Dim("length", min=8, max=4096)
+    exported = torch.export.export(
+        model, (torch.zeros(1, 64, 16),), dynamic_shapes={"x": {1: length}}
+    )
+    package = tmp_path / "model.pt2"
+    torch._inductor.aoti_compile_and_package(exported, package_path=str(package))
+    example = build(project(tmp_path / "source", COMPILED), tmp_path / "build")
+    result = run(example, package)
+    assert result.returncode == 0, result.stderr
+    for n, given in zip((70, 33), result.stdout.split(), strict=True):
+        x = torch.linspace(-1, 1, n * 16).view(1, n, 16)
+        expected = model(x).double().square().sum().item()
+        assert float(given) == pytest.approx(expected, rel=1e-3)
 
 
 def test_config_refuses_another_torch(tmp_path: Path) -> None:
