@@ -89,14 +89,15 @@ def samples(device: str, dtype: torch.dtype) -> list[Sample]:
         ("decode_attend", (plain[0][:, :2], *plain[1:], lengths, lattices, *branches, 2), {}),
         ("decode_attend", (plain[0][:, :1], *rows, *decode, 2), {"counts": ones, "scale": 0.3}),
         ("decode_append", (*rows, lengths.clone(), *step, *decode[1:]), {"max_seq_len": 37}),
+        ("decode_step", (*rows, lengths.clone(), plain[0][:, :1], *step, *decode[1:]), {}),
         ("vouch", (pattern.clone(), pattern.cpu()), {}),
     ]
 
 
-@pytest.mark.parametrize("index", range(30))
+@pytest.mark.parametrize("index", range(31))
 def test_opcheck(index: int, device: str) -> None:
     everything = samples(device, torch.float32)
-    assert len(everything) == 30
+    assert len(everything) == 31
     name, arguments, keywords = everything[index]
     torch.library.opcheck(getattr(torch.ops.dilated, name).default, arguments, keywords)
 

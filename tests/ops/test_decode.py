@@ -82,10 +82,16 @@ def test_steps_over_a_cache_that_forgets(
                 to[b, :count] = source[b, begin : begin + count]
         given = torch.tensor(counts, device=device)
         lists = (table, *BRANCHES)
-        ops.decode_append(*rows, lengths, key, value, *lists, counts=given, max_seq_len=150)
+        options = {"counts": given, "max_seq_len": 150}
         begins = [begin + count for begin, count in zip(begins, counts, strict=True)]
-        if n == 1:
-            actual = ops.decode_attend(query, *rows, lengths, *lists, kv_heads, counts=given)
+        if n > 1:
+            ops.decode_append(*rows, lengths, key, value, *lists, **options)
+        else:
+            if begins[0] % 2:
+                actual = ops.decode_step(*rows, lengths, query, key, value, *lists, **options)
+            else:
+                ops.decode_append(*rows, lengths, key, value, *lists, **options)
+                actual = ops.decode_attend(query, *rows, lengths, *lists, kv_heads, counts=given)
             wanted = last(out, begins, 1, 1), last(lse, begins, 1, 2)
             for ours, theirs in zip(actual, wanted, strict=True):
                 torch.testing.assert_close(
