@@ -62,6 +62,17 @@ struct DecodeAppendArgs : DecodeArgs {
   int64_t* lengths_after;  // the same memory as lengths
 };
 
+/// decode_append and then decode_attend of one position, in one: the position is that of lengths
+/// before, which `new_key` and `new_value` have and `key` and `value` get.
+struct DecodeStepArgs : DecodeAttendArgs {
+  Rows new_key, new_value;  // no data: there is nothing to append
+  MutableRows key_rows, value_rows;
+  int64_t* lengths_after;
+  int64_t max_seq_len;
+
+  DILATED_HOST_DEVICE bool appends() const { return new_key.data != nullptr; }
+};
+
 /// How many of the call's positions are a text's.
 DILATED_HOST_DEVICE inline int64_t count_of(const DecodeArgs& args, int64_t batch) {
   return args.counts != nullptr ? args.counts[batch] : args.queries;

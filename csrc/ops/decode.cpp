@@ -155,15 +155,32 @@ void append_cpu(at::Tensor& key_rows, at::Tensor& value_rows, at::Tensor& length
                     ", got ", key.size(1), " more than ", lengths);
 }
 
+Results empty_results(const at::Tensor& query) {
+  return {query.new_empty_symint(query.sym_sizes()),
+          query.new_empty_symint({query.sym_size(0), query.sym_size(2), query.sym_size(1)},
+                                 lse_dtype(query))};
+}
+
+Results step_cpu(at::Tensor& key_rows, at::Tensor& value_rows, at::Tensor& lengths,
+                 const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                 const at::Tensor& lattices, at::IntArrayRef segment_lengths,
+                 at::IntArrayRef dilation_rates, const OptionalTensor& counts,
+                 std::optional<double> scale, std::optional<int64_t> max_seq_len) {
+  const DecodeCall call{lengths, lattices, segment_lengths, dilation_rates, counts};
+  check_step(key_rows, value_rows, query, key, value, call, scale);
+  append_cpu(key_rows, value_rows, lengths, key, value, lattices, segment_lengths, dilation_rates,
+             counts, max_seq_len);
+  return attend_cpu(query, key_rows, value_rows, lengths, lattices, segment_lengths, dilation_rates,
+                    key.size(2), counts, scale);
+}
+
 Results attend_meta(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                     const at::Tensor& lengths, const at::Tensor& lattices,
                     at::IntArrayRef segment_lengths, at::IntArrayRef dilation_rates,
                     int64_t kv_heads, const OptionalTensor& counts, std::optional<double> scale) {
   check_attend(query, key, value, {lengths, lattices, segment_lengths, dilation_rates, counts},
                kv_heads, scale);
-  return {query.new_empty_symint(query.sym_sizes()),
-          query.new_empty_symint({query.sym_size(0), query.sym_size(2), query.sym_size(1)},
-                                 lse_dtype(query))};
+  return empty_results(query);
 }
 
 void append_meta(at::Tensor& key_rows, at::Tensor& value_rows, at::Tensor& lengths,
@@ -174,7 +191,27 @@ void append_meta(at::Tensor& key_rows, at::Tensor& value_rows, at::Tensor& lengt
                {lengths, lattices, segment_lengths, dilation_rates, counts});
 }
 
+Results step_meta(at::Tensor& key_rows, at::Tensor& value_rows, at::Tensor& lengths,
+                  const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                  const at::Tensor& lattices, at::IntArrayRef segment_lengths,
+                  at::IntArrayRef dilation_rates, const OptionalTensor& counts,
+                  std::optional<double> scale, std::optional<int64_t> /*max_seq_len*/) {
+  const DecodeCall call{lengths, lattices, segment_lengths, dilation_rates, counts};
+  check_step(key_rows, value_rows, query, key, value, call, scale);
+  return empty_results(query);
+}
+
 }  // namespace
+
+void check_step(const at::Tensor& key_rows, const at::Tensor& value_rows, const at::Tensor& query,
+                const at::Tensor& key, const at::Tensor& value, const DecodeCall& call,
+                const std::optional<double>& scale) {
+  check_append(key_rows, value_rows, key, value, call);
+  const c10::SymInt kv_heads = key.sym_size(2);
+  check_attend(query, key_rows, value_rows, call, kv_heads.expect_int(), scale);
+  TORCH_CHECK_VALUE(query.sym_size(1) == key.sym_size(1), "query: must have the positions of key, ",
+                    key.sym_size(1), ", got ", query.sym_size(1));
+}
 
 AttendCall prepare_attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                           const DecodeCall& call, int64_t kv_heads,
@@ -227,14 +264,17 @@ AppendCall prepare_append(const at::Tensor& key_rows, const at::Tensor& value_ro
 TORCH_LIBRARY_IMPL(dilated, CPU, m) {
   m.impl("decode_attend", &dilated::ops::attend_cpu);
   m.impl("decode_append", &dilated::ops::append_cpu);
+  m.impl("decode_step", &dilated::ops::step_cpu);
 }
 
 TORCH_LIBRARY_IMPL(dilated, Meta, m) {
   m.impl("decode_attend", &dilated::ops::attend_meta);
   m.impl("decode_append", &dilated::ops::append_meta);
+  m.impl("decode_step", &dilated::ops::step_meta);
 }
 
 TORCH_LIBRARY_IMPL(dilated, Autograd, m) {
   m.impl("decode_attend", dilated::ops::in_place("use attention, which is"));
   m.impl("decode_append", dilated::ops::in_place("detach the rows"));
+  m.impl("decode_step", dilated::ops::in_place("use attention, which is"));
 }

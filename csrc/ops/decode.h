@@ -41,4 +41,9 @@ AppendCall prepare_append(const at::Tensor& key_rows, const at::Tensor& value_ro
                           const at::Tensor& key, const at::Tensor& value, const DecodeCall& call,
                           const std::optional<int64_t>& max_seq_len);
 
+/// Of decode_step, which appends and attends.
+void check_step(const at::Tensor& key_rows, const at::Tensor& value_rows, const at::Tensor& query,
+                const at::Tensor& key, const at::Tensor& value, const DecodeCall& call,
+                const std::optional<double>& scale);
+
 }  // namespace dilated::ops

@@ -81,10 +81,12 @@ TORCH_LIBRARY(dilated, m) {
   const std::string decode_attend = "decode_attend(" + rows + ", Tensor lengths, " + lattices +
                                     ", int kv_heads, *, Tensor? counts=None, float? scale=None";
   m.def((decode_attend + results).c_str());
-  const std::string decode_append =
-      "decode_append(Tensor(a!) key_rows, Tensor(b!) value_rows, Tensor(c!) lengths, Tensor key, "
-      "Tensor value, ";
-  m.def((decode_append + lattices + ", *, Tensor? counts=None, int? max_seq_len=None) -> ()")
+  const std::string appended = "(Tensor(a!) key_rows, Tensor(b!) value_rows, Tensor(c!) lengths, ";
+  m.def(("decode_append" + appended + "Tensor key, Tensor value, " + lattices +
+         ", *, Tensor? counts=None, int? max_seq_len=None) -> ()")
+            .c_str());
+  m.def(("decode_step" + appended + rows + ", " + lattices +
+         ", *, Tensor? counts=None, float? scale=None, int? max_seq_len=None" + results)
             .c_str());
   m.def("vouch(Tensor copy, Tensor pattern) -> ()");
 }
@@ -105,7 +107,8 @@ TORCH_LIBRARY_IMPL(dilated, CUDA, m) {
   for (const char* name :
        {"attention", "attention_backward", "attention_block", "attention_block_into",
         "attention_block_backward", "attention_block_backward_into", "round_query_sums",
-        "decode_attend", "decode_append", "gather", "scatter_add", "gather_into", "scatter_into"}) {
+        "decode_attend", "decode_append", "decode_step", "gather", "scatter_add", "gather_into",
+        "scatter_into"}) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&refuse_cuda>());
   }
 }

@@ -158,7 +158,7 @@ def test_what_fails_halfway_resets_the_cache(monkeypatch: pytest.MonkeyPatch) ->
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("dilated_attention_pytorch.ops.decode_attend", fail)
+        patch.setattr("dilated_attention_pytorch.ops.decode_step", fail)
         cache.attend(q[:, 6:])
     assert cache.length == 0
     expected = dilated_attention(q, k, v, [8], [1], is_causal=True, return_lse=True)

@@ -97,6 +97,7 @@ def samples(device: str, dtype: torch.dtype) -> list[Sample]:
         ("decode_attend", (plain[0][:, :2], *plain[1:], lengths, lattices, *branches, 2), {}),
         ("decode_attend", (plain[0][:, :1], *rows, *decode, 2), {"counts": ones, "scale": 0.3}),
         ("decode_append", (*rows, lengths.clone(), *step, *decode[1:]), {"max_seq_len": 37}),
+        ("decode_step", (*rows, lengths.clone(), plain[0][:, :1], *step, *decode[1:]), {}),
         ("vouch", (pattern.clone(), pattern.cpu()), {}),
     ]
 

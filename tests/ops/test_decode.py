@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -82,10 +83,16 @@ def test_steps_over_a_cache_that_forgets(
                 to[b, :count] = source[b, begin : begin + count]
         given = torch.tensor(counts, device=device)
         lists = (table, *BRANCHES)
-        ops.decode_append(*rows, lengths, key, value, *lists, counts=given, max_seq_len=150)
+        options = {"counts": given, "max_seq_len": 150}
         begins = [begin + count for begin, count in zip(begins, counts, strict=True)]
-        if n == 1:
-            actual = ops.decode_attend(query, *rows, lengths, *lists, kv_heads, counts=given)
+        if n > 1:
+            ops.decode_append(*rows, lengths, key, value, *lists, **options)
+        else:
+            if begins[0] % 2:
+                actual = ops.decode_step(*rows, lengths, query, key, value, *lists, **options)
+            else:
+                ops.decode_append(*rows, lengths, key, value, *lists, **options)
+                actual = ops.decode_attend(query, *rows, lengths, *lists, kv_heads, counts=given)
             wanted = last(out, begins, 1, 1), last(lse, begins, 1, 2)
             for ours, theirs in zip(actual, wanted, strict=True):
                 torch.testing.assert_close(
@@ -114,3 +121,62 @@ def test_a_text_never_gets_longer_than_it_may() -> None:
     with pytest.raises(ValueError, match=r"key: must leave every text at most max_seq_len posi"):
         ops.decode_append(*rows, lengths, k[:, :1], v[:, :1], *lists, max_seq_len=150)
     assert lengths.tolist() == [3, 150, 0]
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "key of another dtype": (
+        {"key": torch.zeros(3, 150, 1, 8).half()},
+        "key: must have the dtype and device of query, float32 on cpu, got float16 on cpu",
+    ),
+    "value of another shape": (
+        {"value": torch.zeros(3, 149, 1, 8)},
+        "value: must have the shape of key, [3, 150, 1, 8], got [3, 149, 1, 8]",
+    ),
+    "heads that do not divide": ({"kv_heads": 3}, "kv_heads: must divide query's heads, 2, got 3"),
+    "KV heads that key does not have": ({"kv_heads": 2}, "key: must have kv_heads, 2, got [3, 150"),
+    "float lengths": (
+        {"lengths": torch.ones(3)},
+        "lengths: must be contiguous, int64 and on the device of query, cpu, got float32 on cpu",
+    ),
+    "too few lengths": (
+        {"lengths": torch.ones(2, dtype=torch.int64)},
+        "lengths: must be [batch] = [3], got [2]",
+    ),
+    "lattices of other heads": (
+        {"lattices": torch.zeros(4, 3, 4, dtype=torch.int64)},
+        "lattices: must be of query's heads, 2, got 3",
+    ),
+    "lattices of other branches": (
+        {"lattices": torch.zeros(3, 2, 4, dtype=torch.int64)},
+        "lattices: must be [branches, heads, 4] of 4 branches, got [3, 2, 4]",
+    ),
+    "too many branches": (
+        {"segment_lengths": [8] * 17, "dilation_rates": [1] * 17},
+        "segment_lengths and dilation_rates: must have the same length, from 1 to 16, got 17 and",
+    ),
+    "no segment": ({"segment_lengths": [0, 1, 1, 1]}, "segment_lengths: must be positive, got 0"),
+    "no rate": ({"dilation_rates": [1, 1, 0, 1]}, "dilation_rates: must be positive and below 2^3"),
+    "a scale that is not finite": ({"scale": float("inf")}, "scale: must be finite in float32"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_arguments(name: str) -> None:
+    change, said = WRONG[name]
+    rows = torch.zeros(3, 150, 1, 8)
+    good: dict[str, Any] = {
+        "query": torch.zeros(3, 1, 2, 8),
+        **{"key": rows, "value": rows},
+        "lengths": torch.ones(3, dtype=torch.int64),
+        "lattices": torch.tensor(layout_of(2, 1).table),
+        **{"segment_lengths": BRANCHES[0], "dilation_rates": BRANCHES[1], "kv_heads": 1},
+    }
+    ops.decode_attend(**good)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        ops.decode_attend(**{**good, **change})
+
+
+def test_a_step_gives_no_gradients() -> None:
+    q, k, v, *_ = make(torch.float32, "cpu", 2, 1, 8)
+    with pytest.raises(RuntimeError, match="query: must not require a gradient, got one that does"):
+        decode(q[:, :1].requires_grad_(), k, v, [1, 1, 1])

@@ -306,9 +306,8 @@ class DilatedKVCache:
         parts = []
         for begin, end in pairwise(pieces if n else [0, 0]):
             counts = appended.counts_of(begin, end)
-            piece, key, value = (x[:, begin:end] for x in rows)
-            self._rows.append(key, value, counts)
-            parts.append(self._rows.attend(piece, counts, scale))
+            query, key, value = (x[:, begin:end] for x in rows)
+            parts.append(self._rows.step(query, key, value, counts, scale))
         if len(parts) == 1:
             return parts[0]
         outs, lses = zip(*parts, strict=True)

@@ -45,25 +45,42 @@ class ForgettingRows:
 
     def append(self, key: Tensor, value: Tensor, counts: Tensor | None) -> None:
         """key and value [batch, n, kv_heads, head_dim], of which counts are a text's."""
-        lists = (self._table, self.layout.segment_lengths, self.layout.dilation_rates)
         ops.decode_append(
             self.key,
             self.value,
             self.lengths,
             key,
             value,
-            *lists,
+            self._table,
+            self.layout.segment_lengths,
+            self.layout.dilation_rates,
             counts=counts,
             max_seq_len=self._max_seq_len,
         )
 
-    def attend(
-        self, query: Tensor, counts: Tensor | None, scale: float | None
+    def step(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        counts: Tensor | None,
+        scale: float | None,
     ) -> tuple[Tensor, Tensor]:
-        """out and lse of the last positions, which lie in one segment of every branch."""
-        lists = (self._table, self.layout.segment_lengths, self.layout.dilation_rates)
-        rows = (query, self.key, self.value, self.lengths)
-        return ops.decode_attend(*rows, *lists, self._kv_heads, counts=counts, scale=scale)
+        """As `append`, then out and lse of these positions, in one segment of every branch."""
+        return ops.decode_step(
+            self.key,
+            self.value,
+            self.lengths,
+            query,
+            key,
+            value,
+            self._table,
+            self.layout.segment_lengths,
+            self.layout.dilation_rates,
+            counts=counts,
+            scale=scale,
+            max_seq_len=self._max_seq_len,
+        )
 
     def reserve(self, length: int) -> None:
         """Room for a text of so many positions."""

@@ -15,7 +15,7 @@ from .attention_block import (
     make_query_sums,
     round_query_sums,
 )
-from .decode import decode_append, decode_attend
+from .decode import decode_append, decode_attend, decode_step
 from .gather import gather, gather_into, scatter_add, scatter_into
 from .ring_attention import ring_attention
 from .segment_attention import segment_attention
@@ -29,6 +29,7 @@ __all__ = [
     "attention_block_into",
     "decode_append",
     "decode_attend",
+    "decode_step",
     "gather",
     "gather_into",
     "ring_attention",

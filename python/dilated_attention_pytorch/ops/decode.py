@@ -1,4 +1,4 @@
-"""torch.ops.dilated.decode_attend and decode_append: a text's last positions over a cache.
+"""torch.ops.dilated.decode_attend, decode_append, decode_step: a text's end over a cache.
 
 All that they need of the present lies on the device, so a CUDA graph that captured them can be
 replayed for every step.
@@ -59,4 +59,25 @@ def decode_append(
     Of each lattice those are kept that lie in the segment of the last. A text that would get longer
     than max_seq_len raises ValueError on the CPU, and stops a GPU.
     """
+    raise NotImplementedError
+
+
+@operator
+def decode_step(
+    key_rows: Tensor,
+    value_rows: Tensor,
+    lengths: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lattices: Tensor,
+    segment_lengths: Sequence[int],
+    dilation_rates: Sequence[int],
+    *,
+    counts: Tensor | None = None,
+    scale: float | None = None,
+    max_seq_len: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`decode_append`, then `decode_attend` from what was appended; of one position, on a GPU, at
+    once."""
     raise NotImplementedError

@@ -13,6 +13,9 @@ cudaError_t launch(const AttendCall& call, int64_t blocks, cudaStream_t stream) 
   if (call.choice.splits > 1) {
     const int64_t queries = call.args.batch * call.args.queries * call.args.heads;
     combine_kernel<Element><<<static_cast<unsigned>(queries), kThreads, 0, stream>>>(call);
+  } else if (call.args.appends()) {
+    const int64_t advancing = (call.args.batch + kThreads - 1) / kThreads;
+    advance_kernel<<<static_cast<unsigned>(advancing), kThreads, 0, stream>>>(call);
   }
   return cudaGetLastError();
 }
@@ -47,8 +50,8 @@ int64_t workspace_size(const DecodeAttendArgs& args, const Choice& choice) {
   return choice.splits > 1 ? queries * choice.splits * (args.head_dim + 1) : 0;
 }
 
-cudaError_t attend(const DecodeAttendArgs& args, const Choice& choice, float* workspace,
-                   cudaStream_t stream) {
+cudaError_t step(const DecodeStepArgs& args, const Choice& choice, float* workspace,
+                 cudaStream_t stream) {
   const int64_t queries = args.batch * args.queries;
   const int64_t parts = (args.heads / args.kv_heads + choice.heads - 1) / choice.heads;
   const int64_t blocks = queries * args.kv_heads * parts * choice.splits;

@@ -6,9 +6,8 @@ namespace dilated::kernels::cuda::decode {
 namespace {
 
 // A block of fewer rows spends its time on starting and on being combined; of more blocks than
-// these a multiprocessor has enough to hide how unequal they are.
-constexpr int64_t kLeastRows = 128, kBlocksOfMultiprocessor = 16;
-constexpr int64_t kMostSplits = 64;  // which a warp combines
+// these a multiprocessor, three of which run at once, has no use.
+constexpr int64_t kLeastRows = 128, kBlocksOfMultiprocessor = 8;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -24,7 +23,7 @@ Choice choose(const Problem& problem, const Device& device) {
   choice.heads = static_cast<int32_t>(std::min<int64_t>(group, has_products ? 8 : 4));
   const int64_t blocks = problem.queries * problem.kv_heads * divide_up(group, choice.heads);
   const int64_t wanted = divide_up(kBlocksOfMultiprocessor * device.multiprocessors, blocks);
-  const int64_t most = std::min(kMostSplits, divide_up(problem.rows, kLeastRows));
+  const int64_t most = std::min<int64_t>(kMostSplits, divide_up(problem.rows, kLeastRows));
   choice.splits = static_cast<int32_t>(std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, most)));
   return choice;
 }

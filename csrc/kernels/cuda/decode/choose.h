@@ -10,6 +10,8 @@ namespace dilated::kernels::cuda::decode {
 inline constexpr int32_t kTileKeys = 16;  // that a warp takes at once
 inline constexpr int32_t kWarps = 4;      // of a block, which take tiles in turn
 
+inline constexpr int32_t kMostSplits = 32;  // of a head: a warp's lanes
+
 enum class Family {
   kTensorCores,  // 16-bit rows that begin at multiples of 16 bytes, head_dim a multiple of 8
   kScalar,       // float32 arithmetic, any row

@@ -8,11 +8,13 @@
 
 namespace dilated::kernels::cuda::decode {
 
-/// Floats of the workspace that attend() takes; none where it has no splits to combine.
+/// Floats of the workspace that step() takes; none where it has no splits to combine.
 int64_t workspace_size(const DecodeAttendArgs& args, const Choice& choice);
 
-cudaError_t attend(const DecodeAttendArgs& args, const Choice& choice, float* workspace,
-                   cudaStream_t stream);
+/// Attends; where args.appends(), the one position that it appends first, lengths being those
+/// before.
+cudaError_t step(const DecodeStepArgs& args, const Choice& choice, float* workspace,
+                 cudaStream_t stream);
 
 /// A text that would have more than max_seq_len positions stops the device.
 cudaError_t append(const DecodeAppendArgs& args, cudaStream_t stream);

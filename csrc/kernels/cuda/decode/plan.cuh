@@ -11,7 +11,7 @@ inline constexpr int kMostHeads = 8;  // of a block
 
 /// A call as its blocks see it.
 struct AttendCall {
-  DecodeAttendArgs args;
+  DecodeStepArgs args;
   Choice choice;
   float* split_sums;  // [queries, heads, splits, head_dim], where there is more than one split
   float* split_lse;   // [queries, heads, splits], base 2
@@ -47,56 +47,65 @@ __device__ inline Block find_block(const AttendCall& call) {
 }
 
 struct Plan {
+  Lattice lattices[kMostBranches][kMostHeads];
   LatticeRows rows[kMostBranches];
   int32_t first_tile[kMostBranches + 1];  // of each branch; the last: of all
   uint32_t members[kMostBranches];        // heads whose lattice holds the query, a bit each
   // The branches whose lattices nest in this one and hold the query, a bit each.
   uint32_t outer[kMostBranches][kMostHeads];
   uint32_t any_outer[kMostBranches];
+  int64_t new_row[kMostBranches];  // where the cache keeps what a step appends, or -1
 };
+static_assert(kThreads == kMostBranches * kMostHeads, "a thread for each lattice");
 
 /// All threads of the block call.
-__device__ inline void make_plan(const DecodeAttendArgs& args, const Block& block, Plan& plan) {
-  const int branches = args.branches;
-  for (int i = threadIdx.x; i < kMostBranches * kMostHeads; i += kThreads) {
-    (&plan.outer[0][0])[i] = 0;
-    plan.members[i % kMostBranches] = 0;
-    plan.rows[i % kMostBranches] = {};
+__device__ inline void make_plan(const DecodeStepArgs& args, const Block& block, Plan& plan) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const int branch = thread / kMostHeads, head = thread % kMostHeads;
+  const bool is_lattice = branch < args.branches && head < block.heads;
+  const int64_t length = args.lengths[block.batch], count = count_of(args, block.batch);
+  Lattice lattice{};
+  if (is_lattice) {
+    lattice = args.lattices[branch * args.heads + block.first_head + head];
+    plan.lattices[branch][head] = lattice;
+  }
+  plan.outer[branch][head] = 0;
+  if (head == 0) {
+    plan.members[branch] = 0;
+    plan.rows[branch] = {};
+    plan.new_row[branch] = -1;
   }
   __syncthreads();
-  const int64_t count = count_of(args, block.batch);
-  const int64_t position = args.lengths[block.batch] - count + block.index;
-  const bool exists = block.index < count && position >= 0;
-  for (int i = threadIdx.x; exists && i < branches * block.heads; i += kThreads) {
-    const int branch = i / block.heads, head = i - branch * block.heads;
-    const Lattice* of_head = args.lattices + block.first_head + head;
-    const Lattice lattice = of_head[branch * args.heads];
-    const LatticeRows rows = rows_met(args, args.forgets, branch, lattice, position);
-    if (rows.step == 0) {
-      continue;
-    }
+  const int64_t position = length + block.index - (args.appends() ? 0 : count);
+  const LatticeRows rows = is_lattice && block.index < count && position >= 0
+                               ? rows_met(args, args.forgets, branch, lattice, position)
+                               : LatticeRows{};
+  if (rows.step != 0) {
     // Heads that are here together have one lattice, so all of them write the same.
     plan.rows[branch] = rows;
+    const bool is_kept =
+        lattice.offset + rows.distance * args.dilation_rates[branch] < lattice.kept;
+    plan.new_row[branch] = is_kept ? lattice.first + rows.distance : -1;
     atomicOr(&plan.members[branch], 1u << head);
-    for (int64_t inner = lattice.parent; inner >= 0; inner = of_head[inner * args.heads].parent) {
+    for (int64_t inner = lattice.parent; inner >= 0; inner = plan.lattices[inner][head].parent) {
       atomicOr(&plan.outer[inner][head], 1u << branch);
     }
   }
   __syncthreads();
-  if (threadIdx.x < branches) {
+  if (thread < args.branches) {
     uint32_t any = 0;
-    for (int head = 0; head < kMostHeads; ++head) {
-      any |= plan.outer[threadIdx.x][head];
+    for (int other = 0; other < kMostHeads; ++other) {
+      any |= plan.outer[thread][other];
     }
-    plan.any_outer[threadIdx.x] = any;
+    plan.any_outer[thread] = any;
   }
-  if (threadIdx.x == 0) {
+  if (thread == 0) {
     int32_t tiles = 0;
-    for (int branch = 0; branch < branches; ++branch) {
-      plan.first_tile[branch] = tiles;
-      tiles += static_cast<int32_t>((plan.rows[branch].count + kTileKeys - 1) / kTileKeys);
+    for (int of = 0; of < args.branches; ++of) {
+      plan.first_tile[of] = tiles;
+      tiles += static_cast<int32_t>((plan.rows[of].count + kTileKeys - 1) / kTileKeys);
     }
-    plan.first_tile[branches] = tiles;
+    plan.first_tile[args.branches] = tiles;
   }
   __syncthreads();
 }
@@ -109,10 +118,16 @@ struct Tile {
 
   __device__ bool has(int key) const { return first + key < plan.rows[branch].count; }
 
-  /// A row of the cache; keys past the last stand for the last, so that every load is of a row.
-  __device__ int64_t row(int key) const {
+  /// A key's row, which a step that appends it does not find in the cache yet. Keys past the last
+  /// stand for the last, so that every load is of a row.
+  template <typename Element>
+  __device__ const Element* row(const Rows& cache, const Rows& appended, const Block& block,
+                                int key) const {
     const LatticeRows& rows = plan.rows[branch];
-    return rows.first + min(first + key, rows.count - 1) * rows.step;
+    const int64_t place = min(first + key, rows.count - 1);
+    return appended.data != nullptr && place == rows.distance
+               ? row_at<Element>(appended, block.batch, block.index, block.kv_head)
+               : row_at<Element>(cache, block.batch, rows.first + place * rows.step, block.kv_head);
   }
 
   /// The outer lattices that hold the key too, a bit each.

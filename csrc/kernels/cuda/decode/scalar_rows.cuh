@@ -14,7 +14,7 @@ class ScalarRows {
   static constexpr int kColumns = kWidth;
 
   __device__ ScalarRows(const AttendCall& call, const Block& block)
-      : args_(call.args), batch_(block.batch), kv_head_(block.kv_head), heads_(block.heads) {
+      : args_(call.args), block_(block) {
     const float scale = static_cast<float>(args_.scale) * kLog2E;
 #pragma unroll
     for (int head = 0; head < kHeads; ++head) {
@@ -34,9 +34,8 @@ class ScalarRows {
       float keys[kKeys][kSteps], values[kKeys][kSteps];
 #pragma unroll
       for (int i = 0; i < kKeys; ++i) {
-        const int64_t row = tile.row(first + i);
-        read(row_at<Element>(args_.key, batch_, row, kv_head_), keys[i]);
-        read(row_at<Element>(args_.value, batch_, row, kv_head_), values[i]);
+        read(tile.row<Element>(args_.key, args_.new_key, block_, first + i), keys[i]);
+        read(tile.row<Element>(args_.value, args_.new_value, block_, first + i), values[i]);
       }
       uint32_t outer[kKeys];
 #pragma unroll
@@ -45,7 +44,7 @@ class ScalarRows {
       }
 #pragma unroll
       for (int head = 0; head < kHeads; ++head) {
-        if (head < heads_ && tile.has_head(head)) {
+        if (head < block_.heads && tile.has_head(head)) {
           float scores[kKeys];
 #pragma unroll
           for (int i = 0; i < kKeys; ++i) {
@@ -124,8 +123,8 @@ class ScalarRows {
     }
   }
 
-  const DecodeAttendArgs& args_;
-  int32_t batch_, kv_head_, heads_;
+  const DecodeStepArgs& args_;
+  const Block& block_;
   float query_[kHeads][kSteps], sums_[kHeads][kSteps] = {};
   float max_[kHeads] = {negative_infinity(), negative_infinity(), negative_infinity(),
                         negative_infinity()};

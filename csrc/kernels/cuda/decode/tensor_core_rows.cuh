@@ -30,7 +30,7 @@ class TensorCoreRows {
   static constexpr int kColumns = kWidth;
 
   __device__ TensorCoreRows(const AttendCall& call, const Block& block)
-      : args_(call.args), batch_(block.batch), kv_head_(block.kv_head) {
+      : args_(call.args), block_(block) {
     scale_ = static_cast<float>(args_.scale) * kLog2E;
     const Element* query = row_at<Element>(args_.query, block.batch, block.index,
                                            block.first_head + min(group(), block.heads - 1));
@@ -88,8 +88,7 @@ class TensorCoreRows {
     uint4 keys[kWidth / 32][2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const Element* key =
-          row_at<Element>(args_.key, batch_, tile.row(group() + 8 * half), kv_head_);
+      const Element* key = tile.row<Element>(args_.key, args_.new_key, block_, group() + 8 * half);
 #pragma unroll
       for (int piece = 0; piece < kWidth / 32; ++piece) {
         keys[piece][half] = read(key, 32 * piece + 8 * place());
@@ -107,7 +106,7 @@ class TensorCoreRows {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int key = 2 * place() + i % 2 + i / 2 * 8;
-      const Element* value = row_at<Element>(args_.value, batch_, tile.row(key), kv_head_);
+      const Element* value = tile.row<Element>(args_.value, args_.new_value, block_, key);
 #pragma unroll
       for (int piece = 0; piece < kWidth / 64; ++piece) {
         values[piece][i] = read(value, 64 * piece + 8 * group());
@@ -174,8 +173,8 @@ class TensorCoreRows {
     }
   }
 
-  const DecodeAttendArgs& args_;
-  int32_t batch_, kv_head_;
+  const DecodeStepArgs& args_;
+  const Block& block_;
   float scale_;
   uint4 query_[kWidth / 32];
   // Columns 8g + 2 pair and + 1 of heads 2t and 2t + 1: (even, 2t), (even, 2t + 1), (odd, 2t), ...
