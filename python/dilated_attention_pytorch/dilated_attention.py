@@ -33,9 +33,9 @@ class DilatedAttention(nn.Module):
         dropout: probability of dropping an attention weight, in training mode only.
         device, dtype: accepted like other modules' and ignored: there are no parameters, and inputs
             may be on any device and of any supported dtype.
-        group, shard_lengths, strategy, shard_layout: as in `dilated_attention`; the input is then this rank's
-            rows. The module keeps the group's name, not the group: copies use the same group, and a
-            process that unpickles one must have a group of that name.
+        group, shard_lengths, strategy, shard_layout: as in `dilated_attention`; the input is then
+            this rank's rows. The module keeps the group's name, not the group: copies use the same
+            group, and a process that unpickles one must have a group of that name.
 
     Raises:
         TypeError, ValueError: naming the argument, what must hold and what was given.

@@ -41,8 +41,9 @@ class MultiheadDilatedAttention(nn.Module):
             output projection, and its eps.
         gamma_init: MAGNETO's gain of the value and output projections' initialization.
         device, dtype: of the parameters.
-        group, shard_lengths, strategy, shard_layout: as in `DilatedAttention`. Each rank has parameters of its
-            own, whose gradients come from its rows alone: sum them over the group.
+        group, shard_lengths, strategy, shard_layout: as in `DilatedAttention`. Each rank has
+            parameters of its own, whose gradients come from its rows alone: sum them over the
+            group.
 
     Attributes:
         attention: the module between the projections. Any module with `DilatedAttention`'s call

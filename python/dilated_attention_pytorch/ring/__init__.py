@@ -10,6 +10,7 @@ from .group.process_group import Group, group_size
 from .group.state import Traffic
 from .plans.choose_strategy import Strategy
 from .plans.layout import ShardLayout
+from .rows import shard, shard_positions, unshard
 from .sharding import Sharding
 from .telling import telling
 
@@ -21,6 +22,9 @@ __all__ = [
     "Traffic",
     "group_size",
     "kernels",
+    "shard",
+    "shard_positions",
     "telling",
     "traffic",
+    "unshard",
 ]
