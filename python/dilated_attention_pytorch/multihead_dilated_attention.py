@@ -42,8 +42,8 @@ class MultiheadDilatedAttention(nn.Module):
         gamma_init: MAGNETO's gain of the value and output projections' initialization.
         device, dtype: of the parameters.
         group, shard_lengths, strategy, shard_layout: as in `DilatedAttention`. Each rank has
-            parameters of its
-            own, whose gradients come from its rows alone: sum them over the group.
+            parameters of its own, whose gradients come from its rows alone: sum them over the
+            group.
 
     Attributes:
         attention: the module between the projections. Any module with `DilatedAttention`'s call

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dilated_attention_pytorch.pattern.pattern import pairs_of
 from dilated_attention_pytorch.ring import traffic
 from dilated_attention_pytorch.ring.group.communicator import Traffic
 from dilated_attention_pytorch.ring.plans.layout import shards
@@ -30,6 +31,16 @@ class Case:
     head_dim: int = 8
     dtype: torch.dtype = torch.float64
     options: dict[str, Any] = field(default_factory=dict)
+    layout: str = "contiguous"
+
+    @property
+    def size(self) -> int:
+        return len(shards(self.shard_lengths, self.layout))
+
+    def positions(self, rank: int) -> Tensor:
+        """Of the rank's rows, int64."""
+        stretches = pairs_of(shards(self.shard_lengths, self.layout)[rank])
+        return torch.cat([torch.arange(*stretch) for stretch in stretches])
 
     @property
     def seq_len(self) -> int:
@@ -64,8 +75,8 @@ class Case:
 
 def run_ring(case: Case, strategy: str, rank: int, group_name: str, device: str = "cpu") -> Result:
     """This rank's rows of the results."""
-    begin, end = shards(case.shard_lengths)[rank]
-    inputs = [x[:, begin:end].clone().to(device).requires_grad_() for x in case.tensors()]
+    rows = case.positions(rank)
+    inputs = [x[:, rows].to(device).requires_grad_() for x in case.tensors()]
     equal = len(set(case.shard_lengths)) == 1
     outputs = torch.ops.dilated.ring_attention(
         *inputs,
@@ -74,18 +85,17 @@ def run_ring(case: Case, strategy: str, rank: int, group_name: str, device: str 
         group_name,
         shard_lengths=None if equal else list(case.shard_lengths),
         strategy=strategy,
+        shard_layout=case.layout,
         **case.tables(),
     )
-    gradients = output_gradients(case.tensors()[0])
-    grad_out, grad_lse = (x.to(device) for x in gradients)
-    return differentiate(
-        outputs, inputs, (grad_out[:, begin:end], grad_lse[:, :, begin:end].contiguous())
-    )
+    grad_out, grad_lse = output_gradients(case.tensors()[0])
+    gradients = (grad_out[:, rows].to(device), grad_lse[:, :, rows].to(device))
+    return differentiate(outputs, inputs, gradients)
 
 
 def rows_of_rank(whole: Result, case: Case, rank: int) -> Result:
-    begin, end = shards(case.shard_lengths)[rank]
-    return Result(*(x[:, :, begin:end] if x.dim() == 3 else x[:, begin:end] for x in whole))
+    rows = case.positions(rank)
+    return Result(*(x[:, :, rows] if x.dim() == 3 else x[:, rows] for x in whole))
 
 
 def errors(actual: Result, expected: Result) -> dict[str, float]:

@@ -27,6 +27,7 @@ from dilated_attention_pytorch import (
     dilated_attention,
 )
 from dilated_attention_pytorch.pattern import advice
+from dilated_attention_pytorch.ring import shard
 from tests.conftest import make_qkv
 from tests.ring.processes import Processes, group_of
 
@@ -221,3 +222,50 @@ def warned(size: int) -> list[str]:
 
 def test_parts_of_a_pattern_are_not_advised_on(workers: Processes) -> None:
     assert workers.run(2, warned) == [[], []]
+
+
+def zigzag(size: int) -> None:
+    group = group_of(size)
+    lengths = [9, 4, 11, 5, 7, 12]
+    options: dict[str, Any] = {"shard_lengths": lengths, "shard_layout": "zigzag"}
+    x = torch.randn(2, sum(lengths), 32, generator=torch.Generator().manual_seed(3))
+    mine = shard(x, group, **options)
+    torch.manual_seed(0)
+    whole = MultiheadDilatedAttention(32, 4, *BRANCHES)
+    torch.manual_seed(0)
+    layer = MultiheadDilatedAttention(32, 4, *BRANCHES, group=group, **options)
+    assert "shard_layout='zigzag'" in repr(layer)
+    expected = shard(whole(x, is_causal=True)[0], group, **options)
+    torch.testing.assert_close(layer(mine, is_causal=True)[0], expected)
+    qkv = make_qkv(sum(lengths), 4, 8)
+    rows = [shard(t, group, **options) for t in qkv]
+    expected = shard(dilated_attention(*qkv, *BRANCHES, is_causal=True), group, **options)
+    module = RingDilatedAttentionV2(*BRANCHES, group=group, **options)
+    torch.testing.assert_close(module(*rows, is_causal=True), expected)
+    for strategy in ("ring", "gather"):
+        out = dilated_attention(
+            *rows, *BRANCHES, is_causal=True, group=group, strategy=strategy, **options
+        )
+        torch.testing.assert_close(out, expected)
+    expect(
+        ValueError,
+        "shard_layout: must be 'contiguous' with strategy 'all_to_all'",
+        lambda: dilated_attention(*rows, *BRANCHES, group=group, strategy="all_to_all", **options),
+    )
+    odd = [t[:, :5] for t in qkv]
+    expect(
+        ValueError,
+        "shard_lengths: must be given where a rank's rows are no two equal stretches, got 5 rows",
+        lambda: dilated_attention(*odd, *BRANCHES, group=group, shard_layout="zigzag"),
+    )
+
+
+def test_zigzag_in_functions_and_modules(workers: Processes) -> None:
+    workers.run(3, zigzag)
+
+
+def test_a_layout_needs_a_group() -> None:
+    with pytest.raises(ValueError, match="shard_layout must be 'contiguous' where no group"):
+        DilatedAttention(*BRANCHES, shard_layout="zigzag")
+    with pytest.raises(ValueError, match="shard_layout must be one of .* got 'striped'"):
+        DilatedAttention(*BRANCHES, shard_layout="striped")  # type: ignore[arg-type]

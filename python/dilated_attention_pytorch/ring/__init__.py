@@ -11,6 +11,7 @@ from .group.shards import is_sharded, shards_of
 from .group.state import Traffic
 from .plans.choose_strategy import Strategy
 from .plans.layout import ShardLayout
+from .rows import shard, shard_positions, unshard
 from .sharding import Sharding
 from .telling import telling
 
@@ -23,7 +24,10 @@ __all__ = [
     "group_size",
     "is_sharded",
     "kernels",
+    "shard",
+    "shard_positions",
     "shards_of",
     "telling",
     "traffic",
+    "unshard",
 ]

@@ -65,7 +65,7 @@ def test_bytes_bound_the_plan() -> None:
         (64, 64, 64, "all_to_all"),
         (64, 2, 64, "gather"),
         (8, 8, 8, "gather"),  # grouped heads: keys are few, queries are not
-        (64, 64, 32, "gather"),  # half of the ranks would have no head
+        (64, 64, 32, "ring"),  # half of the ranks would have no head; all rows are far ones
     ],
 )
 def test_choice_by_bytes(size: int, members: int, kv_heads: int, expected: str) -> None:
@@ -78,7 +78,20 @@ def test_dropout_excludes_all_to_all_and_memory_excludes_gather() -> None:
     assert choose_strategy(small, (64,) * 8, SIZES, has_dropout=True) == "gather"
     large = one_branch(8, 8, n=65536)
     assert choose_strategy(large, (65536,) * 8, SIZES, has_dropout=True) == "ring"
-    assert choose_strategy(one_branch(2, 2, n=65536), (65536,) * 2, SIZES) == "gather"
+    sparse = one_branch(2, 2, rate=4, n=65536)
+    assert choose_strategy(sparse, (65536,) * 2, SIZES) == "gather"
+    # Where every row meets keys of the other rank, nothing is left to compute meanwhile.
+    assert choose_strategy(one_branch(2, 2, n=65536), (65536,) * 2, SIZES) == "ring"
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_zigzag_is_never_divided_by_heads(size: int) -> None:
+    dense, sparse = (one_branch(size, size, rate, n=65536) for rate in (1, 8))
+    stretches = (32768,) * (2 * size)
+    assert choose_strategy(dense, stretches, SIZES, layout="zigzag") == "ring"
+    assert choose_strategy(sparse, stretches, SIZES, layout="zigzag") in ("gather", "ring")
+    short = one_branch(size, 1, n=32768)
+    assert choose_strategy(short, (32768,) * (2 * size), SIZES, layout="zigzag") == "gather"
 
 
 def test_shards_may_be_empty() -> None:

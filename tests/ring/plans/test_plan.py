@@ -8,9 +8,9 @@ from collections import Counter
 
 import pytest
 
-from dilated_attention_pytorch.pattern import PatternSpec, make_branches
+from dilated_attention_pytorch.pattern import Pattern, PatternSpec, make_branches
 from dilated_attention_pytorch.pattern.pattern import pairs_of
-from dilated_attention_pytorch.ring.plans.layout import shards
+from dilated_attention_pytorch.ring.plans.layout import place_origin, shards
 from dilated_attention_pytorch.ring.plans.plan import Parcel, Plan, make_plan, peers
 from tests.ring.geometry import is_nested, needed_rows, random_shards, random_spec, rows_of
 
@@ -79,6 +79,54 @@ def test_every_needed_row_travels_and_no_other(seed: int) -> None:
             assert all(end <= plan.queries[0] or begin >= plan.queries[1] for begin, end in sides)
             for piece in (piece for m in block.parcels for piece in m.pieces):
                 assert any(begin <= piece.begin and piece.end <= end for begin, end in sides)
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_zigzag_sends_what_is_needed_once(seed: int) -> None:
+    generator = random.Random(seed)
+    size = generator.choice([1, 2, 3, 4, 8])
+    seq_len = generator.randint(1, 90)
+    spec = random_spec(generator, seq_len)
+    lengths = random_shards(generator, seq_len, 2 * size)
+    held = shards(lengths, "zigzag")
+    for strategy in ("ring", "gather"):
+        everything = [make_plan(spec, lengths, rank, strategy, "zigzag") for rank in range(size)]
+        for rank, plan in enumerate(everything):
+            assert plan.queries == held[rank]
+            for block in (block for r in plan.rounds for block in r.blocks):
+                for piece in (piece for parcel in block.parcels for piece in parcel.pieces):
+                    place_origin(block.keys, piece)  # raises if in none of the stretches
+            for peer, parcel in received(plan).items():
+                assert parcel.pieces == sent(everything[peer])[rank].pieces
+                rows = Counter(row for piece in parcel.pieces for row in rows_of(piece))
+                needed = set().union(
+                    *(
+                        needed_rows(spec, source, target)
+                        for source in pairs_of(held[peer])
+                        for target in pairs_of(held[rank])
+                    )
+                )
+                assert rows.keys() == needed
+                assert not is_nested(spec) or set(rows.values()) <= {1}
+            others = set(range(size)) - {rank, *received(plan)}
+            for peer in others:
+                for source in pairs_of(held[peer]):
+                    for target in pairs_of(held[rank]):
+                        assert not needed_rows(spec, source, target)
+
+
+def test_zigzag_balances_causal_work() -> None:
+    """Of the pairs that ranks compute, contiguous and zigzag, in a segment of the whole."""
+    spec = PatternSpec(640, make_branches([640], [1]), "interleaved", 1, 1, True)
+    most = {}
+    for layout, lengths in (("contiguous", (160,) * 4), ("zigzag", (80,) * 8)):
+        pairs = [
+            Pattern.plan(spec._replace(queries=queries)).report()["distinct"]
+            for queries in shards(lengths, layout)
+        ]
+        assert sum(pairs) == 640 * 641 // 2
+        most[layout] = max(pairs) / (sum(pairs) / 4)
+    assert most["zigzag"] == 1.0 and most["contiguous"] > 1.7
 
 
 @pytest.mark.parametrize("size", [16, 64])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
 from dilated_attention_pytorch.pattern import PatternSpec, make_branches
 from dilated_attention_pytorch.ring import Traffic
-from dilated_attention_pytorch.ring.plans.layout import shards
+from dilated_attention_pytorch.ring.plans.layout import shards, stretches_per_rank
 from dilated_attention_pytorch.ring.plans.plan import make_plan
 from tests.ring.geometry import random_shards
 from tests.ring.processes import Processes, group_of
@@ -20,8 +21,9 @@ TABLE = ((0, -1, 0, 0), (1, 0, -1, -1), (-1, 2, 0, -1))
 
 
 def check(workers: Processes, case: Case, strategies: tuple[str, ...] = STRATEGIES) -> None:
-    size = len(case.shard_lengths)
-    for rank, found in enumerate(workers.run(size, compare, case, strategies)):
+    if case.layout == "zigzag":
+        strategies = tuple(name for name in strategies if name != "all_to_all")
+    for rank, found in enumerate(workers.run(case.size, compare, case, strategies)):
         for strategy, errors in zip(strategies, found, strict=True):
             for name, error in errors.items():
                 assert error < 1e-12, f"rank {rank}, {strategy}, {name}: {error:.1e}"
@@ -62,6 +64,33 @@ NAMED = {
 }
 
 
+ZIGZAG = {
+    "aligned": Case((8,) * 8, (16, 32, 64), (1, 2, 4)),
+    "three ranks": Case((10,) * 6, (10, 30, 60), (1, 2, 3)),
+    "one rank": Case((20, 20), (8, 40), (1, 2)),
+    "inside stretches": Case((16,) * 4, (8, 16), (1, 2)),
+    "unequal stretches": Case((5, 0, 21, 11, 3, 9, 14, 2), (9, 30, 100), (1, 2, 4)),
+    "a rank without rows": Case((0, 12, 20, 0), (9, 47), (1, 2)),
+    "neighbours on one rank": Case((6, 9, 13, 8), (7, 19, 36), (1, 3, 5)),
+    "grouped heads": Case((12,) * 4, (16, 48), (1, 3), heads=8, kv_heads=2),
+    "lattices that cross": Case((13, 12, 11, 14), (50, 50, 40), (2, 3, 4)),
+    "dropout": Case((7,) * 6, (14, 42), (1, 2), options={"dropout_p": 0.4, "dropout_seed": 7}),
+}
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("name", ZIGZAG)
+def test_zigzag_equals_the_whole(workers: Processes, name: str, is_causal: bool) -> None:
+    case = ZIGZAG[name]
+    options = {**case.options, "is_causal": is_causal}
+    check(workers, replace(case, options=options, layout="zigzag"))
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_random_zigzags_equal_the_whole(workers: Processes, seed: int) -> None:
+    check(workers, random_case(random.Random(seed), "zigzag"))
+
+
 @pytest.mark.parametrize("padding", ["masked", "zeros"])
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("name", NAMED)
@@ -80,7 +109,10 @@ def test_equals_the_whole(workers: Processes, name: str, is_causal: bool, paddin
 
 @pytest.mark.parametrize("seed", range(24))
 def test_random_calls_equal_the_whole(workers: Processes, seed: int) -> None:
-    generator = random.Random(seed)
+    check(workers, random_case(random.Random(seed), "contiguous"))
+
+
+def random_case(generator: random.Random, layout: str) -> Case:
     size = generator.choice([2, 3, 4])
     seq_len = generator.randint(1, 70)
     branches = generator.randint(1, 4)
@@ -96,8 +128,8 @@ def test_random_calls_equal_the_whole(workers: Processes, seed: int) -> None:
             tuple(generator.randint(-1, rate - 1) for _ in range(heads)) for rate in rates
         )
     lengths = tuple(generator.randint(1, seq_len + 5) for _ in range(branches))
-    shards = random_shards(generator, seq_len, size)
-    check(workers, Case(shards, lengths, rates, heads, kv_heads, options=options))
+    stretches = random_shards(generator, seq_len, size * stretches_per_rank(layout))
+    return Case(stretches, lengths, rates, heads, kv_heads, options=options, layout=layout)
 
 
 @pytest.mark.parametrize("strategy", ["ring", "gather"])

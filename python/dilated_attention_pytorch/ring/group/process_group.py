@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 if dist.is_available():
     # Before any group exists: defaults of its functions keep alive the group that exists at import,
     # and gloo's threads may then abort at exit. A profiler or a compiler would import it later.
-    import torch.distributed.nn  # noqa: F401
+    import torch.distributed.nn
     from torch.distributed.device_mesh import DeviceMesh
 
 from .store import Store, reaching_the_store
@@ -88,3 +90,19 @@ def timeout_of(group: dist.ProcessGroup) -> timedelta:
 def group_size(name: str) -> int:
     """How many ranks the group has."""
     return int(resolve(name).size())
+
+
+def gather_rows(x: torch.Tensor, counts: Sequence[int], name: str) -> list[torch.Tensor]:
+    """Every rank's x, without gradients. counts: the length of each one's first dimension."""
+    group = resolve(name)
+    most = max(counts, default=0)
+    padded = x.new_zeros(most, *x.shape[1:])
+    padded[: len(x)] = x.detach()
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded, group=group)
+    return [part[:count] for part, count in zip(parts, counts, strict=True)]
+
+
+def rank_in(name: str) -> int:
+    """This process's rank in the group."""
+    return int(resolve(name).rank())

@@ -21,6 +21,10 @@ STRATEGIES: tuple[str, ...] = get_args(Strategy)
 # of the others' where four ranks share the longest segment.
 GATHER_SHARDS = 3
 GATHER_BYTES = 256 * 2**20
+# Rows with other ranks' keys, which "gather" computes once all have arrived. A larger share would
+# leave too little to compute meanwhile, unless all arrives in about the time of a few launches.
+GATHER_FAR_SHARE = 0.5
+GATHER_QUICK_BYTES = 32 * 2**20
 # "all_to_all" must move at most this fraction of what the others move: it rounds each branch's
 # result once more, and can't hide the return of results.
 ALL_TO_ALL_FRACTION = 0.5
@@ -59,7 +63,8 @@ def choose_strategy(
 
     "all_to_all" where it moves at most half of the bytes, forward and backward, of the busiest
     rank; that is from four ranks to a segment on, with as many KV heads as heads. It can't have
-    dropout. Else "gather" where all that a rank receives fits a budget, else "ring".
+    dropout. Else "gather" where all that a rank receives fits a budget and most rows have own keys
+    alone, else "ring".
     """
     if layout != "contiguous":
         return _gather_or_ring(spec, shards(shard_lengths, layout), sizes)
@@ -76,7 +81,10 @@ def _gather_or_ring(spec: PatternSpec, held: Sequence[Stretches], sizes: Sizes) 
     position = _bytes_of_keys(spec, sizes)
     budget = max(GATHER_BYTES, GATHER_SHARDS * max(map(count, held), default=0) * position)
     needed = max((_reach(spec, stretches) for stretches in held), default=0)
-    return "gather" if needed * position <= budget else "ring"
+    is_hidden = (
+        needed * position <= GATHER_QUICK_BYTES or _far_share(spec, held) <= GATHER_FAR_SHARE
+    )
+    return "gather" if is_hidden and needed * position <= budget else "ring"
 
 
 def keys_moved(spec: PatternSpec, span: Span, sizes: Sizes) -> float:
@@ -122,6 +130,19 @@ def _stretches(spec: PatternSpec, lattice: Lattice, span: Span) -> tuple[int, in
     before = span[0] - lattice.segment(span[0])[0]
     after = lattice.segment(span[1] - 1)[1] - span[1]
     return before, 0 if spec.is_causal else after
+
+
+def _far_share(spec: PatternSpec, held: Sequence[Stretches]) -> float:
+    """How many of a head's query rows meet other ranks' keys, about: the share of those on the
+    lattices of branches that cross ranks.
+    """
+    cuts = {cut for stretches in held for cut in stretches if cut < spec.seq_len}
+    share = 0.0
+    for lattice in lattices(spec):
+        if any(lattice.segment(cut)[0] < cut for cut in cuts):
+            heads = sum(offset >= 0 for offset in lattice.queries)
+            share += heads / len(lattice.queries) / lattice.rate
+    return min(share, 1.0)
 
 
 def _reach(spec: PatternSpec, held: Stretches) -> int:
