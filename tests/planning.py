@@ -23,11 +23,11 @@ HEADER = [
     "seq_len",
     "heads",
     "kv_heads",
-    "row_tile",
     "is_causal",
     "branches",
     "queries",
     "keys",
+    "reserved",
     "reserved",
     "reserved",
     "checksum_low",
@@ -49,6 +49,10 @@ TABLE = [
     "runs_at",
     "shifts_at",
     "windows_at",
+    "row_tile",
+    "computed_tall",
+    "computed_low",
+    "reserved",
     "reserved",
 ]
 GROUP = [
@@ -100,7 +104,7 @@ class Spec:
     zero_padding: bool = False
     queries: Stretches = ((0, -1),)
     keys: Stretches = ((0, -1),)
-    row_tile: int = 64
+    row_tile: int | None = 64
     directions: str = "both"
 
     @property

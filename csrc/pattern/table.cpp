@@ -6,28 +6,39 @@
 
 namespace dilated::pattern {
 
-TablePlanner::TablePlanner(const ResolvedSpec& spec, bool transposed, Budget& budget, Lists& lists)
+TablePlanner::TablePlanner(const ResolvedSpec& spec, bool transposed, Budget& budget,
+                           Scratch& scratch)
     : budget_(budget),
-      row_tile_(static_cast<int32_t>(spec.row_tile)),
       classes_(classify_heads(spec, transposed ? spec.heads / spec.kv_heads : 1)),
       cells_(transposed ? cut_cells(spec, spec.keys, spec.queries, budget)
                         : cut_cells(spec, spec.queries, spec.keys, budget)),
       shifts_(shifts_of(transposed ? spec.queries : spec.keys)),
-      lists_(lists),
+      lists_(scratch.lists),
       planner_(spec, !transposed && !spec.is_causal && spec.padding == Padding::kZeros, budget,
-               lists) {
+               scratch),
+      cuts_{Cut{spec.row_tile.value_or(kRowTile)}, Cut{spec.row_tile.value_or(kShortRowTile)}},
+      cut_(cuts_.data()) {
   lists_.groups.clear();
   lists_.runs.clear();
   // Every cell has at least one tile for each class.
   budget_.need_bytes(static_cast<int64_t>(cells_.cells.size() * classes_.size() * sizeof(Tile)));
-  group_ranges_.assign(cells_.kinds.size() * classes_.size(), {0, -1});
+  group_ranges_.resize(cells_.kinds.size() * classes_.size());
   reserve(group_ranges_.size());
   for (size_t s = 0; s + 1 < cells_.spans.size(); ++s) {
-    span_tiles_.push_back(static_cast<int32_t>(tiles_));
+    end_span();
     budget_.add_bytes(sizeof(int32_t));
     plan_span(cells_.spans[s], cells_.spans[s + 1]);
   }
-  span_tiles_.push_back(static_cast<int32_t>(tiles_));
+  end_span();
+  const bool is_short = !spec.row_tile.has_value() && choose_row_tile(computed_) == kShortRowTile;
+  cut_ = &cuts_[is_short ? 1 : 0];
+  budget_.add_bytes((cut_->tiles - cuts_[0].tiles) * static_cast<int64_t>(sizeof(Tile)));
+}
+
+void TablePlanner::end_span() {
+  for (Cut& cut : cuts_) {
+    cut.span_tiles.push_back(static_cast<int32_t>(cut.tiles));
+  }
 }
 
 // Reserved memory that is not used costs nothing; growing copies.
@@ -50,19 +61,29 @@ void TablePlanner::plan_span(size_t first_cell, size_t last_cell) {
       const auto kind = static_cast<size_t>(cells_.cells[cell].kind);
       GroupRange& range = group_ranges_[kind * classes_.size() + c];
       if (range.count < 0) {
-        range.first = static_cast<int32_t>(lists_.groups.size());
-        planner_.plan(cells_.kinds[kind], classes_[c], static_cast<int32_t>(c));
-        range.count = static_cast<int32_t>(lists_.groups.size()) - range.first;
+        plan_groups(cells_.kinds[kind], c, range);
       }
       budget_.add_steps(range.count);
-      int64_t tiles = 0;
-      for (int32_t group = range.first; group < range.first + range.count; ++group) {
-        tiles += tiles_of(lists_.groups[static_cast<size_t>(group)]);
-      }
-      budget_.add_bytes(tiles * static_cast<int64_t>(sizeof(Tile)));
-      tiles_ += tiles;
+      budget_.add_bytes(range.tiles[0] * static_cast<int64_t>(sizeof(Tile)));
+      cuts_[0].tiles += range.tiles[0];
+      cuts_[1].tiles += range.tiles[1];
+      computed_.add(range.computed);
     }
   }
+}
+
+void TablePlanner::plan_groups(const CellKind& kind, size_t head_class, GroupRange& range) {
+  const HeadClass& heads = classes_[head_class];
+  const auto first = static_cast<std::ptrdiff_t>(lists_.groups.size());
+  planner_.plan(kind, heads, static_cast<int32_t>(head_class));
+  range.first = static_cast<int32_t>(first);
+  range.count = static_cast<int32_t>(lists_.groups.size()) - range.first;
+  std::for_each(lists_.groups.begin() + first, lists_.groups.end(), [&](const Group& group) {
+    range.tiles[0] += cuts_[0].count(group.rows);
+    range.tiles[1] += cuts_[1].count(group.rows);
+    range.computed.add(computed_pairs(group.rows, group.columns),
+                       static_cast<int64_t>(heads.heads.size()));
+  });
 }
 
 /// Class by class, as what runs together then reads the keys of few heads, which stay in L2. The
@@ -72,7 +93,7 @@ Tile* TablePlanner::write_span(size_t first_cell, size_t last_cell, bool is_last
                                Tile* tile) const {
   constexpr int64_t kLastTiles = 1024;  // a GPU runs a few hundred at once
   const auto classes = static_cast<int64_t>(classes_.size());
-  const int64_t each = std::max<int64_t>(1, tiles_ / (spans() * classes));
+  const int64_t each = std::max<int64_t>(1, cut_->tiles / (spans() * classes));
   const int64_t together = is_last ? std::min(classes, kLastTiles / each + 1) : 1;
   const auto apart = static_cast<size_t>(classes - together);
   for (size_t c = 0; c < apart; ++c) {
@@ -102,12 +123,13 @@ Tile* TablePlanner::write_classes(size_t first_cell, size_t last_cell, size_t fi
 
 Tile* TablePlanner::write_tiles(int32_t group, const Cell& cell, Tile* tile) const {
   const int32_t rows = lists_.groups[static_cast<size_t>(group)].rows;
-  for (int64_t row = 0; row < rows; row += row_tile_) {
+  const auto row_tile = static_cast<int32_t>(cut_->row_tile);
+  for (int64_t row = 0; row < rows; row += row_tile) {
     const auto first = static_cast<int32_t>(row);
     *tile++ = {.group = group,
                .origin = static_cast<int32_t>(cell.begin),
                .first_row = first,
-               .rows = std::min(rows - first, row_tile_),
+               .rows = std::min(rows - first, row_tile),
                .row_shift = cell.row_shift,
                .first_stretch = cell.first_stretch,
                .first_window = -1,
@@ -136,24 +158,25 @@ Table TablePlanner::write(std::vector<int32_t>& words, size_t tables_to_come) co
   }
   table.classes = static_cast<int32_t>(classes_.size());
   table.spans = static_cast<int32_t>(spans());
-  table.tiles = static_cast<int32_t>(tiles_);
+  table.tiles = static_cast<int32_t>(cut_->tiles);
   table.groups = static_cast<int32_t>(lists_.groups.size());
   table.runs = static_cast<int32_t>(lists_.runs.size());
   table.stretches = static_cast<int32_t>(shifts_.size());
   table.class_heads_at = append(words, class_heads());
-  table.span_tiles_at = append(words, span_tiles_);
+  table.span_tiles_at = append(words, cut_->span_tiles);
   table.shifts_at = append(words, shifts_);
   table.windows_at = static_cast<int32_t>(words.size());
-  const size_t bytes = static_cast<size_t>(tiles_) * sizeof(Tile) +
+  const size_t bytes = static_cast<size_t>(cut_->tiles) * sizeof(Tile) +
                        lists_.groups.size() * sizeof(Group) + lists_.runs.size() * sizeof(Run);
   words.reserve(words.size() + (1 + tables_to_come) * bytes / sizeof(int32_t));
   table.tiles_at = static_cast<int32_t>(words.size());
-  words.resize(words.size() + static_cast<size_t>(tiles_) * sizeof(Tile) / sizeof(int32_t));
+  words.resize(words.size() + static_cast<size_t>(cut_->tiles) * sizeof(Tile) / sizeof(int32_t));
   align(words);
   auto* tile = reinterpret_cast<Tile*>(words.data() + table.tiles_at);
   for (size_t s = 0; s + 1 < cells_.spans.size(); ++s) {
     tile = write_span(cells_.spans[s], cells_.spans[s + 1], s + 2 == cells_.spans.size(), tile);
   }
+  note_tiling(cut_->row_tile, computed_, table);
   table.groups_at = append(words, lists_.groups);
   table.runs_at = append(words, lists_.runs);
   return table;

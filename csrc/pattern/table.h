@@ -3,6 +3,7 @@
 
 #include <dilated/pattern_layout.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -12,28 +13,38 @@
 #include "pattern/groups.h"
 #include "pattern/heads.h"
 #include "pattern/resolved.h"
+#include "pattern/row_tile.h"
 
 namespace dilated::pattern {
 
 /// Rows are queries and columns keys or, transposed, the other way round.
 class TablePlanner {
  public:
-  /// Specification, budget and lists, which are emptied and filled, are kept by reference.
-  TablePlanner(const ResolvedSpec& spec, bool transposed, Budget& budget, Lists& lists);
+  /// Specification, budget and scratch, whose lists are emptied and filled, are kept by reference.
+  TablePlanner(const ResolvedSpec& spec, bool transposed, Budget& budget, Scratch& scratch);
 
   /// Appends the table and reserves memory for so many more.
   Table write(std::vector<int32_t>& words, size_t tables_to_come) const;
 
  private:
   struct GroupRange {
-    int32_t first, count;  // count -1: not planned yet
+    int32_t first = 0, count = -1;  // count -1: not planned yet
+    Computed computed;              // by all heads of the class
+    int64_t tiles[2] = {};          // of either cut
+  };
+  /// Tiles of one height.
+  struct Cut {
+    int64_t row_tile;
+    int64_t tiles = 0;
+    std::vector<int32_t> span_tiles{};  // Table::span_tiles_at's
+
+    int64_t count(int32_t rows) const { return (rows + row_tile - 1) / row_tile; }
   };
 
   void reserve(size_t calls);
   void plan_span(size_t first_cell, size_t last_cell);
-  int64_t tiles_of(const Group& group) const {
-    return (int64_t{group.rows} + row_tile_ - 1) / row_tile_;
-  }
+  void plan_groups(const CellKind& kind, size_t head_class, GroupRange& range);
+  void end_span();
   int64_t spans() const { return static_cast<int64_t>(cells_.spans.size()) - 1; }
   const GroupRange& groups_of(size_t cell, size_t head_class) const;
   Tile* write_span(size_t first_cell, size_t last_cell, bool is_last, Tile* tile) const;
@@ -43,15 +54,15 @@ class TablePlanner {
   std::vector<int32_t> class_heads() const;
 
   Budget& budget_;
-  const int32_t row_tile_;
   const std::vector<HeadClass> classes_;
   const Cells cells_;
   const std::vector<int32_t> shifts_;  // of the columns' stretches
   Lists& lists_;
   GroupPlanner planner_;
   std::vector<GroupRange> group_ranges_;  // [kinds, classes]
-  std::vector<int32_t> span_tiles_;       // Table::span_tiles_at's
-  int64_t tiles_ = 0;
+  std::array<Cut, 2> cuts_;
+  Computed computed_;
+  const Cut* cut_;  // the chosen one
 };
 
 }  // namespace dilated::pattern

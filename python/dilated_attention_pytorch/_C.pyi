@@ -31,7 +31,7 @@ class PatternSpec:
     kv_heads: int
     is_causal: bool
     padding: Padding
-    row_tile: int
+    row_tile: int | None
     directions: Directions
     queries: list[tuple[int, int]]
     keys: list[tuple[int, int]]
@@ -48,7 +48,7 @@ class PatternSpec:
         kv_heads: int = ...,
         is_causal: bool = ...,
         padding: Padding = ...,
-        row_tile: int = ...,
+        row_tile: int | None = ...,
         directions: Directions = ...,
         queries: Sequence[tuple[int, int]] = ...,
         keys: Sequence[tuple[int, int]] = ...,
