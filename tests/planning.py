@@ -104,7 +104,7 @@ class Spec:
     zero_padding: bool = False
     queries: Stretches = ((0, -1),)
     keys: Stretches = ((0, -1),)
-    row_tile: int | None = 64
+    row_tile: int | None = None
     directions: str = "both"
 
     @property

@@ -93,15 +93,12 @@ TEST(Choose, ShortGroupsTakeShortTilesUpToAWidth) {
         EXPECT_EQ(choice.tile.rows == kShortRowTile, head_dim <= 128);
         EXPECT_EQ(back.tile.rows == kShortRowTile, head_dim <= 128);
         EXPECT_EQ(choice.row_tile, kShortRowTile);
-        EXPECT_LE(choice.shared_bytes, kLeastSharedBytes);
+        EXPECT_LE(choice.shared_bytes, device.shared_bytes);
         EXPECT_LE(back.shared_bytes, device.shared_bytes);
         if (head_dim <= 128) {
           EXPECT_EQ(choice.family, Family::kPortable);
           EXPECT_EQ(back.family, Family::kPortable);
           EXPECT_EQ(back.sums_width > 0, !is_deterministic);
-        }
-        for (const int32_t rows : {choice.tile.rows, back.tile.rows}) {
-          EXPECT_EQ(rows % kShortRowTile == 0 || kShortRowTile % rows == 0, true);
         }
       }
     }
