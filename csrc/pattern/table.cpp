@@ -1,10 +1,20 @@
 #include "pattern/table.h"
 
 #include <algorithm>
+#include <optional>
+#include <utility>
 
 #include "pattern/words.h"
 
 namespace dilated::pattern {
+namespace {
+
+int64_t bytes_of(const Lists& lists) {
+  return static_cast<int64_t>(lists.groups.size() * sizeof(Group) +
+                              lists.runs.size() * sizeof(Run));
+}
+
+}  // namespace
 
 TablePlanner::TablePlanner(const ResolvedSpec& spec, bool transposed, Budget& budget,
                            Scratch& scratch)
@@ -24,15 +34,61 @@ TablePlanner::TablePlanner(const ResolvedSpec& spec, bool transposed, Budget& bu
   budget_.need_bytes(static_cast<int64_t>(cells_.cells.size() * classes_.size() * sizeof(Tile)));
   group_ranges_.resize(cells_.kinds.size() * classes_.size());
   reserve(group_ranges_.size());
+  plan_spans();
+  if (choose_row_tile(computed_) == kShortRowTile) {
+    merge_spans();
+  }
+  const bool is_short = !spec.row_tile.has_value() && choose_row_tile(computed_) == kShortRowTile;
+  cut_ = &cuts_[is_short ? 1 : 0];
+  budget_.add_bytes((cut_->tiles - cuts_[0].tiles) * static_cast<int64_t>(sizeof(Tile)));
+}
+
+void TablePlanner::plan_spans() {
   for (size_t s = 0; s + 1 < cells_.spans.size(); ++s) {
     end_span();
     budget_.add_bytes(sizeof(int32_t));
     plan_span(cells_.spans[s], cells_.spans[s + 1]);
   }
   end_span();
-  const bool is_short = !spec.row_tile.has_value() && choose_row_tile(computed_) == kShortRowTile;
-  cut_ = &cuts_[is_short ? 1 : 0];
-  budget_.add_bytes((cut_->tiles - cuts_[0].tiles) * static_cast<int64_t>(sizeof(Tile)));
+}
+
+/// Merges the groups of a span's cells if that spares much.
+void TablePlanner::merge_spans() {
+  constexpr double kMuch = 0.75;
+  std::vector<GroupSpan> groups;
+  for (const GroupRange& range : group_ranges_) {
+    groups.push_back(range.groups);
+  }
+  std::optional<MergedCells> merged = merge_cells(cells_, groups, classes_.size(), lists_, budget_);
+  if (!merged.has_value()) {
+    return;
+  }
+  std::swap(lists_, merged->lists);
+  std::vector<GroupRange> ranges(merged->groups.size());
+  Computed computed;
+  for (size_t i = 0; i < ranges.size(); ++i) {
+    ranges[i].groups = merged->groups[i];
+    count_groups(i % classes_.size(), ranges[i]);
+  }
+  for (const Cell& cell : merged->cells.cells) {
+    for (size_t c = 0; c < classes_.size(); ++c) {
+      computed.add(ranges[static_cast<size_t>(cell.kind) * classes_.size() + c].computed);
+    }
+  }
+  if (computed.low > kMuch * computed_.low) {
+    std::swap(lists_, merged->lists);
+    return;
+  }
+  budget_.add_bytes(bytes_of(lists_) - bytes_of(merged->lists) -
+                    cuts_[0].tiles * static_cast<int64_t>(sizeof(Tile)) -
+                    spans() * static_cast<int64_t>(sizeof(int32_t)));
+  cells_ = std::move(merged->cells);
+  group_ranges_ = std::move(ranges);
+  computed_ = {};
+  for (Cut& cut : cuts_) {
+    cut = Cut{cut.row_tile};
+  }
+  plan_spans();
 }
 
 void TablePlanner::end_span() {
@@ -60,10 +116,10 @@ void TablePlanner::plan_span(size_t first_cell, size_t last_cell) {
     for (size_t cell = first_cell; cell < last_cell; ++cell) {
       const auto kind = static_cast<size_t>(cells_.cells[cell].kind);
       GroupRange& range = group_ranges_[kind * classes_.size() + c];
-      if (range.count < 0) {
+      if (range.groups.count < 0) {
         plan_groups(cells_.kinds[kind], c, range);
       }
-      budget_.add_steps(range.count);
+      budget_.add_steps(range.groups.count);
       budget_.add_bytes(range.tiles[0] * static_cast<int64_t>(sizeof(Tile)));
       cuts_[0].tiles += range.tiles[0];
       cuts_[1].tiles += range.tiles[1];
@@ -73,16 +129,19 @@ void TablePlanner::plan_span(size_t first_cell, size_t last_cell) {
 }
 
 void TablePlanner::plan_groups(const CellKind& kind, size_t head_class, GroupRange& range) {
-  const HeadClass& heads = classes_[head_class];
-  const auto first = static_cast<std::ptrdiff_t>(lists_.groups.size());
-  planner_.plan(kind, heads, static_cast<int32_t>(head_class));
-  range.first = static_cast<int32_t>(first);
-  range.count = static_cast<int32_t>(lists_.groups.size()) - range.first;
-  std::for_each(lists_.groups.begin() + first, lists_.groups.end(), [&](const Group& group) {
+  const auto first = static_cast<int32_t>(lists_.groups.size());
+  planner_.plan(kind, classes_[head_class], static_cast<int32_t>(head_class));
+  range.groups = {first, static_cast<int32_t>(lists_.groups.size()) - first};
+  count_groups(head_class, range);
+}
+
+void TablePlanner::count_groups(size_t head_class, GroupRange& range) const {
+  const auto heads = static_cast<int64_t>(classes_[head_class].heads.size());
+  const auto first = lists_.groups.begin() + range.groups.first;
+  std::for_each(first, first + range.groups.count, [&](const Group& group) {
     range.tiles[0] += cuts_[0].count(group.rows);
     range.tiles[1] += cuts_[1].count(group.rows);
-    range.computed.add(computed_pairs(group.rows, group.columns),
-                       static_cast<int64_t>(heads.heads.size()));
+    range.computed.add(computed_pairs(group.rows, group.columns), heads);
   });
 }
 
@@ -110,10 +169,10 @@ Tile* TablePlanner::write_classes(size_t first_cell, size_t last_cell, size_t fi
     found = false;
     for (size_t c = first_class; c < last_class; ++c) {
       for (size_t cell = first_cell; cell < last_cell; ++cell) {
-        const GroupRange& range = groups_of(cell, c);
-        if (rank < range.count) {
+        const auto [first, count] = groups_of(cell, c).groups;
+        if (rank < count) {
           found = true;
-          tile = write_tiles(range.first + rank, cells_.cells[cell], tile);
+          tile = write_tiles(first + rank, cells_.cells[cell], tile);
         }
       }
     }

@@ -12,6 +12,7 @@
 #include "pattern/cells.h"
 #include "pattern/groups.h"
 #include "pattern/heads.h"
+#include "pattern/merge.h"
 #include "pattern/resolved.h"
 #include "pattern/row_tile.h"
 
@@ -28,9 +29,9 @@ class TablePlanner {
 
  private:
   struct GroupRange {
-    int32_t first = 0, count = -1;  // count -1: not planned yet
-    Computed computed;              // by all heads of the class
-    int64_t tiles[2] = {};          // of either cut
+    GroupSpan groups{0, -1};  // count -1: not planned yet
+    Computed computed{};      // by all heads of the class
+    int64_t tiles[2] = {};    // of either cut
   };
   /// Tiles of one height.
   struct Cut {
@@ -42,8 +43,11 @@ class TablePlanner {
   };
 
   void reserve(size_t calls);
+  void plan_spans();
   void plan_span(size_t first_cell, size_t last_cell);
   void plan_groups(const CellKind& kind, size_t head_class, GroupRange& range);
+  void count_groups(size_t head_class, GroupRange& range) const;
+  void merge_spans();
   void end_span();
   int64_t spans() const { return static_cast<int64_t>(cells_.spans.size()) - 1; }
   const GroupRange& groups_of(size_t cell, size_t head_class) const;
@@ -55,7 +59,7 @@ class TablePlanner {
 
   Budget& budget_;
   const std::vector<HeadClass> classes_;
-  const Cells cells_;
+  Cells cells_;
   const std::vector<int32_t> shifts_;  // of the columns' stretches
   Lists& lists_;
   GroupPlanner planner_;

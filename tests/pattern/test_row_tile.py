@@ -80,3 +80,28 @@ def test_a_height_may_be_given() -> None:
     for rows in (16, 64):
         words = plan(Spec(512, *SHORT, row_tile=rows))
         assert words.forward.numbers["row_tile"] == rows
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize(
+    ("branches", "waste"), [(([4, 4096], [8, 2]), 3.0), (([8, 2048], [2, 1]), 2.6)]
+)
+def test_rows_of_several_cells_that_have_the_same_columns_share_tiles(
+    branches: tuple[list[int], list[int]], waste: float, is_causal: bool
+) -> None:
+    spec = PatternSpec(16384, make_branches(*branches), "blocked", 8, 8, is_causal)
+    counts = _C.report(spec.native())
+    assert counts["computed"] / counts["distinct"] < waste
+
+
+@pytest.mark.parametrize(
+    "branches", [([4, 64], [8, 2]), ([3, 40], [2, 1]), ([4, 30, 64], [3, 2, 1])]
+)
+@pytest.mark.parametrize("zero_padding", [False, True])
+@pytest.mark.parametrize("queries", [(0, -1), (50, 151)])
+def test_merged_rows_are_listed_once(
+    branches: tuple[list[int], list[int]], zero_padding: bool, queries: tuple[int, int]
+) -> None:
+    for kv_heads in (4, 2):
+        options = {"zero_padding": zero_padding, "queries": (queries,), "row_tile": None}
+        check_against_brute_force(Spec(200, *branches, 4, kv_heads, **options))  # type: ignore[arg-type]
