@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .device_state import medians
 from .peers import IMPLS, Impl, make_impls
-from .peers.calls import Calls, Inputs, reason
+from .peers.calls import Calls, Inputs, UnsupportedError, reason
 from .results import Row, Run, names
 from .timing import (
     ISOLATED_LAUNCHES,
@@ -167,6 +167,8 @@ class Case:
         self._run.skip(reason(error), **self._what, impl=impl.name, **pass_)
 
     def _prepare(self, impl: Impl, sets: Sequence[Inputs]) -> Prepared:
+        if self._workload.lengths and not impl.takes_batches:
+            raise UnsupportedError("it takes one sequence at a time")
         calls = [impl.prepare(self._workload, self.causal, inputs) for inputs in sets]
         prepared = Prepared(impl, calls)
         for pass_ in self._options.passes:

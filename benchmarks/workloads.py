@@ -6,12 +6,13 @@ import random
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import accumulate
 from typing import Any, Literal, cast, get_args
 
 import torch
 
 from dilated_attention_pytorch import _C
-from dilated_attention_pytorch.pattern import Branch, Padding, PatternSpec, make_branches
+from dilated_attention_pytorch.pattern import Branch, Padding, PatternSpec, Sequences, make_branches
 
 Pass = Literal["fwd", "bwd", "fwd+bwd", "host"]
 PASSES: tuple[Pass, ...] = get_args(Pass)
@@ -31,6 +32,7 @@ _FACTOR = {"fwd": 1.0, "bwd": BACKWARD_FLOPS, "fwd+bwd": 1.0 + BACKWARD_FLOPS, "
 class Workload:
     """One call of dilated attention on [batch, seq_len, heads, head_dim].
 
+    `lengths`: of a batch of sequences, packed one behind the other in seq_len rows; batch is 1.
     `causal` lists the variants that are measured. `head_offsets` is "blocked" unless the name says
     otherwise: torchscale's rule, so that all implementations compute the same thing.
     """
@@ -48,6 +50,7 @@ class Workload:
     head_offsets: Literal["interleaved", "blocked"] = "blocked"
     padding: Padding = "masked"
     causal: tuple[bool, ...] = (False, True)
+    lengths: tuple[int, ...] = ()
 
     @property
     def branches(self) -> tuple[Branch, ...]:
@@ -82,7 +85,18 @@ class Workload:
         """The library's specification of the pattern."""
         heads = (self.heads, self.key_heads)
         shape = (self.seq_len, self.branches, self.head_offsets, *heads)
-        return PatternSpec(*shape, causal, self.padding)
+        return PatternSpec(*shape, causal, self.padding, sequences=self.sequences)
+
+    @property
+    def stretches(self) -> tuple[tuple[int, int], ...]:
+        """(begin, end) of the rows of each sequence of a batch."""
+        ends = tuple(accumulate(self.lengths))
+        return tuple(zip((0, *ends), ends, strict=False))
+
+    @property
+    def sequences(self) -> Sequences | None:
+        rows = [(begin, end - begin) for begin, end in self.stretches]
+        return Sequences(rows) if rows else None
 
 
 def _build() -> Iterable[Workload]:
@@ -120,6 +134,26 @@ def _build() -> Iterable[Workload]:
     exact: dict[str, Any] = {"dtype": "float32", "head_offsets": "interleaved"}
     for kilo in (4, 16):
         yield Workload(f"cpu-{kilo}k", "cpu", kilo * 1024, 4, 64, (1024, 4096), (1, 4), **exact)
+    slides = replace(gigapath, name="slides-200k", group="batches")
+    yield _packed(slides, _slides_of_a_batch())
+    packed = Workload("packed-64x1k", "batches", 0, 12, 64, (256, 512, 1024), (1, 2, 4))
+    yield _packed(replace(packed, causal=(True,)), (1024,) * 64)
+    short = replace(packed, name="packed-short", causal=(True,))
+    yield _packed(short, tuple(random.Random(0).randint(5, 60) for _ in range(4000)))
+    few = Workload("cpu-packed", "cpu-batches", 0, 4, 32, (64, 256), (1, 4), **exact)
+    yield _packed(few, (300, 5, 77, 120, 12, 40))
+
+
+def _packed(workload: Workload, lengths: tuple[int, ...]) -> Workload:
+    return replace(workload, seq_len=sum(lengths), lengths=lengths)
+
+
+def _slides_of_a_batch() -> tuple[int, ...]:
+    """32 numbers of tiles, log-normal, of 500 to 20,000, about 200,000 together."""
+    rng = random.Random(0)
+    return tuple(
+        min(20_000, max(500, round(5_000 * rng.lognormvariate(0.0, 0.8)))) for _ in range(32)
+    )
 
 
 WORKLOADS = {workload.name: workload for workload in _build()}  # most important first
@@ -178,10 +212,10 @@ def select(wanted: Collection[str]) -> list[Workload]:
 def nominal_flops(workload: Workload, causal: bool, pass_: Pass) -> float:
     """Operations if each branch is computed by itself: sum of 4 D H (N / r) (min(w, N) / r).
 
-    A causal pattern counts half, the backward 2.5 times the forward.
+    A causal pattern counts half, the backward 2.5 times the forward; sequences add up.
     """
-    seq_len = workload.seq_len
-    pairs_of_a_head = sum(seq_len / r * (min(w, seq_len) / r) for w, r in workload.branches)
+    lengths, branches = workload.lengths or (workload.seq_len,), workload.branches
+    pairs_of_a_head = sum(n / r * (min(w, n) / r) for n in lengths for w, r in branches)
     forward = 4 * workload.head_dim * pairs_of_a_head * workload.batch * workload.heads
     return forward * (0.5 if causal else 1.0) * _FACTOR[pass_]
 

@@ -23,12 +23,12 @@ HEADER = [
     "seq_len",
     "heads",
     "kv_heads",
-    "row_tile",
     "is_causal",
     "branches",
     "queries",
     "keys",
     "near_keys",
+    "reserved",
     "reserved",
     "checksum_low",
     "checksum_high",
@@ -49,6 +49,10 @@ TABLE = [
     "runs_at",
     "shifts_at",
     "windows_at",
+    "row_tile",
+    "computed_tall",
+    "computed_low",
+    "reserved",
     "reserved",
 ]
 GROUP = [
@@ -102,7 +106,7 @@ class Spec:
     keys: Stretches = ((0, -1),)
     far_keys: Stretches = ()
     rows: str = "all"
-    row_tile: int = 64
+    row_tile: int | None = None
     directions: str = "both"
 
     @property

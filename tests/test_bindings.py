@@ -73,6 +73,6 @@ def test_unknown_field_is_named() -> None:
 def test_fields_read_back() -> None:
     given = spec(is_causal=True, padding=_C.Padding.zeros, queries=[(3, 10)])
     assert (given.seq_len, given.is_causal, given.padding) == (1000, True, _C.Padding.zeros)
-    assert (given.queries, given.keys, given.row_tile) == ([(3, 10)], [(0, -1)], 64)
+    assert (given.queries, given.keys, given.row_tile) == ([(3, 10)], [(0, -1)], None)
     branches = [(b.segment_length, b.dilation_rate, b.head_offsets) for b in given.branches]
     assert branches == [(64, 1, [0, 0]), (256, 4, [0, 1])]

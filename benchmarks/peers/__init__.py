@@ -13,7 +13,7 @@ from dilated_attention_pytorch import dilated_attention
 
 from ..timing import PROTOCOLS
 from ..workloads import Workload, nominal_flops
-from . import sdpa
+from . import batches, sdpa
 from .calls import Calls, Inputs, UnsupportedError, autograd_calls
 from .flex import flex
 from .torchscale import Torchscale
@@ -43,11 +43,14 @@ class Impl:
     graphed: bool = False  # many small calls: timed as one CUDA graph
     same_output: bool = True
     same_gradient: bool = True
+    takes_batches: bool = False  # of sequences, Workload.lengths
     protocols: tuple[str, ...] = PROTOCOLS
 
 
 def ours(workload: Workload, causal: bool, inputs: Inputs) -> Calls:
     """This library, called as a user calls it."""
+    if workload.lengths:
+        return batches.packed(workload, causal, inputs)
     options = {**workload.arguments, "is_causal": causal}
 
     def function(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -82,8 +85,10 @@ def make_impls(torchscale: Path | None) -> dict[str, Impl]:
     theirs = _missing_torchscale if torchscale is None else Torchscale(torchscale)
     bound: dict[str, Any] = {"graphed": True, "same_output": False}
     impls = (
-        Impl("ours", ours),
-        Impl("ours-graph", ours_graph, graphed=True),
+        Impl("ours", ours, takes_batches=True),
+        Impl("ours-graph", ours_graph, graphed=True, takes_batches=True),
+        Impl("ours-each", batches.one_by_one, takes_batches=True),
+        Impl("ours-padded", batches.padded, same_output=False, takes_batches=True),
         # Its backward takes the branches' weights for constants.
         Impl("torchscale", theirs, same_gradient=False),
         Impl("sdpa-views", SdpaViews(), graphed=True),

@@ -66,8 +66,7 @@ std::vector<PatternWords> plan_all_lengths(const PatternSpec& spec,
 PatternWords plan_words(const PatternSpec& spec) { return {plan(spec, run_signal_handlers)}; }
 
 std::map<std::string, int64_t> report_numbers(const PatternSpec& spec) {
-  const PatternReport numbers =
-      report(spec, plan(spec, run_signal_handlers), 64, run_signal_handlers);
+  const PatternReport numbers = report(spec, plan(spec, run_signal_handlers), run_signal_handlers);
   return {{"nominal", numbers.nominal},   {"distinct", numbers.distinct},
           {"computed", numbers.computed}, {"bytes", numbers.bytes},
           {"tiles", numbers.tiles},       {"groups", numbers.groups},

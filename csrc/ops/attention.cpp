@@ -51,7 +51,7 @@ at::Tensor place_pattern(const AttentionCall& call, Directions reads,
     check_contents(*call.pattern, spec_of(call, reads));
   }
   at::Tensor words =
-      call.pattern.has_value() ? *call.pattern : planned_patterns().lend(call, reads);
+      call.pattern.has_value() ? *call.pattern : planned_patterns().lend(call, reads).words;
   args.pattern = words.const_data_ptr<int32_t>();
   args.dropout.seed = call.dropout_p > 0.0 ? call.dropout_seed->const_data_ptr<int64_t>() : nullptr;
   return words;

@@ -13,7 +13,7 @@ namespace {
 
 PlannedFor read_header(const int32_t* words) {
   const Header& header = PatternView{words}.header();
-  return {join(header.fingerprint), directions_of(header)};
+  return {join(header.fingerprint), directions_of(header), row_tiles_of(header)};
 }
 
 const char* directions_name(int32_t directions) {
@@ -104,6 +104,11 @@ void check_planned_for(const PlannedFor& planned, const PatternSpec& spec) {
   TORCH_CHECK_VALUE((planned.directions & reads) == reads, "pattern: must have ",
                     directions_name(reads), " for this pass, got ",
                     directions_name(planned.directions));
+  for (const int32_t row_tile : {planned.row_tiles.forward, planned.row_tiles.transposed}) {
+    TORCH_CHECK_VALUE(row_tile == kRowTile || row_tile == kShortRowTile || row_tile == 0,
+                      "pattern: must have tiles of ", kRowTile, " or ", kShortRowTile,
+                      " rows (row_tile), got ", row_tile);
+  }
 }
 
 }  // namespace dilated::ops

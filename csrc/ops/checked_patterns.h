@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <dilated/pattern.h>
+#include <dilated/pattern_layout.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -16,6 +17,7 @@ namespace dilated::ops {
 struct PlannedFor {
   uint64_t fingerprint;
   int32_t directions;  // directions_of() its header
+  RowTiles row_tiles;
 };
 
 /// Remembers checked patterns, so that one that serves many calls on a device, or is copied to one

@@ -55,49 +55,56 @@ at::Tensor keep_on_device(std::vector<int32_t>&& words, const at::Device& device
   return copy;
 }
 
-/// Compares a pattern on the device with the call. Unless a cache vouches for it or an earlier call
-/// has read it, the host waits for the device. A graph compares in every replay, as the words may
-/// have changed, and stops the device if they are wrong.
-void check_on_device(const at::Tensor& pattern, const PatternSpec& spec) {
+/// Compares a pattern on the device with the call; rows of the tiles that kernels are to be for.
+/// Unless a cache vouches for it or an earlier call has read it, the host waits for the device. A
+/// graph compares in every replay, as the words may have changed, and stops the device if they are
+/// wrong.
+RowTiles check_on_device(const at::Tensor& pattern, const PatternSpec& spec) {
   const auto* words = pattern.const_data_ptr<int32_t>();
   const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream();
-  if (is_capturing()) {
-    C10_CUDA_CHECK(kernels::cuda::require_pattern(words, pattern.numel(), fingerprint(spec),
-                                                  static_cast<int32_t>(spec.directions), stream));
-    return;
-  }
   std::optional<PlannedFor> planned = checked_patterns().find(pattern);
+  if (is_capturing()) {
+    // The kernels of tall tiles take short ones as well.
+    const RowTiles row_tiles =
+        planned.has_value() ? planned->row_tiles : RowTiles{int32_t{kRowTile}, int32_t{kRowTile}};
+    C10_CUDA_CHECK(kernels::cuda::require_pattern(
+        words, pattern.numel(),
+        {fingerprint(spec), static_cast<int32_t>(spec.directions), row_tiles}, stream));
+    return row_tiles;
+  }
   if (!planned.has_value()) {
-    const at::Tensor found = at::empty({3}, pattern.options().dtype(at::kLong));
+    const at::Tensor found = at::empty({5}, pattern.options().dtype(at::kLong));
     C10_CUDA_CHECK(kernels::cuda::read_pattern(words, pattern.numel(),
                                                found.mutable_data_ptr<int64_t>(), stream));
     const at::Tensor answer = found.cpu();
     const auto* numbers = answer.const_data_ptr<int64_t>();
     check_planned(numbers[0] == 1);
-    planned = {static_cast<uint64_t>(numbers[1]), static_cast<int32_t>(numbers[2])};
+    planned = {static_cast<uint64_t>(numbers[1]),
+               static_cast<int32_t>(numbers[2]),
+               {static_cast<int32_t>(numbers[3]), static_cast<int32_t>(numbers[4])}};
     checked_patterns().insert(pattern, *planned);
   }
   check_planned_for(*planned, spec);
+  return planned->row_tiles;
 }
 
 /// The pattern on query's device, the caller's or the operators' own; keeps alive what args.pattern
 /// points to.
-at::Tensor place_pattern(const AttentionCall& call, Directions reads,
-                         kernels::AttentionArgs& args) {
-  at::Tensor pattern;
+LentPattern place_pattern(const AttentionCall& call, Directions reads,
+                          kernels::AttentionArgs& args) {
+  LentPattern lent{};
   if (call.pattern.has_value()) {
     const PatternSpec spec = spec_of(call, reads);
-    pattern = *call.pattern;
-    check_contents(pattern, spec);
-    check_on_device(pattern, spec);
+    lent.words = *call.pattern;
+    check_contents(lent.words, spec);
+    lent.row_tiles = check_on_device(lent.words, spec);
   } else {
     const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream();
-    pattern =
-        planned_patterns().lend(call, reads, {&keep_on_device, stream.unwrap(), is_capturing()});
+    lent = planned_patterns().lend(call, reads, {&keep_on_device, stream.unwrap(), is_capturing()});
   }
-  args.pattern = pattern.const_data_ptr<int32_t>();
+  args.pattern = lent.words.const_data_ptr<int32_t>();
   args.dropout.seed = call.dropout_p > 0.0 ? call.dropout_seed->const_data_ptr<int64_t>() : nullptr;
-  return pattern;
+  return lent;
 }
 
 /// The call's device. DILATED_SHARED_MEMORY_BYTES lowers a block's shared memory, to run what
@@ -118,8 +125,9 @@ kernels::cuda::Device gpu_of(const at::Tensor& query) {
   return device;
 }
 
-kernels::cuda::Problem problem_of(const at::Tensor& query, bool is_causal) {
-  return {dtype_of(query), query.size(3), is_causal, at::globalContext().deterministicAlgorithms()};
+kernels::cuda::Problem problem_of(const at::Tensor& query, bool is_causal, int32_t row_tile) {
+  return {dtype_of(query), query.size(3), is_causal, at::globalContext().deterministicAlgorithms(),
+          row_tile};
 }
 
 /// Whether tensor maps, whose strides are below 2^40 bytes, can describe `entries` rows of `heads`
@@ -157,22 +165,24 @@ bool is_mappable(const kernels::BackwardArgs& args) {
 }
 
 kernels::cuda::ForwardProblem forward_problem_of(const AttentionCall& call,
-                                                 const kernels::ForwardArgs& args) {
-  return {problem_of(call.query, call.is_causal), args.batch * args.heads * args.queries,
+                                                 const kernels::ForwardArgs& args,
+                                                 int32_t row_tile) {
+  return {problem_of(call.query, call.is_causal, row_tile), args.batch * args.heads * args.queries,
           is_mappable(args), call.dilation_rates, args.far_key.data != nullptr};
 }
 
 kernels::cuda::BackwardChoice choose_backward(const AttentionCall& call,
-                                              const kernels::BackwardArgs& args) {
+                                              const kernels::BackwardArgs& args, int32_t row_tile) {
   return kernels::cuda::choose_backward(
-      {problem_of(call.query, call.is_causal), is_mappable(args), call.dilation_rates},
+      {problem_of(call.query, call.is_causal, row_tile), is_mappable(args), call.dilation_rates},
       gpu_of(call.query));
 }
 
 /// Of any call: whether, and how, it adds grad_query up.
 kernels::cuda::BackwardChoice choose_sums(const at::Tensor& query) {
   return kernels::cuda::choose_backward(
-      {problem_of(query, /*is_causal=*/false), /*is_mappable=*/false, {}}, gpu_of(query));
+      {problem_of(query, /*is_causal=*/false, int32_t{kRowTile}), /*is_mappable=*/false, {}},
+      gpu_of(query));
 }
 
 constexpr int64_t kCounterBytes = 256;  // in front of the sums, which are to be aligned
@@ -197,10 +207,10 @@ Results forward_cuda(const AttentionCall& call) {
   check_call(call);
   const c10::cuda::CUDAGuard guard(call.query.device());
   ForwardTensors forward = prepare_forward(call);
-  const at::Tensor words = place_pattern(call, Directions::kForward, forward.args);
+  const LentPattern pattern = place_pattern(call, Directions::kForward, forward.args);
   if (call.query.numel() > 0) {
-    const kernels::cuda::ForwardChoice choice =
-        kernels::cuda::choose_forward(forward_problem_of(call, forward.args), gpu_of(call.query));
+    const kernels::cuda::ForwardChoice choice = kernels::cuda::choose_forward(
+        forward_problem_of(call, forward.args, pattern.row_tiles.forward), gpu_of(call.query));
     const at::Tensor workspace = make_workspace(call.query, choice.has_counter, 0);
     C10_CUDA_CHECK(kernels::cuda::attention_forward(choice, forward.args, counter_of(workspace),
                                                     c10::cuda::getCurrentCUDAStream()));
@@ -208,11 +218,11 @@ Results forward_cuda(const AttentionCall& call) {
   return {forward.out, forward.lse};
 }
 
-/// Writes the gradients, or adds grad_query to `sums`; workspace holds the counter.
+/// By a pattern that is placed: writes the gradients, or adds grad_query to `sums`; workspace holds
+/// the counter.
 void run_backward(const AttentionCall& call, BackwardTensors& backward,
                   const kernels::cuda::BackwardChoice& choice, float* sums,
                   const at::Tensor& workspace) {
-  const at::Tensor words = place_pattern(call, Directions::kBoth, backward.args);
   if (call.query.numel() == 0 && call.key.numel() == 0) {
     return;
   }
@@ -238,7 +248,9 @@ Gradients backward_cuda(const AttentionCall& call, const BackwardInputs& inputs)
   const at::Tensor& query = call.query;
   const c10::cuda::CUDAGuard guard(query.device());
   BackwardTensors backward = prepare_backward(call, inputs);
-  const kernels::cuda::BackwardChoice choice = choose_backward(call, backward.args);
+  const LentPattern pattern = place_pattern(call, Directions::kBoth, backward.args);
+  const kernels::cuda::BackwardChoice choice =
+      choose_backward(call, backward.args, pattern.row_tiles.transposed);
   const bool has_sums = choice.sums_width > 0;
   const at::Tensor workspace =
       make_workspace(query, choice.max_blocks > 0,
@@ -271,7 +283,9 @@ KeyGradients backward_into_cuda(const AttentionCall& call, const BackwardInputs&
   }
   check_backward(call, inputs);
   BackwardTensors backward = prepare_backward(call, inputs, /*with_grad_query=*/false);
-  const kernels::cuda::BackwardChoice choice = choose_backward(call, backward.args);
+  const LentPattern pattern = place_pattern(call, Directions::kBoth, backward.args);
+  const kernels::cuda::BackwardChoice choice =
+      choose_backward(call, backward.args, pattern.row_tiles.transposed);
   run_backward(call, backward, choice, sums_data(sums),
                make_workspace(call.query, choice.max_blocks > 0, 0));
   return {backward.grad_key, backward.grad_value};

@@ -24,6 +24,12 @@ std::atomic<int64_t> max_bytes{int64_t{256} << 20};
 
 int64_t bytes_of(const at::Tensor& words) { return static_cast<int64_t>(words.nbytes()); }
 
+LentPattern keep(std::vector<int32_t>&& words, const at::Device& device,
+                 const PatternReader& reader) {
+  const RowTiles row_tiles = row_tiles_of(PatternView{words.data()}.header());
+  return {reader.keep(std::move(words), device), row_tiles};
+}
+
 }  // namespace
 
 at::Tensor keep_on_host(std::vector<int32_t>&& words, const at::Device& /*device*/) {
@@ -79,8 +85,8 @@ PlannedPatterns::Key PlannedPatterns::key_of(const AttentionCall& call, Directio
   return key;
 }
 
-at::Tensor PlannedPatterns::lend(const AttentionCall& call, Directions reads,
-                                 const PatternReader& reader) {
+LentPattern PlannedPatterns::lend(const AttentionCall& call, Directions reads,
+                                  const PatternReader& reader) {
   const at::Device device = call.query.device();
   Key key = key_of(call, reads, device, call.query.size(1));
   if (call.sequences.has_value()) {  // those of one sequence end before this
@@ -92,8 +98,8 @@ at::Tensor PlannedPatterns::lend(const AttentionCall& call, Directions reads,
   return lend(key, device, reader, [&] { return plan(call, reads); });
 }
 
-at::Tensor PlannedPatterns::lend(const Key& key, const at::Device& device,
-                                 const PatternReader& reader, const Plan& plan) {
+LentPattern PlannedPatterns::lend(const Key& key, const at::Device& device,
+                                  const PatternReader& reader, const Plan& plan) {
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
     const auto [item, is_new] = entries_.try_emplace(key);
@@ -103,7 +109,7 @@ at::Tensor PlannedPatterns::lend(const Key& key, const at::Device& device,
       lock.unlock();
       return fill(planned, device, reader, plan);
     }
-    const at::Tensor& words = item->second.words;
+    const at::Tensor& words = item->second.lent.words;
     if (!words.defined()) {
       planned_.wait(lock);
     } else if (bytes_of(words) <= max_pattern_bytes()) {
@@ -111,22 +117,22 @@ at::Tensor PlannedPatterns::lend(const Key& key, const at::Device& device,
       return hand_out(item->second, reader);
     } else {
       lock.unlock();
-      return reader.keep(plan(), device);  // throws: it has become too large
+      return keep(plan(), device, reader);  // throws: it has become too large
     }
   }
 }
 
 /// Not locked. The entry stays where it is: nobody else removes one without words.
-at::Tensor PlannedPatterns::fill(Entries::value_type& item, const at::Device& device,
-                                 const PatternReader& reader, const Plan& plan) {
+LentPattern PlannedPatterns::fill(Entries::value_type& item, const at::Device& device,
+                                  const PatternReader& reader, const Plan& plan) {
   RECORD_FUNCTION("dilated::plan", {});
-  at::Tensor words;
+  LentPattern planned{};
   try {
     TORCH_CHECK(!reader.is_captured,
                 "pattern: must be given, on query's device, while a CUDA graph is captured, got "
                 "None: one that is planned on the spot comes from host memory that a replay would "
                 "not find");
-    words = reader.keep(plan(), device);
+    planned = keep(plan(), device, reader);
   } catch (...) {
     const std::lock_guard<std::mutex> lock(mutex_);
     entries_.erase(Key(item.first));
@@ -134,13 +140,13 @@ at::Tensor PlannedPatterns::fill(Entries::value_type& item, const at::Device& de
     throw;
   }
   const std::lock_guard<std::mutex> lock(mutex_);
-  item.second.words = words;
+  item.second.lent = planned;
   item.second.place = recent_.insert(recent_.begin(), &item.first);
-  counts_.bytes += bytes_of(words);
+  counts_.bytes += bytes_of(planned.words);
   planned_.notify_all();
-  words = hand_out(item.second, reader);
+  planned = hand_out(item.second, reader);
   evict_to(max_entries, max_bytes);
-  return words;
+  return planned;
 }
 
 /// Not locked.
@@ -150,7 +156,7 @@ std::vector<int32_t> PlannedPatterns::plan(const AttentionCall& call, Directions
     return dilated::plan(spec);
   }
   const std::vector<int64_t> lengths = sequence_lengths(spec);
-  std::vector<at::Tensor> parts(lengths.size());
+  std::vector<LentPattern> parts(lengths.size());
   at::parallel_for(0, static_cast<int64_t>(lengths.size()), 1, [&](int64_t begin, int64_t end) {
     for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
       parts[i] = lend(key_of(call, reads, at::kCPU, lengths[i]), at::kCPU, {},
@@ -159,14 +165,14 @@ std::vector<int32_t> PlannedPatterns::plan(const AttentionCall& call, Directions
   });
   std::vector<const int32_t*> words;
   words.reserve(parts.size());
-  for (const at::Tensor& part : parts) {
-    words.push_back(part.const_data_ptr<int32_t>());
+  for (const LentPattern& part : parts) {
+    words.push_back(part.words.const_data_ptr<int32_t>());
   }
   return join_sequences(spec, words);
 }
 
 /// Locked. Keeps the words' memory from reuse before the reader's stream is done.
-at::Tensor PlannedPatterns::hand_out(Entry& entry, const PatternReader& reader) {
+LentPattern PlannedPatterns::hand_out(Entry& entry, const PatternReader& reader) {
   if (!entry.is_pinned) {
     recent_.splice(recent_.begin(), recent_, entry.place);
     if (reader.is_captured) {
@@ -174,11 +180,11 @@ at::Tensor PlannedPatterns::hand_out(Entry& entry, const PatternReader& reader) 
     } else if (reader.stream.has_value() && std::find(entry.streams.begin(), entry.streams.end(),
                                                       *reader.stream) == entry.streams.end()) {
       const c10::impl::VirtualGuardImpl device(reader.stream->device_type());
-      device.recordDataPtrOnStream(entry.words.storage().data_ptr(), *reader.stream);
+      device.recordDataPtrOnStream(entry.lent.words.storage().data_ptr(), *reader.stream);
       entry.streams.push_back(*reader.stream);
     }
   }
-  return entry.words;
+  return entry.lent;
 }
 
 /// Locked.
@@ -186,7 +192,7 @@ void PlannedPatterns::pin(Entry& entry) {
   recent_.erase(entry.place);
   entry.is_pinned = true;
   ++counts_.pinned_entries;
-  counts_.pinned_bytes += bytes_of(entry.words);
+  counts_.pinned_bytes += bytes_of(entry.lent.words);
 }
 
 /// Locked.
@@ -194,7 +200,7 @@ void PlannedPatterns::evict_to(int64_t entries, int64_t bytes) {
   while (!recent_.empty() && (static_cast<int64_t>(recent_.size()) > entries ||
                               counts_.bytes - counts_.pinned_bytes > bytes)) {
     const auto last = entries_.find(*recent_.back());
-    counts_.bytes -= bytes_of(last->second.words);
+    counts_.bytes -= bytes_of(last->second.lent.words);
     ++counts_.evictions;
     recent_.pop_back();
     entries_.erase(last);

@@ -5,6 +5,7 @@
 #include <c10/core/Stream.h>
 #include <c10/util/SmallVector.h>
 #include <dilated/pattern.h>
+#include <dilated/pattern_layout.h>
 #include <dilated/planned_patterns.h>
 
 #include <condition_variable>
@@ -31,6 +32,12 @@ struct PatternReader {
   bool is_captured = false;  // by a CUDA graph, whose replays read them again
 };
 
+/// A planned pattern, and what its words, which may be on a device, say of it.
+struct LentPattern {
+  at::Tensor words;
+  RowTiles row_tiles;
+};
+
 class PlannedPatterns {
  public:
   /// The words for a checked call (check_call) without a pattern, found or planned; threads that
@@ -38,7 +45,7 @@ class PlannedPatterns {
   /// checks. `reads`: the tables that the pass reads. A batch of sequences is joined of the
   /// patterns of its lengths, which are kept as well, on the host. Throws as spec_of(), plan() and
   /// reader.keep do.
-  at::Tensor lend(const AttentionCall& call, Directions reads, const PatternReader& reader = {});
+  LentPattern lend(const AttentionCall& call, Directions reads, const PatternReader& reader = {});
 
   PlannedPatternCounts counts();
   void evict();
@@ -50,7 +57,7 @@ class PlannedPatterns {
     size_t operator()(const Key& key) const;
   };
   struct Entry {
-    at::Tensor words;  // undefined while a thread plans
+    LentPattern lent{};  // words undefined while a thread plans
     bool is_pinned = false;
     c10::SmallVector<c10::Stream, 2> streams;  // which read the words
     std::list<const Key*>::iterator place;     // in recent_, but for a pinned one
@@ -61,12 +68,12 @@ class PlannedPatterns {
                     int64_t rows);
   using Plan = std::function<std::vector<int32_t>()>;
 
-  at::Tensor lend(const Key& key, const at::Device& device, const PatternReader& reader,
-                  const Plan& plan);
-  at::Tensor fill(Entries::value_type& item, const at::Device& device, const PatternReader& reader,
-                  const Plan& plan);
+  LentPattern lend(const Key& key, const at::Device& device, const PatternReader& reader,
+                   const Plan& plan);
+  LentPattern fill(Entries::value_type& item, const at::Device& device, const PatternReader& reader,
+                   const Plan& plan);
   std::vector<int32_t> plan(const AttentionCall& call, Directions reads);
-  at::Tensor hand_out(Entry& entry, const PatternReader& reader);
+  LentPattern hand_out(Entry& entry, const PatternReader& reader);
   void pin(Entry& entry);
   void evict_to(int64_t max_entries, int64_t max_bytes);
 

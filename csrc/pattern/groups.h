@@ -21,18 +21,24 @@ struct Lists {
   std::vector<Run> runs;
 };
 
+/// Memory that is used from table to table.
+struct Scratch {
+  Lists lists;
+  SieveMemory rows, columns;
+};
+
 /// Plans the groups of cells.
 class GroupPlanner {
  public:
   /// `counts_zeros`: groups get the keys of score 0 that padding="zeros" adds. Specification,
-  /// budget and lists, which are appended to, are kept by reference.
-  GroupPlanner(const ResolvedSpec& spec, bool counts_zeros, Budget& budget, Lists& lists)
+  /// budget and scratch, whose lists are appended to, are kept by reference.
+  GroupPlanner(const ResolvedSpec& spec, bool counts_zeros, Budget& budget, Scratch& scratch)
       : spec_(spec),
         counts_zeros_(counts_zeros),
         budget_(budget),
-        lists_(lists),
-        rows_(Sieve::Code::kWhich, budget),
-        columns_(Sieve::Code::kHowMany, budget) {}
+        lists_(scratch.lists),
+        rows_(Sieve::Code::kWhich, budget, scratch.rows),
+        columns_(Sieve::Code::kHowMany, budget, scratch.columns) {}
 
   /// Appends the groups of a cell for a class of heads, those with the longest column lists first;
   /// their rows are all the rows of the cell.

@@ -28,8 +28,8 @@ int64_t words_of(const Table& table, int64_t sequences) {
 }
 
 /// Appends the same list of every part; change(item, i) moves the indices of part i's.
-template <typename T, typename Items, typename Change>
-int32_t append_lists(const std::vector<TableView>& parts, int32_t Table::* count, Items items,
+template <typename T, typename Parts, typename Items, typename Change>
+int32_t append_lists(const Parts& parts, int32_t Table::* count, Items items,
                      std::vector<int32_t>& words, Change change) {
   const auto at = static_cast<int32_t>(words.size());
   for (size_t i = 0; i < parts.size(); ++i) {
@@ -85,51 +85,78 @@ void Joiner::add(const int32_t* words) {
   }
   words_ += words_of(header.forward, counts_[parts_.size()]);
   words_ += is_symmetric(one_) ? 0 : words_of(header.transposed, counts_[parts_.size()]);
-  if (const int64_t limit = std::min(max_pattern_bytes() / kWordBytes, kMaxWords); words_ > limit) {
+  check_words(words_);
+  parts_.push_back(part);
+}
+
+void Joiner::check_words(int64_t words) const {
+  if (const int64_t limit = std::min(max_pattern_bytes() / kWordBytes, kMaxWords); words > limit) {
     throw std::invalid_argument(
         "sequences: must give a pattern of at most " + std::to_string(limit * kWordBytes) +
         " bytes (max_pattern_bytes), got a larger one for " +
         std::to_string(spec_.sequences->size()) +
         " sequences: take fewer at once, or raise the limit by set_max_pattern_bytes");
   }
-  parts_.push_back(part);
+}
+
+/// All to one height, as kernels want them, which is noted in `table`. Lengths chose for
+/// themselves.
+Joiner::Parts Joiner::cut_parts(Direction direction, Table& table) const {
+  Parts parts;
+  Computed computed;
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    const TableView view = (parts_[i].*direction)();
+    const auto& [tall, low] = view.table->computed;
+    computed.add({tall, low}, counts_[i]);
+    parts.push_back({view,
+                     {view.tiles(), static_cast<size_t>(view.table->tiles)},
+                     {view.span_tiles(), static_cast<size_t>(view.table->spans) + 1}});
+  }
+  note_tiling(spec_.row_tile.value_or(choose_row_tile(computed)), computed, table);
+  int64_t words = words_;
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    Part& part = parts[i];
+    if (part.table->row_tile != table.row_tile) {
+      part.again = cut_again(part, table.row_tile);
+      part.cut = part.again.tiles;
+      part.cut_spans = part.again.span_tiles;
+      words += counts_[i] * (std::ssize(part.cut) - part.table->tiles) * int64_t{sizeof(Tile)} /
+               kWordBytes;
+      check_words(words);
+    }
+  }
+  return parts;
 }
 
 std::vector<int32_t> Joiner::join() const {
   std::vector<int32_t> words = begin_words();
   words.reserve(static_cast<size_t>(words_));
-  const auto join_all = [&](TableView (PatternView::*direction)() const) {
-    Tables tables;
-    for (const PatternView& part : parts_) {
-      tables.push_back((part.*direction)());
-    }
-    return join(tables, words);
-  };
   const bool one_for_both = is_symmetric(one_);
   Table forward{}, transposed{};
   if (asks_for(spec_, Directions::kForward) || one_for_both) {
-    forward = join_all(&PatternView::forward);
+    forward = join(&PatternView::forward, words);
   }
   if (one_for_both) {
     transposed = forward;
   } else if (asks_for(spec_, Directions::kTransposed)) {
-    transposed = join_all(&PatternView::transposed);
+    transposed = join(&PatternView::transposed, words);
   }
   seal(spec_, forward, transposed, words);
   return words;
 }
 
-Table Joiner::join(const Tables& parts, std::vector<int32_t>& words) const {
-  std::vector<Before> before{{0, 0, 0}};
+Table Joiner::join(Direction direction, std::vector<int32_t>& words) const {
   Table table{};
-  for (const auto& [data, part] : parts) {
-    table.groups += part->groups;
-    table.runs += part->runs;
-    table.windows += part->windows;
+  const Parts parts = cut_parts(direction, table);
+  std::vector<Before> before{{0, 0, 0}};
+  for (const Part& part : parts) {
+    table.groups += part.table->groups;
+    table.runs += part.table->runs;
+    table.windows += part.table->windows;
     before.push_back({table.groups, table.runs, table.windows});
   }
   for (const Placed& placed : placed_) {
-    table.tiles += parts[placed.part].table->tiles;
+    table.tiles += static_cast<int32_t>(parts[placed.part].cut.size());
     table.spans += parts[placed.part].table->spans;
   }
   table.classes = parts[0].table->classes;
@@ -158,25 +185,24 @@ Table Joiner::join(const Tables& parts, std::vector<int32_t>& words) const {
   return table;
 }
 
-int32_t Joiner::append_spans(const Tables& parts, std::vector<int32_t>& words) const {
+int32_t Joiner::append_spans(const Parts& parts, std::vector<int32_t>& words) const {
   std::vector<int32_t> spans{0};
   for (const Placed& placed : placed_) {
-    const TableView& part = parts[placed.part];
     const int32_t begin = spans.back();
-    for (int32_t s = 1; s <= part.table->spans; ++s) {
-      spans.push_back(begin + part.span_tiles()[s]);
+    for (const int32_t tiles : parts[placed.part].cut_spans.subspan(1)) {
+      spans.push_back(begin + tiles);
     }
   }
   return append(words, spans);
 }
 
 /// A part has one stretch of columns, which begins at position 0.
-int32_t Joiner::append_tiles(const Tables& parts, const std::vector<Before>& before,
+int32_t Joiner::append_tiles(const Parts& parts, const std::vector<Before>& before,
                              std::vector<int32_t>& words) const {
   const auto at = static_cast<int32_t>(words.size());
   for (size_t i = 0; i < placed_.size(); ++i) {
     const auto [part, sequence, first] = placed_[i];
-    for (Tile& tile : extend(words, parts[part].tiles(), parts[part].table->tiles)) {
+    for (Tile& tile : extend(words, parts[part].cut.data(), std::ssize(parts[part].cut))) {
       tile.group += before[part].groups;
       tile.row_shift += first;
       tile.first_stretch += static_cast<int32_t>(i);

@@ -10,7 +10,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
+
+#include "pattern/row_tile.h"
 
 namespace dilated::pattern {
 
@@ -39,12 +42,22 @@ class Joiner {
   struct Before {
     int32_t groups, runs, windows;
   };
-  using Tables = std::vector<TableView>;  // of all parts, in one direction
+  /// A part in one direction, its tiles perhaps cut again.
+  struct Part : TableView {
+    std::span<const Tile> cut;
+    std::span<const int32_t> cut_spans;
+    TileList again{};  // what holds them then
+  };
+  using Parts = std::vector<Part>;
 
-  Table join(const Tables& parts, std::vector<int32_t>& words) const;
-  int32_t append_spans(const Tables& parts, std::vector<int32_t>& words) const;
-  int32_t append_tiles(const Tables& parts, const std::vector<Before>& before,
+  using Direction = TableView (PatternView::*)() const;
+
+  Parts cut_parts(Direction direction, Table& table) const;
+  Table join(Direction direction, std::vector<int32_t>& words) const;
+  int32_t append_spans(const Parts& parts, std::vector<int32_t>& words) const;
+  int32_t append_tiles(const Parts& parts, const std::vector<Before>& before,
                        std::vector<int32_t>& words) const;
+  void check_words(int64_t words) const;
 
   const PatternSpec& spec_;
   PatternSpec one_;  // one_sequence(), of the length at hand

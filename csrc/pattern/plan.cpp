@@ -23,7 +23,7 @@ namespace dilated {
 namespace pattern {
 
 std::vector<int32_t> plan_one(const PatternSpec& spec, const std::function<void()>& poll,
-                              Lists& lists) {
+                              Scratch& scratch) {
   const ResolvedSpec resolved(spec);
   Budget budget(spec, poll);
   std::vector<int32_t> words = begin_words();
@@ -31,11 +31,11 @@ std::vector<int32_t> plan_one(const PatternSpec& spec, const std::function<void(
   const bool one_for_both = is_symmetric(spec);
   const bool is_transposed = asks_for(spec, Directions::kTransposed) && !one_for_both;
   if (asks_for(spec, Directions::kForward) || one_for_both) {
-    forward = TablePlanner(resolved, /*transposed=*/false, budget, lists)
+    forward = TablePlanner(resolved, /*transposed=*/false, budget, scratch)
                   .write(words, is_transposed ? 1 : 0);
   }
   if (is_transposed) {
-    transposed = TablePlanner(resolved, /*transposed=*/true, budget, lists).write(words, 0);
+    transposed = TablePlanner(resolved, /*transposed=*/true, budget, scratch).write(words, 0);
   } else if (one_for_both) {
     transposed = forward;
   }
@@ -47,8 +47,8 @@ std::vector<int32_t> plan_one(const PatternSpec& spec, const std::function<void(
 
 std::vector<int32_t> plan(const PatternSpec& spec, const std::function<void()>& poll) {
   if (!spec.sequences.has_value()) {
-    pattern::Lists lists;
-    return pattern::plan_one(spec, poll, lists);
+    pattern::Scratch scratch;
+    return pattern::plan_one(spec, poll, scratch);
   }
   pattern::Joiner joiner(spec);
   const std::vector<std::vector<int32_t>> parts = plan_lengths(spec, joiner.lengths(), poll);

@@ -11,8 +11,8 @@
 
 namespace dilated::pattern {
 
-/// As plan(), of a specification without sequences. `lists` is scratch, which grows as needed.
+/// As plan(), of a specification without sequences. `scratch` grows as needed.
 std::vector<int32_t> plan_one(const PatternSpec& spec, const std::function<void()>& poll,
-                              Lists& lists);
+                              Scratch& scratch);
 
 }  // namespace dilated::pattern

@@ -31,10 +31,10 @@ class Crew {
 
   std::vector<std::vector<int32_t>> run() {
     if (!lengths_.empty()) {
-      pattern::Lists lists;
-      plan_next(poll_, lists);
+      pattern::Scratch scratch;
+      plan_next(poll_, scratch);
       std::vector<std::thread> helpers = start_helpers();
-      work(poll_, lists);
+      work(poll_, scratch);
       for (std::thread& helper : helpers) {
         helper.join();
       }
@@ -67,8 +67,8 @@ class Crew {
     try {
       while (static_cast<int64_t>(helpers.size()) < count) {
         helpers.emplace_back([this] {
-          pattern::Lists lists;
-          work([this] { stop_if_failed(); }, lists);
+          pattern::Scratch scratch;
+          work([this] { stop_if_failed(); }, scratch);
         });
       }
     } catch (const std::system_error&) {
@@ -77,9 +77,9 @@ class Crew {
     return helpers;
   }
 
-  void work(const std::function<void()>& poll, pattern::Lists& lists) noexcept {
+  void work(const std::function<void()>& poll, pattern::Scratch& scratch) noexcept {
     try {
-      while (!has_failed_ && plan_next(poll, lists)) {
+      while (!has_failed_ && plan_next(poll, scratch)) {
       }
     } catch (...) {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -88,13 +88,13 @@ class Crew {
     }
   }
 
-  bool plan_next(const std::function<void()>& poll, pattern::Lists& lists) {
+  bool plan_next(const std::function<void()>& poll, pattern::Scratch& scratch) {
     const size_t turn = next_++;
     if (turn >= lengths_.size()) {
       return false;
     }
     const size_t i = turn == 0 ? lengths_.size() - 1 : turn - 1;
-    planned_[i] = pattern::plan_one(one_sequence(spec_, lengths_[i]), poll, lists);
+    planned_[i] = pattern::plan_one(one_sequence(spec_, lengths_[i]), poll, scratch);
     bytes_ += static_cast<int64_t>(planned_[i].size() * sizeof(int32_t));
     if (bytes_ > limit_) {  // as the batch's would be
       throw std::invalid_argument(

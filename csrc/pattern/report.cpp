@@ -19,7 +19,7 @@ using pattern::ResolvedSpec;
 struct Counter {
   const PatternSpec& spec;
   TableView table;
-  int64_t column_tile;
+  int64_t row_tile;
 
   /// Columns of the group that the row at `last` may see.
   int64_t columns_through(const Group& group, int32_t origin, int32_t last) const {
@@ -31,7 +31,8 @@ struct Counter {
   }
 
   int64_t round_up(int64_t columns) const {
-    return (columns + column_tile - 1) / column_tile * column_tile;
+    const int64_t tile = column_tile(row_tile);
+    return (columns + tile - 1) / tile * tile;
   }
 
   void add_tile(const Tile& tile, PatternReport& report) const {
@@ -40,7 +41,7 @@ struct Counter {
     const int64_t heads = begin[1] - begin[0];
     if (!spec.is_causal) {
       report.distinct += heads * tile.rows * group.columns;
-      report.computed += heads * spec.row_tile * round_up(group.columns);
+      report.computed += heads * row_tile * round_up(group.columns);
       return;
     }
     int32_t last = tile.origin;
@@ -55,7 +56,7 @@ struct Counter {
       }
       skip = std::max<int64_t>(0, skip - run.count);
     }
-    report.computed += heads * spec.row_tile * round_up(columns_through(group, tile.origin, last));
+    report.computed += heads * row_tile * round_up(columns_through(group, tile.origin, last));
   }
 };
 
@@ -143,7 +144,7 @@ int64_t nominal_pairs(const PatternSpec& given, Poller& poller) {
 }  // namespace
 
 PatternReport report(const PatternSpec& spec, const std::vector<int32_t>& words,
-                     int64_t column_tile, const std::function<void()>& poll) {
+                     const std::function<void()>& poll) {
   const PatternView view{words.data()};
   const TableView table = view.forward();
   PatternReport result{};
@@ -153,7 +154,7 @@ PatternReport report(const PatternSpec& spec, const std::vector<int32_t>& words,
   result.tiles = table.table->tiles;
   result.groups = table.table->groups;
   result.runs = table.table->runs;
-  const Counter counter{spec, table, column_tile};
+  const Counter counter{spec, table, table.table->row_tile};
   for (int32_t t = 0; t < table.table->tiles; ++t) {
     counter.add_tile(table.tiles()[t], result);
     poller.add_steps(1);

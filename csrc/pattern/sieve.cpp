@@ -37,7 +37,7 @@ Run make_run(int64_t start, int64_t stride, int64_t count) {
 
 }  // namespace
 
-size_t Sieve::LatticesHash::operator()(const std::vector<Lattice>& lattices) const {
+size_t SieveMemory::LatticesHash::operator()(const std::vector<Lattice>& lattices) const {
   uint64_t hash = 0;
   for (const auto [first, rate] : lattices) {
     hash = (hash ^ static_cast<uint64_t>(first) << 32 ^ static_cast<uint64_t>(rate)) *
@@ -47,41 +47,67 @@ size_t Sieve::LatticesHash::operator()(const std::vector<Lattice>& lattices) con
   return static_cast<size_t>(hash);
 }
 
+Sieve::Sieve(Code code, Budget& budget, SieveMemory& memory)
+    : code_(code), budget_(budget), memory_(memory), number_(++memory.sieves_) {
+  if (memory_.runs_ > kMostKeptRuns) {
+    memory_.clear();
+  }
+}
+
 const Split& Sieve::split(int64_t length, const std::vector<Lattice>& lattices) {
-  const auto known = periods_.find(lattices);
-  const int64_t period = known == periods_.end() ? common_period(lattices) : known->second.period;
+  const auto found = memory_.periods_.find(lattices);
+  Period* known = found == memory_.periods_.end() ? nullptr : &found->second;
+  const int64_t period = known == nullptr ? common_period(lattices) : known->period;
   // A long period leaves short progressions: then listing the positions finds longer ones.
   if (period > length || (period > kSmallPeriod && period * 16 > length)) {
-    encode(length, lattices);
-    split_listed(length);
-    gather_parts(listed_);
-    return listed_;
+    return split_listed(length, lattices);
   }
-  Split& split = known == periods_.end() ? add_period(lattices, period).split : known->second.split;
+  Split& split = split_period(lattices, period, known);
   for (Run& run : split.runs) {
     run.count = (static_cast<int32_t>(length) - 1 - run.start) / run.stride + 1;
   }
   return split;
 }
 
-Sieve::Period& Sieve::add_period(const std::vector<Lattice>& lattices, int64_t period) {
-  if (kept_runs_ > kMostKeptRuns) {
-    periods_.clear();
-    kept_runs_ = 0;
+const Split& Sieve::split_listed(int64_t length, const std::vector<Lattice>& lattices) {
+  encode(length, lattices);
+  code_listed(length);
+  gather_parts(listed_);
+  return listed_;
+}
+
+Split& Sieve::split_period(const std::vector<Lattice>& lattices, int64_t period, Period* known) {
+  if (known != nullptr && known->used_by == number_) {
+    return known->split;
   }
-  encode(period, lattices);
-  split_period(period);
-  kept_runs_ += coded_.size();
-  Period& added = periods_[lattices];
-  added.period = period;
-  gather_parts(added.split);
-  return added;
+  if (used_runs_ > kMostKeptRuns) {
+    memory_.clear();
+    used_runs_ = 0;
+    known = nullptr;
+  }
+  if (known == nullptr) {
+    encode(period, lattices);
+    code_period(period);
+    known = &memory_.periods_[lattices];
+    known->period = period;
+    gather_parts(known->split);
+    memory_.runs_ += known->split.runs.size();
+  } else {
+    charge(period);
+  }
+  known->used_by = number_;
+  used_runs_ += known->split.runs.size();
+  return known->split;
+}
+
+void Sieve::charge(int64_t length) {
+  budget_.need_bytes(length * kListedBytes);
+  budget_.add_steps(length);
 }
 
 /// The codes of 0 <= x < length.
 void Sieve::encode(int64_t length, const std::vector<Lattice>& lattices) {
-  budget_.need_bytes(length * kListedBytes);
-  budget_.add_steps(length);
+  charge(length);
   codes_.assign(static_cast<size_t>(length), 0);
   uint64_t weight = 1;
   for (const auto [first, rate] : lattices) {
@@ -94,7 +120,7 @@ void Sieve::encode(int64_t length, const std::vector<Lattice>& lattices) {
 
 // Residue classes of the smallest modulus first, so that nested lattices give one run each: with
 // rates 1, 2, 4 the positions of rate 1 alone are the odd ones, a single run of stride 2.
-void Sieve::split_period(int64_t period) {
+void Sieve::code_period(int64_t period) {
   coded_.clear();
   done_.assign(static_cast<size_t>(period), 0);
   int64_t left = period;
@@ -121,7 +147,7 @@ void Sieve::split_period(int64_t period) {
   }
 }
 
-void Sieve::split_listed(int64_t length) {
+void Sieve::code_listed(int64_t length) {
   coded_.clear();
   std::map<uint64_t, std::vector<int32_t>> positions;
   for (int64_t x = 0; x < length; ++x) {

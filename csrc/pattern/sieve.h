@@ -31,6 +31,31 @@ struct Split {
   std::vector<Run> runs;
 };
 
+/// What sieves of one code keep from pattern to pattern.
+class SieveMemory {
+ private:
+  friend class Sieve;
+
+  /// The split of one period: for every length it has the same runs, but for their counts.
+  struct Period {
+    int64_t period = 0;
+    uint64_t used_by = 0;  // the last sieve
+    Split split{};
+  };
+  struct LatticesHash {
+    size_t operator()(const std::vector<Lattice>& lattices) const;
+  };
+
+  void clear() {
+    periods_.clear();
+    runs_ = 0;
+  }
+
+  std::unordered_map<std::vector<Lattice>, Period, LatticesHash> periods_;
+  size_t runs_ = 0;
+  uint64_t sieves_ = 0;  // so far
+};
+
 class Sieve {
  public:
   /// What a position's code says of the lattices that it lies on.
@@ -39,7 +64,8 @@ class Sieve {
     kHowMany,  // their number
   };
 
-  Sieve(Code code, Budget& budget) : code_(code), budget_(budget) {}
+  /// Budget and memory are kept by reference. What is in the memory costs the budget the same.
+  Sieve(Code code, Budget& budget, SieveMemory& memory);
 
   /// Splits 0 <= x < length, length > 0, by code. Valid until the next call.
   const Split& split(int64_t length, const std::vector<Lattice>& lattices);
@@ -49,26 +75,22 @@ class Sieve {
     uint64_t code;
     Run run;
   };
-  /// The split of one period: for every length it has the same runs, but for their counts.
-  struct Period {
-    int64_t period;
-    Split split;
-  };
-  struct LatticesHash {
-    size_t operator()(const std::vector<Lattice>& lattices) const;
-  };
+  using Period = SieveMemory::Period;
 
-  Period& add_period(const std::vector<Lattice>& lattices, int64_t period);
+  const Split& split_listed(int64_t length, const std::vector<Lattice>& lattices);
+  Split& split_period(const std::vector<Lattice>& lattices, int64_t period, Period* known);
+  void charge(int64_t length);
   void encode(int64_t length, const std::vector<Lattice>& lattices);
-  void split_period(int64_t period);
-  void split_listed(int64_t length);
+  void code_period(int64_t period);
+  void code_listed(int64_t length);
   void list_progressions(uint64_t code, const std::vector<int32_t>& positions);
   void gather_parts(Split& split);
 
   const Code code_;
   Budget& budget_;
-  std::unordered_map<std::vector<Lattice>, Period, LatticesHash> periods_;
-  size_t kept_runs_ = 0;
+  SieveMemory& memory_;
+  const uint64_t number_;
+  size_t used_runs_ = 0;  // of the memory
   Split listed_;
 
   // Scratch, kept to spare allocations.

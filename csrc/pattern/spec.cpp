@@ -158,8 +158,9 @@ void validate(const PatternSpec& spec) {
           "heads: must be at least 1 and below 2^16, got ", spec.heads);
   require(0 < spec.kv_heads && spec.heads % spec.kv_heads == 0,
           "kv_heads: must be positive and divide heads, ", spec.heads, ", got ", spec.kv_heads);
-  require(0 < spec.row_tile && spec.row_tile <= 4096,
-          "row_tile: must be at least 1 and at most 4096, got ", spec.row_tile);
+  const int64_t row_tile = spec.row_tile.value_or(kRowTile);
+  require(0 < row_tile && row_tile <= 4096, "row_tile: must be at least 1 and at most 4096, got ",
+          row_tile);
   require(Directions::kForward <= spec.directions && spec.directions <= Directions::kBoth,
           "directions: must be kForward, kTransposed or kBoth, got ",
           static_cast<int32_t>(spec.directions));
@@ -176,7 +177,7 @@ uint64_t fingerprint(const PatternSpec& spec) {
   Hash hash;
   for (const int64_t field :
        {spec.seq_len, spec.heads, spec.kv_heads, static_cast<int64_t>(spec.is_causal),
-        static_cast<int64_t>(spec.padding), spec.row_tile, static_cast<int64_t>(spec.rows)}) {
+        static_cast<int64_t>(spec.padding), static_cast<int64_t>(spec.rows)}) {
     hash.add(field);
   }
   for (const std::vector<Range>& rows : {spec.queries, spec.keys, spec.far_keys}) {

@@ -1,11 +1,18 @@
 #include "pattern/table.h"
 
 #include <algorithm>
+#include <optional>
+#include <utility>
 
 #include "pattern/words.h"
 
 namespace dilated::pattern {
 namespace {
+
+int64_t bytes_of(const Lists& lists) {
+  return static_cast<int64_t>(lists.groups.size() * sizeof(Group) +
+                              lists.runs.size() * sizeof(Run));
+}
 
 std::vector<Stretch> keys_of(const ResolvedSpec& spec) {
   return stretches_of(spec.keys, spec.far_keys);
@@ -13,30 +20,87 @@ std::vector<Stretch> keys_of(const ResolvedSpec& spec) {
 
 }  // namespace
 
-TablePlanner::TablePlanner(const ResolvedSpec& spec, bool transposed, Budget& budget, Lists& lists)
+TablePlanner::TablePlanner(const ResolvedSpec& spec, bool transposed, Budget& budget,
+                           Scratch& scratch)
     : budget_(budget),
       wanted_(spec.rows),
       is_causal_(spec.is_causal),
-      row_tile_(static_cast<int32_t>(spec.row_tile)),
       classes_(classify_heads(spec, transposed ? spec.heads / spec.kv_heads : 1)),
       columns_(transposed ? stretches_of(spec.queries) : keys_of(spec)),
       cells_(cut_cells(spec, transposed ? keys_of(spec) : stretches_of(spec.queries), columns_,
                        budget)),
-      lists_(lists),
+      lists_(scratch.lists),
       planner_(spec, !transposed && !spec.is_causal && spec.padding == Padding::kZeros, budget,
-               lists) {
+               scratch),
+      cuts_{Cut{spec.row_tile.value_or(kRowTile)}, Cut{spec.row_tile.value_or(kShortRowTile)}},
+      cut_(cuts_.data()) {
   lists_.groups.clear();
   lists_.runs.clear();
   // Every cell has at least one tile for each class.
   budget_.need_bytes(static_cast<int64_t>(cells_.cells.size() * classes_.size() * sizeof(Tile)));
-  group_ranges_.assign(cells_.kinds.size() * classes_.size(), {0, -1});
+  group_ranges_.resize(cells_.kinds.size() * classes_.size());
   reserve(group_ranges_.size());
+  plan_spans();
+  if (choose_row_tile(computed_) == kShortRowTile && wanted_ == QueryRows::kAll) {
+    merge_spans();
+  }
+  const bool is_short = !spec.row_tile.has_value() && choose_row_tile(computed_) == kShortRowTile;
+  cut_ = &cuts_[is_short ? 1 : 0];
+  budget_.add_bytes((cut_->tiles - cuts_[0].tiles) * static_cast<int64_t>(sizeof(Tile)));
+}
+
+void TablePlanner::plan_spans() {
   for (size_t s = 0; s + 1 < cells_.spans.size(); ++s) {
-    span_tiles_.push_back(static_cast<int32_t>(tiles_));
+    end_span();
     budget_.add_bytes(sizeof(int32_t));
     plan_span(cells_.spans[s], cells_.spans[s + 1]);
   }
-  span_tiles_.push_back(static_cast<int32_t>(tiles_));
+  end_span();
+}
+
+/// Merges the groups of a span's cells if that spares much.
+void TablePlanner::merge_spans() {
+  constexpr double kMuch = 0.75;
+  std::vector<GroupSpan> groups;
+  for (const GroupRange& range : group_ranges_) {
+    groups.push_back(range.groups);
+  }
+  std::optional<MergedCells> merged = merge_cells(cells_, groups, classes_.size(), lists_, budget_);
+  if (!merged.has_value()) {
+    return;
+  }
+  std::swap(lists_, merged->lists);
+  std::vector<GroupRange> ranges(merged->groups.size());
+  Computed computed;
+  for (size_t i = 0; i < ranges.size(); ++i) {
+    ranges[i].groups = merged->groups[i];
+    count_groups(i % classes_.size(), ranges[i]);
+  }
+  for (const Cell& cell : merged->cells.cells) {
+    for (size_t c = 0; c < classes_.size(); ++c) {
+      computed.add(ranges[static_cast<size_t>(cell.kind) * classes_.size() + c].computed);
+    }
+  }
+  if (computed.low > kMuch * computed_.low) {
+    std::swap(lists_, merged->lists);
+    return;
+  }
+  budget_.add_bytes(bytes_of(lists_) - bytes_of(merged->lists) -
+                    cuts_[0].tiles * static_cast<int64_t>(sizeof(Tile)) -
+                    spans() * static_cast<int64_t>(sizeof(int32_t)));
+  cells_ = std::move(merged->cells);
+  group_ranges_ = std::move(ranges);
+  computed_ = {};
+  for (Cut& cut : cuts_) {
+    cut = Cut{cut.row_tile};
+  }
+  plan_spans();
+}
+
+void TablePlanner::end_span() {
+  for (Cut& cut : cuts_) {
+    cut.span_tiles.push_back(static_cast<int32_t>(cut.tiles));
+  }
 }
 
 // Reserved memory that is not used costs nothing; growing copies.
@@ -53,9 +117,6 @@ const TablePlanner::GroupRange& TablePlanner::groups_of(size_t cell, size_t head
 
 /// Whether the group's rows are among those that the pattern is for.
 bool TablePlanner::is_wanted(const Group& group, const CellKind& kind) const {
-  if (wanted_ == QueryRows::kAll) {
-    return true;
-  }
   const Run* runs = lists_.runs.data();
   int32_t last = 0;  // row
   for (int32_t j = group.row_runs; j < group.row_runs + group.row_run_count; ++j) {
@@ -75,23 +136,39 @@ void TablePlanner::plan_span(size_t first_cell, size_t last_cell) {
     for (size_t cell = first_cell; cell < last_cell; ++cell) {
       const auto kind = static_cast<size_t>(cells_.cells[cell].kind);
       GroupRange& range = group_ranges_[kind * classes_.size() + c];
-      if (range.count < 0) {
-        range.first = static_cast<int32_t>(lists_.groups.size());
-        planner_.plan(cells_.kinds[kind], classes_[c], static_cast<int32_t>(c));
-        range.count = static_cast<int32_t>(lists_.groups.size()) - range.first;
-        while (is_wanted_.size() < lists_.groups.size()) {
-          is_wanted_.push_back(is_wanted(lists_.groups[is_wanted_.size()], cells_.kinds[kind]));
-        }
+      if (range.groups.count < 0) {
+        plan_groups(cells_.kinds[kind], c, range);
       }
-      budget_.add_steps(range.count);
-      int64_t tiles = 0;
-      for (int32_t group = range.first; group < range.first + range.count; ++group) {
-        tiles += tiles_of(group);
-      }
-      budget_.add_bytes(tiles * static_cast<int64_t>(sizeof(Tile)));
-      tiles_ += tiles;
+      budget_.add_steps(range.groups.count);
+      budget_.add_bytes(range.tiles[0] * static_cast<int64_t>(sizeof(Tile)));
+      cuts_[0].tiles += range.tiles[0];
+      cuts_[1].tiles += range.tiles[1];
+      computed_.add(range.computed);
     }
   }
+}
+
+void TablePlanner::plan_groups(const CellKind& kind, size_t head_class, GroupRange& range) {
+  const auto first = static_cast<int32_t>(lists_.groups.size());
+  planner_.plan(kind, classes_[head_class], static_cast<int32_t>(head_class));
+  if (wanted_ != QueryRows::kAll) {
+    const auto planned = lists_.groups.begin() + first;
+    lists_.groups.erase(std::remove_if(planned, lists_.groups.end(),
+                                       [&](const Group& group) { return !is_wanted(group, kind); }),
+                        lists_.groups.end());
+  }
+  range.groups = {first, static_cast<int32_t>(lists_.groups.size()) - first};
+  count_groups(head_class, range);
+}
+
+void TablePlanner::count_groups(size_t head_class, GroupRange& range) const {
+  const auto heads = static_cast<int64_t>(classes_[head_class].heads.size());
+  const auto first = lists_.groups.begin() + range.groups.first;
+  std::for_each(first, first + range.groups.count, [&](const Group& group) {
+    range.tiles[0] += cuts_[0].count(group.rows);
+    range.tiles[1] += cuts_[1].count(group.rows);
+    range.computed.add(computed_pairs(group.rows, group.columns), heads);
+  });
 }
 
 /// Class by class, as what runs together then reads the keys of few heads, which stay in L2. The
@@ -101,7 +178,7 @@ Tile* TablePlanner::write_span(size_t first_cell, size_t last_cell, bool is_last
                                Tile* tile) const {
   constexpr int64_t kLastTiles = 1024;  // a GPU runs a few hundred at once
   const auto classes = static_cast<int64_t>(classes_.size());
-  const int64_t each = std::max<int64_t>(1, tiles_ / (spans() * classes));
+  const int64_t each = std::max<int64_t>(1, cut_->tiles / (spans() * classes));
   const int64_t together = is_last ? std::min(classes, kLastTiles / each + 1) : 1;
   const auto apart = static_cast<size_t>(classes - together);
   for (size_t c = 0; c < apart; ++c) {
@@ -118,10 +195,10 @@ Tile* TablePlanner::write_classes(size_t first_cell, size_t last_cell, size_t fi
     found = false;
     for (size_t c = first_class; c < last_class; ++c) {
       for (size_t cell = first_cell; cell < last_cell; ++cell) {
-        const GroupRange& range = groups_of(cell, c);
-        if (rank < range.count) {
+        const auto [first, count] = groups_of(cell, c).groups;
+        if (rank < count) {
           found = true;
-          tile = write_tiles(range.first + rank, cells_.cells[cell], tile);
+          tile = write_tiles(first + rank, cells_.cells[cell], tile);
         }
       }
     }
@@ -131,13 +208,13 @@ Tile* TablePlanner::write_classes(size_t first_cell, size_t last_cell, size_t fi
 
 Tile* TablePlanner::write_tiles(int32_t group, const Cell& cell, Tile* tile) const {
   const int32_t rows = lists_.groups[static_cast<size_t>(group)].rows;
-  const int64_t tiles = tiles_of(group);
-  for (int64_t i = 0; i < tiles; ++i) {
-    const auto first = static_cast<int32_t>(i * row_tile_);
+  const auto row_tile = static_cast<int32_t>(cut_->row_tile);
+  for (int64_t row = 0; row < rows; row += row_tile) {
+    const auto first = static_cast<int32_t>(row);
     *tile++ = {.group = group,
                .origin = static_cast<int32_t>(cell.begin),
                .first_row = first,
-               .rows = std::min(rows - first, row_tile_),
+               .rows = std::min(rows - first, row_tile),
                .row_shift = cell.row_shift,
                .first_stretch = cell.first_stretch,
                .first_window = -1,
@@ -166,7 +243,7 @@ Table TablePlanner::write(std::vector<int32_t>& words, size_t tables_to_come) co
   }
   table.classes = static_cast<int32_t>(classes_.size());
   table.spans = static_cast<int32_t>(spans());
-  table.tiles = static_cast<int32_t>(tiles_);
+  table.tiles = static_cast<int32_t>(cut_->tiles);
   table.groups = static_cast<int32_t>(lists_.groups.size());
   table.runs = static_cast<int32_t>(lists_.runs.size());
   std::vector<int32_t> shifts;
@@ -175,19 +252,20 @@ Table TablePlanner::write(std::vector<int32_t>& words, size_t tables_to_come) co
   }
   table.stretches = static_cast<int32_t>(shifts.size());
   table.class_heads_at = append(words, class_heads());
-  table.span_tiles_at = append(words, span_tiles_);
+  table.span_tiles_at = append(words, cut_->span_tiles);
   table.shifts_at = append(words, shifts);
   table.windows_at = static_cast<int32_t>(words.size());
-  const size_t bytes = static_cast<size_t>(tiles_) * sizeof(Tile) +
+  const size_t bytes = static_cast<size_t>(cut_->tiles) * sizeof(Tile) +
                        lists_.groups.size() * sizeof(Group) + lists_.runs.size() * sizeof(Run);
   words.reserve(words.size() + (1 + tables_to_come) * bytes / sizeof(int32_t));
   table.tiles_at = static_cast<int32_t>(words.size());
-  words.resize(words.size() + static_cast<size_t>(tiles_) * sizeof(Tile) / sizeof(int32_t));
+  words.resize(words.size() + static_cast<size_t>(cut_->tiles) * sizeof(Tile) / sizeof(int32_t));
   align(words);
   auto* tile = reinterpret_cast<Tile*>(words.data() + table.tiles_at);
   for (size_t s = 0; s + 1 < cells_.spans.size(); ++s) {
     tile = write_span(cells_.spans[s], cells_.spans[s + 1], s + 2 == cells_.spans.size(), tile);
   }
+  note_tiling(cut_->row_tile, computed_, table);
   table.groups_at = append(words, lists_.groups);
   table.runs_at = append(words, lists_.runs);
   return table;

@@ -3,6 +3,7 @@
 
 #include <dilated/pattern_layout.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -11,31 +12,44 @@
 #include "pattern/cells.h"
 #include "pattern/groups.h"
 #include "pattern/heads.h"
+#include "pattern/merge.h"
 #include "pattern/resolved.h"
+#include "pattern/row_tile.h"
 
 namespace dilated::pattern {
 
 /// Rows are queries and columns keys or, transposed, the other way round.
 class TablePlanner {
  public:
-  /// Specification, budget and lists, which are emptied and filled, are kept by reference.
-  TablePlanner(const ResolvedSpec& spec, bool transposed, Budget& budget, Lists& lists);
+  /// Specification, budget and scratch, whose lists are emptied and filled, are kept by reference.
+  TablePlanner(const ResolvedSpec& spec, bool transposed, Budget& budget, Scratch& scratch);
 
   /// Appends the table and reserves memory for so many more.
   Table write(std::vector<int32_t>& words, size_t tables_to_come) const;
 
  private:
   struct GroupRange {
-    int32_t first, count;  // count -1: not planned yet
+    GroupSpan groups{0, -1};  // count -1: not planned yet
+    Computed computed{};      // by all heads of the class
+    int64_t tiles[2] = {};    // of either cut
+  };
+  /// Tiles of one height.
+  struct Cut {
+    int64_t row_tile;
+    int64_t tiles = 0;
+    std::vector<int32_t> span_tiles{};  // Table::span_tiles_at's
+
+    int64_t count(int32_t rows) const { return (rows + row_tile - 1) / row_tile; }
   };
 
   void reserve(size_t calls);
+  void plan_spans();
   void plan_span(size_t first_cell, size_t last_cell);
+  void plan_groups(const CellKind& kind, size_t head_class, GroupRange& range);
   bool is_wanted(const Group& group, const CellKind& kind) const;
-  int64_t tiles_of(int32_t group) const {
-    const auto index = static_cast<size_t>(group);
-    return is_wanted_[index] ? (int64_t{lists_.groups[index].rows} + row_tile_ - 1) / row_tile_ : 0;
-  }
+  void count_groups(size_t head_class, GroupRange& range) const;
+  void merge_spans();
+  void end_span();
   int64_t spans() const { return static_cast<int64_t>(cells_.spans.size()) - 1; }
   const GroupRange& groups_of(size_t cell, size_t head_class) const;
   Tile* write_span(size_t first_cell, size_t last_cell, bool is_last, Tile* tile) const;
@@ -47,16 +61,15 @@ class TablePlanner {
   Budget& budget_;
   const QueryRows wanted_;
   const bool is_causal_;
-  const int32_t row_tile_;
   const std::vector<HeadClass> classes_;
   const std::vector<Stretch> columns_;
-  const Cells cells_;
+  Cells cells_;
   Lists& lists_;
   GroupPlanner planner_;
   std::vector<GroupRange> group_ranges_;  // [kinds, classes]
-  std::vector<bool> is_wanted_;           // [groups]: those of others have no tiles
-  std::vector<int32_t> span_tiles_;       // Table::span_tiles_at's
-  int64_t tiles_ = 0;
+  std::array<Cut, 2> cuts_;
+  Computed computed_;
+  const Cut* cut_;  // the chosen one
 };
 
 }  // namespace dilated::pattern

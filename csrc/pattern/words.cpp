@@ -41,7 +41,6 @@ void seal(const PatternSpec& spec, const Table& forward, const Table& transposed
   header.seq_len = static_cast<int32_t>(spec.seq_len);
   header.heads = static_cast<int32_t>(spec.heads);
   header.kv_heads = static_cast<int32_t>(spec.kv_heads);
-  header.row_tile = static_cast<int32_t>(spec.row_tile);
   header.is_causal = spec.is_causal ? 1 : 0;
   header.branches = static_cast<int32_t>(spec.branches.size());
   header.queries = count_rows(spec.queries, spec.seq_len);

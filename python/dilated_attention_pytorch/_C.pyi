@@ -37,7 +37,7 @@ class PatternSpec:
     kv_heads: int
     is_causal: bool
     padding: Padding
-    row_tile: int
+    row_tile: int | None
     directions: Directions
     queries: list[tuple[int, int]]
     keys: list[tuple[int, int]]
@@ -56,7 +56,7 @@ class PatternSpec:
         kv_heads: int = ...,
         is_causal: bool = ...,
         padding: Padding = ...,
-        row_tile: int = ...,
+        row_tile: int | None = ...,
         directions: Directions = ...,
         queries: Sequence[tuple[int, int]] = ...,
         keys: Sequence[tuple[int, int]] = ...,

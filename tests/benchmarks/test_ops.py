@@ -110,6 +110,18 @@ def test_peers_with_graphs_are_captured_once_checked(
     assert all(row["relative_error"] == 0 for row in rows)
 
 
+def test_batches_are_for_peers_that_take_them(tmp_path: Path) -> None:
+    names = ["--workloads", "cpu-batches", "--impls", "ours,ours-each,ours-padded,sdpa-views"]
+    document = run(tmp_path, *names, "--passes", "fwd,fwd+bwd", "--protocols", "sustained")
+    found = {(row["impl"], row["pass"], row["causal"]) for row in document["rows"]}
+    impls = ("ours", "ours-each", "ours-padded")
+    assert found == set(itertools.product(impls, ("fwd", "fwd+bwd"), (False, True)))
+    each = [row for row in document["rows"] if row["impl"] == "ours-each"]
+    assert all(row["relative_error"] < 1e-5 for row in each)
+    reasons = {entry["impl"]: entry["reason"] for entry in document["skipped"]}
+    assert reasons == {"sdpa-views": "it takes one sequence at a time"}
+
+
 def test_ours_is_captured_on_gpus_only() -> None:
     impl = make_impls(None)["ours-graph"]
     inputs = Inputs.make(TINY, torch.device("cpu"))

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import peers
 from benchmarks.ops import relative_error
-from benchmarks.peers import sdpa, views
+from benchmarks.peers import batches, sdpa, views
 from benchmarks.peers.calls import Calls, Inputs, UnsupportedError
 from benchmarks.peers.flex import ClassOrder, block_mask, flex, multiplicities
 from benchmarks.peers.views import make_pieces
@@ -46,6 +46,24 @@ def test_sdpa_views_equals_ours(rule: str, head_dim: int, causal: bool, device: 
     inputs, tolerance = make_inputs(workload, device)
     ours = peers.ours(workload, causal, inputs)
     assert_same(views.SdpaViews()(workload, causal, inputs), ours, tolerance)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_batch_in_one_call_equals_a_call_for_each_sequence(causal: bool, device: str) -> None:
+    batch = WORKLOADS["cpu-packed"]
+    inputs, tolerance = make_inputs(batch, device)
+    ours = peers.ours(batch, causal, inputs)
+    assert_same(batches.one_by_one(batch, causal, inputs), ours, tolerance)
+
+
+def test_a_padded_batch_computes_all_of_the_longest() -> None:
+    batch = WORKLOADS["cpu-packed"]
+    inputs, _ = make_inputs(batch, "cpu")
+    out = batches.padded(batch, False, inputs).forward()
+    assert out.shape == (len(batch.lengths), max(batch.lengths), batch.heads, batch.head_dim)
+    for padded_or_each in (batches.padded, batches.one_by_one):
+        with pytest.raises(UnsupportedError, match="there is one sequence"):
+            padded_or_each(SMALL, False, inputs)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks.workloads import (
@@ -75,6 +77,19 @@ def test_floor_is_operations_and_bytes_over_the_ceilings() -> None:
     flops, moved = distinct_flops(workload, False, "fwd"), moved_bytes(workload, "fwd")
     assert arithmetic_ms == pytest.approx(flops / 100e12 * 1e3, rel=1e-12)
     assert bytes_ms == pytest.approx(moved / 1e12 * 1e3, rel=1e-12)
+
+
+def test_a_batch_costs_what_its_sequences_do() -> None:
+    batch = WORKLOADS["cpu-packed"]
+    assert batch.stretches[0] == (0, batch.lengths[0])
+    assert batch.stretches[-1][1] == batch.seq_len == sum(batch.lengths)
+    for causal in (False, True):
+        alone = [replace(batch, seq_len=n, lengths=()) for n in batch.lengths]
+        for count in ("nominal", "distinct"):
+            assert pairs(batch, causal)[count] == sum(pairs(one, causal)[count] for one in alone)
+        total = sum(nominal_flops(one, causal, "fwd") for one in alone)
+        assert nominal_flops(batch, causal, "fwd") == pytest.approx(total)
+    assert abs(WORKLOADS["slides-200k"].seq_len - 200_000) < 5_000
 
 
 @pytest.mark.parametrize("name", sorted(WORKLOADS))

@@ -80,6 +80,33 @@ TEST(Choose, Float32RunsWithoutTensorCores) {
   }
 }
 
+TEST(Choose, ShortGroupsTakeShortTilesUpToAWidth) {
+  for (const Device& device : kDevices) {
+    for (const bool is_deterministic : {false, true}) {
+      for (const int64_t head_dim : {1, 48, 64, 65, 128, 129, 256}) {
+        Problem short_groups = problem(head_dim, false, is_deterministic);
+        short_groups.row_tile = kShortRowTile;
+        const ForwardProblem forward = forward_problem(short_groups);
+        const BackwardProblem backward{short_groups, /*is_mappable=*/true, kRates};
+        const ForwardChoice choice = choose_forward(forward, device);
+        const BackwardChoice back = choose_backward(backward, device);
+        EXPECT_EQ(choice.tile.rows == kShortRowTile, head_dim <= 128);
+        EXPECT_EQ(back.tile.rows == kShortRowTile, head_dim <= 128);
+        EXPECT_EQ(choice.row_tile, kShortRowTile);
+        EXPECT_LE(choice.shared_bytes, device.shared_bytes);
+        EXPECT_LE(back.shared_bytes, device.shared_bytes);
+        if (head_dim <= 128) {
+          EXPECT_EQ(choice.family, Family::kPortable);
+          EXPECT_EQ(back.family, Family::kPortable);
+          EXPECT_EQ(back.sums_width > 0, !is_deterministic);
+        }
+      }
+    }
+  }
+  Problem floats{Dtype::kFloat32, 64, false, false, kShortRowTile};
+  EXPECT_EQ(choose_forward(forward_problem(floats), kH100).family, Family::kScalar);
+}
+
 TEST(Choose, TheForwardTakes128RowsWhereThatMeasuredBest) {
   const auto rows = [](int64_t head_dim, bool is_causal) {
     return choose_forward(unmappable(problem(head_dim, is_causal)), kH100).tile.rows;

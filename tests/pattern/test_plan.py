@@ -89,7 +89,7 @@ def check_structure(plan: Plan, table: Table, heads: int, rows: np.ndarray) -> N
     assert n["max_class_heads"] == np.diff(table.class_begin).max()
 
     tiles, groups = table.tiles, table.groups
-    assert (tiles["rows"] > 0).all() and (tiles["rows"] <= plan.header["row_tile"]).all()
+    assert (tiles["rows"] > 0).all() and (tiles["rows"] <= table.numbers["row_tile"]).all()
     assert (table.runs["stride"] > 0).all() and (table.runs["count"] > 0).all()
     counts = np.append(0, np.cumsum(table.runs["count"].astype(np.int64)))
     for kind in ("row", "column"):
@@ -181,7 +181,7 @@ def check_against_brute_force(spec: Spec) -> None:
         kv_heads,
     )
     assert (header["queries"], header["keys"]) == (len(queries), len(keys))
-    assert header["is_causal"] == spec.is_causal and header["row_tile"] == spec.row_tile
+    assert header["is_causal"] == spec.is_causal
 
     counts = count_pairs(spec)
     counts[:, ~np.isin(np.arange(spec.seq_len), queries)] = 0
@@ -304,7 +304,6 @@ def test_fingerprint_depends_on_every_field() -> None:
         {"queries": ((0, 48),)},
         {"keys": ((48, 96),)},
         {"keys": ((0, 24), (48, 96))},
-        {"row_tile": 32},
     ]
     specs = [base, *(dataclasses.replace(base, **change) for change in others)]
     prints = {tuple(plan_words(spec)[2:4].tolist()) for spec in specs}

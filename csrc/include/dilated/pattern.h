@@ -50,8 +50,9 @@ struct Branch {
 /// backward both. Where heads = kv_heads and queries = keys, one table serves as both.
 enum class Directions : int32_t { kForward = 1, kTransposed = 2, kBoth = 3 };
 
-/// Rows of the pattern's tiles, as all kernels take them.
-inline constexpr int64_t kRowTile = 64;
+/// Rows of a table's tiles, as kernels take them: kShortRowTile where most groups are so short that
+/// the larger tiles would stay empty.
+inline constexpr int64_t kRowTile = 64, kShortRowTile = 16;
 
 /// Everything that a pattern depends on.
 struct PatternSpec {
@@ -69,8 +70,10 @@ struct PatternSpec {
   // forward table only.
   std::vector<Range> far_keys{};
   QueryRows rows = QueryRows::kAll;
-  int64_t row_tile = kRowTile;
-  Directions directions = Directions::kBoth;  // not in the fingerprint: the header says which
+  // Neither is in the fingerprint: the words say which. Without a row_tile the planner chooses one
+  // of the above for each table, by its groups.
+  std::optional<int64_t> row_tile = std::nullopt;
+  Directions directions = Directions::kBoth;
   // Of a batch that lies in seq_len rows: ascending, without overlap. Each is as if alone, with
   // segments and zero keys of its own length; rows of none are in no list. The ranges above then
   // are the whole.
@@ -128,6 +131,9 @@ DILATED_API uint64_t checksum(const int32_t* words, int64_t size);
 /// Whether the words are what plan() made, for any specification: by length and checksum.
 DILATED_API bool is_planned(const int32_t* words, int64_t size);
 
+/// Columns that kernels take at once, beside the rows of a tile.
+constexpr int64_t column_tile(int64_t row_tile) { return row_tile == kShortRowTile ? 32 : 64; }
+
 /// (query, key) pairs over all heads; the kernels' work is proportional to `computed`.
 struct PatternReport {
   int64_t nominal;   // every branch on its own, of kAll rows
@@ -139,6 +145,6 @@ struct PatternReport {
 /// Counts the pairs of `words`, which must have the forward table. `poll` is called now and then,
 /// as by plan().
 DILATED_API PatternReport report(const PatternSpec& spec, const std::vector<int32_t>& words,
-                                 int64_t column_tile = 64, const std::function<void()>& poll = {});
+                                 const std::function<void()>& poll = {});
 
 }  // namespace dilated

@@ -93,20 +93,22 @@ struct Table {
   int32_t runs_at;         // Run[runs]
   int32_t shifts_at;       // int32[stretches]: place - position of the columns in each stretch
   int32_t windows_at;      // Window[windows]
-  int32_t reserved;
+  int32_t row_tile;        // of the tiles
+  float computed[2];       // pairs in tiles of either height, the tall ones first (row_tile.h)
+  int32_t reserved[2];
 };
 
 inline constexpr int32_t kPatternMagic = 0x44494c50;  // "DILP"
 
 struct Header {
   int32_t magic;
-  int32_t words;                               // length of the whole array
-  uint32_t fingerprint[2];                     // hash of the specification
-  int32_t seq_len, heads, kv_heads, row_tile;  // of a batch of sequences, seq_len is its rows
+  int32_t words;                     // length of the whole array
+  uint32_t fingerprint[2];           // hash of the specification
+  int32_t seq_len, heads, kv_heads;  // of a batch of sequences, seq_len is its rows
   int32_t is_causal, branches;
   int32_t queries, keys;  // rows of the tensors
   int32_t near_keys;      // those of the first of the keys' tensors, of which places come first
-  int32_t reserved;
+  int32_t reserved[2];
   uint32_t checksum[2];  // of all words, these two as zeros
   Table forward, transposed;
 };
@@ -116,6 +118,15 @@ static_assert(sizeof(Run) == 16 && sizeof(Group) == 32 && sizeof(Tile) == 32 &&
 /// The tables that the pattern has, as the bits of Directions (pattern.h).
 DILATED_HOST_DEVICE inline int32_t directions_of(const Header& header) {
   return (header.forward.runs_at > 0 ? 1 : 0) | (header.transposed.runs_at > 0 ? 2 : 0);
+}
+
+/// Rows of each table's tiles; 0: the pattern does not have it.
+struct RowTiles {
+  int32_t forward, transposed;
+};
+
+DILATED_HOST_DEVICE inline RowTiles row_tiles_of(const Header& header) {
+  return {header.forward.row_tile, header.transposed.row_tile};
 }
 
 /// The number whose halves the header holds, the lower one first.

@@ -11,14 +11,21 @@
 
 namespace dilated::kernels::cuda {
 
-/// Makes the stream fail, with a message, unless the words are as plan() made them for the
-/// specification of this fingerprint, with these tables (directions_of). The pattern begins at a
-/// multiple of 16 bytes.
-cudaError_t require_pattern(const int32_t* pattern, int64_t words, uint64_t fingerprint,
-                            int32_t directions, cudaStream_t stream);
+/// What a pattern must be: planned for the specification of this fingerprint, with these tables
+/// (directions_of), and tiles whose rows divide these.
+struct RequiredPattern {
+  uint64_t fingerprint;
+  int32_t directions;
+  RowTiles row_tiles;
+};
+
+/// Makes the stream fail, with a message, unless the words are as plan() made them, and so. The
+/// pattern begins at a multiple of 16 bytes.
+cudaError_t require_pattern(const int32_t* pattern, int64_t words, const RequiredPattern& required,
+                            cudaStream_t stream);
 
 /// found[0]: 1 if the words are as plan() made them, else 0; found[1]: the fingerprint in their
-/// header; found[2]: its directions_of().
+/// header; found[2]: its directions_of(); found[3], found[4]: its row_tiles_of().
 cudaError_t read_pattern(const int32_t* pattern, int64_t words, int64_t* found,
                          cudaStream_t stream);
 

@@ -45,12 +45,15 @@ __device__ bool is_planned(const int32_t* pattern, int64_t words) {
 }
 
 __global__ void __launch_bounds__(kThreads)
-    require_pattern_kernel(const int32_t* pattern, int64_t words, uint64_t fingerprint,
-                           int32_t directions) {
+    require_pattern_kernel(const int32_t* pattern, int64_t words, RequiredPattern required) {
   const bool planned = is_planned(pattern, words);
   const Header& header = PatternView{pattern}.header();
-  const bool same =
-      join(header.fingerprint) == fingerprint && (directions_of(header) & directions) == directions;
+  const auto [fingerprint, directions, row_tiles] = required;
+  const RowTiles own = row_tiles_of(header);
+  const bool same = join(header.fingerprint) == fingerprint &&
+                    (directions_of(header) & directions) == directions &&
+                    row_tiles.forward % max(own.forward, 1) == 0 &&
+                    row_tiles.transposed % max(own.transposed, 1) == 0;
   if (threadIdx.x == 0 && !(planned && same)) {
     __assert_fail("pattern was planned for the arguments of this call", "dilated::attention", 0,
                   "require_pattern");
@@ -65,14 +68,16 @@ __global__ void __launch_bounds__(kThreads)
     const Header& header = PatternView{pattern}.header();
     found[1] = static_cast<int64_t>(join(header.fingerprint));
     found[2] = directions_of(header);
+    found[3] = row_tiles_of(header).forward;
+    found[4] = row_tiles_of(header).transposed;
   }
 }
 
 }  // namespace
 
-cudaError_t require_pattern(const int32_t* pattern, int64_t words, uint64_t fingerprint,
-                            int32_t directions, cudaStream_t stream) {
-  require_pattern_kernel<<<1, kThreads, 0, stream>>>(pattern, words, fingerprint, directions);
+cudaError_t require_pattern(const int32_t* pattern, int64_t words, const RequiredPattern& required,
+                            cudaStream_t stream) {
+  require_pattern_kernel<<<1, kThreads, 0, stream>>>(pattern, words, required);
   return cudaGetLastError();
 }
 

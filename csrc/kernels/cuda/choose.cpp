@@ -1,7 +1,5 @@
 #include "kernels/cuda/choose.h"
 
-#include <dilated/pattern.h>
-
 #include <algorithm>
 #include <charconv>
 #include <numeric>
@@ -21,11 +19,11 @@ const auto& narrowest(const Tiles& tiles, int64_t head_dim) {
   return *std::ranges::find_if(tiles, [&](const auto& tile) { return head_dim <= tile.width; });
 }
 
-ForwardChoice scalar_forward(int64_t head_dim) {
-  const auto& tile = narrowest(scalar::kForwardTiles, head_dim);
+ForwardChoice scalar_forward(const Problem& problem) {
+  const auto& tile = narrowest(scalar::kForwardTiles, problem.head_dim);
   return {.family = Family::kScalar,
           .width = tile.width,
-          .row_tile = int32_t{kRowTile},
+          .row_tile = problem.row_tile,
           .tile = {tile.rows(), tile.keys()},
           .stages = 1,
           .shared_bytes = tile.bytes(),
@@ -34,16 +32,25 @@ ForwardChoice scalar_forward(int64_t head_dim) {
           .strides = {}};
 }
 
+/// Whether the pattern's groups are short, and the list of tiles for such holds head_dim.
+template <typename Tiles>
+bool takes_short(const Problem& problem, const Tiles& tiles) {
+  return problem.dtype != Dtype::kFloat32 && problem.row_tile == kShortRowTile &&
+         problem.head_dim <= std::ranges::rbegin(tiles)->width;
+}
+
 /// The tile that measured best: 128 rows halve what is read from L2; a causal tile of 64 wastes
 /// less above the diagonal.
 ForwardChoice portable_forward(const Problem& problem) {
-  portable::ForwardTile tile = narrowest(portable::kForwardTiles, problem.head_dim);
-  if (tile.width == 64) {
+  const bool is_short = takes_short(problem, portable::kShortForwardTiles);
+  portable::ForwardTile tile = is_short ? narrowest(portable::kShortForwardTiles, problem.head_dim)
+                                        : narrowest(portable::kForwardTiles, problem.head_dim);
+  if (tile.width == 64 && !is_short) {
     tile.rows = problem.is_causal ? 64 : 128;
   }
   return {.family = Family::kPortable,
           .width = tile.width,
-          .row_tile = int32_t{kRowTile},
+          .row_tile = problem.row_tile,
           .tile = {tile.rows, tile.keys()},
           .stages = portable::ForwardTile::kStages,
           .shared_bytes = tile.bytes(),
@@ -87,7 +94,8 @@ ListStrides list_strides(std::span<const int64_t> dilation_rates) {
 /// Nothing where these kernels can't run the call.
 std::optional<ForwardChoice> hopper_forward(const ForwardProblem& problem, const Device& device) {
   const bool has_width = problem.head_dim <= std::ranges::rbegin(hopper::kForwardTiles)->width;
-  if (!device.has_hopper || !has_width || !problem.is_mappable) {
+  if (!device.has_hopper || !has_width || !problem.is_mappable ||
+      takes_short(problem, portable::kShortForwardTiles)) {
     return std::nullopt;
   }
   const hopper::ForwardTile& tile = narrowest(hopper::kForwardTiles, problem.head_dim);
@@ -102,7 +110,7 @@ std::optional<ForwardChoice> hopper_forward(const ForwardProblem& problem, const
   constexpr int64_t kRows = hopper::ForwardTile::kRows;
   return ForwardChoice{.family = Family::kHopper,
                        .width = tile.width,
-                       .row_tile = int32_t{kRowTile},
+                       .row_tile = problem.row_tile,
                        .tile = {hopper::ForwardTile::kRows, tile.keys()},
                        .stages = tile.key_stages(),
                        .shared_bytes = tile.bytes(),
@@ -116,7 +124,8 @@ std::optional<ForwardChoice> hopper_forward(const ForwardProblem& problem, const
 std::optional<BackwardChoice> hopper_backward(const BackwardProblem& problem,
                                               const Device& device) {
   const bool has_width = problem.head_dim <= std::ranges::rbegin(hopper::kBackwardTiles)->width;
-  if (!device.has_hopper || !has_width || !problem.is_mappable || problem.is_deterministic) {
+  if (!device.has_hopper || !has_width || !problem.is_mappable || problem.is_deterministic ||
+      takes_short(problem, portable::kShortBackwardTiles)) {
     return std::nullopt;
   }
   const hopper::BackwardTile& tile = narrowest(hopper::kBackwardTiles, problem.head_dim);
@@ -126,7 +135,7 @@ std::optional<BackwardChoice> hopper_backward(const BackwardProblem& problem,
   }
   return BackwardChoice{.family = Family::kHopper,
                         .width = tile.width,
-                        .row_tile = int32_t{kRowTile},
+                        .row_tile = problem.row_tile,
                         .tile = {hopper::BackwardTile::kRows, tile.columns()},
                         .stages = hopper::BackwardTile::kStages,
                         .shared_bytes = tile.bytes(),
@@ -135,11 +144,11 @@ std::optional<BackwardChoice> hopper_backward(const BackwardProblem& problem,
                         .strides = strides};
 }
 
-BackwardChoice scalar_backward(int64_t head_dim) {
-  const auto& tile = narrowest(scalar::kBackwardTiles, head_dim);
+BackwardChoice scalar_backward(const Problem& problem) {
+  const auto& tile = narrowest(scalar::kBackwardTiles, problem.head_dim);
   return {.family = Family::kScalar,
           .width = tile.width,
-          .row_tile = int32_t{kRowTile},
+          .row_tile = problem.row_tile,
           .tile = {tile.rows(), scalar::BackwardTile::kColumns},
           .stages = 1,
           .shared_bytes = tile.bytes(),
@@ -160,40 +169,49 @@ int32_t count_stages(const portable::BackwardTile& tile, size_t shared_bytes) {
   return have_room(2, blocks) ? 2 : 1;
 }
 
+/// Of a tile that fits.
+BackwardChoice portable_backward(const BackwardProblem& problem, const Device& device,
+                                 const portable::BackwardTile& tile) {
+  const int32_t stages = count_stages(tile, device.shared_bytes);
+  const auto sums_width = static_cast<int32_t>(query_sums_width(problem.head_dim));
+  return {.family = Family::kPortable,
+          .width = tile.width,
+          .row_tile = problem.row_tile,
+          .tile = {tile.keys, tile.queries()},
+          .stages = stages,
+          .shared_bytes = tile.bytes(stages),
+          .max_blocks = device.multiprocessors * tile.blocks(),
+          .sums_width = problem.is_deterministic ? 0 : sums_width,
+          .strides = {}};
+}
+
 }  // namespace
 
 ForwardChoice choose_forward(const ForwardProblem& problem, const Device& device) {
   if (problem.dtype == Dtype::kFloat32) {
-    return scalar_forward(problem.head_dim);
+    return scalar_forward(problem);
   }
   return hopper_forward(problem, device).value_or(portable_forward(problem));
 }
 
 BackwardChoice choose_backward(const BackwardProblem& problem, const Device& device) {
   if (problem.dtype == Dtype::kFloat32) {
-    return scalar_backward(problem.head_dim);
+    return scalar_backward(problem);
   }
   if (const auto choice = hopper_backward(problem, device); choice.has_value()) {
     return *choice;
   }
+  if (takes_short(problem, portable::kShortBackwardTiles)) {
+    return portable_backward(problem, device,
+                             narrowest(portable::kShortBackwardTiles, problem.head_dim));
+  }
   const int32_t width = narrowest(portable::kBackwardTiles, problem.head_dim).width;
   for (const portable::BackwardTile& tile : portable::kBackwardTiles) {
-    if (tile.width != width || tile.bytes(1) > device.shared_bytes) {
-      continue;
+    if (tile.width == width && tile.bytes(1) <= device.shared_bytes) {
+      return portable_backward(problem, device, tile);
     }
-    const int32_t stages = count_stages(tile, device.shared_bytes);
-    const auto sums_width = static_cast<int32_t>(query_sums_width(problem.head_dim));
-    return {.family = Family::kPortable,
-            .width = width,
-            .row_tile = int32_t{kRowTile},
-            .tile = {tile.keys, portable::BackwardTile::kQueries},
-            .stages = stages,
-            .shared_bytes = tile.bytes(stages),
-            .max_blocks = device.multiprocessors * tile.blocks(),
-            .sums_width = problem.is_deterministic ? 0 : sums_width,
-            .strides = {}};
   }
-  return scalar_backward(problem.head_dim);
+  return scalar_backward(problem);
 }
 
 std::optional<size_t> parse_shared_bytes(std::string_view text) {

@@ -2,6 +2,8 @@
 // from the call and the device. Nothing of CUDA, so that each choice is tested on any machine.
 #pragma once
 
+#include <dilated/pattern.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -34,6 +36,7 @@ struct Problem {
   int64_t head_dim;  // at most 256
   bool is_causal;
   bool is_deterministic;
+  int32_t row_tile = kRowTile;  // of the pattern
 };
 
 struct ForwardProblem : Problem {
@@ -64,7 +67,7 @@ struct BlockTile {
 struct ForwardChoice {
   Family family;
   int32_t width;     // head_dim, padded to what a kernel is compiled for
-  int32_t row_tile;  // rows of the pattern's tiles, of which a block takes one or two
+  int32_t row_tile;  // rows of the pattern's tiles, of which a block takes one or several
   BlockTile tile;
   int32_t stages;       // tiles of columns in shared memory
   size_t shared_bytes;  // of a block

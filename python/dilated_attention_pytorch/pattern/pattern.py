@@ -40,7 +40,7 @@ class PatternSpec(NamedTuple):
         far_keys: the same of more keys, in tensors of their own; of such a pattern there is a
             forward table only.
         rows: "near" leaves out the query rows that meet far keys, "far" the others.
-        row_tile: rows of a tile, as the kernels take them.
+        row_tile: rows that kernels take at once, 64 or 16; None: the planner's choice.
         directions: "both"; "forward" is for the forward pass alone, quicker to plan and smaller
             where kv_heads < heads or queries != keys.
         sequences: those of a batch in seq_len rows, each with positions of its own, from 0.
@@ -55,7 +55,7 @@ class PatternSpec(NamedTuple):
     padding: Padding = "masked"
     queries: tuple[int, ...] = (0, -1)
     keys: tuple[int, ...] = (0, -1)
-    row_tile: int = _C.ROW_TILE
+    row_tile: int | None = None
     directions: Directions = "both"
     sequences: Sequences | None = None
     far_keys: tuple[int, ...] = ()
@@ -94,8 +94,9 @@ class PatternSpec(NamedTuple):
         """Raises TypeError or ValueError for wrong types, names, heads, rates and offsets."""
         at_least(0, self.seq_len, "seq_len", SEQ_LEN_END)
         at_least(1, self.heads, "heads", HEADS_END)
-        for name in ("kv_heads", "row_tile"):
-            _check_integer(getattr(self, name), name)
+        _check_integer(self.kv_heads, "kv_heads")
+        if self.row_tile is not None:
+            _check_integer(self.row_tile, "row_tile")
         if self.kv_heads < 1 or self.heads % self.kv_heads:
             raise ValueError(
                 f"kv_heads must be positive and divide heads, {self.heads}, got {self.kv_heads}"

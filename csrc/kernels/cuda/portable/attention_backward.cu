@@ -57,6 +57,20 @@ cudaError_t launch_both(const Launch& launch) {
 }
 
 template <typename Element>
+cudaError_t launch_short(const Launch& launch) {
+  switch (launch.choice.width) {
+    case 32:
+      return launch_both<Element, 32, kShortRowTile>(launch);
+    case 64:
+      return launch_both<Element, 64, kShortRowTile>(launch);
+    case 128:
+      return launch_both<Element, 128, kShortRowTile>(launch);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+template <typename Element>
 cudaError_t launch_width(const Launch& launch) {
   const bool has_64_keys = launch.choice.tile.rows == 64;
   switch (launch.choice.width) {
@@ -84,7 +98,10 @@ cudaError_t launch_width(const Launch& launch) {
 cudaError_t attention_backward(const BackwardChoice& choice, const BackwardArgs& args,
                                const BackwardWorkspace& workspace, cudaStream_t stream) {
   const Launch launch{choice, args, workspace, stream};
-  return with_16_bit(args.dtype, [&]<typename Element>() { return launch_width<Element>(launch); });
+  return with_16_bit(args.dtype, [&]<typename Element>() {
+    return choice.tile.rows == kShortRowTile ? launch_short<Element>(launch)
+                                             : launch_width<Element>(launch);
+  });
 }
 
 }  // namespace dilated::kernels::cuda::portable

@@ -21,6 +21,21 @@ cudaError_t launch(const ForwardChoice& choice, const ForwardArgs& args, cudaStr
 }
 
 template <typename Element>
+cudaError_t launch_short(const ForwardChoice& choice, const ForwardArgs& args,
+                         cudaStream_t stream) {
+  switch (choice.width) {
+    case 32:
+      return launch<Element, 32, 1, 1>(choice, args, stream);
+    case 64:
+      return launch<Element, 64, 1, 1>(choice, args, stream);
+    case 128:
+      return launch<Element, 128, 1, 1>(choice, args, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+template <typename Element>
 cudaError_t launch_width(const ForwardChoice& choice, const ForwardArgs& args,
                          cudaStream_t stream) {
   switch (choice.width) {
@@ -48,8 +63,10 @@ cudaError_t launch_width(const ForwardChoice& choice, const ForwardArgs& args,
 
 cudaError_t attention_forward(const ForwardChoice& choice, const ForwardArgs& args,
                               cudaStream_t stream) {
-  return with_16_bit(
-      args.dtype, [&]<typename Element>() { return launch_width<Element>(choice, args, stream); });
+  return with_16_bit(args.dtype, [&]<typename Element>() {
+    return choice.tile.rows == kShortRowTile ? launch_short<Element>(choice, args, stream)
+                                             : launch_width<Element>(choice, args, stream);
+  });
 }
 
 }  // namespace dilated::kernels::cuda::portable

@@ -25,18 +25,19 @@ struct BackwardShape {
   using Element = Element_;
   static constexpr int kWidth = kWidth_, kKeys = kKeys_;  // head_dim padded, and rows of a tile
   static constexpr BackwardTile kTile{kWidth, kKeys};
-  static constexpr int kQueries = kTile.kQueries;
+  static constexpr int kQueries = kTile.queries();
   static constexpr int kParts = kTile.parts();
   static constexpr int kPartWidth = kWidth / kParts;
   static constexpr int kPassQueries =
       kParts == 1 ? 32 : kQueries / kParts;  // of one block of scores
-  static constexpr int kPasses = kParts == 1 ? 2 : 1;
-  static constexpr int kKeyWarps = kKeys / 32;
+  static constexpr int kPasses = kParts == 1 ? kQueries / 32 : 1;
+  static constexpr int kWarpKeys = kKeys < 32 ? kKeys : 32;
+  static constexpr int kKeyWarps = kKeys / kWarpKeys;
   static constexpr int kWarps = kKeyWarps * kParts;
   static constexpr int kThreads = kWarps * 32;
   static constexpr int kBlocks = kTile.blocks();
   // grad_query of a tile: warps in rows by warps in columns.
-  static constexpr int kRowWarps = kWidth / (kWarps / 2) % 16 == 0 ? 2 : 4;
+  static constexpr int kRowWarps = kWarps == 1 ? 1 : kWidth / ((kWarps + 1) / 2) % 16 == 0 ? 2 : 4;
   static constexpr int kSumRows = kQueries / kRowWarps, kSumWidth = kWidth / (kWarps / kRowWarps);
   using Keys = RowTile<kWidth, kKeys, kThreads>;
   using Queries = RowTile<kWidth, kQueries, kThreads>;
@@ -67,7 +68,7 @@ struct BackwardMemory {
 };
 
 /// One warp's part of a tile. Key row r = 2 * m + half of a thread is row 16 * m + 8 * half + lane
-/// / 4 of the warp's 32.
+/// / 4 of the warp's.
 template <typename Shape>
 class BackwardWarp {
  public:
@@ -75,7 +76,7 @@ class BackwardWarp {
   using Layout = typename Shape::Layout;
   using Weights = typename Shape::Weights;
   using Columns = QueryColumns<Shape::kQueries>;
-  static constexpr int kTiles = 2, kQueryTiles = Shape::kPassQueries / 8,
+  static constexpr int kTiles = Shape::kWarpKeys / 16, kQueryTiles = Shape::kPassQueries / 8,
                        kWidthTiles = Shape::kPartWidth / 8;
 
   __device__ BackwardWarp(const BackwardCall& call, BackwardMemory<Shape>& memory)
@@ -129,7 +130,9 @@ class BackwardWarp {
 
   __device__ static int lane() { return threadIdx.x % 32; }
   __device__ static int part() { return threadIdx.x / 32 / Shape::kKeyWarps; }
-  __device__ static int first_key() { return threadIdx.x / 32 % Shape::kKeyWarps * 32; }
+  __device__ static int first_key() {
+    return threadIdx.x / 32 % Shape::kKeyWarps * Shape::kWarpKeys;
+  }
 
   /// weights: scores to P^T, what dropout leaves of it; scores: dP^T to dS^T.
   __device__ void differentiate(Scores& weights, Scores& scores, const Columns& columns,
@@ -235,7 +238,7 @@ class BackwardWarp {
   Gradient grad_key_, grad_value_;
 };
 
-/// dS K of the tile, 64 rows of it over the block's warps, added to the sums in memory.
+/// dS K of the tile, its rows over the block's warps, added to the sums in memory.
 template <typename Shape>
 __device__ void BackwardWarp<Shape>::add_grad_query(const Columns& columns) {
   constexpr int kRowTiles = Shape::kSumRows / 16, kColumnTiles = Shape::kSumWidth / 8;

@@ -7,6 +7,7 @@
 // plain loads, element by element.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "kernels/attention.h"
@@ -51,7 +52,8 @@ __device__ inline RowSource row_source(const void* origin, const Rows& rows, int
 template <int kWidth, int kRows, int kThreads>
 struct RowTile {
   static constexpr int kChunks = kWidth / 8;
-  static constexpr int kLanes = kChunks % 8 == 0 || kChunks == 6 ? 8 : 4;  // for loops that write
+  // For loops that write.
+  static constexpr int kLanes = std::min(kChunks % 8 == 0 || kChunks == 6 ? 8 : 4, kThreads / 8);
   // Threads that share a row that is copied. Of eight, six chunks would leave two idle, so there
   // are six, and the first quarter of the block does not copy: kIdle threads.
   static constexpr int kCopyLanes = kChunks == 6 ? 6 : kLanes;
@@ -106,8 +108,8 @@ struct RowTile {
                                      int32_t head_dim) {
 #pragma unroll
     for (int chunk = 0; chunk < kChunks; chunk += kCopyLanes) {
-      copy_16_async_or_zero(target + chunk * 16, from + (lane + chunk) * 16,
-                            (lane + chunk) * 8 < head_dim);
+      copy_16_async_or_zero(Layout::template skip<kCopyLanes>(target, chunk),
+                            from + (lane + chunk) * 16, (lane + chunk) * 8 < head_dim);
     }
   }
 
@@ -118,7 +120,9 @@ struct RowTile {
       for (int e = 0; e < 8; ++e) {
         const int d = (lane + chunk) * 8 + e;
         const uint16_t element = d < head_dim ? reinterpret_cast<const uint16_t*>(from)[d] : 0;
-        asm volatile("st.shared.b16 [%0], %1;" ::"r"(target + chunk * 16 + e * 2), "h"(element)
+        asm volatile("st.shared.b16 [%0], %1;" ::"r"(
+                         Layout::template skip<kCopyLanes>(target, chunk) + e * 2),
+                     "h"(element)
                      : "memory");
       }
     }

@@ -30,6 +30,15 @@ struct Swizzle {
     return row * kRowBytes + ((chunk ^ permutation(row)) * 16);
   }
 
+  /// From the address of a chunk below kLanes, a power of two, to that of the chunk `chunks`, a
+  /// multiple of kLanes, further.
+  template <int kLanes>
+  __device__ static uint32_t skip(uint32_t address, int chunks) {
+    static_assert(kChunks == kLanes || kRepeat % kLanes == 0);
+    return (address ^ static_cast<uint32_t>(chunks % kRepeat * 16)) +
+           static_cast<uint32_t>(chunks / kRepeat * kRepeat * 16);
+  }
+
   /// From the address of chunk 0 or 1 of a row to that of the chunk 2 * pair further, as steps of
   /// 16 elements need.
   __device__ static uint32_t advance(uint32_t address, int pair) {

@@ -55,6 +55,17 @@ __device__ inline void skip_rows(Tile& tile, int32_t rows) {
   tile.first_window += tile.first_window < 0 ? 0 : rows;
 }
 
+/// For a block that takes `rows` of a group at once, where the pattern's tiles may have fewer: the
+/// tile with as many, or false where they come with an earlier one.
+__device__ inline bool widen_tile(WorkItem& work, int32_t rows) {
+  Tile& tile = work.tile;
+  if (tile.first_row % rows != 0) {
+    return false;
+  }
+  tile.rows = min(work.group.rows - tile.first_row, max(tile.rows, rows));
+  return true;
+}
+
 /// False if the item is empty. Every thread of the block gets the same.
 __device__ inline bool find_work(const TableView& table, int64_t item, int64_t batch,
                                  WorkItem& work) {

@@ -277,7 +277,8 @@ __global__ void __launch_bounds__(ScalarShape<kWidth>::kThreads, ScalarShape<kWi
   const int64_t items = count_work(table, args.batch);
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
     WorkItem work;
-    if (!find_work(table, item, args.batch, work)) {
+    if (!find_work(table, item, args.batch, work) ||
+        !widen_tile(work, ScalarShape<kWidth>::kRows)) {
       continue;
     }
     ScalarBackward<Element, kWidth, kTransposed> backward(args, table, work, memory);

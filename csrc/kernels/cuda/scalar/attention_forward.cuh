@@ -348,7 +348,7 @@ __global__ void __launch_bounds__(256, 2)
   const int64_t items = count_work(table, call.args.batch);
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
     WorkItem work;
-    if (!find_work(table, item, call.args.batch, work)) {
+    if (!find_work(table, item, call.args.batch, work) || !widen_tile(work, Shape::kRows)) {
       continue;
     }
     for (; work.tile.rows > 0; skip_rows(work.tile, Shape::kRows)) {
