@@ -163,8 +163,14 @@ def run(case: Case, tensors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     case.into(parts[1], part_lses[1], tensors, "far")
     assert torch.equal(part_lses[0].isnan(), ~part_lses[1].isnan())
     is_near = ~part_lses[0].isnan()
-    assert torch.equal(torch.where(is_near, *part_lses), lse)
-    assert torch.equal(torch.where(is_near.transpose(1, 2)[..., None], *parts), out)
+    # Tiles may be of another height, and sums in another order.
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}
+    for parted, whole in (
+        (torch.where(is_near, *part_lses), lse),
+        (torch.where(is_near.transpose(1, 2)[..., None], *parts), out),
+    ):
+        near = tolerance.get(whole.dtype, 2e-2)
+        torch.testing.assert_close(parted, whole, rtol=near, atol=near)
     return out, lse
 
 
