@@ -1,6 +1,5 @@
 // Autograd and autocast of attention and ring_attention. Arguments after query, key and value pass
 // through unread. A ring's steps, the block operators, have no gradients of their own.
-#include <ATen/FuncTorchTLS.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -73,27 +72,6 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction<kFo
   }
 };
 
-bool requires_grad(const at::Tensor& tensor) {
-  return tensor.requires_grad() && at::GradMode::is_enabled();
-}
-
-/// Throws where torch.func differentiates, whose levels a C++ function does not know.
-void check_no_transform(const c10::OperatorHandle& op) {
-  const auto& transforms = at::functorch::functorchTLSAccessor();
-  if (transforms == nullptr) {
-    return;
-  }
-  bool active = false;
-  try {
-    transforms->checkSupportsCppAutogradFunction();
-  } catch (const c10::Error&) {
-    active = true;
-  }
-  TORCH_CHECK_NOT_IMPLEMENTED(!active, op.schema().name(),
-                              " must not be differentiated by torch.func: of the Python functions "
-                              "dilated_attention can be, without a group");
-}
-
 template <Form kForm>
 void autograd_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const size_t count = op.schema().arguments().size();
@@ -104,8 +82,8 @@ void autograd_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   check_given(key, "key");
   check_given(value, "value");
   check_differentiated(op, *stack);
-  if (requires_grad(query) || requires_grad(key) || requires_grad(value)) {
-    check_no_transform(op);
+  if (wants_gradient(query) || wants_gradient(key) || wants_gradient(value)) {
+    check_no_transform(op.schema().name());
     auto results = AttentionFunction<kForm>::apply(query, key, value, op, stack);
     torch::jit::push(stack, std::move(results[0]), std::move(results[1]));
   } else {

@@ -8,6 +8,7 @@
 #include "ops/checks.h"
 #include "ops/gather.h"
 #include "ops/in_place.h"
+#include "ops/underived.h"
 
 namespace dilated {
 namespace ops {
@@ -97,6 +98,12 @@ at::Tensor gather_autograd(const at::Tensor& input, c10::SymInt segment_length,
                            int64_t dilation_rate, const OptionalTensor& head_offsets,
                            int64_t start) {
   check_given(input, "input");
+  check_no_tangent(input, "dilated::gather");
+  if (!wants_gradient(input)) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return gather_op().call(input, segment_length, dilation_rate, head_offsets, start);
+  }
+  check_no_transform("dilated::gather");
   return GatherFunction::apply(input, segment_length, dilation_rate, head_offsets, start);
 }
 
@@ -105,6 +112,13 @@ at::Tensor scatter_add_autograd(const at::Tensor& input, const at::Tensor& packe
                                 const OptionalTensor& head_offsets, int64_t start) {
   check_given(input, "input");
   check_given(packed, "packed");
+  check_no_tangent(input, "dilated::scatter_add");
+  check_no_tangent(packed, "dilated::scatter_add");
+  if (!wants_gradient(input) && !wants_gradient(packed)) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return scatter_add_op().call(input, packed, segment_length, dilation_rate, head_offsets, start);
+  }
+  check_no_transform("dilated::scatter_add");
   return ScatterAddFunction::apply(input, packed, segment_length, dilation_rate, head_offsets,
                                    start);
 }

@@ -1,5 +1,6 @@
 #include "ops/underived.h"
 
+#include <ATen/FuncTorchTLS.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -59,14 +60,37 @@ Tensors differentiated(const c10::OperatorHandle& op, const torch::jit::Stack& s
 
 }  // namespace
 
+bool wants_gradient(const at::Tensor& tensor) {
+  return tensor.requires_grad() && at::GradMode::is_enabled();
+}
+
+void check_no_tangent(const at::Tensor& tensor, const std::string& op) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!tensor._fw_grad(/*level=*/0).defined(), op, kFirstOnly);
+}
+
+void check_no_transform(const std::string& op) {
+  const auto& transforms = at::functorch::functorchTLSAccessor();
+  if (transforms == nullptr) {
+    return;
+  }
+  bool active = false;
+  try {
+    transforms->checkSupportsCppAutogradFunction();
+  } catch (const c10::Error&) {
+    active = true;
+  }
+  TORCH_CHECK_NOT_IMPLEMENTED(!active, op,
+                              " must not be differentiated by torch.func: of the Python functions "
+                              "dilated_attention can be, without a group");
+}
+
 void check_differentiated(const c10::OperatorHandle& op, const torch::jit::Stack& stack) {
   const auto& arguments = op.schema().arguments();
   for (size_t i = 0; i < arguments.size(); ++i) {
     const c10::IValue& value = torch::jit::peek(stack, i, arguments.size());
     if (value.isTensor() && value.toTensor().defined()) {
       check_given(value.toTensor(), arguments[i].name().c_str());
-      TORCH_CHECK_NOT_IMPLEMENTED(!value.toTensor()._fw_grad(/*level=*/0).defined(),
-                                  op.schema().name(), kFirstOnly);
+      check_no_tangent(value.toTensor(), op.schema().name());
     }
   }
 }

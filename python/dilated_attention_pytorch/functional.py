@@ -221,11 +221,11 @@ def attend(
     value_shape = _shape_of(value, "value")
     if is_causal is not True and is_causal is not False:
         raise TypeError(f"is_causal must be a bool, got {is_causal!r}")
-    options: dict[str, Any] = {}
     if not type(query) is type(key) is type(value) is Tensor and is_sharded(query, key, value):
-        options = {"is_causal": is_causal, "scale": scale, "dropout_p": dropout_p}
-        options |= {"pattern_cache": pattern_cache, "sharding": sharding, "sequences": sequences}
-        return _attend_shards(query, key, value, scheme, seq_lens, options)
+        settings: dict[str, Any] = {"is_causal": is_causal, "scale": scale}
+        settings |= {"dropout_p": dropout_p, "pattern_cache": pattern_cache}
+        settings |= {"sharding": sharding, "sequences": sequences}
+        return _attend_shards(query, key, value, scheme, seq_lens, settings)
     if seq_lens is not None or query.is_nested or key.is_nested or value.is_nested:
         if sharding is not None:
             refuse_ragged_ring(seq_lens)
@@ -242,21 +242,7 @@ def attend(
                 dropout_steps=dropout_steps,
             )
             return packed.unpack(out, lse)
-    # Parsing an option takes time on the host, so defaults are left out.
-    if is_causal:
-        options["is_causal"] = True
-    if scale is not None:
-        options["scale"] = scale
-    if scheme.padding != "masked":
-        options["padding"] = scheme.padding
-    if dropout_p > 0.0:
-        options["dropout_p"] = dropout_p
-        # On the device, so that drawing it needs no synchronisation; activation checkpointing
-        # restores the generator and so repeats it.
-        seed = torch.randint(_MAX_SEED, (1,), dtype=torch.int64, device=query.device)
-        options["dropout_seed"] = seed + dropout_steps if dropout_steps else seed
-    if sequences is not None:
-        options["sequences"] = sequences if isinstance(sequences, Tensor) else sequences.tensor
+    options = _options(query, scheme, is_causal, scale, dropout_p, dropout_steps, sequences)
     rows = (query, key, value, scheme.segment_lengths, scheme.dilation_rates)
     if sharding is not None:
         check_ring_cache(pattern_cache)
@@ -294,16 +280,44 @@ def attend(
     return ops.attention(*rows, **options)
 
 
+def _options(
+    query: Tensor,
+    scheme: Scheme,
+    is_causal: bool,
+    scale: float | None,
+    dropout_p: float,
+    dropout_steps: int,
+    sequences: Table | None,
+) -> dict[str, Any]:
+    """The operators'; parsing one takes time on the host, so defaults are left out."""
+    options: dict[str, Any] = {}
+    if is_causal:
+        options["is_causal"] = True
+    if scale is not None:
+        options["scale"] = scale
+    if scheme.padding != "masked":
+        options["padding"] = scheme.padding
+    if dropout_p > 0.0:
+        options["dropout_p"] = dropout_p
+        # On the device, so that drawing it needs no synchronisation; activation checkpointing
+        # restores the generator and so repeats it.
+        seed = torch.randint(_MAX_SEED, (1,), dtype=torch.int64, device=query.device)
+        options["dropout_seed"] = seed + dropout_steps if dropout_steps else seed
+    if sequences is not None:
+        options["sequences"] = sequences if isinstance(sequences, Tensor) else sequences.tensor
+    return options
+
+
 def _attend_shards(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     scheme: Scheme,
     seq_lens: SeqLens | None,
-    options: dict[str, Any],
+    settings: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
     """`attend` of DTensors: on each rank of its own batch entries and heads."""
-    if options["sharding"] is not None:
+    if settings["sharding"] is not None:
         raise ValueError(f"query must be no DTensor where a group is given, got {query.shape}")
     shards = shards_of(query=query, key=key, value=value)
     q, k, v = shards.rows
@@ -317,7 +331,7 @@ def _attend_shards(
         scheme.of_heads(query.shape[2], shards.first_head, heads),
         seq_lens=seq_lens,
         dropout_steps=seed_steps(shards.first_entry, shards.first_head),
-        **options,
+        **settings,
     )
     return shards.out(out), shards.of_heads(lse)
 

@@ -182,10 +182,18 @@ def test_derivatives_of_operators_that_are_not_there():
     def block(query):
         return ops.attention_block(query, key, value, 20, 0, 0, *BRANCHES)[0]
 
-    with pytest.raises(NotImplementedError, match="dilated::attention must not be .* torch.func"):
-        torch.func.grad(lambda q: op(q).sum())(Q[0])
+    def gather(query):
+        return ops.gather(query, 8, 2)
+
+    def scatter(query):
+        return ops.scatter_add(query, gather(query.detach()), 8, 2)
+
+    calls = {"attention": op, "gather": gather, "scatter_add": scatter}
+    for name, call in calls.items():
+        with pytest.raises(NotImplementedError, match=f"dilated::{name} must not be .* torch.func"):
+            torch.func.grad(lambda q, call=call: call(q).sum())(Q[0])
     with forward_ad.dual_level():
-        for name, call in (("attention", op), ("attention_block", block)):
+        for name, call in (calls | {"attention_block": block}).items():
             with pytest.raises(NotImplementedError, match=f"dilated::{name} must .* {FIRST_ONLY}"):
                 call(forward_ad.make_dual(Q[0], Q[0]))
     out = block(Q[0].clone().requires_grad_())
