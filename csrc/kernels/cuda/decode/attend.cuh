@@ -92,7 +92,7 @@ __device__ void store_appended(const DecodeStepArgs& args, const Block& block, c
 }
 
 template <typename Element, typename Rows>
-__global__ void __launch_bounds__(kThreads, Rows::kColumns <= 128 ? 4 : 1)
+__global__ void __launch_bounds__(kThreads, Rows::kColumns <= 128 ? 3 : 1)
     attend_kernel(const __grid_constant__ AttendCall call) {
   __shared__ Plan plan;
   __shared__ Found<Rows::kColumns> found;
