@@ -90,6 +90,29 @@ DILATED_HOST_DEVICE inline Division divide(int64_t a, int64_t b) {
   return {a / b, a % b};
 }
 
+/// Tells multiples of a number without dividing: n is one iff n / odd, which modulo 2^32 is a
+/// product, rotated by the number's twos, is at most the largest multiple's (Hacker's Delight,
+/// 10-17).
+struct Divisor {
+  uint32_t inverse, twos, limit;
+
+  DILATED_HOST_DEVICE bool divides(uint32_t n) const {
+    const uint32_t product = n * inverse;
+    return (product >> twos | product << ((32 - twos) & 31)) <= limit;
+  }
+};
+DILATED_HOST_DEVICE inline Divisor make_divisor(uint32_t number) {
+  uint32_t odd = number, twos = 0;
+  for (; odd % 2 == 0; odd /= 2) {
+    ++twos;
+  }
+  uint32_t inverse = odd;  // of 3 bits; each step doubles them
+  for (int step = 0; step < 4; ++step) {
+    inverse *= 2 - odd * inverse;
+  }
+  return {inverse, twos, 0xffffffffu / number};
+}
+
 /// A lattice's rows that one query meets there: row `first`, then every step-th, `count` of them.
 /// The query is `distance` lattice points after the first of them.
 struct LatticeRows {

@@ -1,4 +1,4 @@
-// From the arguments of decode_attend and decode_append to a kernel's, on any device.
+// From the arguments of decode_attend, decode_append and decode_step to a kernel's, on any device.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -20,6 +20,15 @@ struct DecodeCall {
   const OptionalTensor& counts;
 };
 
+/// Checks of the three operators' arguments; work on fake tensors.
+void check_attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                  const DecodeCall& call, int64_t kv_heads, const std::optional<double>& scale);
+void check_append(const at::Tensor& key_rows, const at::Tensor& value_rows, const at::Tensor& key,
+                  const at::Tensor& value, const DecodeCall& call);
+void check_step(const at::Tensor& key_rows, const at::Tensor& value_rows, const at::Tensor& query,
+                const at::Tensor& key, const at::Tensor& value, const DecodeCall& call,
+                const std::optional<double>& scale);
+
 /// Holds the tensors that `args` points into.
 struct AttendCall {
   at::Tensor query, key, value, out, lse;
@@ -40,10 +49,5 @@ struct AppendCall {
 AppendCall prepare_append(const at::Tensor& key_rows, const at::Tensor& value_rows,
                           const at::Tensor& key, const at::Tensor& value, const DecodeCall& call,
                           const std::optional<int64_t>& max_seq_len);
-
-/// Of decode_step, which appends and attends.
-void check_step(const at::Tensor& key_rows, const at::Tensor& value_rows, const at::Tensor& query,
-                const at::Tensor& key, const at::Tensor& value, const DecodeCall& call,
-                const std::optional<double>& scale);
 
 }  // namespace dilated::ops

@@ -62,6 +62,17 @@ TEST(ChooseDecode, FewRowsAreNotSplit) {
   }
 }
 
+TEST(ChooseDecode, ADivisorTellsItsMultiples) {
+  for (const uint32_t number : {1u, 2u, 3u, 5u, 6u, 16u, 48u, 1000u, 65536u, 2147483647u}) {
+    const Divisor divisor = make_divisor(number);
+    for (uint32_t n = 0; n < 3000; ++n) {
+      EXPECT_EQ(divisor.divides(n), n % number == 0) << n << " by " << number;
+      const uint32_t large = 2147483647u - n;
+      EXPECT_EQ(divisor.divides(large), large % number == 0) << large << " by " << number;
+    }
+  }
+}
+
 TEST(ChooseDecode, RowsAreCountedByBranch) {
   DecodeAttendArgs args{};
   args.branches = 3;

@@ -3,6 +3,7 @@
 
 #include <ATen/Parallel.h>
 
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -69,6 +70,7 @@ struct Running {
 struct Meetings {
   LatticeRows rows[kMostBranches];
   uint32_t outer[kMostBranches];
+  Divisor steps[kMostBranches][kMostBranches];  // of an outer lattice within an inner one
 };
 
 Meetings meetings_of(const DecodeAttendArgs& args, int64_t head, int64_t position) {
@@ -82,18 +84,18 @@ Meetings meetings_of(const DecodeAttendArgs& args, int64_t head, int64_t positio
     for (int64_t inner = lattice.parent; inner >= 0;
          inner = args.lattices[inner * args.heads + head].parent) {
       meetings.outer[inner] |= uint32_t{1} << branch;
+      meetings.steps[inner][branch] = make_divisor(
+          static_cast<uint32_t>(args.dilation_rates[branch] / args.dilation_rates[inner]));
     }
   }
   return meetings;
 }
 
-int64_t multiplicity_of(const DecodeAttendArgs& args, int32_t branch, uint32_t outer,
-                        int64_t distance) {
+int64_t multiplicity_of(const Meetings& meetings, int32_t branch, int64_t distance) {
   int64_t multiplicity = 1;
-  for (int32_t other = 0; other < args.branches; ++other) {
-    const bool holds = (outer >> other & 1) != 0 &&
-                       distance % (args.dilation_rates[other] / args.dilation_rates[branch]) == 0;
-    multiplicity += holds ? 1 : 0;
+  for (uint32_t rest = meetings.outer[branch]; rest != 0; rest &= rest - 1) {
+    const Divisor& step = meetings.steps[branch][std::countr_zero(rest)];
+    multiplicity += step.divides(static_cast<uint32_t>(distance)) ? 1 : 0;
   }
   return multiplicity;
 }
@@ -120,7 +122,7 @@ void attend_one(const DecodeAttendArgs& args, int64_t batch, int64_t index, int6
         const int64_t row = rows.first + i * rows.step;
         running.add(row_at<Element>(args.key, batch, row, kv_head),
                     row_at<Element>(args.value, batch, row, kv_head),
-                    multiplicity_of(args, branch, meetings.outer[branch], rows.distance - i));
+                    multiplicity_of(meetings, branch, rows.distance - i));
       }
     }
   }

@@ -92,7 +92,7 @@ __device__ void store_appended(const DecodeStepArgs& args, const Block& block, c
 }
 
 template <typename Element, typename Rows>
-__global__ void __launch_bounds__(kThreads, Rows::kColumns <= 128 ? 4 : 1)
+__global__ void __launch_bounds__(kThreads, Rows::kColumns <= 128 ? 3 : 1)
     attend_kernel(const __grid_constant__ AttendCall call) {
   __shared__ Plan plan;
   __shared__ Found<Rows::kColumns> found;
@@ -149,7 +149,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = 0; i < kPerWarp; ++i) {
     weights[i] = __shfl_sync(kAllLanes, weight, warp + i * kWarps);
   }
-  for (int step = 0; 32 * step < head_dim; ++step) {
+#pragma unroll 4  // whose loads are under way together
+  for (int step = 0; step < kSteps; ++step) {
     const int column = 32 * step + lane;
     float sum = 0.0f;
 #pragma unroll

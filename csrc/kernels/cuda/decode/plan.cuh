@@ -54,7 +54,8 @@ struct Plan {
   // The branches whose lattices nest in this one and hold the query, a bit each.
   uint32_t outer[kMostBranches][kMostHeads];
   uint32_t any_outer[kMostBranches];
-  int64_t new_row[kMostBranches];  // where the cache keeps what a step appends, or -1
+  Divisor steps[kMostBranches][kMostBranches];  // of an outer lattice within an inner one
+  int64_t new_row[kMostBranches];               // where the cache keeps what a step appends, or -1
 };
 static_assert(kThreads == kMostBranches * kMostHeads, "a thread for each lattice");
 
@@ -90,6 +91,12 @@ __device__ inline void make_plan(const DecodeStepArgs& args, const Block& block,
     for (int64_t inner = lattice.parent; inner >= 0; inner = plan.lattices[inner][head].parent) {
       atomicOr(&plan.outer[inner][head], 1u << branch);
     }
+  }
+  for (int i = thread; i < args.branches * args.branches; i += kThreads) {
+    const int inner = i / args.branches, outer = i - inner * args.branches;
+    const auto rate = static_cast<uint32_t>(args.dilation_rates[outer]);
+    const uint32_t step = rate / static_cast<uint32_t>(args.dilation_rates[inner]);
+    plan.steps[inner][outer] = make_divisor(max(step, 1u));  // of those that nest, the others idle
   }
   __syncthreads();
   if (thread < args.branches) {
@@ -131,14 +138,12 @@ struct Tile {
   }
 
   /// The outer lattices that hold the key too, a bit each.
-  __device__ uint32_t outer_of(const DecodeArgs& args, int key) const {
+  __device__ uint32_t outer_of(int key) const {
     const auto distance = static_cast<uint32_t>(plan.rows[branch].distance - first - key);
-    const auto rate = static_cast<uint32_t>(args.dilation_rates[branch]);
     uint32_t holding = 0;
     for (uint32_t rest = plan.any_outer[branch]; rest != 0; rest &= rest - 1) {
       const int other = __ffs(static_cast<int>(rest)) - 1;
-      const auto ratio = static_cast<uint32_t>(args.dilation_rates[other]) / rate;
-      holding |= distance % ratio == 0 ? 1u << other : 0;
+      holding |= plan.steps[branch][other].divides(distance) ? 1u << other : 0;
     }
     return holding;
   }

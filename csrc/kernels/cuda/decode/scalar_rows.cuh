@@ -40,7 +40,7 @@ class ScalarRows {
       uint32_t outer[kKeys];
 #pragma unroll
       for (int i = 0; i < kKeys; ++i) {
-        outer[i] = tile.outer_of(args_, first + i);
+        outer[i] = tile.outer_of(first + i);
       }
 #pragma unroll
       for (int head = 0; head < kHeads; ++head) {

@@ -119,7 +119,7 @@ class TensorCoreRows {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int key = group() + 8 * half;
-      const uint32_t outer = tile.outer_of(args_, key);
+      const uint32_t outer = tile.outer_of(key);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const int head = 2 * place() + h;
