@@ -105,7 +105,8 @@ def gather(setting: Setting, rank: int, speed: float, factor: float, levels: int
         meanwhile = setting.seconds(rank, "near")
         return max(meanwhile, wire) + whole - meanwhile
     meanwhile = setting.seconds(rank, "own")
-    return factor * (whole - meanwhile) + max(factor * meanwhile, wire) + 2 * wire
+    half = factor * meanwhile / 2  # of own keys, before the others' and after
+    return factor * (whole - meanwhile) + max(half, wire) + max(half, 2 * wire)
 
 
 def ring(setting: Setting, rank: int, speed: float, factor: float) -> float:
