@@ -23,6 +23,7 @@ _GIGAPATH = ((1024, 5792, 32768, 185363, 1048576), _RATES)
 _LONGVIT = ((1024, 2048, 4096, 8192, 16384), _RATES)
 _SEED = ((512, 1024), (1, 2))
 _WHOLE = (2048, 8192, 32768, 131072, 262144)  # one segment spans all ranks of a ring
+_MILLION = (2048, 8192, 65536, 262144, 1048576)
 
 BACKWARD_FLOPS = 2.5  # products of the backward over those of the forward: five against two
 _FACTOR = {"fwd": 1.0, "bwd": BACKWARD_FLOPS, "fwd+bwd": 1.0 + BACKWARD_FLOPS, "host": 0.0}
@@ -131,6 +132,8 @@ def _build() -> Iterable[Workload]:
         yield replace(scaled, name=f"scale-{kilo}k", seq_len=kilo * 1024)
     whole: dict[str, Any] = {"seq_len": 262144, "segment_lengths": _WHOLE}
     yield replace(llm, name="llm-256k-whole", group="ring", **whole)
+    million: dict[str, Any] = {"seq_len": 1048576, "segment_lengths": _MILLION}
+    yield replace(longnet, name="longnet-1m", group="ring", **million)
     exact: dict[str, Any] = {"dtype": "float32", "head_offsets": "interleaved"}
     for kilo in (4, 16):
         yield Workload(f"cpu-{kilo}k", "cpu", kilo * 1024, 4, 64, (1024, 4096), (1, 4), **exact)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 from unittest import mock
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dilated_attention_pytorch import ops
-from dilated_attention_pytorch.ring import Strategy
+from dilated_attention_pytorch.ring import shard
 from dilated_attention_pytorch.ring.group.communicator import Communicator
 from dilated_attention_pytorch.ring.group.transfer import Transfer
 from dilated_attention_pytorch.ring.plans.lattice import Lattice, Piece, lattices
@@ -31,7 +31,8 @@ from ..workloads import Workload
 from . import full_attention_share, ours
 from .calls import Calls, Inputs, Triple, UnsupportedError, autograd_calls, make_calls
 
-STRATEGIES = ("auto", "ring", "gather", "all_to_all")
+ZIGZAG = ("zigzag-gather", "zigzag-ring")
+STRATEGIES = ("auto", "ring", "gather", "all_to_all", *ZIGZAG)
 SINGLE, ALL_GATHER, CONTEXT_PARALLEL = "one-rank", "all-gather", "torch-context-parallel"
 NAMES = (*STRATEGIES, SINGLE, ALL_GATHER, CONTEXT_PARALLEL)
 
@@ -53,9 +54,14 @@ class Case:
 
     @property
     def mine(self) -> Inputs:
-        """This rank's rows."""
+        """This rank's rows, contiguous."""
         begin, end = shards(self.shard_lengths)[self.group.rank()]
         return Inputs(*(x[:, begin:end].contiguous() for x in self.inputs.all))
+
+    def zigzag(self) -> Inputs:
+        """Its rows of 2P equal stretches."""
+        layout: Any = {"shard_layout": "zigzag"}
+        return Inputs(*(shard(x, self.group, **layout) for x in self.inputs.all))
 
     @property
     def options(self) -> dict[str, Any]:
@@ -67,8 +73,10 @@ class Case:
 
 def prepare(name: str, case: Case) -> Calls:
     """Raises UnsupportedError if the peer can't compute this."""
+    if name in ZIGZAG and not case.is_causal:
+        raise UnsupportedError("zigzag is for causal work")
     if name in STRATEGIES:
-        return _ours(case, cast(Strategy, name))
+        return _ours(case, name)
     if name == SINGLE:  # every rank computes the whole sequence, by itself
         return ours(case.workload, case.is_causal, case.inputs)
     return _all_gather(case) if name == ALL_GATHER else _context_parallel(case)
@@ -82,16 +90,20 @@ def without_exchange() -> contextlib.AbstractContextManager[object]:
     return mock.patch.object(Communicator, "exchange", lambda *_: Transfer())
 
 
-def _ours(case: Case, strategy: Strategy) -> Calls:
+def _ours(case: Case, name: str) -> Calls:
     branches = (case.workload.segment_lengths, case.workload.dilation_rates)
-    options = {**case.options, "shard_lengths": case.shard_lengths, "strategy": strategy}
+    layout: dict[str, Any] = {"shard_lengths": case.shard_lengths}
+    if name in ZIGZAG:
+        layout = {"shard_layout": "zigzag"}
+    options = {**case.options, **layout, "strategy": name.removeprefix("zigzag-")}
     group = case.group.group_name
 
     def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return ops.ring_attention(q, k, v, *branches, group, **options)[0]
 
     sent = Communicator(group).traffic
-    return replace(autograd_calls(forward, case.mine), sent=lambda: sent.bytes_sent)
+    mine = case.zigzag() if name in ZIGZAG else case.mine
+    return replace(autograd_calls(forward, mine), sent=lambda: sent.bytes_sent)
 
 
 class AllGather:

@@ -119,6 +119,17 @@ TEST(Choose, TheForwardTakes128RowsWhereThatMeasuredBest) {
   EXPECT_EQ(rows(129, false), 64);
 }
 
+TEST(Choose, FarKeysNeedMapsOfTheirOwn) {
+  constexpr int64_t kFew[] = {1, 2, 4, 8, 16}, kMany[] = {1, 2, 4, 8, 16, 64};
+  const auto family = [](std::span<const int64_t> rates, bool has_far_keys) {
+    return choose_forward({problem(64), 1 << 20, /*is_mappable=*/true, rates, has_far_keys}, kH100)
+        .family;
+  };
+  EXPECT_EQ(family(kFew, true), Family::kHopper);
+  EXPECT_EQ(family(kMany, false), Family::kHopper);
+  EXPECT_EQ(family(kMany, true), Family::kPortable);
+}
+
 TEST(Choose, HopperRunsWhatItsKernelsCan) {
   const auto family = [](ForwardProblem problem, const Device& device = kH100) {
     return choose_forward(problem, device).family;

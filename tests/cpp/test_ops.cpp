@@ -225,5 +225,28 @@ TEST(Errors, SpellDtypesAsPythonDoes) {
   expect_error(at::Tensor(), std::nullopt, "query: must be a tensor, got None");
 }
 
+TEST(Ops, NearAndFarKeysAreOneSoftmax) {
+  const auto q = at::randn({2, 20, 4, 8}, at::kDouble), k = at::randn({2, 60, 2, 8}, at::kDouble),
+             v = at::randn_like(k);
+  const AttentionBlock whole{60, {10}, {0}};
+  const auto [expected, expected_lse] = attention_block(q, k, v, whole, {16, 60}, {1, 3});
+  const auto out = at::empty_like(q), lse = at::empty_like(expected_lse);
+  const AttentionBlock near{60, {10}, {10, 30}};
+  FarKeys far{at::cat({k.slice(1, 0, 10), k.slice(1, 30)}, 1),
+              at::cat({v.slice(1, 0, 10), v.slice(1, 30)}, 1),
+              {0, 10, 30, 60}};
+  for (const char* rows : {"near", "far"}) {
+    far.rows = rows;
+    attention_block_into(out, lse, q, k.slice(1, 10, 30), v.slice(1, 10, 30), far, near, {16, 60},
+                         {1, 3});
+  }
+  expect_close(out, expected);
+  expect_close(lse, expected_lse);
+  far.keys = {9, 19, 30, 60};
+  EXPECT_THROW(attention_block_into(out, lse, q, k.slice(1, 10, 30), v.slice(1, 10, 30), far, near,
+                                    {16, 60}, {1, 3}),
+               c10::ValueError);
+}
+
 }  // namespace
 }  // namespace dilated

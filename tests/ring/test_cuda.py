@@ -22,22 +22,39 @@ from tests.ring.test_later_calls import see
 
 STRATEGIES = ("ring", "gather", "all_to_all", "auto")
 TABLE = ((0, -1, 0, 1), (1, 0, 2, -1))
+FOUR = {
+    "four ranks": Case((64,) * 4, (64, 256), (1, 4), head_dim=64),
+    "four ranks, causal": Case((45, 70, 3, 80), (60, 198), (1, 2), options={"is_causal": True}),
+    "four ranks, causal zigzag": Case(
+        (32,) * 8, (64, 256), (1, 4), head_dim=64, options={"is_causal": True}, layout="zigzag"
+    ),
+}
 CASES = {
     "aligned": Case((64, 64), (32, 64, 128), (1, 2, 4), head_dim=64),
     "unequal": Case((45, 130), (37, 100, 175), (1, 3, 5), head_dim=48),
     "grouped heads": Case((80, 70), (64, 150), (1, 4), heads=8, kv_heads=2, head_dim=32),
     "table": Case((80, 70), (64, 150), (2, 4), head_dim=32, options={"head_offsets": TABLE}),
     "causal": Case((64, 70), (50, 134), (1, 2), head_dim=64, options={"is_causal": True}),
+    "zigzag": Case((32,) * 4, (32, 128), (1, 4), head_dim=64, layout="zigzag"),
+    "causal zigzag": Case(
+        (40, 21, 70, 33),
+        (50, 164),
+        (1, 2),
+        kv_heads=2,
+        head_dim=64,
+        options={"is_causal": True},
+        layout="zigzag",
+    ),
     "zeros": Case((64, 70), (50, 100), (1, 2), head_dim=64, options={"padding": "zeros"}),
 }
 
 
-def missing(backend: str) -> str | None:
+def missing(backend: str, gpus: int = 2) -> str | None:
     """Why the backend can't be tested here."""
     if (reason := missing_cuda()) is not None:
         return reason
-    if backend != "gloo" and torch.cuda.device_count() < 2:
-        return "each of two processes needs a GPU of its own"
+    if backend != "gloo" and torch.cuda.device_count() < gpus:
+        return f"each of {gpus} processes needs a GPU of its own"
     return None
 
 
@@ -46,6 +63,15 @@ def pair() -> Iterator[Processes]:
     if (reason := missing("gloo")) is not None:
         pytest.skip(reason)
     processes = Processes(2, timeout=60.0)
+    yield processes
+    processes.close()
+
+
+@pytest.fixture(scope="module")
+def quartet() -> Iterator[Processes]:
+    if (reason := missing("nccl", gpus=4)) is not None:
+        pytest.skip(reason)
+    processes = Processes(4, timeout=60.0)
     yield processes
     processes.close()
 
@@ -89,10 +115,29 @@ def compare(size: int, backend: str, case: Case) -> tuple[Transport | None, list
     whole = rows_of_rank(case.whole(), case, rank)
     single = Case(**{**vars(case), "dtype": torch.float32})
     found = []
-    for strategy in STRATEGIES:
+    for strategy in strategies_of(case):
         result = run_ring(single, strategy, rank, group.group_name, "cuda")
         found.append(errors(type(result)(*(x.cpu().double() for x in result)), whole))
     return Communicator(group.group_name).transport, found
+
+
+def strategies_of(case: Case) -> tuple[str, ...]:
+    return tuple(s for s in STRATEGIES if s != "all_to_all" or case.layout == "contiguous")
+
+
+def check_errors(case: Case, found: list[dict[str, float]]) -> None:
+    for strategy, each in zip(strategies_of(case), found, strict=True):
+        for result, error in each.items():
+            exact = EXACT["cuda"]
+            limit = exact.backward if result.startswith("grad") else exact.forward
+            assert error <= limit, f"{strategy}, {result}: {error:.1e}"
+
+
+@pytest.mark.parametrize("name", FOUR)
+@pytest.mark.parametrize("four_backend", ["nccl", "copy engine"])
+def test_four_ranks_equal_the_whole(quartet: Processes, four_backend: str, name: str) -> None:
+    for _, found in quartet.run(4, compare, four_backend, FOUR[name]):
+        check_errors(FOUR[name], found)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -102,11 +147,7 @@ def test_equals_the_whole_on_gpus(pair: Processes, backend: str, name: str) -> N
         if backend == "copy engine" and transport == "direct":
             pytest.skip("no symmetric memory on this machine")
         assert transport == expected
-        for strategy, each in zip(STRATEGIES, found, strict=True):
-            for result, error in each.items():
-                exact = EXACT["cuda"]
-                limit = exact.backward if result.startswith("grad") else exact.forward
-                assert error <= limit, f"{strategy}, {result}: {error:.1e}"
+        check_errors(CASES[name], found)
 
 
 def repeat(size: int, backend: str, dtype: torch.dtype) -> bool:

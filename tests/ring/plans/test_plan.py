@@ -10,9 +10,9 @@ import pytest
 
 from dilated_attention_pytorch.pattern import Pattern, PatternSpec, make_branches
 from dilated_attention_pytorch.pattern.pattern import pairs_of
-from dilated_attention_pytorch.ring.plans.layout import place_origin, shards
+from dilated_attention_pytorch.ring.plans.layout import halves, holds, place_origin, shards
 from dilated_attention_pytorch.ring.plans.plan import Parcel, Plan, make_plan, peers
-from tests.ring.geometry import is_nested, needed_rows, random_shards, random_spec, rows_of
+from tests.ring.geometry import Row, is_nested, needed_rows, random_shards, random_spec, rows_of
 
 
 def plans(spec: PatternSpec, lengths: tuple[int, ...], strategy: str) -> list[Plan]:
@@ -29,6 +29,10 @@ def received(plan: Plan) -> dict[int, Parcel]:
     parcels = [m for r in plan.rounds for m in r.receives]
     assert len({m.peer for m in parcels}) == len(parcels)
     return {m.peer: m for m in parcels}
+
+
+def all_rows(parcel: Parcel) -> set[Row]:
+    return {row for piece in parcel.pieces for row in rows_of(piece)}
 
 
 def check_rows(spec: PatternSpec, source: range, target: range, parcel: Parcel | None) -> None:
@@ -71,7 +75,12 @@ def test_every_needed_row_travels_and_no_other(seed: int) -> None:
                     assert back.pieces == mine[peer].pieces
     gathered = plans(spec, lengths, "gather")
     for plan, one in zip(everything, gathered, strict=True):
-        assert sent(plan) == sent(one) and received(plan) == received(one)
+        for ours, theirs in ((sent(plan), sent(one)), (received(plan), received(one))):
+            assert {peer: all_rows(p) for peer, p in ours.items()} == {
+                peer: all_rows(p) for peer, p in theirs.items()
+            }
+        for piece in (piece for parcel in sent(one).values() for piece in parcel.pieces):
+            assert any(holds(half, piece) for half in halves(one.queries))
         assert len(plan.rounds) == size - 1 and len(one.rounds) == 1
         assert plan.is_alone == one.is_alone == (not sent(plan) and not received(plan))
         for block in (block for r in one.rounds for block in r.blocks):

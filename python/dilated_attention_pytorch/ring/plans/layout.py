@@ -65,10 +65,25 @@ def count(stretches: Stretches) -> int:
     return sum(end - begin for begin, end in pairs_of(stretches))
 
 
+def halves(stretches: Stretches) -> tuple[Span, Span]:
+    """The two stretches, or a single one cut in two."""
+    if len(stretches) == 4:
+        return (stretches[0], stretches[1]), (stretches[2], stretches[3])
+    begin, end = stretches
+    middle = (begin + end) // 2
+    return (begin, middle), (middle, end)
+
+
 def gaps(stretches: Stretches, seq_len: int) -> list[Span]:
     """What of the sequence lies before, between and after them."""
     edges = (0, *stretches, seq_len)
     return pairs_of(edges)
+
+
+def holds(stretches: Stretches, piece: Piece) -> bool:
+    """Whether the piece lies in one of them."""
+    pairs = pairs_of(stretches)
+    return any(begin <= piece.begin and piece.end <= end for begin, end in pairs)
 
 
 def place_origin(stretches: Stretches, piece: Piece) -> tuple[int, int]:

@@ -17,7 +17,7 @@ stretches of a rank need.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -33,7 +33,7 @@ from .lattice import (
     make_pieces,
     strand,
 )
-from .layout import Stretches, gaps, shards
+from .layout import Stretches, gaps, halves, shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +115,13 @@ def make_plan(
     """The rounds of strategy "ring" (one peer each way at a time) or "gather" (all at once)."""
     held = shards(shard_lengths, layout)
     size = len(held)
+    # Under "gather" no piece lies in both halves of its rank's keys, whose gradients are apart.
+    parts: Callable[[Stretches], Sequence[Span]] = halves if strategy == "gather" else pairs_of
     rounds = []
     for step in range(1, size):
         to, source = peers(rank, step, size)
-        sends = _parcel(spec, to, held[rank], held[to])
-        receives = _parcel(spec, source, held[source], held[rank])
+        sends = _parcel(spec, to, parts(held[rank]), held[to])
+        receives = _parcel(spec, source, parts(held[source]), held[rank])
         rooms = pairs_of(held[source])
         blocks = tuple(Block(_reach((parcel,), rooms), (parcel,)) for parcel in receives)
         rounds.append(Round(sends, blocks))
@@ -159,10 +161,10 @@ def _reach(parcels: Sequence[Parcel], rooms: Sequence[Span]) -> Stretches:
 
 
 def _parcel(
-    spec: PatternSpec, peer: int, source: Stretches, target: Stretches
+    spec: PatternSpec, peer: int, source: Sequence[Span], target: Stretches
 ) -> tuple[Parcel, ...]:
     """What the rank at `source` sends to the one at `target`; empty if nothing."""
-    pieces = [piece for span in pairs_of(source) for piece in parcel_pieces(spec, span, target)]
+    pieces = [piece for span in source for piece in parcel_pieces(spec, span, target)]
     if not pieces:
         return ()
     repeated = tuple(

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from ... import ops
 from ..group.communicator import Communicator
 from ..group.transfer import Transfer
-from ..plans.layout import Stretches, count, place_origin
+from ..plans.layout import Stretches, count, halves, holds, place_origin
 from ..plans.plan import Block, Parcel, Plan, Round, make_plan
 from .call import (
     Call,
@@ -42,9 +43,12 @@ def plan_ring(call: Call, rank: int) -> None:
         for far in blocks or [()]:
             call.plan(Where(own, own, far, "near"))
             call.plan(Where(own, own, far, "far"))
-    if call.strategy == "ring" or plan.is_alone or call.spec.directions == "both":
-        for keys in (own, *blocks):
-            call.plan(Where(own, keys))
+        own_blocks: tuple[Stretches, ...] = halves(own)
+        is_read = call.spec.directions == "both"
+    else:
+        own_blocks, is_read = (own,), True
+    for keys in (*own_blocks, *blocks) if is_read else ():
+        call.plan(Where(own, keys))
 
 
 def _plan_of(call: Call, rank: int) -> Plan:
@@ -106,6 +110,8 @@ def ring_backward(
     own = plan.queries
     if plan.is_alone:
         return differentiate(call, query, key, value, results, own, own, partial=False)
+    if call.strategy == "gather":
+        return _gather_backward(call, comm, plan, query, key, value, results)
     travel = _travel(plan, comm, key, value)
     arriving = next(travel, None)
     sums = ops.make_query_sums(query)
@@ -119,14 +125,52 @@ def ring_backward(
                 sums, call, query, far_key, far_value, results, own, block.keys
             )
             shares.append((block, *far_grads))
-        posted = _Returning(comm, arriving.round, shares, grad_key, own)
+        posted = _Returning(comm, arriving.round, shares, grad_key)
         if returning is not None:
-            returning.add_to(grad_key, grad_value)
+            returning.add_to((own, grad_key, grad_value))
         arriving, returning = following, posted
     if returning is not None:
-        returning.add_to(grad_key, grad_value)
+        returning.add_to((own, grad_key, grad_value))
     grad_query = ops.round_query_sums(sums, query, scale=call.scale)
     return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype)
+
+
+def _gather_backward(
+    call: Call,
+    comm: Communicator,
+    plan: Plan,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    results: Results,
+) -> Gradients:
+    """Half of the own keys while the others' travel, those, and the other half while their
+    gradients return.
+    """
+    own, (r,) = plan.queries, plan.rounds
+    arriving = _Arriving(comm, r, key, value, own)
+    sums = ops.make_query_sums(query)
+    first, second = halves(own)
+    cut = count(first)
+
+    def grads_of(keys: Stretches, key: Tensor, value: Tensor) -> tuple[Stretches, Tensor, Tensor]:
+        return keys, *differentiate_into(sums, call, query, key, value, results, own, keys)
+
+    parts = [grads_of(first, key[:, :cut], value[:, :cut])]
+    shares = [
+        (block, *grads_of(block.keys, far_key, far_value)[1:])
+        for block, far_key, far_value in arriving.blocks()
+    ]
+    returning = _Returning(comm, r, shares, parts[0][1])
+    parts.append(grads_of(second, key[:, cut:], value[:, cut:]))
+    returning.add_to(*parts)
+    grad_key, grad_value = (
+        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (key, value)
+    )
+    for rows, part in zip((slice(cut), slice(cut, None)), parts, strict=True):
+        grad_key[:, rows] = part[1]
+        grad_value[:, rows] = part[2]
+    return ops.round_query_sums(sums, query, scale=call.scale), grad_key, grad_value
 
 
 def _travel(plan: Plan, comm: Communicator, key: Tensor, value: Tensor) -> Iterator[_Arriving]:
@@ -177,9 +221,8 @@ class _Returning:
         r: Round,
         shares: list[tuple[Block, Tensor, Tensor]],
         grad_key: Tensor,
-        own: Stretches,
     ) -> None:
-        self._parcels, self._own = r.sends, own
+        self._parcels = r.sends
         sends = []
         for block, *far_grads in shares:
             for parcel in block.parcels:
@@ -196,13 +239,14 @@ class _Returning:
         ]
         self._transfer: Transfer = comm.exchange(sends, receives)
 
-    def add_to(self, grad_key: Tensor, grad_value: Tensor) -> None:
+    def add_to(self, *parts: tuple[Stretches, Tensor, Tensor]) -> None:
+        """parts: own positions, and the gradients of their keys and values."""
         self._transfer.wait()
         for parcel, packet in zip(self._parcels, self._received, strict=True):
-            for grad in (grad_key, grad_value):
+            for i in (0, 1):
                 for piece in parcel.pieces:
-                    origin = place_origin(self._own, piece)
-                    packet.take(grad, (piece,), origin, accumulate=True)
+                    own, *grads = next(part for part in parts if holds(part[0], piece))
+                    packet.take(grads[i], (piece,), place_origin(own, piece), accumulate=True)
 
 
 def _packet(parcel: Parcel, like: Tensor) -> Packet:
