@@ -30,10 +30,10 @@ def one_by_one(workload: Workload, causal: bool, inputs: Inputs) -> Calls:
     """A call for each sequence, and their results together."""
     options = _options(workload, causal)
 
-    def function(*qkv: Tensor) -> Tensor:
+    def function(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         parts = [
-            cast(Tensor, dilated_attention(*(x[:, begin:end] for x in qkv), **options))
-            for begin, end in workload.stretches
+            cast(Tensor, dilated_attention(query[:, i:j], key[:, i:j], value[:, i:j], **options))
+            for i, j in workload.stretches
         ]
         return torch.cat(parts, 1)
 

@@ -189,7 +189,8 @@ PYBIND11_MODULE(_C, module) {
       .def("__len__", [](const PatternWords& self) { return self.words.size(); });
 
   define_spec(module);
-  module.attr("ROW_TILE") = kRowTile;
+  module.attr("TILES") = std::vector{std::pair(kRowTile, column_tile(kRowTile)),
+                                     std::pair(kShortRowTile, column_tile(kShortRowTile))};
   module.def("plan", &without_gil<plan_words>, py::arg("spec"),
              "Plans a pattern. ValueError names the argument that can't be planned.");
   module.def("plan_lengths", &plan_all_lengths, py::arg("spec"), py::arg("lengths"),

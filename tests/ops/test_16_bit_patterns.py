@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tests.conftest import make_qkv
 from tests.ops.calls import deterministic_mode, run_operator, run_reference
+from tests.planning import Spec, plan_tensor
 from tests.reference import dropout_keep, reference_attention
 
 CASES = int(os.environ.get("DILATED_FUZZ_CASES", "40"))
@@ -45,6 +46,28 @@ def random_call(seed: int) -> tuple[dict[str, Any], list[int], list[int], dict[s
         "dropout_p": rng.choice([0.0, 0.0, 0.3]),
     }
     return shape, lengths, rates, options
+
+
+def cut_pattern(
+    seed: int, tensors: tuple[Tensor, ...], lengths: list[int], rates: list[int], **options: Any
+) -> Tensor | None:
+    """The pattern in tiles of 64 or 16 rows, or None for what the operator chooses."""
+    row_tile = (64, 16, None)[seed % 3]
+    if row_tile is None:
+        return None
+    query, key, _ = tensors
+    spec = Spec(
+        query.shape[1],
+        lengths,
+        rates,
+        query.shape[2],
+        key.shape[2],
+        options["head_offsets"].tolist(),
+        options["is_causal"],
+        options["padding"] == "zeros",
+        row_tile=row_tile,
+    )
+    return plan_tensor(spec, query.device.type)
 
 
 def random_layout(tensors: tuple[Tensor, ...], rng: random.Random) -> tuple[Tensor, ...]:
@@ -92,6 +115,7 @@ def run_both(
     lengths: list[int],
     rates: list[int],
     blocks: random.Random | None = None,
+    pattern: Tensor | None = None,
     **options: Any,
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """The operator's out and lse, and the definition's, all in float64 on the CPU."""
@@ -106,7 +130,7 @@ def run_both(
             11, options["dropout_p"], q.shape[0], q.shape[2], positions, positions
         )
     if blocks is None:
-        ours = torch.ops.dilated.attention(q, k, v, lengths, rates, **given)
+        ours = torch.ops.dilated.attention(q, k, v, lengths, rates, pattern=pattern, **given)
     else:
         ours = attend_by_blocks(tensors, lengths, rates, rng=blocks, **given)
     theirs = reference_attention(*exact, lengths, rates, **options)
@@ -133,7 +157,9 @@ def test_random_patterns(seed: int, in_blocks: bool, device: str) -> None:
     shape, lengths, rates, options = random_call(seed)
     rng = random.Random(-seed - 1)
     tensors = random_layout(make_qkv(**shape, device=device, poison=True), rng)
-    check(tensors, lengths, rates, blocks=rng if in_blocks else None, **options)
+    blocks = rng if in_blocks else None
+    pattern = None if in_blocks else cut_pattern(seed, tensors, lengths, rates, **options)
+    check(tensors, lengths, rates, blocks=blocks, pattern=pattern, **options)
 
 
 @pytest.mark.parametrize("seed", range(CASES))
@@ -142,7 +168,8 @@ def test_random_gradients(seed: int, device: str) -> None:
     tensors = make_qkv(**shape, device=device, poison=True)
     if options["dropout_p"] > 0:
         options["dropout_seed"] = torch.tensor(seed, device=device)
-    actual = run_operator(tensors, lengths, rates, **options)
+    pattern = cut_pattern(seed, tensors, lengths, rates, **options)
+    actual = run_operator(tensors, lengths, rates, pattern=pattern, **options)
     expected = run_reference(tensors, lengths, rates, **options)
     for name in ("grad_query", "grad_key", "grad_value"):
         ours, theirs = getattr(actual, name).to("cpu", torch.float64), getattr(expected, name)

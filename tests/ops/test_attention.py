@@ -13,6 +13,7 @@ from torch import Tensor
 from tests.conftest import Exact, make_qkv
 from tests.ops.calls import (
     HEAD_DIMS,
+    assert_close,
     check_attention,
     output_gradients,
     run_operator,
@@ -204,6 +205,26 @@ def test_pattern_of_another_call_is_refused(change: dict[str, Any]) -> None:
     torch.ops.dilated.attention(*tensors, [32, 50], [1, 3], pattern=plan_tensor(right))
     wrong = plan_tensor(dataclasses.replace(right, **change))
     with pytest.raises(ValueError, match="pattern"):
+        torch.ops.dilated.attention(*tensors, [32, 50], [1, 3], pattern=wrong)
+
+
+@pytest.mark.parametrize("row_tile", [16, 64])
+@pytest.mark.parametrize("name", PATTERNS)
+def test_tiles_of_either_height_give_the_same(
+    name: str, row_tile: int, device: str, exact: Exact
+) -> None:
+    seq_len, lengths, rates = PATTERNS[name]
+    tensors = make_qkv(seq_len, 4, 16, kv_heads=2, dtype=exact.dtype, device=device)
+    spec = Spec(seq_len, lengths, rates, 4, 2, row_tile=row_tile)
+    own = run_operator(tensors, lengths, rates)
+    given = run_operator(tensors, lengths, rates, pattern=plan_tensor(spec, device))
+    assert_close(given, own, exact)
+
+
+def test_tiles_of_other_heights_are_refused(device: str) -> None:
+    tensors = make_qkv(120, 6, 16, kv_heads=2, device=device)
+    wrong = plan_tensor(Spec(120, [32, 50], [1, 3], 6, 2, row_tile=48), device)
+    with pytest.raises(ValueError, match=r"pattern: .* 64 or 16 rows \(row_tile\), got 48"):
         torch.ops.dilated.attention(*tensors, [32, 50], [1, 3], pattern=wrong)
 
 

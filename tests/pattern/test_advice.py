@@ -37,8 +37,8 @@ ODD = {
         spec(64, [16, 64], [1, 4], head_offsets=head_group_offsets([1, 4], 8)),
         "position 0 for head 4",
     ),
-    "small segments": (spec(2**16, [16], [1]), "segment_lengths should be at least 64 times.*16"),
-    "few rows between ends": (spec(2**16, [8, 4096], [1, 1]), "about 8 times the pairs"),
+    "small segments": (spec(2**16, [4], [1]), "segment_lengths should be at least 16 times.*4"),
+    "few rows between ends": (spec(2**16, [2, 4096], [1, 1]), "about 8 times the pairs"),
     "zeros, a rate that does not divide": (
         spec(50_000, [1024, 5793], [1, 2], padding="zeros"),
         "multiples of their dilation rates.*5793 with a rate of 2",
@@ -55,6 +55,7 @@ USUAL = {
     ),
     "a clipped segment": spec(1000, [64, 1001], [1, 2], padding="zeros"),
     "nothing": spec(0, [8], [1]),
+    "short tiles are for these": spec(2**16, [16, 64], [1, 4]),
 }
 
 

@@ -45,7 +45,7 @@ def random_spec(rng: random.Random, longest: int = 70) -> Spec:
         zero_padding=rng.random() < 0.5,
         queries=positions(),
         keys=positions(),
-        row_tile=rng.choice([1, 3, 8, 64]),
+        row_tile=rng.choice([1, 3, 8, 64, None]),
     )
 
 

@@ -18,7 +18,6 @@ from .branch import clip
 if TYPE_CHECKING:
     from .pattern import PatternSpec
 
-_TILE = _C.ROW_TILE  # rows, and as many columns
 _FEW_PAIRS = 2**24  # computed in well under a millisecond, whatever the waste
 _WINDOW = 256  # positions that are checked one by one; patterns repeat
 _PACKAGE = str(Path(__file__).parents[1])
@@ -87,19 +86,19 @@ def small_segments(spec: PatternSpec) -> str | None:
         return None
     lengths = [clip(length, spec.seq_len) for length, _ in spec.branches]
     cell = min(lengths)  # a tile's rows lie between two neighbouring segment ends
-    held, computed = 0.0, 0.0
-    for length, (_, rate) in zip(lengths, spec.branches, strict=True):
-        rows, keys = -(-cell // rate), -(-length // rate)
-        cells = spec.heads * spec.seq_len / cell
-        held += cells * rows * keys
-        computed += cells * _tiled(rows) * _tiled(keys)
+    rates = [rate for _, rate in spec.branches]
+    sizes = [(-(-cell // r), -(-w // r)) for w, r in zip(lengths, rates, strict=True)]
+    cells = spec.heads * spec.seq_len / cell
+    held = cells * sum(rows * keys for rows, keys in sizes)
+    computed = cells * min(_computed(sizes, tile) for tile in _C.TILES)
     if computed < _FEW_PAIRS or computed <= 4 * held:
         return None
+    fewest, columns = _C.TILES[-1]
     return (
-        f"segment_lengths should be at least {_TILE} times their dilation rates, got "
-        f"{[length for length, _ in spec.branches]} with rates "
-        f"{[rate for _, rate in spec.branches]}: tiles of {_TILE} rows and keys stay mostly "
-        f"empty, and about {computed / held:.0f} times the pairs are computed"
+        f"segment_lengths should be at least {fewest} times their dilation rates, got "
+        f"{[length for length, _ in spec.branches]} with rates {rates}: tiles of {fewest} rows and "
+        f"{columns} keys stay mostly empty, and about {computed / held:.0f} times the pairs are "
+        "computed"
     )
 
 
@@ -118,8 +117,10 @@ def drifting_segments(spec: PatternSpec) -> str | None:
     return None
 
 
-def _tiled(count: int) -> int:
-    return -(-count // _TILE) * _TILE
+def _computed(sizes: list[tuple[int, int]], tile: tuple[int, int]) -> int:
+    """Pairs in such tiles, of blocks of so many (rows, keys)."""
+    height, width = tile
+    return sum(-(-rows // height) * height * -(-keys // width) * width for rows, keys in sizes)
 
 
 def level_of_caller() -> int:

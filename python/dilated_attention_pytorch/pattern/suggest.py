@@ -30,7 +30,7 @@ def suggest_branches(
         TypeError, ValueError: naming the argument, what must hold and what was given.
     """
     seq_len = at_least(1, seq_len, "seq_len", SEQ_LEN_END)
-    dense = at_least(_C.ROW_TILE, dense, "dense", 2**31)
+    dense = at_least(_C.TILES[0][0], dense, "dense", 2**31)
     growth = at_least(2, growth, "growth", 2**31)
     lengths, rates = [dense], [1]
     while lengths[-1] < seq_len:
