@@ -15,31 +15,12 @@
 namespace dilated::ops {
 namespace {
 
-constexpr int64_t kMaxLength = std::numeric_limits<int32_t>::max();  // the planner's, exclusive
 constexpr int64_t kMaxHeads = std::numeric_limits<uint16_t>::max();
 
 void check_rank(const at::Tensor& tensor, const char* name) {
   check_tensor(tensor, name);
   TORCH_CHECK_VALUE(tensor.dim() == 4, name, ": must be [batch, seq_len, heads, head_dim], got ",
                     tensor.dim(), " dimensions ", tensor.sym_sizes());
-}
-
-/// A block's keys have a length of their own.
-void check_like_query(const AttentionCall& call, const at::Tensor& tensor, const char* name) {
-  const at::Tensor& query = call.query;
-  check_rank(tensor, name);
-  TORCH_CHECK_VALUE(tensor.scalar_type() == query.scalar_type(), name,
-                    ": must have the dtype of query, ", dtype_name(query.scalar_type()), ", got ",
-                    dtype_name(tensor.scalar_type()));
-  TORCH_CHECK_VALUE(tensor.device() == query.device(), name, ": must be on the device of query, ",
-                    query.device(), ", got ", tensor.device());
-  TORCH_CHECK_VALUE(tensor.sym_size(0) == query.sym_size(0) &&
-                        (call.block.has_value() || tensor.sym_size(1) == query.sym_size(1)),
-                    name, ": must have the batch and seq_len of query, ", query.sym_sizes(),
-                    ", got ", tensor.sym_sizes());
-  TORCH_CHECK_VALUE(tensor.sym_size(3) == query.sym_size(3), name,
-                    ": must have the head_dim of query, ", query.sym_size(3), ", got ",
-                    tensor.sym_size(3));
 }
 
 void check_dropout(const AttentionCall& call) {
@@ -141,97 +122,6 @@ void check_words(const AttentionCall& call) {
                     pattern.device());
 }
 
-/// numbers: AttentionBlock's, of the tensor's rows. The planner checks their order.
-void check_stretches(const std::vector<int64_t>& numbers, const at::Tensor& tensor, int64_t seq_len,
-                     const char* name) {
-  c10::SymInt rest = tensor.sym_size(1);
-  for (size_t i = 0; i + 1 < numbers.size(); i += 2) {
-    const int64_t begin = numbers[i], end = numbers[i + 1];
-    TORCH_CHECK_VALUE(0 <= begin && begin <= end && end <= seq_len, name,
-                      ": must have 0 <= begin <= end <= seq_len, ", seq_len, ", got begin ", begin,
-                      ", end ", end);
-    rest = rest - (end - begin);
-  }
-  if (numbers.size() % 2 == 0) {
-    TORCH_CHECK_VALUE(rest == 0, name, ": must have as many positions as the tensor has rows, ",
-                      tensor.sym_size(1), ", got ", at::IntArrayRef(numbers));
-    return;
-  }
-  const int64_t begin = numbers.back();
-  TORCH_CHECK_VALUE(0 <= begin && begin <= seq_len && rest <= seq_len - begin && rest >= 0, name,
-                    ": must be at least 0, and at most seq_len with the rows added, got ", name,
-                    " ", begin, ", rows ", rest, ", seq_len ", seq_len);
-}
-
-std::vector<Range> ranges_of(const std::vector<int64_t>& numbers, int64_t rows) {
-  std::vector<Range> ranges;
-  for (size_t i = 0; i < numbers.size(); i += 2) {
-    const int64_t begin = numbers[i];
-    ranges.push_back({begin, i + 1 < numbers.size() ? numbers[i + 1] : begin + rows});
-    rows -= ranges.back().end - begin;
-  }
-  return ranges;
-}
-
-/// Results are written where they are.
-void check_into(const AttentionCall& call) {
-  const at::Tensor &out = *call.block->out, &lse = *call.block->lse;
-  check_rows(call.query, out, call.query.scalar_type(), "out");
-  check_lse(call.query, lse, "lse");
-  TORCH_CHECK_VALUE(out.is_contiguous(), "out: must be contiguous, got strides ",
-                    out.sym_strides());
-  TORCH_CHECK_VALUE(lse.is_contiguous(), "lse: must be contiguous, got strides ",
-                    lse.sym_strides());
-}
-
-void check_far(const AttentionCall& call) {
-  const FarKeys& far = *call.far;
-  const bool needs_far = query_rows_of(call) != QueryRows::kNear || far.key || far.value;
-  for (const auto& [name, rows] : {std::pair("far_key", &far.key), {"far_value", &far.value}}) {
-    TORCH_CHECK_VALUE(!needs_far || rows->has_value(), name, ": must be a tensor, got None");
-  }
-  if (far.key.has_value()) {
-    for (const auto& [name, far_rows, rows] : {std::tuple("far_key", &*far.key, &call.key),
-                                               std::tuple("far_value", &*far.value, &call.value)}) {
-      check_like_query(call, *far_rows, name);
-      TORCH_CHECK_VALUE(far_rows->sym_size(2) == rows->sym_size(2), name,
-                        ": must have the heads of key, ", rows->sym_size(2), ", got ",
-                        far_rows->sym_size(2));
-    }
-    TORCH_CHECK_VALUE(far.value->sym_size(1) == far.key->sym_size(1),
-                      "far_value: must have the rows of far_key, ", far.key->sym_size(1), ", got ",
-                      far.value->sym_size(1));
-    check_stretches(far.keys, *far.key, call.block->seq_len, "far_keys");
-  } else {
-    TORCH_CHECK_VALUE(far.keys.size() % 2 == 0,
-                      "far_keys: must be begin and end of stretches where far_key is None, got ",
-                      at::IntArrayRef(far.keys));
-  }
-  check_into(call);
-}
-
-void check_block(const AttentionCall& call) {
-  if (!call.block.has_value()) {
-    return;
-  }
-  const AttentionBlock& block = *call.block;
-  TORCH_CHECK_VALUE(0 <= block.seq_len && block.seq_len < kMaxLength,
-                    "seq_len: must be at least 0 and below 2^31 - 1, got ", block.seq_len);
-  check_stretches(block.queries, call.query, block.seq_len, "queries");
-  check_stretches(block.keys, call.key, block.seq_len, "keys");
-  if (call.far.has_value()) {
-    check_far(call);
-    return;
-  }
-  TORCH_CHECK_VALUE(block.out.has_value() == block.lse.has_value(),
-                    "out and lse: must be given both or neither, as a running result, got ",
-                    block.out.has_value() ? "out" : "lse", " alone");
-  if (block.out.has_value()) {
-    check_rows(call.query, *block.out, lse_dtype(call.query), "out");
-    check_lse(call.query, *block.lse, "lse");
-  }
-}
-
 std::vector<Branch> branches_of(const AttentionCall& call) {
   std::vector<Branch> branches;
   branches.reserve(call.dilation_rates.size());
@@ -303,6 +193,23 @@ void check_scale(const at::Tensor& query, const std::optional<double>& scale) {
                     "scale: must be finite in ", dtype_name(dtype), ", got ", *scale);
 }
 
+void check_like_query(const AttentionCall& call, const at::Tensor& tensor, const char* name) {
+  const at::Tensor& query = call.query;
+  check_rank(tensor, name);
+  TORCH_CHECK_VALUE(tensor.scalar_type() == query.scalar_type(), name,
+                    ": must have the dtype of query, ", dtype_name(query.scalar_type()), ", got ",
+                    dtype_name(tensor.scalar_type()));
+  TORCH_CHECK_VALUE(tensor.device() == query.device(), name, ": must be on the device of query, ",
+                    query.device(), ", got ", tensor.device());
+  TORCH_CHECK_VALUE(tensor.sym_size(0) == query.sym_size(0) &&
+                        (call.block.has_value() || tensor.sym_size(1) == query.sym_size(1)),
+                    name, ": must have the batch and seq_len of query, ", query.sym_sizes(),
+                    ", got ", tensor.sym_sizes());
+  TORCH_CHECK_VALUE(tensor.sym_size(3) == query.sym_size(3), name,
+                    ": must have the head_dim of query, ", query.sym_size(3), ", got ",
+                    tensor.sym_size(3));
+}
+
 void check_call(const AttentionCall& call) {
   check_input(call.query, "query");
   TORCH_CHECK_VALUE(call.query.scalar_type() != at::kDouble || !call.query.is_cuda(),
@@ -369,21 +276,6 @@ void check_apart(const char* written_name, const at::Tensor& written,
   }
 }
 
-void check_results_apart(const AttentionCall& call) {
-  const at::Tensor &out = *call.block->out, &lse = *call.block->lse;
-  const at::Tensor* far_key = call.far->key.has_value() ? &*call.far->key : nullptr;
-  const at::Tensor* far_value = call.far->value.has_value() ? &*call.far->value : nullptr;
-  for (const auto& [name, written] : {std::pair("out", &out), std::pair("lse", &lse)}) {
-    check_apart(name, *written,
-                {{"query", &call.query},
-                 {"key", &call.key},
-                 {"value", &call.value},
-                 {"far_key", far_key},
-                 {"far_value", far_value}});
-  }
-  check_apart("out", out, {{"lse", &lse}});
-}
-
 at::ScalarType lse_dtype(const at::Tensor& query) {
   return query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
@@ -398,13 +290,6 @@ Directions wanted_directions(const AttentionCall& call, Directions reads) {
       call.query.requires_grad() || call.key.requires_grad() || call.value.requires_grad();
   const bool has_gradients = is_differentiated && !call.pattern.has_value() && !call.far;
   return has_gradients ? Directions::kBoth : reads;
-}
-
-QueryRows query_rows_of(const AttentionCall& call) {
-  const std::string rows = call.far.has_value() ? call.far->rows : "all";
-  TORCH_CHECK_VALUE(rows == "all" || rows == "near" || rows == "far",
-                    "rows: must be \"all\", \"near\" or \"far\", got \"", rows, "\"");
-  return rows == "near" ? QueryRows::kNear : rows == "far" ? QueryRows::kFar : QueryRows::kAll;
 }
 
 std::vector<Sequence> sequences_of(const at::Tensor& list) {

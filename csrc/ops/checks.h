@@ -6,6 +6,7 @@
 #include <dilated/pattern.h>
 
 #include <initializer_list>
+#include <limits>
 #include <optional>
 #include <string>
 #include <utility>
@@ -15,6 +16,8 @@
 #include "ops/attention_call.h"
 
 namespace dilated::ops {
+
+inline constexpr int64_t kMaxLength = std::numeric_limits<int32_t>::max();  // planner's, exclusive
 
 /// As Python spells it: float32, not Float.
 std::string dtype_name(at::ScalarType dtype);
@@ -60,6 +63,17 @@ at::ScalarType result_dtype(const AttentionCall& call);
 /// The tables to plan: those that the pass reads or, if no pattern is given and an input requires
 /// gradients, both.
 Directions wanted_directions(const AttentionCall& call, Directions reads);
+
+/// Throws c10::ValueError unless the tensor is like query, as keys are: a block's have a length of
+/// their own. Works on fake tensors.
+void check_like_query(const AttentionCall& call, const at::Tensor& tensor, const char* name);
+
+/// Throws c10::ValueError unless the call is of a whole sequence or a right one of a block. Works
+/// on fake tensors.
+void check_block(const AttentionCall& call);
+
+/// The positions of a block's rows, which check_block() has seen.
+std::vector<Range> ranges_of(const std::vector<int64_t>& numbers, int64_t rows);
 
 /// That what attention_block_into writes shares no memory with what it reads. Not for fake tensors.
 void check_results_apart(const AttentionCall& call);
