@@ -30,7 +30,17 @@ extensions = [
     "cpp_headers",
     "operators",
 ]
-GUIDES = ("install", "guide", "gigapath", "transformers", "ragged", "decoding", "ring", "caches")
+GUIDES = (
+    "install",
+    "guide",
+    "gigapath",
+    "transformers",
+    "ragged",
+    "decoding",
+    "ring",
+    "parallel",
+    "caches",
+)
 MORE = ("numerics", "performance", "migration", "design")
 CONTENTS = {
     "Guides": [f"docs/{name}" for name in (*GUIDES, *MORE)],

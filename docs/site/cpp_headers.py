@@ -71,10 +71,10 @@ def entry(comment: str, declaration: str) -> list[str]:
     if match := TYPE.match(text):
         what, text = match[1].replace("enum class", "enum-class"), match[2]
         inside = [".. code-block:: cpp", "", *textwrap.indent(declaration, "   ").splitlines()]
-    elif text.startswith("constexpr"):
+    elif text.startswith("constexpr") and "(" not in text:
         what = "var"
     else:
-        text = text.split(" {\n")[0]
+        text = re.split(r" \{\s", text)[0]
     text = " ".join(text.split("  //")[0].rstrip(";").split())
     inner = textwrap.indent("\n".join([*prose(comment), *inside]), "   ").splitlines()
     return [f".. cpp:{what}:: {text}", "", *inner, ""]

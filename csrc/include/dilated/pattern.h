@@ -50,9 +50,11 @@ struct Branch {
 /// backward both. Where heads = kv_heads and queries = keys, one table serves as both.
 enum class Directions : int32_t { kForward = 1, kTransposed = 2, kBoth = 3 };
 
-/// Rows of a table's tiles, as kernels take them: kShortRowTile where most groups are so short that
-/// the larger tiles would stay empty.
-inline constexpr int64_t kRowTile = 64, kShortRowTile = 16;
+/// Rows of a table's tiles, as kernels take them.
+inline constexpr int64_t kRowTile = 64;
+
+/// The same where most groups are so short that the larger tiles would stay empty.
+inline constexpr int64_t kShortRowTile = 16;
 
 /// Everything that a pattern depends on.
 struct PatternSpec {
