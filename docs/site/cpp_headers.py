@@ -71,7 +71,7 @@ def entry(comment: str, declaration: str) -> list[str]:
     if match := TYPE.match(text):
         what, text = match[1].replace("enum class", "enum-class"), match[2]
         inside = [".. code-block:: cpp", "", *textwrap.indent(declaration, "   ").splitlines()]
-    elif text.startswith("constexpr") and "(" not in text:
+    elif text.startswith("constexpr") and "(" not in text.split("=")[0]:
         what = "var"
     else:
         text = re.split(r" \{\s", text)[0]
