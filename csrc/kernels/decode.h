@@ -73,9 +73,13 @@ struct DecodeStepArgs : DecodeAttendArgs {
   DILATED_HOST_DEVICE bool appends() const { return new_key.data != nullptr; }
 };
 
-/// How many of the call's positions are a text's.
+/// How many of the call's positions are a text's: from none to all, whatever counts say.
 DILATED_HOST_DEVICE inline int64_t count_of(const DecodeArgs& args, int64_t batch) {
-  return args.counts != nullptr ? args.counts[batch] : args.queries;
+  if (args.counts == nullptr) {
+    return args.queries;
+  }
+  const int64_t count = args.counts[batch];
+  return count < 0 ? 0 : count < args.queries ? count : args.queries;
 }
 
 /// 64-bit division takes a GPU four times as long.

@@ -64,6 +64,9 @@ RowTiles check_on_device(const at::Tensor& pattern, const PatternSpec& spec) {
   const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream();
   std::optional<PlannedFor> planned = checked_patterns().find(pattern);
   if (is_capturing()) {
+    if (planned.has_value()) {
+      check_planned_for(*planned, spec);
+    }
     // The kernels of tall tiles take short ones as well.
     const RowTiles row_tiles =
         planned.has_value() ? planned->row_tiles : RowTiles{int32_t{kRowTile}, int32_t{kRowTile}};

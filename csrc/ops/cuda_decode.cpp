@@ -36,6 +36,9 @@ kernels::DecodeStepArgs args_of(const AttendCall& call) {
 }
 
 void launch(const AttendCall& call, const kernels::DecodeStepArgs& args) {
+  if (args.batch == 0 || args.queries == 0) {
+    return;
+  }
   const decode::Choice choice = choose(args, call.query.device());
   const at::Tensor workspace =
       at::empty({decode::workspace_size(args, choice)}, call.query.options().dtype(at::kFloat));

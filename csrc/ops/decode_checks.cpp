@@ -41,6 +41,8 @@ void check_decode(const at::Tensor& rows, const char* name, const DecodeCall& ca
   check_input(rows, name);
   TORCH_CHECK_VALUE(rows.scalar_type() != at::kDouble || !rows.is_cuda(), name,
                     ": must be on the CPU where it is float64, got one on ", rows.device());
+  TORCH_CHECK_VALUE(1 <= rows.sym_size(3) && rows.sym_size(3) <= 256, name,
+                    ": head_dim must be at least 1 and at most 256, got ", rows.sym_size(3));
   const size_t branches = call.segment_lengths.size();
   TORCH_CHECK_VALUE(
       0 < branches && branches <= kernels::kMostBranches && branches == call.dilation_rates.size(),

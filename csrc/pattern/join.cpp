@@ -101,7 +101,7 @@ void Joiner::check_words(int64_t words) const {
 
 /// All to one height, as kernels want them, which is noted in `table`. Lengths chose for
 /// themselves.
-Joiner::Parts Joiner::cut_parts(Direction direction, Table& table) const {
+Joiner::Parts Joiner::cut_parts(Direction direction, int64_t& planned, Table& table) const {
   Parts parts;
   Computed computed;
   for (size_t i = 0; i < parts_.size(); ++i) {
@@ -113,16 +113,15 @@ Joiner::Parts Joiner::cut_parts(Direction direction, Table& table) const {
                      {view.span_tiles(), static_cast<size_t>(view.table->spans) + 1}});
   }
   note_tiling(spec_.row_tile.value_or(choose_row_tile(computed)), computed, table);
-  int64_t words = words_;
   for (size_t i = 0; i < parts_.size(); ++i) {
     Part& part = parts[i];
     if (part.table->row_tile != table.row_tile) {
       part.again = cut_again(part, table.row_tile);
       part.cut = part.again.tiles;
       part.cut_spans = part.again.span_tiles;
-      words += counts_[i] * (std::ssize(part.cut) - part.table->tiles) * int64_t{sizeof(Tile)} /
-               kWordBytes;
-      check_words(words);
+      planned += counts_[i] * (std::ssize(part.cut) - part.table->tiles) * int64_t{sizeof(Tile)} /
+                 kWordBytes;
+      check_words(planned);
     }
   }
   return parts;
@@ -131,23 +130,24 @@ Joiner::Parts Joiner::cut_parts(Direction direction, Table& table) const {
 std::vector<int32_t> Joiner::join() const {
   std::vector<int32_t> words = begin_words();
   words.reserve(static_cast<size_t>(words_));
+  int64_t planned = words_;  // and what cutting tiles again adds, of both tables
   const bool one_for_both = is_symmetric(one_);
   Table forward{}, transposed{};
   if (asks_for(spec_, Directions::kForward) || one_for_both) {
-    forward = join(&PatternView::forward, words);
+    forward = join(&PatternView::forward, planned, words);
   }
   if (one_for_both) {
     transposed = forward;
   } else if (asks_for(spec_, Directions::kTransposed)) {
-    transposed = join(&PatternView::transposed, words);
+    transposed = join(&PatternView::transposed, planned, words);
   }
   seal(spec_, forward, transposed, words);
   return words;
 }
 
-Table Joiner::join(Direction direction, std::vector<int32_t>& words) const {
+Table Joiner::join(Direction direction, int64_t& planned, std::vector<int32_t>& words) const {
   Table table{};
-  const Parts parts = cut_parts(direction, table);
+  const Parts parts = cut_parts(direction, planned, table);
   std::vector<Before> before{{0, 0, 0}};
   for (const Part& part : parts) {
     table.groups += part.table->groups;

@@ -52,8 +52,8 @@ class Joiner {
 
   using Direction = TableView (PatternView::*)() const;
 
-  Parts cut_parts(Direction direction, Table& table) const;
-  Table join(Direction direction, std::vector<int32_t>& words) const;
+  Parts cut_parts(Direction direction, int64_t& planned, Table& table) const;
+  Table join(Direction direction, int64_t& planned, std::vector<int32_t>& words) const;
   int32_t append_spans(const Parts& parts, std::vector<int32_t>& words) const;
   int32_t append_tiles(const Parts& parts, const std::vector<Before>& before,
                        std::vector<int32_t>& words) const;

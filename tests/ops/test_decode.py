@@ -27,7 +27,7 @@ def layout_of(heads: int, kv_heads: int, capacity: int = 200) -> Layout:
 def decode(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], **options: Any) -> Any:
     """Of the last positions of each text, over a full cache."""
     table = torch.tensor(layout_of(q.shape[2], k.shape[2]).table, device=q.device)
-    ends = torch.tensor(lengths, device=q.device)
+    ends = torch.tensor(lengths, dtype=torch.int64, device=q.device)
     return ops.decode_attend(q, k, v, ends, table, *BRANCHES, k.shape[2], **options)
 
 
@@ -112,6 +112,36 @@ def test_what_no_branch_holds_and_what_is_past_the_count(device: str) -> None:
     assert torch.equal(lse.isfinite(), held.transpose(1, 2)) and not lse.isnan().any()
 
 
+def test_no_queries_and_no_texts(device: str) -> None:
+    q, k, v, *_ = make(torch.float32, device, 2, 1, 16)
+    out, lse = decode(q[:, :0], k, v, [3, 4, 5])
+    assert out.shape == (3, 0, 2, 16) and lse.shape == (3, 2, 0)
+    out, lse = decode(q[:0, :1], k[:0], v[:0], [])
+    assert out.shape == (0, 1, 2, 16) and lse.shape == (0, 2, 1)
+
+
+@pytest.mark.parametrize("length", [11, 150])
+def test_a_nan_reaches_the_queries_that_meet_it(length: int, device: str) -> None:
+    q, k, v, *_ = make(torch.float32, device, 2, 1, 16)
+    k[0, length - 2] = torch.nan  # of the last query's segment of rate 1
+    lengths = [length, 20, 30]
+    out, lse = decode(last(q, lengths, 1, 1), k, v, lengths)
+    assert out[0].isnan().all() and lse[0].isnan().all()
+    assert out[1:].isfinite().all() and lse[1:].isfinite().all()
+
+
+def test_counts_are_from_none_to_all(device: str) -> None:
+    q, k, v, *_ = make(torch.float32, device, 2, 1, 16)
+    layout = layout_of(2, 1)
+    table = torch.tensor(layout.table, device=device)
+    rows = [q.new_full((3, layout.rows, 16), torch.nan) for _ in "kv"]
+    lengths = torch.zeros(3, dtype=torch.int64, device=device)
+    counts = torch.tensor([4, -2, 1], device=device)
+    options = {"counts": counts, "max_seq_len": 150}
+    ops.decode_append(*rows, lengths, k[:, :1], v[:, :1], table, *BRANCHES, **options)
+    assert lengths.tolist() == [1, 0, 1]
+
+
 def test_a_text_never_gets_longer_than_it_may() -> None:
     q, k, v, *_ = make(torch.float32, "cpu", 2, 1, 8)
     layout = layout_of(2, 1)
@@ -158,6 +188,12 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no rate": ({"dilation_rates": [1, 1, 0, 1]}, "dilation_rates: must be positive and below 2^3"),
     "a scale that is not finite": ({"scale": float("inf")}, "scale: must be finite in float32"),
 }
+
+
+def test_wide_heads_are_refused(device: str) -> None:
+    q, k, v = (torch.zeros(1, 4, 1, 264, device=device) for _ in "qkv")
+    with pytest.raises(ValueError, match="query: head_dim must be at least 1 and at most 256, got"):
+        decode(q[:, :1], k, v, [4])
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -76,9 +76,9 @@ def test_sequences_have_the_tables_of_their_lengths(seed: int) -> None:
         assert joined.header["seq_len"] == joined.header["queries"] == rows
         order = sorted((-length, i) for i, (_, length) in enumerate(places) if length > 0)
         for index, table in enumerate((joined.forward, joined.transposed)):
-            at, spans = 0, [0]
+            at, spans, height = 0, [0], table.numbers["row_tile"]  # one for all lengths
             for negative, i in order:  # the longest first
-                one = plan(dataclasses.replace(spec, seq_len=-negative))
+                one = plan(dataclasses.replace(spec, seq_len=-negative, row_tile=height))
                 alone = (one.forward, one.transposed)[index]
                 tiles = slice(at, at + len(alone.tiles["group"]))
                 assert (table.tiles["sequence"][tiles] == i).all()

@@ -126,7 +126,7 @@ void attend_one(const DecodeAttendArgs& args, int64_t batch, int64_t index, int6
       }
     }
   }
-  const bool meets_any = running.denominator > 0;
+  const bool meets_any = running.denominator != 0;
   Element* out = row_at<Element>(args.out, batch, index, head);
   for (int64_t d = 0; d < size; ++d) {
     const Scalar sum = running.sums[static_cast<size_t>(d)];

@@ -15,18 +15,19 @@ struct Found {
   float max[kWarps][kMostHeads], denominator[kWarps][kMostHeads];
 };
 
-/// out and lse of one query, from parts relative to maxima of their own, to base 2.
+/// out and lse of one query, from parts relative to maxima of their own, to base 2. A denominator
+/// of 0 is that of no key; NaN stays NaN.
 struct Whole {
   float max, denominator;
   __device__ float lse() const {
-    return denominator > 0.0f ? max + log2_approx(denominator) : negative_infinity();
+    return denominator == 0.0f ? negative_infinity() : max + log2_approx(denominator);
   }
 };
 
 template <typename Element>
 __device__ void write_result(const DecodeAttendArgs& args, int64_t batch, int64_t index,
                              int64_t head, int column, float sum, const Whole& whole) {
-  const float out = whole.denominator > 0.0f ? sum / whole.denominator : 0.0f;
+  const float out = whole.denominator == 0.0f ? 0.0f : sum / whole.denominator;
   row_at<Element>(args.out, batch, index, head)[column] = from_float<Element>(out);
   if (column == 0) {
     static_cast<float*>(args.lse)[(batch * args.heads + head) * args.queries + index] =
@@ -159,7 +160,7 @@ __global__ void __launch_bounds__(kThreads)
       const bool is_part = split < splits && column < head_dim;
       const float part =
           is_part ? __ldg(call.split_sums + (first_split + split) * head_dim + column) : 0.0f;
-      sum += weights[i] > 0.0f ? weights[i] * part : 0.0f;  // else it may be anything
+      sum += weights[i] == 0.0f ? 0.0f : weights[i] * part;  // else it may be anything
     }
     parts[warp][column] = sum;
   }

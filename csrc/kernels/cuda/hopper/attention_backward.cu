@@ -26,7 +26,7 @@ cudaError_t launch(const BackwardChoice& choice, const BackwardArgs& args,
                         Shape::kColumns, call.grad_out);
   }
   if (error == cudaSuccess) {
-    error = error = encode_sum_maps(
+    error = encode_sum_maps(
         {workspace.query_sums, choice.sums_width, args.queries, args.heads * args.batch},
         call.strides, Shape::kBoxColumns, call.sum_maps);
   }

@@ -9,7 +9,7 @@
 
 namespace dilated::kernels::cuda::hopper {
 
-inline constexpr int32_t kSlotRows = 16;  // of keys; see key_slots.cuh
+inline constexpr int32_t kSlotRows = 16;  // of keys; see slots.cuh
 
 /// Two warpgroups of query rows.
 struct ForwardTile {
