@@ -16,8 +16,12 @@ ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "docs" / "reference"
 ENTRY = re.compile(r"^\.\. (?:auto\w+|operator|py:data):: ([\w.]+)", re.MULTILINE)
 HEADER = re.compile(r"^\.\. cpp-header:: (\S+)", re.MULTILINE)
-# `register` is of a module that can't be imported without transformers.
-PUBLIC = [*package.__all__, *ops.__all__, *pattern.__all__, *torchscale.__all__, "register"]
+# Of a module that can't be imported without transformers.
+TRANSFORMERS = ["DilatedCache", "attend", "mask_of", "register"]
+# The ring's other names are for the package's own modules.
+RING = ["ShardLayout", "Strategy", "Traffic", "shard", "shard_positions", "traffic", "unshard"]
+PUBLIC = [*package.__all__, *ops.__all__, *pattern.__all__, *torchscale.__all__]
+PUBLIC += TRANSFORMERS + RING
 TEXTS = {path.name: path.read_text() for path in sorted(REFERENCE.glob("*.rst"))}
 
 

@@ -129,7 +129,8 @@ def dilated_attention(
     Args:
         query: [batch, seq_len, heads, head_dim]; float16, bfloat16, float32, or float64 on the CPU.
             Or a nested tensor of layout torch.jagged, [batch, ragged, heads, head_dim]: each
-            sequence has positions, segments and lattices of its own.
+            sequence has positions, segments and lattices of its own. Or a DTensor that is sharded
+            by batch or heads, as key and value then are.
         key, value: [batch, seq_len, kv_heads, head_dim], kv_heads dividing heads; query head h
             reads KV head h // (heads / kv_heads). Nested where query is, with its lengths.
         segment_lengths: w of each branch, in positions; clipped to seq_len.
@@ -164,6 +165,8 @@ def dilated_attention(
             "zigzag", of each of its 2P stretches, in the sequence's order.
         strategy: how rows travel: "ring", "gather", "all_to_all", or "auto", which compares the
             bytes that each would move; docs/ring.md.
+        shard_layout: "contiguous", or "zigzag", which divides causal work evenly: of 2P stretches
+            of the sequence, rank i of P holds stretch i and then stretch 2P - 1 - i.
 
     Returns:
         out, like query; with return_lse (out, lse), lse being [batch, heads, seq_len], float32
