@@ -47,7 +47,9 @@ def test_two_processes_write_rows_of_every_peer(tmp_path: Path) -> None:
         *("auto", "ring", "gather", "all_to_all", "one-rank", "all-gather"),
         *("zigzag-ring", "zigzag-gather"),
     }
-    assert {row["strategy"] for row in document["skipped"]} == {"torch-context-parallel"}
+    assert {row["strategy"] for row in document["skipped"]} == {
+        *("torch-context-parallel", "zigzag-ring", "zigzag-gather")  # causal calls alone
+    }
     sent = {(row["strategy"], row["pass"]): row["bytes_per_rank"] for row in rows}
     assert sent["ring", "fwd"] == sent["gather", "fwd"] > 0
     assert sent["one-rank", "fwd"] == 0
