@@ -1,4 +1,5 @@
-"""Dilated attention as a function."""
+"""Dilated attention as a function: its forms for type checkers, and the one way of a call from
+arguments to an operator, which modules and `varlen` take as well."""
 
 from __future__ import annotations
 

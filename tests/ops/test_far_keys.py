@@ -52,7 +52,14 @@ class Case:
             options |= {"dropout_p": self.dropout_p, "dropout_seed": torch.tensor([5]).to(device)}
         return options
 
-    def into(self, out: Tensor, lse: Tensor, tensors: tuple[Tensor | None, ...], rows: str) -> None:
+    def into(
+        self,
+        out: Tensor,
+        lse: Tensor,
+        tensors: tuple[Tensor | None, ...],
+        rows: str,
+        pattern: Tensor | None = None,
+    ) -> None:
         spec = self.spec
         ops.attention_block_into(
             out,
@@ -63,6 +70,7 @@ class Case:
             spec.segment_lengths,
             spec.dilation_rates,
             rows=rows,
+            pattern=pattern,
             **self.options(str(out.device)),
         )
 
@@ -214,17 +222,7 @@ def test_words_are_those_of_the_call() -> None:
     for change in ({"rows": "near"}, {"far_keys": ()}):
         words = plan_tensor(Spec(**{**vars(spec), **change}))
         with pytest.raises(ValueError, match="pattern"):
-            ops.attention_block_into(
-                out,
-                lse,
-                *tensors,
-                spec.seq_len,
-                *(sum(x, ()) for x in (spec.queries, spec.keys, spec.far_keys)),
-                spec.segment_lengths,
-                spec.dilation_rates,
-                pattern=words,
-                **case.options("cpu"),
-            )
+            case.into(out, lse, tensors, "all", words)
 
 
 def good() -> dict[str, Any]:

@@ -3,6 +3,8 @@ has."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -51,9 +53,7 @@ class ForgettingRows:
             self.lengths,
             key,
             value,
-            self._table,
-            self.layout.segment_lengths,
-            self.layout.dilation_rates,
+            *self._lattices(),
             counts=counts,
             max_seq_len=self._max_seq_len,
         )
@@ -74,9 +74,7 @@ class ForgettingRows:
             query,
             key,
             value,
-            self._table,
-            self.layout.segment_lengths,
-            self.layout.dilation_rates,
+            *self._lattices(),
             counts=counts,
             scale=scale,
             max_seq_len=self._max_seq_len,
@@ -109,6 +107,10 @@ class ForgettingRows:
                 old = getattr(self, name)
                 new = old.index_select(0, indices)
                 setattr(self, name, old.copy_(new) if new.shape == old.shape else new)
+
+    def _lattices(self) -> tuple[Tensor, Sequence[int], Sequence[int]]:
+        """What operators take of the layout."""
+        return self._table, self.layout.segment_lengths, self.layout.dilation_rates
 
     def _make_layout(self, capacity: int) -> Layout:
         return make_layout(self._scheme, self._heads, self._kv_heads, capacity, self.grows)

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "kernels/cuda/hopper/backward_memory.cuh"
+#include "kernels/cuda/hopper/backward_sums.cuh"
 #include "kernels/cuda/hopper/group_rows.cuh"
 #include "kernels/cuda/primitives/score.cuh"
 #include "kernels/cuda/primitives/warp_tile.cuh"
@@ -288,58 +289,14 @@ class BackwardWarpgroup {
     commit_products();
   }
 
-  /// To the sums in memory; see QuerySums. A warp has the rows of a slot, block by block.
+  /// To the sums in memory. A warp has the rows of a slot.
   template <typename Sums>
   __device__ void add_grad_query(const Sums& sums, int stage) {
-    constexpr int kRowBytes = kBlockColumns * 4, kBlockBytes = kSlotRows * kRowBytes;
-    constexpr int kBlocks = Shape::kSumColumns / kBlockColumns;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
-    unsigned char* buffer = sum_buffer(stage) + warp * kBlocks * kBlockBytes;
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const float *low = pair_of(sums, r, 2 * block), *high = pair_of(sums, r, 2 * block + 1);
-        *reinterpret_cast<float4*>(buffer + block * kBlockBytes + r * 8 * kRowBytes + lane * 16) = {
-            low[0], low[1], high[0], high[1]};
-      }
-    }
-    publish_to_async_proxy();
-    __syncwarp();
-    const int slot = sums_part() * kPartSlots + warp;
-    const SumRows to = memory_.lists[stage].sums[slot];
-    const int first_column = kParts == 2 ? 0 : group_ * kPanelColumns;
-    const bool has_boxes = first_column + Shape::kSumColumns <= call_.sums.width ||
-                           call_.sums.width % Shape::kBoxColumns == 0;
-    if (to.count == kSlotRows && has_boxes) {
-      if (lane == 0) {
-#pragma unroll
-        for (int column = 0; column < Shape::kSumColumns; column += Shape::kBoxColumns) {
-          if (column == 0 || first_column + column < call_.sums.width) {
-            add_box(&call_.sum_maps.slot[to.map],
-                    shared_address(buffer) + column / kBlockColumns * kBlockBytes,
-                    (first_column + column) / kBlockColumns, to.place, to.head);
-          }
-        }
-      }
-    } else {
-      add_rows(to, memory_.lists[stage].slots[slot].stride, shared_address(buffer), first_column);
-    }
-  }
-
-  /// All lanes: blocks of rows one by one.
-  __device__ void add_rows(const SumRows& to, int64_t stride, uint32_t buffer, int first_column) {
-    constexpr int kRowBytes = kBlockColumns * 4, kBlocks = Shape::kSumColumns / kBlockColumns;
-    const int64_t head_row = int64_t{to.head} * call_.args.queries + to.place;
-#pragma unroll 1
-    for (int i = threadIdx.x % 32; i < to.count * kBlocks; i += 32) {
-      const int row = i / kBlocks, block = i % kBlocks,
-                column = first_column + block * kBlockColumns;
-      if (column < call_.sums.width) {
-        add_bulk(call_.sums.row(head_row + stride * row) + column,
-                 buffer + (block * kSlotRows + kSlotRows - to.count + row) * kRowBytes, kRowBytes);
-      }
-    }
+    const auto& list = memory_.lists[stage];
+    const int warp = threadIdx.x / 32 % 4, slot = sums_part() * kPartSlots + warp;
+    add_sums<Shape>(call_, {list.slots[slot], list.sums[slot]}, sums,
+                    sum_buffer(stage) + warp * kSlotRows * Shape::kSumColumns * 4,
+                    kParts == 2 ? 0 : group_ * kPanelColumns);
   }
   __device__ unsigned char* sum_buffer(int stage) {
     if constexpr (Shape::kSumBytes > 0) {
