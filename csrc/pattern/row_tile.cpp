@@ -11,7 +11,8 @@ constexpr double kShortCost = 2;
 
 double padded(int64_t rows, int64_t columns, int64_t row_tile) {
   const auto round_up = [](int64_t count, int64_t tile) {
-    return static_cast<double>((count + tile - 1) / tile * tile);
+    const int64_t tiles = (count + tile - 1) / tile;
+    return static_cast<double>(tiles * tile);
   };
   return round_up(rows, row_tile) * round_up(columns, column_tile(row_tile));
 }

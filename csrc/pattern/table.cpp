@@ -62,6 +62,7 @@ void TablePlanner::plan_spans() {
 void TablePlanner::merge_spans() {
   constexpr double kMuch = 0.75;
   std::vector<GroupSpan> groups;
+  groups.reserve(group_ranges_.size());
   for (const GroupRange& range : group_ranges_) {
     groups.push_back(range.groups);
   }
@@ -247,6 +248,7 @@ Table TablePlanner::write(std::vector<int32_t>& words, size_t tables_to_come) co
   table.groups = static_cast<int32_t>(lists_.groups.size());
   table.runs = static_cast<int32_t>(lists_.runs.size());
   std::vector<int32_t> shifts;
+  shifts.reserve(columns_.size());
   for (const Stretch& stretch : columns_) {
     shifts.push_back(stretch.shift);
   }
