@@ -83,7 +83,7 @@ ForwardTensors prepare_forward(const AttentionCall& call) {
     forward.lse = at::empty({call.query.size(0), call.query.size(2), call.query.size(1)},
                             call.query.options().dtype(lse_dtype(call.query)));
   }
-  if (has_gaps(call)) {
+  if (has_gaps(call) && !call.far.has_value()) {
     forward.lse.fill_(-std::numeric_limits<double>::infinity());
   }
   kernels::ForwardArgs& args = forward.args;

@@ -71,9 +71,6 @@ AttentionCall take_call(Arguments& arguments, Form form, BackwardInputs* inputs)
     call.far->rows = arguments.take<std::string>();
   }
   take_options(arguments, call);
-  TORCH_CHECK_VALUE(form == Form::kSequence || !call.sequences.has_value(),
-                    "sequences: must be None for a block of a sequence and for a ring, got a list: "
-                    "call attention with whole sequences");
   if (form != Form::kRing) {
     call.pattern = arguments.take<OptionalTensor>();
   }

@@ -306,7 +306,7 @@ bool has_gaps(const AttentionCall& call) {
     return false;
   }
   const auto numbers = call.sequences->accessor<int64_t, 2>();
-  int64_t rows = call.query.size(1);
+  int64_t rows = call.block.has_value() ? call.block->seq_len : call.query.size(1);
   for (int64_t i = 0; i < call.sequences->size(0); ++i) {
     rows -= numbers[i][1];
   }

@@ -84,7 +84,8 @@ QueryRows query_rows_of(const AttentionCall& call);
 /// The rows of a checked list, call.sequences.
 std::vector<Sequence> sequences_of(const at::Tensor& list);
 
-/// Whether rows of the call are in none of its sequences, so that no kernel writes their results.
+/// Whether rows are in none of the call's sequences, so that no kernel writes their results: of the
+/// whole batch, of which a block may have others.
 bool has_gaps(const AttentionCall& call);
 
 /// The pattern's specification, with wanted_directions(). Throws c10::ValueError where validate()

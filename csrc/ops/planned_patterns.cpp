@@ -152,14 +152,17 @@ LentPattern PlannedPatterns::fill(Entries::value_type& item, const at::Device& d
 /// Not locked.
 std::vector<int32_t> PlannedPatterns::plan(const AttentionCall& call, Directions reads) {
   const PatternSpec spec = spec_of(call, reads);
-  if (!spec.sequences.has_value()) {
+  if (!spec.sequences.has_value() || !is_whole(spec)) {
     return dilated::plan(spec);
   }
+  AttentionCall whole = call;  // a sequence is no block, though all of a batch may be called one
+  whole.block.reset();
+  whole.far.reset();
   const std::vector<int64_t> lengths = sequence_lengths(spec);
   std::vector<LentPattern> parts(lengths.size());
   at::parallel_for(0, static_cast<int64_t>(lengths.size()), 1, [&](int64_t begin, int64_t end) {
     for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
-      parts[i] = lend(key_of(call, reads, at::kCPU, lengths[i]), at::kCPU, {},
+      parts[i] = lend(key_of(whole, reads, at::kCPU, lengths[i]), at::kCPU, {},
                       [&] { return dilated::plan(one_sequence(spec, lengths[i])); });
     }
   });

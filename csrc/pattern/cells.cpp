@@ -21,9 +21,10 @@ struct CellKindHash {
       hash = (hash ^ static_cast<uint64_t>(field)) * 0x9e3779b97f4a7c15ull;
       hash ^= hash >> 29;
     };
-    for (const auto& [phase, length] : kind.branches) {
+    for (const auto& [phase, length, width] : kind.branches) {
       add(phase);
       add(length);
+      add(width);
     }
     for (const auto& [begin, end, is_far] : kind.columns) {
       add(begin);
@@ -40,6 +41,7 @@ class Cutter {
       : spec_(spec), columns_(columns), budget_(budget) {}
 
   void cut(const Stretch& rows) {
+    sequence_ = &(*spec_.sequences)[static_cast<size_t>(rows.sequence)];
     for (int64_t begin = rows.begin; begin < rows.end;) {
       while (stretch_ < columns_.size() && columns_[stretch_].end <= begin) {
         ++stretch_;
@@ -48,7 +50,7 @@ class Cutter {
       if (starts_span(begin)) {
         cells_.spans.push_back(cells_.cells.size());
       }
-      add_cell(cell, rows.shift);
+      add_cell(cell, rows);
       begin = cell.end;
     }
   }
@@ -61,7 +63,7 @@ class Cutter {
  private:
   int64_t end_of_cell(int64_t begin, int64_t end) const {
     for (const Branch& branch : spec_.branches) {
-      end = std::min(end, spec_.segment(branch, begin).end);
+      end = std::min(end, segment_at(branch, *sequence_, begin).end);
     }
     if (stretch_ < columns_.size()) {
       const Stretch& columns = columns_[stretch_];
@@ -73,11 +75,11 @@ class Cutter {
   /// Whether no segment at `begin` meets a segment of an earlier cell.
   bool starts_span(int64_t begin) const {
     return std::all_of(spec_.branches.begin(), spec_.branches.end(), [&](const Branch& branch) {
-      return spec_.segment(branch, begin).begin >= reach_;
+      return segment_at(branch, *sequence_, begin).begin >= reach_;
     });
   }
 
-  void add_cell(const Range& cell, int32_t row_shift) {
+  void add_cell(const Range& cell, const Stretch& rows) {
     CellKind kind;
     const size_t first_stretch = look_around(cell, kind);
     budget_.add_steps(static_cast<int64_t>(kind.branches.size() + kind.columns.size()));
@@ -88,8 +90,8 @@ class Cutter {
                                     kind.columns.size() * sizeof(ColumnsAt)));
       cells_.kinds.push_back(std::move(kind));
     }
-    cells_.cells.push_back(
-        {cell.begin, found->second, row_shift, static_cast<int32_t>(first_stretch)});
+    cells_.cells.push_back({cell.begin - sequence_->first, found->second, rows.shift,
+                            static_cast<int32_t>(first_stretch), rows.sequence});
     budget_.need_bytes(kind_bytes_ + static_cast<int64_t>(cells_.cells.size() * sizeof(Cell)));
   }
 
@@ -100,8 +102,9 @@ class Cutter {
     kind.branches.reserve(spec_.branches.size());
     Range reach = cell;
     for (const Branch& branch : spec_.branches) {
-      const Range segment = spec_.segment(branch, cell.begin);
-      kind.branches.push_back({cell.begin - segment.begin, segment.end - segment.begin});
+      const Range segment = segment_at(branch, *sequence_, cell.begin);
+      kind.branches.push_back({cell.begin - segment.begin, segment.end - segment.begin,
+                               clip(branch.segment_length, sequence_->length)});
       reach = {std::min(reach.begin, segment.begin), std::max(reach.end, segment.end)};
     }
     reach_ = std::max(reach_, reach.end);
@@ -127,6 +130,7 @@ class Cutter {
   const ResolvedSpec& spec_;
   const std::vector<Stretch>& columns_;
   Budget& budget_;
+  const Sequence* sequence_ = nullptr;  // of the rows at hand
   Cells cells_;
   std::unordered_map<CellKind, int32_t, CellKindHash> ids_;
   int64_t kind_bytes_ = 0;

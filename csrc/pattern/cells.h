@@ -15,6 +15,7 @@ namespace dilated::pattern {
 struct BranchAt {
   int64_t phase;   // how far into the segment the cell begins
   int64_t length;  // of the segment within the sequence
+  int64_t width;   // of the branch's segments in this sequence that it does not cut short
   bool operator==(const BranchAt&) const = default;
 };
 
@@ -35,10 +36,11 @@ struct CellKind {
 };
 
 struct Cell {
-  int64_t begin;
+  int64_t begin;  // within its sequence
   int32_t kind;
   int32_t row_shift;      // place - position of its rows
   int32_t first_stretch;  // of columns: that of CellKind::columns[0]
+  int32_t sequence;
 };
 
 struct Cells {
@@ -47,7 +49,8 @@ struct Cells {
   std::vector<size_t> spans;  // the first cell of each span, then the number of cells
 };
 
-/// Cuts the rows where a segment of any branch or a stretch of the columns begins or ends.
+/// Cuts the rows where a segment of any branch or a stretch of the columns begins or ends. Rows and
+/// columns are the specification's stretches().
 Cells cut_cells(const ResolvedSpec& spec, const std::vector<Stretch>& rows,
                 const std::vector<Stretch>& columns, Budget& budget);
 

@@ -57,8 +57,7 @@ void GroupPlanner::look_around(const CellKind& kind, const HeadClass& heads) {
     // torchscale fills a segment's lattice up to ceil(w / r) keys, however much of it lies beyond
     // the sequence.
     zeros_.push_back(counts_zeros_ && kind.in_columns
-                         ? divide_up(spec_.branches[branch].segment_length, rate) -
-                               divide_up(at.length - offset, rate)
+                         ? divide_up(at.width, rate) - divide_up(at.length - offset, rate)
                          : 0);
   }
   for (size_t stretch = 0; stretch < kind.columns.size(); ++stretch) {
@@ -71,7 +70,7 @@ void GroupPlanner::add_edges(const CellKind& kind, const HeadClass& heads, size_
   const auto first = static_cast<std::ptrdiff_t>(edges_.size());
   uint64_t bit = 1;
   for (const auto& [branch, offset] : heads.lattices) {
-    const auto [phase, length] = kind.branches[branch];
+    const auto& [phase, length, width] = kind.branches[branch];
     const int64_t lo = std::max(-phase, begin), hi = std::min(length - phase, end);
     if (lo < hi) {
       edges_.push_back({lo, bit, 0, static_cast<uint8_t>(stretch)});

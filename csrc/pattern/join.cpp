@@ -45,6 +45,10 @@ int32_t append_lists(const Parts& parts, int32_t Table::* count, Items items,
 
 Joiner::Joiner(const PatternSpec& spec) : spec_(spec), one_(one_sequence(spec, 0)) {
   validate(spec);
+  if (!is_whole(spec)) {
+    throw std::invalid_argument(
+        "sequences: must be joined where queries and keys are the whole batch, got ranges of it");
+  }
   const std::vector<Sequence>& sequences = *spec.sequences;
   std::vector<int32_t> order(sequences.size());
   std::iota(order.begin(), order.end(), 0);

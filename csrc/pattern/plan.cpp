@@ -46,7 +46,7 @@ std::vector<int32_t> plan_one(const PatternSpec& spec, const std::function<void(
 }  // namespace pattern
 
 std::vector<int32_t> plan(const PatternSpec& spec, const std::function<void()>& poll) {
-  if (!spec.sequences.has_value()) {
+  if (!spec.sequences.has_value() || !is_whole(spec)) {
     pattern::Scratch scratch;
     return pattern::plan_one(spec, poll, scratch);
   }

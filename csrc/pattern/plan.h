@@ -11,7 +11,7 @@
 
 namespace dilated::pattern {
 
-/// As plan(), of a specification without sequences. `scratch` grows as needed.
+/// As plan(), but a batch is not joined of its lengths' patterns. `scratch` grows as needed.
 std::vector<int32_t> plan_one(const PatternSpec& spec, const std::function<void()>& poll,
                               Scratch& scratch);
 

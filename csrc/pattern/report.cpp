@@ -15,6 +15,7 @@ namespace {
 
 using pattern::Poller;
 using pattern::ResolvedSpec;
+using pattern::segment_at;
 
 struct Counter {
   const PatternSpec& spec;
@@ -109,18 +110,6 @@ int64_t segment_pairs(const ResolvedSpec& spec, const Range& segment, int64_t of
 }
 
 int64_t nominal_pairs(const PatternSpec& given, Poller& poller) {
-  if (given.sequences.has_value()) {
-    std::map<int64_t, int64_t> by_length;
-    int64_t pairs = 0;
-    for (const Sequence& sequence : *given.sequences) {
-      const auto [found, is_new] = by_length.try_emplace(sequence.length, 0);
-      if (is_new) {
-        found->second = nominal_pairs(one_sequence(given, sequence.length), poller);
-      }
-      pairs += found->second;
-    }
-    return pairs;
-  }
   const ResolvedSpec spec(given);
   int64_t pairs = 0;
   for (const Branch& branch : spec.branches) {
@@ -129,13 +118,16 @@ int64_t nominal_pairs(const PatternSpec& given, Poller& poller) {
       ++heads[offset];
     }
     heads.erase(-1);
-    for (int64_t begin = 0; begin < spec.seq_len && !heads.empty();) {
-      const Range segment = spec.segment(branch, begin);
-      for (const auto& [offset, count] : heads) {
-        pairs += count * segment_pairs(spec, segment, offset, branch.dilation_rate);
+    for (const Sequence& sequence : *spec.sequences) {
+      const int64_t end = heads.empty() ? sequence.first : sequence.first + sequence.length;
+      for (int64_t begin = sequence.first; begin < end;) {
+        const Range segment = segment_at(branch, sequence, begin);
+        for (const auto& [offset, count] : heads) {
+          pairs += count * segment_pairs(spec, segment, offset, branch.dilation_rate);
+        }
+        begin = segment.end;
+        poller.add_steps(1);
       }
-      begin = segment.end;
-      poller.add_steps(1);
     }
   }
   return pairs;

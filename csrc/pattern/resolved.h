@@ -36,8 +36,9 @@ inline std::vector<Range> resolve(const std::vector<Range>& stretches, int64_t s
 /// A range of positions whose rows lie one after another in a tensor.
 struct Stretch {
   int64_t begin, end;
-  int32_t shift;  // place - position of its rows
-  bool is_far;    // in the second of the keys' tensors
+  int32_t shift;         // place - position of its rows
+  bool is_far;           // in the second of the keys' tensors
+  int32_t sequence = 0;  // which of the batch
 };
 
 /// Of resolved ranges, by position. Places count through `near`, then through `far`.
@@ -61,8 +62,15 @@ inline int64_t head_offset(const Branch& branch, int64_t head) {
   return offsets.empty() ? head % branch.dilation_rate : offsets[static_cast<size_t>(head)];
 }
 
-/// The same pattern with segments clipped to the sequence, ranges that have an end, and every
-/// branch's offsets.
+/// The branch's segment that holds a position of the sequence. Both count through the batch's rows.
+inline Range segment_at(const Branch& branch, const Sequence& sequence, int64_t position) {
+  const int64_t length = clip(branch.segment_length, sequence.length);
+  const int64_t begin = sequence.first + (position - sequence.first) / length * length;
+  return {begin, std::min(begin + length, sequence.first + sequence.length)};
+}
+
+/// The same pattern with ranges that have an end, every branch's offsets, and its sequences:
+/// without a batch, one.
 struct ResolvedSpec : PatternSpec {
   /// Throws as validate() does.
   explicit ResolvedSpec(const PatternSpec& spec) : PatternSpec(spec) {
@@ -70,18 +78,36 @@ struct ResolvedSpec : PatternSpec {
     queries = resolve(spec.queries, seq_len);
     keys = resolve(spec.keys, seq_len);
     far_keys = resolve(spec.far_keys, seq_len);
+    if (!sequences.has_value()) {
+      sequences.emplace({Sequence{0, seq_len}});
+    }
     for (Branch& branch : branches) {
-      branch.segment_length = clip(branch.segment_length, seq_len);
       if (branch.head_offsets.empty()) {
         branch.head_offsets = interleaved_offsets(branch.dilation_rate, heads);
       }
     }
   }
 
-  /// The branch's segment that holds a position of the sequence.
-  Range segment(const Branch& branch, int64_t position) const {
-    const int64_t begin = position / branch.segment_length * branch.segment_length;
-    return {begin, std::min(begin + branch.segment_length, seq_len)};
+  /// As the function above, of ranges above, cut where a sequence begins or ends, without what lies
+  /// in none; shifts are then of positions within the sequence.
+  std::vector<Stretch> stretches(const std::vector<Range>& near,
+                                 const std::vector<Range>& far = {}) const {
+    std::vector<Stretch> result;
+    auto sequence = sequences->begin();
+    for (const Stretch& whole : stretches_of(near, far)) {
+      while (sequence != sequences->end() && sequence->first + sequence->length <= whole.begin) {
+        ++sequence;
+      }
+      for (auto at = sequence; at != sequences->end() && at->first < whole.end; ++at) {
+        const int64_t begin = std::max(whole.begin, at->first);
+        const int64_t end = std::min(whole.end, at->first + at->length);
+        if (begin < end) {
+          result.push_back({begin, end, whole.shift + static_cast<int32_t>(at->first), whole.is_far,
+                            static_cast<int32_t>(at - sequences->begin())});
+        }
+      }
+    }
+    return result;
   }
 };
 

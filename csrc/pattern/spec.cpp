@@ -46,10 +46,8 @@ void validate_far_keys(const PatternSpec& spec) {
   require(spec.directions == Directions::kForward,
           "directions: must be kForward where there are far_keys or rows is not kAll, got ",
           static_cast<int32_t>(spec.directions));
-  require(!spec.sequences.has_value(),
-          "sequences: must be None where there are far_keys or rows is not kAll, got a list");
   int64_t previous_end = 0;
-  for (const auto& [begin, end, shift, is_far] :
+  for (const auto& [begin, end, shift, is_far, sequence] :
        pattern::stretches_of(pattern::resolve(spec.keys, spec.seq_len),
                              pattern::resolve(spec.far_keys, spec.seq_len))) {
     require(previous_end <= begin, "far_keys: must not overlap keys, got position ", begin,
@@ -61,11 +59,6 @@ void validate_far_keys(const PatternSpec& spec) {
 void validate_sequences(const PatternSpec& spec) {
   if (!spec.sequences.has_value()) {
     return;
-  }
-  const std::vector<Range> whole{{0, spec.seq_len}};
-  for (const auto& [ranges, name] : {std::pair(&spec.queries, "queries"), {&spec.keys, "keys"}}) {
-    require(spec.seq_len == 0 || pattern::resolve(*ranges, spec.seq_len) == whole, name,
-            ": must be the whole where there are sequences, got ranges of it");
   }
   int64_t previous_end = 0;
   for (size_t i = 0; i < spec.sequences->size(); ++i) {
@@ -171,6 +164,15 @@ void validate(const PatternSpec& spec) {
   validate_stretches(spec.far_keys, spec.seq_len, "far_keys");
   validate_far_keys(spec);
   validate_sequences(spec);
+}
+
+bool is_whole(const PatternSpec& spec) {
+  const auto has_all = [&](const std::vector<Range>& ranges) {
+    const std::vector<Range> resolved = pattern::resolve(ranges, spec.seq_len);
+    return spec.seq_len == 0 || resolved == std::vector<Range>{{0, spec.seq_len}};
+  };
+  return has_all(spec.queries) && has_all(spec.keys) && spec.far_keys.empty() &&
+         spec.rows == QueryRows::kAll;
 }
 
 uint64_t fingerprint(const PatternSpec& spec) {

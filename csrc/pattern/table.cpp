@@ -15,7 +15,7 @@ int64_t bytes_of(const Lists& lists) {
 }
 
 std::vector<Stretch> keys_of(const ResolvedSpec& spec) {
-  return stretches_of(spec.keys, spec.far_keys);
+  return spec.stretches(spec.keys, spec.far_keys);
 }
 
 }  // namespace
@@ -26,8 +26,8 @@ TablePlanner::TablePlanner(const ResolvedSpec& spec, bool transposed, Budget& bu
       wanted_(spec.rows),
       is_causal_(spec.is_causal),
       classes_(classify_heads(spec, transposed ? spec.heads / spec.kv_heads : 1)),
-      columns_(transposed ? stretches_of(spec.queries) : keys_of(spec)),
-      cells_(cut_cells(spec, transposed ? keys_of(spec) : stretches_of(spec.queries), columns_,
+      columns_(transposed ? spec.stretches(spec.queries) : keys_of(spec)),
+      cells_(cut_cells(spec, transposed ? keys_of(spec) : spec.stretches(spec.queries), columns_,
                        budget)),
       lists_(scratch.lists),
       planner_(spec, !transposed && !spec.is_causal && spec.padding == Padding::kZeros, budget,
@@ -219,7 +219,7 @@ Tile* TablePlanner::write_tiles(int32_t group, const Cell& cell, Tile* tile) con
                .row_shift = cell.row_shift,
                .first_stretch = cell.first_stretch,
                .first_window = -1,
-               .sequence = 0};
+               .sequence = cell.sequence};
   }
   return tile;
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal, NoReturn, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, is_grad_enabled
@@ -155,7 +155,8 @@ def dilated_attention(
             the gradients of its outputs: its out is 0, its lse -inf, its gradients are 0. A list or
             a tensor, on the CPU; for one on a GPU, as for a nested tensor there, the host waits
             once a call. Under torch.compile give a tensor: one program then serves all lengths.
-            Must be None with a group.
+            With a group they are of the whole sequences, alike on all ranks, and tensors must not
+            be nested.
         pattern_cache: the `PatternCache` or `TieredPatternCache` that keeps planned patterns; None
             means `current_pattern_cache()`. With False, and under torch.compile, the operators keep
             what they plan (`pattern.resize_planned_patterns`). Must be None with a group.
@@ -231,10 +232,18 @@ def attend(
         settings |= {"sharding": sharding, "sequences": sequences}
         return _attend_shards(query, key, value, scheme, seq_lens, settings)
     if seq_lens is not None or query.is_nested or key.is_nested or value.is_nested:
+        whole_len = None
         if sharding is not None:
-            refuse_ragged_ring(seq_lens)
-        packed = pack(query, key, value, seq_lens)
+            if seq_lens is None:
+                raise ValueError(
+                    "query, key and value must not be nested where a group is given, whose ranks "
+                    "share sequences: give cu_seqlens or seq_lens, got a nested tensor"
+                )
+            whole_len = sum(sharding.lengths(shape[1]))
+        packed = pack(query, key, value, seq_lens, whole_len)
         if packed is not None:
+            if sharding is not None:
+                sharding = sharding.of_batch(shape[1], shape[0])
             out, lse = attend(
                 *packed.rows,
                 scheme,
@@ -242,6 +251,7 @@ def attend(
                 scale=scale,
                 dropout_p=dropout_p,
                 pattern_cache=pattern_cache,
+                sharding=sharding,
                 sequences=packed.sequences,
                 dropout_steps=dropout_steps,
             )
@@ -422,15 +432,6 @@ def check_ring_cache(pattern_cache: CacheArgument) -> None:
             "pattern_cache must be None where a group is given, whose patterns are kept in "
             f"current_pattern_cache(), got {pattern_cache!r}"
         )
-
-
-def refuse_ragged_ring(seq_lens: SeqLens | None) -> NoReturn:
-    """Raises ValueError: what is called with a group has seq_lens, or a nested tensor."""
-    given = "a nested tensor" if seq_lens is None else f"{seq_lens!r}"
-    raise ValueError(
-        "seq_lens must be None, and no tensor nested, where a group is given, whose ranks share "
-        f"one sequence, got {given}"
-    )
 
 
 def _shape_of(tensor: Tensor, name: str) -> torch.Size:

@@ -188,13 +188,18 @@ class MultiheadDilatedAttention(nn.Module):
                     )
             check_weights_and_mask(need_weights, attn_mask, is_causal)
             options: dict[str, Any] = {"is_causal": is_causal}
-            lengths = padding_of(query, key_padding_mask, seq_lens, sharding is not None)
+            lengths = padding_of(query, key_padding_mask, seq_lens, sharding)
             if kv_cache is not None:  # which any module that stands for `attention` can't take
                 self._dilated_attention()
                 options["kv_cache"] = kv_cache
             if lengths is not None:
                 options["seq_lens"] = lengths
-                kept = kept_rows(lengths, query.size(1), query.device)
+                rows = query.size(1)
+                if sharding is None:
+                    places = torch.arange(rows, device=query.device)
+                else:
+                    places = sharding.positions(rows).to(query.device)
+                kept = kept_rows(lengths, places)
                 query, key, value = without_padding(kept, query, key, value)
             out = self.attention(
                 self._heads_of(self.q_proj(query), "q_proj", self.num_heads),

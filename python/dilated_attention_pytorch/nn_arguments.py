@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from .ragged import Mask, SeqLens, as_mask, seq_lens_of_mask, stretches
+from .ring import Sharding
 
 
 class NoFusedKernel:
@@ -44,19 +45,31 @@ def check_weights_and_mask(need_weights: bool, attn_mask: Tensor | None, is_caus
 
 
 def padding_of(
-    query: Tensor, key_padding_mask: Mask | None, seq_lens: SeqLens | None, is_sharded: bool
+    query: Tensor,
+    key_padding_mask: Mask | None,
+    seq_lens: SeqLens | None,
+    sharding: Sharding | None = None,
 ) -> Tensor | None:
     """int64 [batch, 2] on the CPU, first position and length of each row; None without padding.
 
-    query is [batch, seq_len, embed_dim]. Raises TypeError and ValueError.
+    query is [batch, seq_len, embed_dim], with a sharding a shard of each row. Raises TypeError and
+    ValueError.
     """
     if key_padding_mask is None and seq_lens is None:
         return None
-    if is_sharded or query.is_nested:
+    if query.is_nested:
         given = "seq_lens" if key_padding_mask is None else "key_padding_mask"
-        where = "a group is given" if is_sharded else "query is nested"
-        raise ValueError(f"key_padding_mask and seq_lens must be None where {where}, got {given}")
+        raise ValueError(
+            f"key_padding_mask and seq_lens must be None where query is nested, got {given}"
+        )
     batch, seq_len = query.shape[:2]
+    if sharding is not None:
+        if key_padding_mask is not None:
+            raise ValueError(
+                "key_padding_mask must be None where a group is given: give seq_lens, as of the "
+                "whole mask by seq_lens_of_mask, got a mask"
+            )
+        seq_len = sum(sharding.lengths(seq_len))
     if key_padding_mask is not None:
         if seq_lens is not None:
             raise ValueError(

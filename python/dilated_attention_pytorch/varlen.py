@@ -10,6 +10,7 @@ from torch import Tensor
 from .functional import CacheArgument, attend, check_cache, check_dropout, check_scale, make_scheme
 from .pattern import HeadOffsets, Padding
 from .ragged import of_offsets
+from .ring import Group, Sharding, ShardLayout, Strategy, telling
 
 
 @overload
@@ -28,6 +29,10 @@ def dilated_attention_varlen(
     dropout_p: float = ...,
     return_lse: Literal[False] = ...,
     pattern_cache: CacheArgument = ...,
+    group: Group | None = ...,
+    shard_lengths: Sequence[int] | None = ...,
+    strategy: Strategy = ...,
+    shard_layout: ShardLayout = ...,
 ) -> Tensor: ...
 @overload
 def dilated_attention_varlen(
@@ -45,6 +50,10 @@ def dilated_attention_varlen(
     dropout_p: float = ...,
     return_lse: Literal[True],
     pattern_cache: CacheArgument = ...,
+    group: Group | None = ...,
+    shard_lengths: Sequence[int] | None = ...,
+    strategy: Strategy = ...,
+    shard_layout: ShardLayout = ...,
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def dilated_attention_varlen(
@@ -62,6 +71,10 @@ def dilated_attention_varlen(
     dropout_p: float = ...,
     return_lse: bool,
     pattern_cache: CacheArgument = ...,
+    group: Group | None = ...,
+    shard_lengths: Sequence[int] | None = ...,
+    strategy: Strategy = ...,
+    shard_layout: ShardLayout = ...,
 ) -> Tensor | tuple[Tensor, Tensor]: ...
 def dilated_attention_varlen(
     query: Tensor,
@@ -78,6 +91,10 @@ def dilated_attention_varlen(
     dropout_p: float = 0.0,
     return_lse: bool = False,
     pattern_cache: CacheArgument = None,
+    group: Group | None = None,
+    shard_lengths: Sequence[int] | None = None,
+    strategy: Strategy = "auto",
+    shard_layout: ShardLayout = "contiguous",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`dilated_attention` of many sequences in one call, packed one behind the other.
 
@@ -93,6 +110,8 @@ def dilated_attention_varlen(
             padding, which may hold anything: their out is 0, their lse -inf, their gradients are 0.
             A list or a tensor, on the CPU; for one on a GPU the host waits once a call. Under
             torch.compile give a tensor: one program then serves all lengths of the same number.
+        group: its ranks hold all these rows one after another, and query, key and value are this
+            rank's; a sequence may cross ranks. cu_seqlens are of all rows, alike on all ranks.
         Others: as in `dilated_attention`.
 
     Returns:
@@ -103,25 +122,31 @@ def dilated_attention_varlen(
         TypeError, ValueError: naming the argument, what must hold and what was given.
         RuntimeError: a CUDA graph is being captured and the pattern is not on the GPU yet.
     """
-    scheme = make_scheme(segment_lengths, dilation_rates, head_offsets, padding)
-    scale = check_scale(scale)
-    dropout_p = check_dropout(dropout_p, "dropout_p")
-    check_cache(pattern_cache)
-    for x, name in ((query, "query"), (key, "key"), (value, "value")):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-        if x.is_nested or x.dim() != 3:
-            given = "a nested tensor" if x.is_nested else f"shape {tuple(x.shape)}"
-            raise ValueError(f"{name} must be [total, heads, head_dim], got {given}")
-    out, lse = attend(
-        query[None],
-        key[None],
-        value[None],
-        scheme,
-        is_causal=is_causal,
-        scale=scale,
-        dropout_p=dropout_p,
-        pattern_cache=pattern_cache,
-        sequences=of_offsets(cu_seqlens, query.size(0)),
-    )
+    with telling(group):
+        scheme = make_scheme(segment_lengths, dilation_rates, head_offsets, padding)
+        scale = check_scale(scale)
+        dropout_p = check_dropout(dropout_p, "dropout_p")
+        check_cache(pattern_cache)
+        for x, name in ((query, "query"), (key, "key"), (value, "value")):
+            if not isinstance(x, Tensor):
+                raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+            if x.is_nested or x.dim() != 3:
+                given = "a nested tensor" if x.is_nested else f"shape {tuple(x.shape)}"
+                raise ValueError(f"{name} must be [total, heads, head_dim], got {given}")
+        sharding = Sharding.make(group, shard_lengths, strategy, shard_layout)
+        rows = query.size(0)
+        out, lse = attend(
+            query[None],
+            key[None],
+            value[None],
+            scheme,
+            is_causal=is_causal,
+            scale=scale,
+            dropout_p=dropout_p,
+            pattern_cache=pattern_cache,
+            sharding=sharding,
+            sequences=of_offsets(
+                cu_seqlens, rows if sharding is None else sum(sharding.lengths(rows))
+            ),
+        )
     return (out[0], lse[0]) if return_lse else out[0]

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from dilated_attention_pytorch import ops
+from dilated_attention_pytorch.pattern.pattern import pairs_of
 from tests.conftest import Exact, make_qkv
+from tests.ops.blocks import backward_in_blocks, forward_in_blocks, pieces, random_cuts
 from tests.ops.calls import (
     Result,
     Tensors,
@@ -191,3 +193,104 @@ def test_segment_attention_takes_sequences(device: str, exact: Exact) -> None:
     out, _ = ops.segment_attention(*tensors, 32, 2, sequences=table)
     expected, _ = ops.attention(*tensors, [32], [2], sequences=table)
     assert torch.equal(out, expected)
+
+
+def random_batch(
+    rng: random.Random, device: str, exact: Exact
+) -> tuple[Tensors, Places, dict[str, Any]]:
+    places, rows = random_places(rng)
+    tensors = make_qkv(
+        rows,
+        4,
+        rng.choice([8, 20]),
+        kv_heads=rng.choice([1, 2, 4]),
+        dtype=exact.dtype,
+        device=device,
+        seed=rng.randrange(1000),
+    )
+    options: dict[str, Any] = {
+        "is_causal": rng.random() < 0.5,
+        "padding": rng.choice(["masked", "zeros"]),
+    }
+    if rng.random() < 0.3:
+        options |= {"dropout_p": 0.4, "dropout_seed": torch.tensor([7], device=device)}
+    return tensors, places, options
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("seed", range(10))
+def test_blocks_of_a_batch_add_up_to_it(
+    seed: int, in_place: bool, device: str, exact: Exact
+) -> None:
+    rng = random.Random(seed)
+    for _ in range(20 if device == "cpu" else 3):
+        tensors, places, options = random_batch(rng, device, exact)
+        rows = tensors[0].shape[1]
+        expected = run_batch(tensors, places, **options)
+        held = poisoned(tensors, places)
+        call = options | {"sequences": torch.tensor(places, dtype=torch.int64).reshape(-1, 2)}
+        queries, keys = (pieces(rows, random_cuts(rows, rng)) for _ in "qk")
+        outputs = [
+            forward_in_blocks(held, BRANCHES, q, rng.sample(keys, len(keys)), **call)
+            for q in queries
+        ]
+        out = torch.cat([o for o, _ in outputs], 1)
+        lse = torch.cat([z for _, z in outputs], 2)
+        blocks = [(q, k) for q in queries for k in keys]
+        gradients = backward_in_blocks(
+            held, BRANCHES, (out, lse), blocks, in_place=in_place, **call
+        )
+        outside = in_gaps(places, rows)
+        actual = Result(out, lse, *gradients)
+        assert not actual.out[:, outside].any()
+        if in_place:  # rounded from sums that nothing was added to
+            assert not actual.grad_query[:, outside].any()
+        wide = Result(*(x.to(lse.dtype) for x in expected))
+        assert_close(actual, Result(*(x.double().cpu() for x in wide)), exact)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_near_and_far_keys_of_a_batch(seed: int, device: str, exact: Exact) -> None:
+    rng = random.Random(seed)
+    for _ in range(20 if device == "cpu" else 3):
+        tensors, places, options = random_batch(rng, device, exact)
+        rows = tensors[0].shape[1]
+        expected = run_batch(tensors, places, **options)
+        query, key, value = poisoned(tensors, places)
+        kinds: dict[str, list[int]] = {"near": [], "far": []}
+        for piece in pieces(rows, random_cuts(rows, rng)):
+            kinds[rng.choice(["near", "far"])] += piece
+        near, far = (
+            torch.cat([torch.arange(0), *(torch.arange(*pair) for pair in pairs_of(x))]).to(device)
+            for x in kinds.values()
+        )
+        out = torch.full_like(query, 7.0)
+        lse = torch.full_like(expected.lse, 7.0)
+        for part in ("near", "far"):
+            ops.attention_block_into(
+                out,
+                lse,
+                query,
+                key[:, near],
+                value[:, near],
+                key[:, far],
+                value[:, far],
+                rows,
+                [0, rows],
+                kinds["near"],
+                kinds["far"],
+                *BRANCHES,
+                rows=part,
+                sequences=torch.tensor(places, dtype=torch.int64).reshape(-1, 2),
+                **options,
+            )
+        outside = in_gaps(places, rows).to(device)
+        assert (out[:, outside] == 7.0).all() and (lse[:, :, outside] == 7.0).all()
+        for actual, wanted, dim in ((out, expected.out, 1), (lse, expected.lse, 2)):
+            kept = (~outside).nonzero()[:, 0]
+            torch.testing.assert_close(
+                actual.index_select(dim, kept),
+                wanted.index_select(dim, kept),
+                rtol=0,
+                atol=10 * exact.forward,
+            )

@@ -185,9 +185,12 @@ def test_places_are_checked(places: Places, rule: str, given: str) -> None:
         _C.plan(native)
 
 
-def test_ranges_must_be_the_whole() -> None:
-    with pytest.raises(ValueError, match="queries: must be the whole where there are sequences"):
-        Pattern.plan(batch([(0, 5)], 10, queries=(0, 5)))
+def test_ranges_of_a_batch_are_not_joined() -> None:
+    spec = batch([(0, 5)], 10, queries=(0, 5))
+    assert spec.parts() == ()
+    assert Pattern.plan(spec).report()["distinct"] > 0
+    with pytest.raises(ValueError, match="sequences: must be joined where queries and keys are"):
+        Pattern.join(spec, [Pattern.plan(batch([(0, 5)], 10).parts()[0])])
 
 
 def test_parts_are_checked() -> None:

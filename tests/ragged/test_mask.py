@@ -32,7 +32,7 @@ def test_what_a_row_keeps(dtype: torch.dtype, device: str) -> None:
     pairs = seq_lens_of_mask(given.to(device))
     assert [tuple(pair) for pair in pairs.tolist()] == STRETCHES
     assert pairs.dtype is torch.int64 and pairs.device.type == "cpu"
-    kept = kept_rows(pairs, 5, torch.device(device))
+    kept = kept_rows(pairs, torch.arange(5, device=device))
     assert torch.equal(kept.cpu(), ~mask[:, :, None])
 
 

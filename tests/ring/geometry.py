@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from dilated_attention_pytorch.pattern import PatternSpec, make_branches
+from dilated_attention_pytorch.pattern import PatternSpec, Sequences, make_branches
 from dilated_attention_pytorch.ring.plans.lattice import Piece, Span
 
 Row = tuple[int, int]  # position, KV head
@@ -28,6 +28,18 @@ def random_spec(generator: random.Random, seq_len: int) -> PatternSpec:
     )
 
 
+def as_a_batch(generator: random.Random, spec: PatternSpec) -> PatternSpec:
+    """In every second case, of random sequences in as many rows."""
+    if generator.random() < 0.5:
+        return spec
+    places, begin = [], generator.randint(0, 3)
+    while begin < spec.seq_len:
+        length = min(generator.choice([0, 1, generator.randint(2, 60)]), spec.seq_len - begin)
+        places.append((begin, length))
+        begin += length + generator.choice([0, 0, 1, 5])
+    return spec._replace(sequences=Sequences(places))
+
+
 def random_shards(generator: random.Random, seq_len: int, size: int) -> tuple[int, ...]:
     if generator.random() < 0.3 and seq_len % size == 0:
         return (seq_len // size,) * size
@@ -38,6 +50,15 @@ def random_shards(generator: random.Random, seq_len: int, size: int) -> tuple[in
 
 def needed_rows(spec: PatternSpec, source: Span, target: Span) -> set[Row]:
     """The (position, KV head) of `source` that some query of `target` attends to."""
+    if spec.sequences is not None:
+        found = set()
+        for first, length in spec.sequences.tensor.tolist():
+            inside = (
+                (max(begin - first, 0), min(end - first, length)) for begin, end in (source, target)
+            )
+            one = spec._replace(seq_len=length, sequences=None)
+            found |= {(first + p, head) for p, head in needed_rows(one, *inside)}
+        return found
     group = spec.heads // spec.kv_heads
     needed = set()
     for branch, offsets in zip(spec.branches, spec.offset_table(), strict=True):

@@ -44,6 +44,7 @@ def check_operator(size: int) -> None:
         {"head_offsets": table, "is_causal": True, "scale": 0.3, "strategy": "ring"},
         {"dropout_p": 0.25, "dropout_seed": seed, "shard_lengths": [20] * size},
         {"padding": "zeros", "strategy": "all_to_all"},
+        {"sequences": torch.tensor([[0, 17], [19, 13]]), "is_causal": True},
     ]
     for options in variants:
         forward = torch.ops.dilated.ring_attention
@@ -85,6 +86,31 @@ def test_compiled_equals_eager(workers: Processes, kind: str) -> None:
 
 def test_inductor_equals_eager(workers: Processes) -> None:
     workers.run(2, compile_and_compare, "inductor", "name")
+
+
+def compile_a_batch(size: int) -> None:
+    group = group_of(size)
+    torch._dynamo.reset()
+    name, shard_lengths = group.group_name, [20] * size
+
+    def function(q: Tensor, k: Tensor, v: Tensor, seq_lens: Tensor) -> Tensor:
+        out = dilated_attention(
+            q, k, v, *BRANCHES, group=name, shard_lengths=shard_lengths, seq_lens=seq_lens
+        )
+        return (out.sin() * q).sum()
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for lengths in ([20 * size, 33], [7, 20], [0, 20 * size]):  # one program
+        seq_lens = torch.tensor(lengths)
+        inputs = [torch.cat([x, x.flip(1)]).detach().requires_grad_() for x in rows(group.rank())]
+        expected = loss_and_gradients(lambda *x, n=seq_lens: function(*x, n), inputs)
+        actual = loss_and_gradients(lambda *x, n=seq_lens: compiled(*x, n), inputs)
+        for ours, theirs in zip(actual, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_compiled_batches(workers: Processes) -> None:
+    workers.run(2, compile_a_batch)
 
 
 def compile_unused(size: int, backend: str) -> int:

@@ -45,6 +45,14 @@ CASES = {
         options={"is_causal": True},
         layout="zigzag",
     ),
+    "batch": Case(
+        (80, 70),
+        (50, 100),
+        (1, 2),
+        batch=1,
+        head_dim=64,
+        options={"is_causal": True, "sequences": ((3, 60), (63, 50), (120, 30))},
+    ),
     "zeros": Case((64, 70), (50, 100), (1, 2), head_dim=64, options={"padding": "zeros"}),
 }
 
@@ -122,7 +130,8 @@ def compare(size: int, backend: str, case: Case) -> tuple[Transport | None, list
 
 
 def strategies_of(case: Case) -> tuple[str, ...]:
-    return tuple(s for s in STRATEGIES if s != "all_to_all" or case.layout == "contiguous")
+    is_any = case.layout == "contiguous" and "sequences" not in case.options
+    return tuple(s for s in STRATEGIES if s != "all_to_all" or is_any)
 
 
 def check_errors(case: Case, found: list[dict[str, float]]) -> None:

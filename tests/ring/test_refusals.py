@@ -17,6 +17,7 @@ from dilated_attention_pytorch import (
     MultiheadDilatedAttention,
     PatternCache,
     dilated_attention,
+    dilated_attention_varlen,
 )
 from dilated_attention_pytorch.pattern import Pattern, current_pattern_cache
 from dilated_attention_pytorch.ring import kernels
@@ -53,6 +54,11 @@ def attend_nested(group: dist.ProcessGroup) -> None:
     dilated_attention(nested, nested, nested, [16, 40], [1, 2], group=group)
 
 
+def attend_packed(group: dist.ProcessGroup, cu_seqlens: list[int]) -> None:
+    rows = (x[0] for x in make_qkv(20, 4, 8))
+    dilated_attention_varlen(*rows, cu_seqlens, [16, 40], [1, 2], group=group)
+
+
 def call_padded(group: dist.ProcessGroup, **padding: Any) -> None:
     module: nn.Module = MultiheadDilatedAttention(32, 4, [16, 40], [1, 2], group=group)
     module(torch.zeros(1, 20, 32), **padding)
@@ -75,15 +81,19 @@ PYTHON: dict[str, tuple[Call, str]] = {
     "long shards": (partial(attend, shard_lengths=[20, 20, 2**62]), "ValueError: shard_lengths"),
     "strategy": (partial(attend, strategy="rign"), "ValueError: strategy"),
     "what the dispatcher refuses": (partial(attend, shard_lengths=[20, 20, 2**70]), "Error: "),
-    "lengths": (partial(attend, seq_lens=[20]), "ValueError: seq_lens must be None"),
-    "nested": (attend_nested, "ValueError: seq_lens must be None, and no tensor nested"),
+    "lengths": (partial(attend, seq_lens=[61]), "ValueError: seq_lens must end at seq_len, 60"),
+    "offsets of sequences": (
+        partial(attend_packed, cu_seqlens=[0, 61]),
+        "ValueError: cu_seqlens must end at the number of rows, 60",
+    ),
+    "nested": (attend_nested, "ValueError: query, key and value must not be nested"),
     "a layer's lengths": (
-        partial(call_padded, seq_lens=[20]),
-        "ValueError: key_padding_mask and seq_lens must be None where a group is given",
+        partial(call_padded, seq_lens=[61]),
+        "ValueError: seq_lens must end at seq_len, 60",
     ),
     "a layer's mask": (
         partial(call_padded, key_padding_mask=torch.zeros(1, 20, dtype=torch.bool)),
-        "ValueError: key_padding_mask and seq_lens must be None where a group is given",
+        "ValueError: key_padding_mask must be None where a group is given",
     ),
     "a layer's weights": (partial(call_padded, need_weights=True), "ValueError: need_weights"),
     "a module": (partial(call_module, bad=torch.zeros(3)), "ValueError: query"),
@@ -123,9 +133,17 @@ PLANNER: dict[str, tuple[Call, str]] = {
         "heads",
     ),
     "positions": (partial(operate, tensors=[LONG] * 3), "seq_len"),
-    "sequences": (
-        partial(operate, sequences=torch.tensor([[0, 20]])),
-        "sequences: must be None in a ring",
+    "sequences beyond the rows": (
+        partial(operate, sequences=torch.tensor([[0, 20], [20, 41]])),
+        "sequences: must end within the 60 rows",
+    ),
+    "sequences that overlap": (
+        partial(operate, sequences=torch.tensor([[0, 20], [19, 1]])),
+        "sequences: must ascend and not overlap",
+    ),
+    "sequences, all_to_all": (
+        partial(operate, sequences=torch.tensor([[0, 20]]), strategy="all_to_all"),
+        "strategy: must not be 'all_to_all' with sequences",
     ),
 }
 

@@ -28,7 +28,8 @@ struct AttentionOptions {
   // int64 [sequences, 2] on the CPU, of (first row, length), ascending and without overlap: query,
   // key and value are then [1, rows, heads, head_dim], and each sequence is as if called alone,
   // with the dropout of the batch entry of its index. Rows between them may hold anything; they get
-  // out = 0, lse = -inf and gradients of 0. Not for blocks.
+  // out = 0, lse = -inf and gradients of 0. A block's positions count through the whole batch's
+  // rows.
   std::optional<at::Tensor> sequences;
   std::optional<at::Tensor>
       pattern;  // int32 from plan(), on query's device; planned on the spot by default
@@ -76,8 +77,9 @@ struct FarKeys {
 };
 
 /// As attention_block(), over near and far keys at once: writes the rows of out [B, Nq, H, D] and
-/// lse [B, H, Nq] that are asked for. Their gradients are those of the blocks of near and of far
-/// keys. block.out and block.lse must not be given, and its results are not partial.
+/// lse [B, H, Nq] that are asked for, and none that lies in no sequence. Their gradients are those
+/// of the blocks of near and of far keys. block.out and block.lse must not be given, and its
+/// results are not partial.
 DILATED_API void attention_block_into(const at::Tensor& out, const at::Tensor& lse,
                                       const at::Tensor& query, const at::Tensor& key,
                                       const at::Tensor& value, const FarKeys& far,

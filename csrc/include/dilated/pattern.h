@@ -78,7 +78,7 @@ struct PatternSpec {
   Directions directions = Directions::kBoth;
   // Of a batch that lies in seq_len rows: ascending, without overlap. Each is as if alone, with
   // segments and zero keys of its own length; rows of none are in no list. The ranges above then
-  // are the whole.
+  // count through the batch's rows.
   std::optional<std::vector<Sequence>> sequences = std::nullopt;
 };
 
@@ -91,6 +91,9 @@ DILATED_API std::vector<int64_t> blocked_offsets(int64_t dilation_rate, int64_t 
 /// Throws std::invalid_argument, which names the field, what must hold and what was given.
 DILATED_API void validate(const PatternSpec& spec);
 
+/// Whether queries and keys are the whole sequence, or batch.
+DILATED_API bool is_whole(const PatternSpec& spec);
+
 /// Equal for equal specifications; stored in the pattern's header. Branches count as clipped to the
 /// sequence.
 DILATED_API uint64_t fingerprint(const PatternSpec& spec);
@@ -101,7 +104,8 @@ DILATED_API uint64_t fingerprint(const PatternSpec& spec);
 DILATED_API std::vector<int32_t> plan(const PatternSpec& spec,
                                       const std::function<void()>& poll = {});
 
-/// The distinct lengths of spec.sequences, the longest first, 0 only where there is no other.
+/// The distinct lengths of spec.sequences, the longest first, 0 only where there is no other. This
+/// and what follows are for batches of which the pattern is_whole().
 DILATED_API std::vector<int64_t> sequence_lengths(const PatternSpec& spec);
 
 /// One sequence of such a length, alone.

@@ -16,8 +16,8 @@
 // place = position + the stretch's shift. All rows of a tile lie in one stretch; each run of its
 // columns says in which of the stretches that the tile meets it lies. Keys may lie in two tensors,
 // each stretch in one: places count through the first, Header::near_keys rows, then through the
-// second, so that a run names its tensor by its place. A batch of sequences, each
-// with positions of its own, has a stretch for each; rows between them are in no list.
+// second, so that a run names its tensor by its place. Of a batch of sequences, each with positions
+// of its own, no stretch has rows of two; rows between them are in no list.
 //
 // In the forward table rows are queries and columns are keys; in the transposed one (the
 // backward's) rows are keys and columns are queries. Lists hold no causal mask: a causal kernel

@@ -43,7 +43,8 @@ class PatternSpec(NamedTuple):
         row_tile: rows that kernels take at once, 64 or 16; None: the planner's choice.
         directions: "both"; "forward" is for the forward pass alone, quicker to plan and smaller
             where kv_heads < heads or queries != keys.
-        sequences: those of a batch in seq_len rows, each with positions of its own, from 0.
+        sequences: those of a batch in seq_len rows, each with positions of its own, from 0. The
+            stretches above then count through the batch's rows.
     """
 
     seq_len: int
@@ -62,8 +63,13 @@ class PatternSpec(NamedTuple):
     rows: QueryRows = "all"
 
     def parts(self) -> tuple[PatternSpec, ...]:
-        """What a batch's pattern is joined of: one sequence of each length, the longest first."""
-        if self.sequences is None:
+        """What a batch's pattern is joined of: one sequence of each length, the longest first.
+
+        Nothing of a part of a batch, which is planned as it is.
+        """
+        whole = ((0, -1), (0, self.seq_len))
+        is_whole = self.queries in whole and self.keys in whole and self.rows == "all"
+        if self.sequences is None or not is_whole or self.far_keys:
             return ()
         _check_sequences(self.sequences)
         lengths = self.sequences.lengths()

@@ -53,10 +53,11 @@ def seq_lens_of_mask(key_padding_mask: Mask) -> Tensor:
     return table[:, :2]
 
 
-def kept_rows(pairs: Tensor, seq_len: int, device: torch.device) -> Tensor:
-    """bool [batch, seq_len, 1] on the device: False in padding."""
-    first, length = pairs.to(device, non_blocking=True)[:, :, None, None].unbind(1)
-    places = torch.arange(seq_len, device=device)[:, None]
+def kept_rows(pairs: Tensor, positions: Tensor) -> Tensor:
+    """bool [batch, rows, 1], of rows at `positions`, on their device: False in padding."""
+    table = pairs.to(positions.device, non_blocking=True)[:, :, None, None]
+    first, length = table.unbind(1)
+    places = positions[:, None]
     return (places >= first) & (places < first + length)
 
 

@@ -27,8 +27,16 @@ class Packed(NamedTuple):
         return out.view(self.query.shape), lse.view(heads, batch, seq_len).transpose(0, 1)
 
 
-def pack(query: Tensor, key: Tensor, value: Tensor, seq_lens: SeqLens | None) -> Packed | None:
+def pack(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    seq_lens: SeqLens | None,
+    whole_len: int | None = None,
+) -> Packed | None:
     """The sequences of a batch that is nested or has seq_lens; None where no row has padding.
+
+    whole_len: of the sequences, if the tensors hold a shard of each.
 
     Raises:
         TypeError, ValueError: naming the argument, what must hold and what was given.
@@ -48,7 +56,7 @@ def pack(query: Tensor, key: Tensor, value: Tensor, seq_lens: SeqLens | None) ->
                 f"{name} must have query's batch and seq_len, {batch} and {seq_len}, "
                 f"got shape {tuple(x.shape)}"
             )
-    sequences = of_padded(seq_lens, batch, seq_len)
+    sequences = of_padded(seq_lens, batch, seq_len if whole_len is None else whole_len)
     if sequences is None:
         return None
     q, k, v = (x.reshape(1, batch * seq_len, *x.shape[2:]) for x in (query, key, value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..pattern import Directions, Padding, Pattern, PatternSpec, make_branches
+from ..pattern import Directions, Padding, Pattern, PatternSpec, Sequences, make_branches
 from ..pattern.bounds import SEQ_LEN_END
 from .plans.choose_strategy import Sizes, check_strategy, choose_strategy
 from .plans.layout import check_layout, count, equal_lengths, shards, stretches_per_rank
@@ -56,6 +57,7 @@ def make_call(
         arguments.is_causal,
         arguments.padding,
         directions=reads,
+        sequences=_sequences_of(arguments),
     )
     Pattern.check(spec)
     strategy = arguments.strategy
@@ -63,7 +65,7 @@ def make_call(
         sizes = Sizes(batch * head_dim, query.itemsize, wide_dtype(query.dtype).itemsize)
         has_dropout = arguments.dropout_p > 0
         strategy = choose_strategy(
-            spec, shard_lengths, sizes, has_dropout=has_dropout, layout=layout
+            spec, shard_lengths, sizes, has_dropout=has_dropout, layout=layout, size=size
         )
     return Call(
         spec,
@@ -73,7 +75,12 @@ def make_call(
         arguments.dropout_p,
         None,
         layout,
+        size,
     )
+
+
+def _sequences_of(arguments: Arguments) -> Sequences | None:
+    return None if arguments.sequences is None else Sequences(arguments.sequences)
 
 
 def identity_of(
@@ -92,7 +99,7 @@ def identity_of(
         arguments.padding,
         arguments.dropout_p,
         None if seed is None else (seed.device, seed.dtype, seed.shape),
-        arguments.sequences is None,
+        _sequences_of(arguments),
         None if lengths is None else tuple(lengths),
         arguments.strategy,
         arguments.shard_layout,
@@ -118,6 +125,7 @@ def fields_of(query: Tensor, key: Tensor, value: Tensor, arguments: Arguments) -
         "scale": arguments.scale,
         "padding": arguments.padding,
         "dropout_p": arguments.dropout_p,
+        "sequences": _told(_sequences_of(arguments)),
         "shard_lengths": arguments.shard_lengths and list(arguments.shard_lengths),
         "strategy": arguments.strategy,
         "shard_layout": arguments.shard_layout,
@@ -125,14 +133,18 @@ def fields_of(query: Tensor, key: Tensor, value: Tensor, arguments: Arguments) -
     return {name: str(value) for name, value in fields.items()}
 
 
+def _told(sequences: Sequences | None) -> str:
+    """What ranks compare, which need not see thousands of numbers."""
+    if sequences is None:
+        return "None"
+    digest = hashlib.blake2b(sequences.numbers(), digest_size=8).hexdigest()
+    return f"{sequences!r}, hash {digest}"
+
+
 def check_call(
     query: Tensor, key: Tensor, value: Tensor, arguments: Arguments, rank: int, size: int
 ) -> None:
     """Raises ValueError with the argument, what must hold and what was given."""
-    if arguments.sequences is not None:
-        raise ValueError(
-            "sequences: must be None in a ring, got a list: call attention with whole sequences"
-        )
     for name, x in (("key", key), ("value", value), ("dropout_seed", arguments.dropout_seed)):
         if x is not None and x.device != query.device:
             raise ValueError(f"{name}: must be on query's device, {query.device}, got {x.device}")
@@ -150,6 +162,7 @@ def check_call(
         padding=arguments.padding,
         dropout_p=arguments.dropout_p,
         dropout_seed=None if seed is None else torch.empty_like(seed, device="meta"),
+        sequences=arguments.sequences,
     )
     check_strategy(arguments.strategy)
     layout = check_layout(arguments.shard_layout)
@@ -157,6 +170,11 @@ def check_call(
         raise ValueError(
             "shard_layout: must be 'contiguous' with strategy 'all_to_all', which divides causal "
             f"work evenly anyway, got {layout!r}"
+        )
+    if arguments.strategy == "all_to_all" and arguments.sequences is not None:
+        raise ValueError(
+            "strategy: must not be 'all_to_all' with sequences, got a batch of "
+            f"{arguments.sequences.size(0)}"
         )
     if arguments.strategy == "all_to_all" and arguments.dropout_p > 0:
         raise ValueError(
@@ -167,8 +185,8 @@ def check_call(
     if lengths is None:
         equal_lengths(query.size(1), size, layout)
         return
-    check_shard_lengths(lengths, size, layout)
-    rows = count(shards(lengths, layout)[rank])
+    check_shard_lengths(lengths, size, layout, is_batch=arguments.sequences is not None)
+    rows = count(shards(lengths, layout, size)[rank])
     if rows != query.size(1):
         index = "rank" if layout == "contiguous" else "rank] + shard_lengths[-1 - rank"
         raise ValueError(
@@ -177,10 +195,15 @@ def check_call(
         )
 
 
-def check_offsets(offsets: Tensor | None) -> None:
+def check_tables(arguments: Arguments) -> None:
     """Raises ValueError unless the values can be read here."""
-    if offsets is not None and not offsets.is_cpu:
-        raise ValueError(f"head_offsets: must be on the CPU, got a table on {offsets.device}")
+    for name, table in (
+        ("head_offsets", arguments.head_offsets),
+        ("sequences", arguments.sequences),
+    ):
+        if table is not None and not table.is_cpu:
+            raise ValueError(f"{name}: must be on the CPU, got a table on {table.device}")
+    _sequences_of(arguments)
 
 
 def check_results(query: Tensor, results: Results) -> None:
@@ -203,15 +226,20 @@ def check_results(query: Tensor, results: Results) -> None:
 
 
 def check_shard_lengths(
-    shard_lengths: Sequence[int], size: int, layout: str = "contiguous"
+    shard_lengths: Sequence[int], size: int, layout: str = "contiguous", *, is_batch: bool = False
 ) -> None:
-    """Raises ValueError unless there is one for each stretch, at least 0, below 2^31 - 1 in all."""
+    """Raises ValueError unless there is one for each stretch, at least 0, below 2^31 - 1 in all.
+
+    is_batch: of several sequences, the first's and so on.
+    """
     each = stretches_per_rank(layout)
-    if len(shard_lengths) != each * size or min(shard_lengths) < 0:
+    given = len(shard_lengths)
+    is_number = given > 0 and given % (each * size) == 0 if is_batch else given == each * size
+    if not is_number or min(shard_lengths) < 0:
         number = "one length" if each == 1 else f"{each} lengths"
         raise ValueError(
-            f"shard_lengths: must be {number} for each of the group's {size} ranks, at least 0, "
-            f"got {list(shard_lengths)}"
+            f"shard_lengths: must be {number} for each of the group's {size} ranks, at least 0"
+            f"{', for one sequence after another' if is_batch else ''}, got {list(shard_lengths)}"
         )
     if sum(shard_lengths) >= SEQ_LEN_END:
         raise ValueError(

@@ -15,7 +15,8 @@ def _block_of(call: dict[str, Any]) -> Block:
     given = call.get("shard_lengths")
     layout = call.get("shard_layout", "contiguous")
     lengths = tuple(given or equal_lengths(int(query.shape[1]), group.size(), layout))
-    return Block(sum(lengths), shards(lengths, layout)[group.rank()], (0, sum(lengths)))
+    own = shards(lengths, layout, group.size())[group.rank()]
+    return Block(sum(lengths), own, (0, sum(lengths)))
 
 
 register_ring_flops(_block_of)

@@ -19,15 +19,14 @@ from ..pattern import Directions
 from .arguments import (
     Arguments,
     check_call,
-    check_offsets,
     check_results,
+    check_tables,
     fields_of,
     identity_of,
     make_call,
 )
 from .group.agreement import Fields
 from .group.communicator import Communicator
-from .plans.plan import make_plan
 from .strategies.all_to_all import all_to_all_backward, all_to_all_forward, plan_all_to_all
 from .strategies.call import Call, Gradients, Results, Running, wide_dtype
 from .strategies.ring import plan_ring, ring_backward, ring_forward
@@ -91,7 +90,7 @@ def _begin(
     """The call, agreed on by the ranks. It is checked and planned before any message is posted."""
     comm = Communicator(arguments.group_name)
     with comm.refusing():
-        check_offsets(arguments.head_offsets)
+        check_tables(arguments)
         is_differentiated = any(x.requires_grad for x in (query, key, value))
         reads: Directions = "both" if name == "backward" or is_differentiated else "forward"
         kind = (*identity_of(query, key, value, arguments), reads)
@@ -135,10 +134,7 @@ def _largest(call: Call, query: Tensor, size: int) -> int:
     """Bytes of the largest parcel of keys and values, or of their gradients, of any rank."""
     if call.strategy == "all_to_all":
         return 0
-    plans = (
-        make_plan(call.spec, call.shard_lengths, rank, call.strategy, call.shard_layout)
-        for rank in range(size)
-    )
+    plans = map(call.plan_of, range(size))
     parcels = (parcel for plan in plans for r in plan.rounds for parcel in r.sends)
     rows = max((parcel.rows for parcel in parcels), default=0)
     return 2 * rows * query.size(0) * query.size(3) * wide_dtype(query.dtype).itemsize

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from ..pattern.pattern import pairs_of
 from .arguments import check_shard_lengths
 from .group.process_group import Group, gather_rows, group_name, group_size, rank_in
-from .plans.layout import ShardLayout, check_layout, shards, stretches_per_rank
+from .plans.layout import ShardLayout, check_layout, positions_of, shards, stretches_per_rank
 
 
 def shard_positions(
@@ -91,8 +89,5 @@ def _positions(
             f"shard_lengths: must add up to the sequence's {seq_len} positions, "
             f"got {list(shard_lengths)}"
         )
-    positions = [
-        torch.cat([torch.arange(*stretch) for stretch in pairs_of(stretches)])
-        for stretches in shards(shard_lengths, layout)
-    ]
+    positions = [*map(positions_of, shards(shard_lengths, layout))]
     return positions[rank_in(name)], positions

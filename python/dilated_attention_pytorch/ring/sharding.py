@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from ..pattern.scalars import index
 from .arguments import check_shard_lengths
-from .group.process_group import Group, group_name, group_size
+from .group.process_group import Group, group_name, group_size, rank_in
 from .plans.choose_strategy import Strategy, check_strategy
-from .plans.layout import ShardLayout, check_layout
+from .plans.layout import ShardLayout, check_layout, equal_lengths, positions_of, shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,30 @@ class Sharding:
             if lengths is not None:
                 check_shard_lengths(lengths, size, shard_layout)
         return Sharding(name, lengths, strategy, shard_layout)
+
+    def lengths(self, rows: int) -> tuple[int, ...]:
+        """Of all stretches, where this rank has so many rows.
+
+        Raises ValueError if they are not given and can't be equal, or a compiler traces.
+        """
+        if self.shard_lengths is not None:
+            return self.shard_lengths
+        if torch.compiler.is_compiling():
+            raise ValueError(
+                "shard_lengths must be given where seq_lens or cu_seqlens and a group are, under "
+                "torch.compile, got None"
+            )
+        return equal_lengths(rows, group_size(self.group_name), self.shard_layout)
+
+    def of_batch(self, rows: int, batch: int) -> Sharding:
+        """The same for a batch's sequences one behind another, of each of which this rank has so
+        many rows."""
+        return replace(self, shard_lengths=self.lengths(rows) * batch)
+
+    def positions(self, rows: int) -> Tensor:
+        """int64 [rows]: of this rank's rows, where it has so many."""
+        held = shards(self.lengths(rows), self.shard_layout)
+        return positions_of(held[rank_in(self.group_name)])
 
     def extra_repr(self) -> str:
         """As a module prints it."""

@@ -12,7 +12,15 @@ from dilated_attention_pytorch.pattern import Pattern, PatternSpec, make_branche
 from dilated_attention_pytorch.pattern.pattern import pairs_of
 from dilated_attention_pytorch.ring.plans.layout import halves, holds, place_origin, shards
 from dilated_attention_pytorch.ring.plans.plan import Parcel, Plan, make_plan, peers
-from tests.ring.geometry import Row, is_nested, needed_rows, random_shards, random_spec, rows_of
+from tests.ring.geometry import (
+    Row,
+    as_a_batch,
+    is_nested,
+    needed_rows,
+    random_shards,
+    random_spec,
+    rows_of,
+)
 
 
 def plans(spec: PatternSpec, lengths: tuple[int, ...], strategy: str) -> list[Plan]:
@@ -58,7 +66,7 @@ def test_every_needed_row_travels_and_no_other(seed: int) -> None:
     generator = random.Random(seed)
     size = generator.choice([1, 2, 3, 4, 5, 8])
     seq_len = generator.randint(1, 90)
-    spec = random_spec(generator, seq_len)
+    spec = as_a_batch(generator, random_spec(generator, seq_len))
     lengths = random_shards(generator, seq_len, size)
     spans = [range(*span) for span in shards(lengths)]
     everything = plans(spec, lengths, "ring")
@@ -95,7 +103,7 @@ def test_zigzag_sends_what_is_needed_once(seed: int) -> None:
     generator = random.Random(seed)
     size = generator.choice([1, 2, 3, 4, 8])
     seq_len = generator.randint(1, 90)
-    spec = random_spec(generator, seq_len)
+    spec = as_a_batch(generator, random_spec(generator, seq_len))
     lengths = random_shards(generator, seq_len, 2 * size)
     held = shards(lengths, "zigzag")
     for strategy in ("ring", "gather"):
@@ -242,3 +250,11 @@ def test_plans_are_values_and_cached() -> None:
     assert make_plan(spec, (32, 64), 0, "ring") is plan
     assert pickle.loads(pickle.dumps(plan)) == plan
     hash(plan)
+
+
+def test_batches_are_stretches_of_each_rank() -> None:
+    assert shards((3, 2, 3, 2), size=2) == ((0, 3, 5, 8), (3, 5, 8, 10))
+    assert shards((1, 2, 3, 4) * 2, "zigzag", 2) == (
+        (0, 1, 6, 10, 10, 11, 16, 20),
+        (1, 3, 3, 6, 11, 13, 13, 16),
+    )

@@ -78,6 +78,35 @@ ZIGZAG = {
 }
 
 
+# Of batches: sequences that cross ranks, end at one, lie within one, are empty; rows of none.
+SEQUENCES = {
+    "crossing": Case((20, 28), (9, 30, 60), (1, 2, 4)),
+    "unequal, with an empty shard": Case((5, 0, 31, 12), (9, 30, 60), (1, 2, 3)),
+    "four ranks": Case((12,) * 4, (16, 48), (1, 3), heads=8, kv_heads=2),
+    "dropout": Case((20, 28), (14, 42), (1, 2), options={"dropout_p": 0.4, "dropout_seed": 7}),
+    "zeros": Case((20, 28), (9, 30, 60), (1, 2, 4), options={"padding": "zeros"}),
+    "zigzag": Case((7, 5, 12, 3, 9, 12), (9, 30, 60), (1, 2, 4), layout="zigzag"),
+}
+PLACES = {
+    "packed": ((0, 17), (17, 25), (42, 6)),
+    "one that ends early": ((0, 31),),
+    "gaps": ((3, 7), (12, 0), (13, 30)),
+    "short ones": tuple((i, 3) for i in range(0, 48, 4)),
+    "none": (),
+}
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("places", PLACES)
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_batches_equal_the_whole(
+    workers: Processes, name: str, places: str, is_causal: bool
+) -> None:
+    case = SEQUENCES[name]
+    options = {**case.options, "is_causal": is_causal, "sequences": PLACES[places]}
+    check(workers, replace(case, batch=1, options=options), ("ring", "gather", "auto"))
+
+
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("name", ZIGZAG)
 def test_zigzag_equals_the_whole(workers: Processes, name: str, is_causal: bool) -> None:

@@ -218,16 +218,15 @@ class BasePatternCache(ABC):
     def _make(self, spec: PatternSpec, device: torch.device) -> Pattern:
         """Plans, for use on `device`; not locked, so that other look-ups need not wait."""
         check_spec(spec)
-        if spec.sequences is None:
-            return Pattern.plan(spec)
-        return Pattern.join(spec, self._parts(spec))
+        parts = spec.parts()
+        return Pattern.join(spec, self._parts(spec, parts)) if parts else Pattern.plan(spec)
 
-    def _parts(self, spec: PatternSpec) -> list[Pattern]:
+    def _parts(self, spec: PatternSpec, parts: Sequence[PatternSpec]) -> list[Pattern]:
         """Patterns of a batch's lengths, which many batches share; the missing ones are planned."""
         held: dict[PatternSpec, Pattern] = {}
         missing: list[PatternSpec] = []
         with self._lock:
-            for part in spec.parts():
+            for part in parts:
                 if (entry := self._find(part)) is None:
                     missing.append(part)
                 else:
@@ -239,7 +238,7 @@ class BasePatternCache(ABC):
             for pattern in planned:
                 self._hold(pattern.spec, Entry(pattern))
         held.update((pattern.spec, pattern) for pattern in planned)
-        return [held[part] for part in spec.parts()]
+        return [held[part] for part in parts]
 
     def _planned(self, spec: PatternSpec, device: torch.device) -> Entry:
         """The entry, planned by this thread unless another one is already planning it."""

@@ -58,16 +58,17 @@ def choose_strategy(
     *,
     has_dropout: bool = False,
     layout: str = "contiguous",
+    size: int | None = None,
 ) -> str:
     """The strategy that "auto" stands for; the same on all ranks.
 
     "all_to_all" where it moves at most half of the bytes, forward and backward, of the busiest
     rank; that is from four ranks to a segment on, with as many KV heads as heads. It can't have
-    dropout. Else "gather" where all that a rank receives fits a budget and most rows have own keys
-    alone, else "ring".
+    dropout or a batch of sequences. Else "gather" where all that a rank receives fits a budget and
+    most rows have own keys alone, else "ring". shard_lengths, layout, size: as of `shards`.
     """
-    if layout != "contiguous":
-        return _gather_or_ring(spec, shards(shard_lengths, layout), sizes)
+    if layout != "contiguous" or spec.sequences is not None:
+        return _gather_or_ring(spec, shards(shard_lengths, layout, size), sizes)
     spans = spans_of(shard_lengths)
     moved = max((keys_moved(spec, span, sizes) for span in spans), default=0.0)
     most = ALL_TO_ALL_FRACTION * moved
@@ -128,8 +129,8 @@ def heads_moved(spec: PatternSpec, spans: Sequence[Span], sizes: Sizes) -> list[
 def _stretches(spec: PatternSpec, lattice: Lattice, span: Span) -> tuple[int, int]:
     """How many positions before and after a shard its segments reach."""
     before = span[0] - lattice.segment(span[0])[0]
-    after = lattice.segment(span[1] - 1)[1] - span[1]
-    return before, 0 if spec.is_causal else after
+    after = lattice.segment(span[1] - 1)[1] - span[1]  # -1 behind a sequence's end
+    return before, 0 if spec.is_causal else max(after, 0)
 
 
 def _far_share(spec: PatternSpec, held: Sequence[Stretches]) -> float:

@@ -137,7 +137,7 @@ def inner_rows(lattice: Lattice, span: Span) -> Span:
     """The rows of a rank's whole segments; begin >= end if it has none."""
     first, last = lattice.segment(span[0]), lattice.segment(span[1])
     begin = span[0] if first[0] == span[0] else first[1]
-    return begin, span[1] if span[1] == lattice.seq_len else last[0]
+    return begin, last[0]
 
 
 def divide_heads(lattice: Lattice, members: int) -> list[Span]:

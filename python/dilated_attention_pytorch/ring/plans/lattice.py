@@ -7,6 +7,7 @@ of several.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -72,33 +73,41 @@ class Piece:
 class Lattice:
     """A branch of a pattern: of each KV head, the distinct offsets of the query heads that read it.
 
-    `queries` has one offset for each query head, -1 where it is not in the branch.
+    `queries` has one offset for each query head, -1 where it is not in the branch. `sequences`:
+    those that have positions, one without a batch.
     """
 
-    seq_len: int
-    segment_length: int  # at most seq_len
+    sequences: tuple[Span, ...]
+    segment_length: int
     rate: int
     keys: tuple[tuple[int, ...], ...]
     queries: tuple[int, ...]
 
     def segment(self, position: int) -> Span:
-        """The segment that holds a position."""
-        begin = position // self.segment_length * self.segment_length
-        return begin, min(begin + self.segment_length, self.seq_len)
+        """The segment that holds a position; an empty one if the position is in no sequence."""
+        i = bisect_right(self.sequences, position, key=lambda sequence: sequence[0]) - 1
+        first, end = self.sequences[i] if i >= 0 else (0, 0)
+        if position >= end:
+            return position, position
+        length = clip(self.segment_length, end - first)
+        begin = first + (position - first) // length * length
+        return begin, min(begin + length, end)
 
 
 @lru_cache(maxsize=128)
 def lattices(spec: PatternSpec) -> tuple[Lattice, ...]:
-    """One for each branch, in order; segments are clipped to the sequence."""
+    """One for each branch, in order."""
     group = spec.heads // spec.kv_heads
+    listed = [(0, spec.seq_len)] if spec.sequences is None else spec.sequences.tensor.tolist()
+    sequences = tuple((first, first + length) for first, length in listed if length > 0)
     result = []
     for branch, offsets in zip(spec.branches, spec.offset_table(), strict=True):
         keys = tuple(
             tuple(sorted(set(offsets[head * group : (head + 1) * group]) - {-1}))
             for head in range(spec.kv_heads)
         )
-        length = clip(branch.segment_length, spec.seq_len)
-        result.append(Lattice(spec.seq_len, length, branch.dilation_rate, keys, offsets))
+        lattice = Lattice(sequences, branch.segment_length, branch.dilation_rate, keys, offsets)
+        result.append(lattice)
     return tuple(result)
 
 

@@ -3,7 +3,8 @@
     contiguous    | 0 | 1 | 2 | 3 |
     zigzag        |0|1|2|3|3|2|1|0|     causal work is the same on all ranks
 
-Positions are flat tuples of stretches, (begin, end, begin, end, ...), as a PatternSpec's.
+Of sequences one behind another, as a padded batch's rows are, each is divided so. Positions are
+flat tuples of stretches, (begin, end, begin, end, ...), as a PatternSpec's.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Literal, get_args
+
+import torch
+from torch import Tensor
 
 from ...pattern.pattern import pairs_of
 from .lattice import Piece, Span
@@ -51,13 +55,23 @@ def spans_of(shard_lengths: Sequence[int]) -> tuple[Span, ...]:
     return tuple((end - length, end) for length, end in zip(shard_lengths, ends, strict=True))
 
 
-def shards(shard_lengths: Sequence[int], layout: str = "contiguous") -> tuple[Stretches, ...]:
-    """The positions of each rank. shard_lengths: of all stretches, in the sequence's order."""
+def shards(
+    shard_lengths: Sequence[int], layout: str = "contiguous", size: int | None = None
+) -> tuple[Stretches, ...]:
+    """The positions of each rank.
+
+    shard_lengths: of all stretches, in the sequence's order; of several sequences, the first's and
+    so on. size: the number of ranks; None: as many as one sequence has.
+    """
     spans = spans_of(shard_lengths)
-    if layout == "contiguous":
-        return spans
-    half = len(spans) // 2
-    return tuple(a + b for a, b in zip(spans[:half], reversed(spans[half:]), strict=True))
+    each = stretches_per_rank(layout)
+    size = len(spans) // each if size is None else size
+    held: list[Stretches] = [()] * size
+    for first in range(0, len(spans), each * size):
+        here = spans[first : first + each * size]
+        for rank in range(size):
+            held[rank] += here[rank] if each == 1 else here[rank] + here[-1 - rank]
+    return tuple(held)
 
 
 def count(stretches: Stretches) -> int:
@@ -65,13 +79,19 @@ def count(stretches: Stretches) -> int:
     return sum(end - begin for begin, end in pairs_of(stretches))
 
 
-def halves(stretches: Stretches) -> tuple[Span, Span]:
-    """The two stretches, or a single one cut in two."""
-    if len(stretches) == 4:
-        return (stretches[0], stretches[1]), (stretches[2], stretches[3])
-    begin, end = stretches
-    middle = (begin + end) // 2
-    return (begin, middle), (middle, end)
+def positions_of(stretches: Stretches) -> Tensor:
+    """int64 [positions]"""
+    return torch.cat([torch.arange(*stretch) for stretch in pairs_of(stretches)])
+
+
+def halves(stretches: Stretches) -> tuple[Stretches, Stretches]:
+    """The first half of the stretches and the others; a single one is cut in two."""
+    if len(stretches) == 2:
+        begin, end = stretches
+        middle = (begin + end) // 2
+        return (begin, middle), (middle, end)
+    cut = len(stretches) // 4 * 2
+    return stretches[:cut], stretches[cut:]
 
 
 def gaps(stretches: Stretches, seq_len: int) -> list[Span]:

@@ -17,7 +17,7 @@ stretches of a rank need.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -111,12 +111,19 @@ def make_plan(
     rank: int,
     strategy: str,
     layout: str = "contiguous",
+    size: int | None = None,
 ) -> Plan:
-    """The rounds of strategy "ring" (one peer each way at a time) or "gather" (all at once)."""
-    held = shards(shard_lengths, layout)
+    """The rounds of strategy "ring" (one peer each way at a time) or "gather" (all at once).
+
+    shard_lengths, layout, size: as of `shards`.
+    """
+    held = shards(shard_lengths, layout, size)
     size = len(held)
-    # Under "gather" no piece lies in both halves of its rank's keys, whose gradients are apart.
-    parts: Callable[[Stretches], Sequence[Span]] = halves if strategy == "gather" else pairs_of
+
+    def parts(stretches: Stretches) -> list[Span]:
+        # Under "gather" no piece lies in both halves of its rank's keys, whose gradients are apart.
+        return pairs_of(sum(halves(stretches), ()) if strategy == "gather" else stretches)
+
     rounds = []
     for step in range(1, size):
         to, source = peers(rank, step, size)

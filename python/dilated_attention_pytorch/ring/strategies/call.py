@@ -14,6 +14,7 @@ from ...pattern.advice import PartOfPattern
 from ...pattern.pattern import QueryRows
 from ..plans.lattice import Span
 from ..plans.layout import Stretches
+from ..plans.plan import Plan, make_plan
 
 Running = tuple[Tensor, Tensor]  # out [B, N, H, D] and lse [B, H, N] of the blocks so far
 Gradients = tuple[Tensor, Tensor, Tensor]
@@ -36,7 +37,11 @@ class Where(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A ring's call without its rows. `spec` is the whole sequence's; strategy is never "auto"."""
+    """A ring's call without its rows.
+
+    `spec` is the whole sequence's, or batch's; strategy is never "auto". shard_lengths,
+    shard_layout, size: as of `shards`.
+    """
 
     spec: PatternSpec
     shard_lengths: tuple[int, ...]
@@ -45,6 +50,19 @@ class Call:
     dropout_p: float
     dropout_seed: Tensor | None
     shard_layout: str = "contiguous"
+    size: int | None = None
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether rows are in no sequence, so that no kernel writes their results."""
+        sequences = self.spec.sequences
+        return sequences is not None and int(sequences.tensor[:, 1].sum()) < self.spec.seq_len
+
+    def plan_of(self, rank: int) -> Plan:
+        """The rank's share of strategy "ring" or "gather"."""
+        return make_plan(
+            self.spec, self.shard_lengths, rank, self.strategy, self.shard_layout, self.size
+        )
 
     def with_seed(self, dropout_seed: Tensor | None) -> Call:
         """The same with the seed of one call, which the ranks need not agree on."""
@@ -86,6 +104,7 @@ class Call:
             "is_causal": spec.is_causal,
             "scale": self.scale,
             "padding": spec.padding,
+            "sequences": None if spec.sequences is None else spec.sequences.tensor,
             "dropout_p": self.dropout_p,
             "dropout_seed": self.dropout_seed,
             "pattern": words,
@@ -130,11 +149,12 @@ def attend(
     return ops.attention_block(query, key, value, out=out, lse=lse, partial=partial, **arguments)
 
 
-def make_results(query: Tensor) -> Running:
-    """Room for out, in query's dtype, and lse of these queries."""
+def make_results(call: Call, query: Tensor) -> Running:
+    """Room for out, in query's dtype, and lse of these queries; filled for rows in no sequence."""
     batch, rows, heads, _ = query.shape
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
     lse = query.new_empty(batch, heads, rows, dtype=wide_dtype(query.dtype))
-    return torch.empty_like(query, memory_format=torch.contiguous_format), lse
+    return (out.zero_(), lse.fill_(-torch.inf)) if call.has_gaps else (out, lse)
 
 
 def attend_into(

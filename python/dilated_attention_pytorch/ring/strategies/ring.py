@@ -18,7 +18,7 @@ from ... import ops
 from ..group.communicator import Communicator
 from ..group.transfer import Transfer
 from ..plans.layout import Stretches, count, halves, holds, place_origin
-from ..plans.plan import Block, Parcel, Plan, Round, make_plan
+from ..plans.plan import Block, Parcel, Plan, Round
 from .call import (
     Call,
     Gradients,
@@ -36,7 +36,7 @@ from .packing import Packet
 
 def plan_ring(call: Call, rank: int) -> None:
     """Plans all blocks of a rank; raises ValueError where that can't be done."""
-    plan = _plan_of(call, rank)
+    plan = call.plan_of(rank)
     own = plan.queries
     blocks = [block.keys for r in plan.rounds for block in r.blocks]
     if call.strategy == "gather" and not plan.is_alone:
@@ -51,15 +51,11 @@ def plan_ring(call: Call, rank: int) -> None:
         call.plan(Where(own, keys))
 
 
-def _plan_of(call: Call, rank: int) -> Plan:
-    return make_plan(call.spec, call.shard_lengths, rank, call.strategy, call.shard_layout)
-
-
 def ring_forward(
     call: Call, comm: Communicator, query: Tensor, key: Tensor, value: Tensor
 ) -> Running:
     """(out in query's dtype, lse) of this rank's rows."""
-    plan = _plan_of(call, comm.rank)
+    plan = call.plan_of(comm.rank)
     own = plan.queries
     if plan.is_alone:
         return attend(call, query, key, value, own, own, partial=False)
@@ -93,7 +89,7 @@ def _gather_forward(
     """Rows whose keys are all own while the others' keys travel, then the other rows, once."""
     own, (r,) = plan.queries, plan.rounds
     arriving = _Arriving(comm, r, key, value, own)
-    results = make_results(query)
+    results = make_results(call, query)
     far = r.blocks[0].keys if r.blocks else ()
     attend_into(results, call, query, (key, value), None, Where(own, own, far, "near"))
     for block, far_key, far_value in arriving.blocks():
@@ -106,7 +102,7 @@ def ring_backward(
     call: Call, comm: Communicator, query: Tensor, key: Tensor, value: Tensor, results: Results
 ) -> Gradients:
     """Gradients of this rank's query, key and value, in their dtype."""
-    plan = _plan_of(call, comm.rank)
+    plan = call.plan_of(comm.rank)
     own = plan.queries
     if plan.is_alone:
         return differentiate(call, query, key, value, results, own, own, partial=False)
