@@ -186,8 +186,12 @@ def train_beside(size: int, wrapper: str) -> None:
     parallel: nn.Module = model
     if wrapper == "ddp":
         parallel = DistributedDataParallel(model, process_group=everyone)
-    else:
+    elif wrapper == "fsdp":
         fully_shard(model, mesh=DeviceMesh.from_group(everyone, "cpu"))
+    else:  # parameters are sharded over the replicas, and each shard is on both ranks of a ring
+        mesh = DeviceMesh("cpu", [[0, 2], [1, 3]], mesh_dim_names=("ring", "data"))
+        model.group = mesh["ring"].get_group().group_name
+        fully_shard(model, mesh=mesh)
     data = torch.randn(2, 40, 32, generator=torch.Generator().manual_seed(1))
     mine = data[rank // 2, rank % 2 * 20 :][None, :20]
     parallel(mine).square().sum().backward()
@@ -196,7 +200,7 @@ def train_beside(size: int, wrapper: str) -> None:
     alone = Layer(None)
     sum(alone(x[None]).square().sum() for x in data).backward()
     for ours, theirs in zip(model.parameters(), alone.parameters(), strict=True):
-        grad = ours.grad.full_tensor() if wrapper == "fsdp" else ours.grad
+        grad = ours.grad if wrapper == "ddp" else ours.grad.full_tensor()
         torch.testing.assert_close(grad * size, theirs.grad, rtol=1e-4, atol=1e-4)
     for group in (*rings, *replicas):
         if group != dist.GroupMember.NON_GROUP_MEMBER:
@@ -216,7 +220,7 @@ class Layer(nn.Module):
         return out
 
 
-@pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp", "fsdp over a mesh"])
 def test_two_rings_beside_ddp_and_fsdp(workers: Processes, wrapper: str) -> None:
     workers.run(4, train_beside, wrapper)
 
