@@ -86,29 +86,35 @@ def random_places(rng: random.Random) -> tuple[Places, int]:
     return places, end
 
 
+def random_batch(
+    rng: random.Random, device: str, exact: Exact
+) -> tuple[Tensors, Places, dict[str, Any]]:
+    places, rows = random_places(rng)
+    tensors = make_qkv(
+        rows,
+        4,
+        rng.choice([8, 20]),
+        kv_heads=rng.choice([1, 2, 4]),
+        dtype=exact.dtype,
+        device=device,
+        seed=rng.randrange(1000),
+    )
+    options: dict[str, Any] = {
+        "is_causal": rng.random() < 0.5,
+        "padding": rng.choice(["masked", "zeros"]),
+    }
+    if rng.random() < 0.3:
+        options["head_offsets"] = torch.tensor([[0] * 4, [0, -1, 1, 1], [2, 0, -1, 1]])
+    if rng.random() < 0.3:
+        options |= {"dropout_p": 0.4, "dropout_seed": torch.tensor([7], device=device)}
+    return tensors, places, options
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_each_sequence_is_as_if_alone(seed: int, device: str, exact: Exact) -> None:
     rng = random.Random(seed)
     for _ in range(60 if device == "cpu" else 6):
-        places, rows = random_places(rng)
-        kv_heads = rng.choice([1, 2, 4])
-        tensors = make_qkv(
-            rows,
-            4,
-            rng.choice([8, 20]),
-            kv_heads=kv_heads,
-            dtype=exact.dtype,
-            device=device,
-            seed=rng.randrange(1000),
-        )
-        options: dict[str, Any] = {
-            "is_causal": rng.random() < 0.5,
-            "padding": rng.choice(["masked", "zeros"]),
-        }
-        if rng.random() < 0.3:
-            options["head_offsets"] = torch.tensor([[0] * 4, [0, -1, 1, 1], [2, 0, -1, 1]])
-        if rng.random() < 0.3:
-            options |= {"dropout_p": 0.4, "dropout_seed": torch.tensor([seed], device=device)}
+        tensors, places, options = random_batch(rng, device, exact)
         with deterministic_mode():
             expected = run_alone(tensors, places, **options)
             actual = run_batch(poisoned(tensors, places), places, **options)
@@ -193,28 +199,6 @@ def test_segment_attention_takes_sequences(device: str, exact: Exact) -> None:
     out, _ = ops.segment_attention(*tensors, 32, 2, sequences=table)
     expected, _ = ops.attention(*tensors, [32], [2], sequences=table)
     assert torch.equal(out, expected)
-
-
-def random_batch(
-    rng: random.Random, device: str, exact: Exact
-) -> tuple[Tensors, Places, dict[str, Any]]:
-    places, rows = random_places(rng)
-    tensors = make_qkv(
-        rows,
-        4,
-        rng.choice([8, 20]),
-        kv_heads=rng.choice([1, 2, 4]),
-        dtype=exact.dtype,
-        device=device,
-        seed=rng.randrange(1000),
-    )
-    options: dict[str, Any] = {
-        "is_causal": rng.random() < 0.5,
-        "padding": rng.choice(["masked", "zeros"]),
-    }
-    if rng.random() < 0.3:
-        options |= {"dropout_p": 0.4, "dropout_seed": torch.tensor([7], device=device)}
-    return tensors, places, options
 
 
 @pytest.mark.parametrize("in_place", [False, True])
