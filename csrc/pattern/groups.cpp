@@ -29,14 +29,15 @@ void for_each_bit(uint64_t set, Function&& function) {
 
 }  // namespace
 
-void GroupPlanner::plan(const CellKind& kind, const HeadClass& heads, int32_t head_class) {
+void GroupPlanner::plan(const CellKind& kind, int32_t number, const HeadClass& heads,
+                        int32_t head_class) {
   const auto first = static_cast<std::ptrdiff_t>(lists_.groups.size());
   look_around(kind, heads);
   const Split& rows = rows_.split(kind.length, lattices_);
   for (const Part& part : rows.parts) {
     Group group{};
     group.head_class = head_class;
-    add_group(rows, part, heads, group);
+    add_group(rows, part, number, heads, group);
   }
   std::sort(lists_.groups.begin() + first, lists_.groups.end(), [](const Group& a, const Group& b) {
     return a.columns != b.columns ? a.columns > b.columns : a.row_runs < b.row_runs;
@@ -87,20 +88,43 @@ void GroupPlanner::add_edges(const CellKind& kind, const HeadClass& heads, size_
   }
 }
 
-void GroupPlanner::add_group(const Split& rows, const Part& part, const HeadClass& heads,
-                             Group group) {
+void GroupPlanner::add_group(const Split& rows, const Part& part, int32_t kind,
+                             const HeadClass& heads, Group group) {
   group.row_runs = static_cast<int32_t>(lists_.runs.size());
   group.row_run_count = static_cast<int32_t>(part.end - part.begin);
   for (size_t j = part.begin; j < part.end; ++j) {
     lists_.runs.push_back(rows.runs[j]);
     group.rows += rows.runs[j].count;
   }
+  if (heads.column_heads.size() > 1 || heads.bits_of_all.empty()) {
+    add_all_columns(part.code, heads, group);
+  } else {
+    uint64_t lattices = 0;
+    for_each_bit(part.code, [&](size_t i) { lattices |= heads.bits_of_all[i]; });
+    const auto [found, is_new] = seen_.try_emplace({kind, lattices});
+    if (is_new) {
+      add_all_columns(part.code, heads, group);
+      found->second = group;
+    } else {
+      group.column_runs = found->second.column_runs;
+      group.column_run_count = found->second.column_run_count;
+      group.columns = found->second.columns;
+      group.zero_keys = found->second.zero_keys;
+    }
+  }
+  lists_.groups.push_back(group);
+  budget_.add_bytes(static_cast<int64_t>(
+      sizeof(Group) + sizeof(Run) * (lists_.runs.size() - static_cast<size_t>(group.row_runs))));
+}
+
+/// Of a row on these lattices.
+void GroupPlanner::add_all_columns(uint64_t row, const HeadClass& heads, Group& group) {
   group.column_runs = static_cast<int32_t>(lists_.runs.size());
   size_t before = lists_.runs.size();  // the previous head's runs
   for (size_t head = 0; head < heads.column_heads.size(); ++head) {
-    const uint64_t lattices = part.code & heads.column_heads[head];
+    const uint64_t lattices = row & heads.column_heads[head];
     const size_t first = lists_.runs.size();
-    if (head > 0 && lattices == (part.code & heads.column_heads[head - 1])) {
+    if (head > 0 && lattices == (row & heads.column_heads[head - 1])) {
       repeat_runs(before, first);
     } else {
       add_columns(lattices);
@@ -110,9 +134,6 @@ void GroupPlanner::add_group(const Split& rows, const Part& part, const HeadClas
     before = first;
   }
   group.column_run_count = static_cast<int32_t>(lists_.runs.size()) - group.column_runs;
-  lists_.groups.push_back(group);
-  budget_.add_bytes(static_cast<int64_t>(
-      sizeof(Group) + sizeof(Run) * (lists_.runs.size() - static_cast<size_t>(group.row_runs))));
 }
 
 /// Appends runs[begin..end) again.

@@ -3,8 +3,11 @@
 
 #include <dilated/pattern_layout.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory_resource>
+#include <unordered_map>
 #include <vector>
 
 #include "pattern/budget.h"
@@ -15,7 +18,8 @@
 
 namespace dilated::pattern {
 
-/// The groups of a table's cells; Group's run indices count through `runs`.
+/// The groups of a table's cells; Group's run indices count through `runs`, which several groups
+/// may share.
 struct Lists {
   std::vector<Group> groups;
   std::vector<Run> runs;
@@ -25,6 +29,7 @@ struct Lists {
 struct Scratch {
   Lists lists;
   SieveMemory rows, columns;
+  std::array<HeadClasses, 2> classes;  // of the forward and of the transposed table
 };
 
 /// Plans the groups of cells.
@@ -41,8 +46,8 @@ class GroupPlanner {
         columns_(Sieve::Code::kHowMany, budget, scratch.columns) {}
 
   /// Appends the groups of a cell for a class of heads, those with the longest column lists first;
-  /// their rows are all the rows of the cell.
-  void plan(const CellKind& kind, const HeadClass& heads, int32_t head_class);
+  /// their rows are all the rows of the cell. `number`: of the kind.
+  void plan(const CellKind& kind, int32_t number, const HeadClass& heads, int32_t head_class);
 
  private:
   /// Where a lattice's segment begins or ends within a stretch of columns; sets of lattices are
@@ -53,10 +58,25 @@ class GroupPlanner {
     uint64_t covers;  // those whose segments hold the columns from here to the next edge
     uint8_t stretch;
   };
+  /// What decides which columns a row of one head sees.
+  struct Seen {
+    int32_t kind;
+    uint64_t lattices;  // HeadClass::bits_of_all
+    bool operator==(const Seen&) const = default;
+  };
+  struct SeenHash {
+    size_t operator()(const Seen& seen) const {
+      return (seen.lattices + static_cast<uint64_t>(seen.kind) * 0x9e3779b97f4a7c15ull) *
+                 0xbf58476d1ce4e5b9ull >>
+             16;
+    }
+  };
 
   void look_around(const CellKind& kind, const HeadClass& heads);
   void add_edges(const CellKind& kind, const HeadClass& heads, size_t stretch);
-  void add_group(const Split& rows, const Part& part, const HeadClass& heads, Group group);
+  void add_group(const Split& rows, const Part& part, int32_t kind, const HeadClass& heads,
+                 Group group);
+  void add_all_columns(uint64_t row, const HeadClass& heads, Group& group);
   void repeat_runs(size_t begin, size_t end);
   int32_t count_columns(int64_t columns, size_t first, size_t head);
   void add_columns(uint64_t lattices);
@@ -71,6 +91,10 @@ class GroupPlanner {
   std::vector<Lattice> lattices_;  // relative to the cell's first position
   std::vector<int64_t> zeros_;     // keys that each lattice adds to a row's
   std::vector<Edge> edges_;        // by stretch and position
+
+  // A group of each that was planned: other classes of heads have the same columns.
+  std::pmr::monotonic_buffer_resource memory_;
+  std::pmr::unordered_map<Seen, Group, SeenHash> seen_{&memory_};
 
   Sieve rows_, columns_;
   std::vector<Lattice> active_;

@@ -41,7 +41,21 @@ HeadClass make_class(const std::vector<int64_t>& offsets, size_t branches) {
   return result;
 }
 
-}  // namespace
+void number_lattices(std::vector<HeadClass>& classes) {
+  std::map<std::pair<size_t, int64_t>, size_t> numbers;
+  for (const HeadClass& head_class : classes) {
+    for (const auto& [branch, offset] : head_class.lattices) {
+      numbers.try_emplace({branch, offset}, numbers.size());
+    }
+  }
+  for (HeadClass& head_class : classes) {
+    for (const auto& [branch, offset] : head_class.lattices) {
+      if (numbers.size() <= kMaxLattices) {
+        head_class.bits_of_all.push_back(uint64_t{1} << numbers[{branch, offset}]);
+      }
+    }
+  }
+}
 
 std::vector<HeadClass> classify_heads(const ResolvedSpec& spec, int64_t column_heads) {
   std::map<std::vector<int64_t>, size_t> ids;
@@ -59,7 +73,25 @@ std::vector<HeadClass> classify_heads(const ResolvedSpec& spec, int64_t column_h
     }
     classes[found->second].heads.push_back(static_cast<int32_t>(head));
   }
+  number_lattices(classes);
   return classes;
+}
+
+}  // namespace
+
+const std::vector<HeadClass>& HeadClasses::of(const ResolvedSpec& spec, int64_t column_heads) {
+  const bool is_known = column_heads == column_heads_ &&
+                        std::ranges::equal(spec.branches, offsets_, {}, &Branch::head_offsets);
+  if (!is_known) {
+    column_heads_ = 0;
+    classes_ = classify_heads(spec, column_heads);
+    offsets_.clear();
+    for (const Branch& branch : spec.branches) {
+      offsets_.push_back(branch.head_offsets);
+    }
+    column_heads_ = column_heads;
+  }
+  return classes_;
 }
 
 }  // namespace dilated::pattern

@@ -21,11 +21,22 @@ struct HeadClass {
   std::vector<BranchLattice> lattices;  // of all column heads, each once
   std::vector<uint64_t> column_heads;   // of each column head that shares a row head: its lattices
   std::vector<int32_t> heads;
+  // Of each lattice a bit among those of all classes; none where they are too many.
+  std::vector<uint64_t> bits_of_all{};
 };
 
-/// `column_heads` consecutive heads of the specification share a row head: one, or in the
-/// transposed table the query heads of a KV head. Throws std::invalid_argument where they are on
-/// more lattices than a number has bits.
-std::vector<HeadClass> classify_heads(const ResolvedSpec& spec, int64_t column_heads);
+/// The classes of a specification, kept for others with the same offsets.
+class HeadClasses {
+ public:
+  /// `column_heads` consecutive heads of the specification share a row head: one, or in the
+  /// transposed table the query heads of a KV head. Throws std::invalid_argument where they are on
+  /// more lattices than a number has bits. Valid until the next call.
+  const std::vector<HeadClass>& of(const ResolvedSpec& spec, int64_t column_heads);
+
+ private:
+  int64_t column_heads_ = 0;
+  std::vector<std::vector<int64_t>> offsets_;  // by branch
+  std::vector<HeadClass> classes_;
+};
 
 }  // namespace dilated::pattern

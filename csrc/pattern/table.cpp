@@ -25,7 +25,8 @@ TablePlanner::TablePlanner(const ResolvedSpec& spec, bool transposed, Budget& bu
     : budget_(budget),
       wanted_(spec.rows),
       is_causal_(spec.is_causal),
-      classes_(classify_heads(spec, transposed ? spec.heads / spec.kv_heads : 1)),
+      classes_(scratch.classes[transposed ? 1 : 0].of(spec,
+                                                      transposed ? spec.heads / spec.kv_heads : 1)),
       columns_(transposed ? spec.stretches(spec.queries) : keys_of(spec)),
       cells_(cut_cells(spec, transposed ? keys_of(spec) : spec.stretches(spec.queries), columns_,
                        budget)),
@@ -138,7 +139,7 @@ void TablePlanner::plan_span(size_t first_cell, size_t last_cell) {
       const auto kind = static_cast<size_t>(cells_.cells[cell].kind);
       GroupRange& range = group_ranges_[kind * classes_.size() + c];
       if (range.groups.count < 0) {
-        plan_groups(cells_.kinds[kind], c, range);
+        plan_groups(kind, c, range);
       }
       budget_.add_steps(range.groups.count);
       budget_.add_bytes(range.tiles[0] * static_cast<int64_t>(sizeof(Tile)));
@@ -149,9 +150,11 @@ void TablePlanner::plan_span(size_t first_cell, size_t last_cell) {
   }
 }
 
-void TablePlanner::plan_groups(const CellKind& kind, size_t head_class, GroupRange& range) {
+void TablePlanner::plan_groups(size_t number, size_t head_class, GroupRange& range) {
+  const CellKind& kind = cells_.kinds[number];
   const auto first = static_cast<int32_t>(lists_.groups.size());
-  planner_.plan(kind, classes_[head_class], static_cast<int32_t>(head_class));
+  planner_.plan(kind, static_cast<int32_t>(number), classes_[head_class],
+                static_cast<int32_t>(head_class));
   if (wanted_ != QueryRows::kAll) {
     const auto planned = lists_.groups.begin() + first;
     lists_.groups.erase(std::remove_if(planned, lists_.groups.end(),

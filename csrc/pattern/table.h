@@ -45,7 +45,7 @@ class TablePlanner {
   void reserve(size_t calls);
   void plan_spans();
   void plan_span(size_t first_cell, size_t last_cell);
-  void plan_groups(const CellKind& kind, size_t head_class, GroupRange& range);
+  void plan_groups(size_t number, size_t head_class, GroupRange& range);
   bool is_wanted(const Group& group, const CellKind& kind) const;
   void count_groups(size_t head_class, GroupRange& range) const;
   void merge_spans();
@@ -61,7 +61,7 @@ class TablePlanner {
   Budget& budget_;
   const QueryRows wanted_;
   const bool is_causal_;
-  const std::vector<HeadClass> classes_;
+  const std::vector<HeadClass>& classes_;
   const std::vector<Stretch> columns_;
   Cells cells_;
   Lists& lists_;

@@ -408,10 +408,11 @@ def test_fake_calls_take_a_table_on_the_host_beside_tensors_on_a_gpu() -> None:
             assert tensor.device.type == "cuda"
         with pytest.raises(ValueError, match="head_offsets: must be"):
             torch.ops.dilated.attention(q, q, q, [8], [1], head_offsets=table)
-        with pytest.raises(ValueError, match="sequences: must be None .* for a ring"):
-            torch.ops.dilated.ring_attention(
-                q, q, q, [8], [1], "a group", sequences=both["sequences"]
-            )
+        group = ([8, 20], [1, 2], "a group")
+        ring, _ = torch.ops.dilated.ring_attention(first, first, first, *group, **both)
+        assert ring.shape == first.shape
+        with pytest.raises(ValueError, match="query: must be .* where sequences are given"):
+            torch.ops.dilated.ring_attention(q, q, q, *group, sequences=both["sequences"])
 
 
 def test_meta_tensors_give_shapes_without_computing() -> None:

@@ -54,7 +54,7 @@ struct Group {
   int32_t rows;     // sum of the row runs' counts
   int32_t columns;  // sum of the column runs' counts; 0: these rows attend to nothing
   int32_t row_runs, row_run_count;        // index of the first run in Table::runs_at, and how many
-  int32_t column_runs, column_run_count;  // likewise
+  int32_t column_runs, column_run_count;  // likewise; groups of several classes may share them
   int32_t zero_keys;  // keys of score 0 and value 0 that padding="zeros" adds; forward only
 };
 
