@@ -50,7 +50,7 @@ size_t PlannedPatterns::Hash::operator()(const Key& key) const {
 
 /// All that spec_of() reads but call.sequences, for so many rows. Offsets count only if given, so
 /// one pattern may have two keys.
-PlannedPatterns::Key PlannedPatterns::key_of(const AttentionCall& call, Directions reads,
+PlannedPatterns::Key PlannedPatterns::key_of(const AttentionCall& call, Directions directions,
                                              const at::Device& device, int64_t rows) {
   const bool is_block = call.block.has_value();
   const int64_t key_rows = is_block ? call.key.size(1) : rows;
@@ -61,7 +61,7 @@ PlannedPatterns::Key PlannedPatterns::key_of(const AttentionCall& call, Directio
           call.key.size(2), is_block ? call.block->seq_len : rows, call.is_causal,
           call.padding == "zeros",
           // A symmetric pattern's one table serves both passes.
-          static_cast<int64_t>(is_symmetric ? Directions::kBoth : wanted_directions(call, reads)),
+          static_cast<int64_t>(is_symmetric ? Directions::kBoth : directions),
           static_cast<int64_t>(call.segment_lengths.size()), call.head_offsets.has_value()};
   for (const c10::SymInt& length : call.segment_lengths) {
     key.push_back(length.expect_int());
@@ -88,7 +88,7 @@ PlannedPatterns::Key PlannedPatterns::key_of(const AttentionCall& call, Directio
 LentPattern PlannedPatterns::lend(const AttentionCall& call, Directions reads,
                                   const PatternReader& reader) {
   const at::Device device = call.query.device();
-  Key key = key_of(call, reads, device, call.query.size(1));
+  Key key = key_of(call, wanted_directions(call, reads), device, call.query.size(1));
   if (call.sequences.has_value()) {  // those of one sequence end before this
     for (const auto& [first, length] : sequences_of(*call.sequences)) {
       key.append({first, length});
@@ -162,7 +162,7 @@ std::vector<int32_t> PlannedPatterns::plan(const AttentionCall& call, Directions
   std::vector<LentPattern> parts(lengths.size());
   at::parallel_for(0, static_cast<int64_t>(lengths.size()), 1, [&](int64_t begin, int64_t end) {
     for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
-      parts[i] = lend(key_of(whole, reads, at::kCPU, lengths[i]), at::kCPU, {},
+      parts[i] = lend(key_of(whole, spec.directions, at::kCPU, lengths[i]), at::kCPU, {},
                       [&] { return dilated::plan(one_sequence(spec, lengths[i])); });
     }
   });

@@ -64,7 +64,7 @@ class PlannedPatterns {
   };
   using Entries = std::unordered_map<Key, Entry, Hash>;
 
-  static Key key_of(const AttentionCall& call, Directions reads, const at::Device& device,
+  static Key key_of(const AttentionCall& call, Directions directions, const at::Device& device,
                     int64_t rows);
   using Plan = std::function<std::vector<int32_t>()>;
 

@@ -37,6 +37,7 @@ TablePlanner::TablePlanner(const ResolvedSpec& spec, bool transposed, Budget& bu
       cut_(cuts_.data()) {
   lists_.groups.clear();
   lists_.runs.clear();
+  budget_.add_bytes(static_cast<int64_t>(columns_.size() * sizeof(int32_t)));  // their shifts
   // Every cell has at least one tile for each class.
   budget_.need_bytes(static_cast<int64_t>(cells_.cells.size() * classes_.size() * sizeof(Tile)));
   group_ranges_.resize(cells_.kinds.size() * classes_.size());

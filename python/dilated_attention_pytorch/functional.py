@@ -234,14 +234,14 @@ def attend(
     if seq_lens is not None or query.is_nested or key.is_nested or value.is_nested:
         whole_len = None
         if sharding is not None:
-            if seq_lens is None:
+            if query.is_nested or key.is_nested or value.is_nested:
                 raise ValueError(
                     "query, key and value must not be nested where a group is given, whose ranks "
                     "share sequences: give cu_seqlens or seq_lens, got a nested tensor"
                 )
             whole_len = sum(sharding.lengths(shape[1]))
         packed = pack(query, key, value, seq_lens, whole_len)
-        if packed is not None:
+        if packed is not None and (sharding is None or shape[0] > 0):
             if sharding is not None:
                 sharding = sharding.of_batch(shape[1], shape[0])
             out, lse = attend(

@@ -268,7 +268,7 @@ def block_call(**change: Any) -> Any:
         ({"head_offsets": torch.zeros(2, 3, dtype=torch.int64)}, "head_offsets", "2, 3"),
         ({"padding": "reflect"}, "padding", "reflect"),
         ({"dilation_rates": [1, 0]}, "dilation_rates", "0"),
-        ({"sequences": torch.tensor([[0, 24]])}, "sequences: must be None for a block", "list"),
+        ({"sequences": torch.tensor([[0, 24]])}, "query: must be .* where sequences", "2, 8"),
     ],
 )
 def test_block_names_what_is_wrong(change: dict[str, Any], named: str, given: str) -> None:

@@ -376,3 +376,37 @@ def test_another_thread_plans_while_a_graph_is_captured() -> None:
         out, _ = attention(q, k, v, *BRANCHES)
     graph.replay()
     assert torch.equal(out, expected) and planned_pattern_counts().misses == before + 1
+
+
+def test_parts_of_a_batch_are_filed_by_the_tables_that_they_have() -> None:
+    """A block with far keys plans a forward table alone, even of rows that require gradients."""
+    query = torch.randn(1, 20, 4, 8).requires_grad_()
+    key = torch.randn(1, 20, 2, 8)
+    places = torch.tensor([[0, 12], [12, 8]])
+    out, lse = torch.zeros(1, 20, 4, 8), torch.zeros(1, 4, 20)
+    with torch.no_grad():
+        torch.ops.dilated.attention_block_into(
+            *(out, lse, query, key, key, key[:, :0], key[:, :0]),
+            *(20, [0, 20], [0, 20], [], [8], [2]),
+            sequences=places,
+        )
+    whole, _ = attention(query, key, key, [8], [2], sequences=places)
+    torch.testing.assert_close(whole, out)
+    whole.sum().backward()
+    first = query.detach()[:, :12].requires_grad_()
+    attention(first, key[:, :12], key[:, :12], [8], [2])[0].sum().backward()
+    torch.testing.assert_close(first.grad, query.grad[:, :12])
+    assert first.grad.any()
+
+
+def test_a_block_is_not_taken_for_a_sequence() -> None:
+    """Of as many rows, in a call of as many."""
+    key, query = torch.randn(1, 20, 2, 8), torch.randn(1, 12, 2, 8)
+    block = torch.ops.dilated.attention_block
+    places = torch.tensor([[0, 12], [12, 8]])
+    rows = torch.cat([query, query[:, :8]], 1)
+    batch, _ = block(rows, key, key, 20, [0], [0], [8], [2], sequences=places)
+    part, _ = block(query, key, key, 20, [0], [0], [8], [2])
+    clear_planned_patterns()
+    torch.testing.assert_close(block(query, key, key, 20, [0], [0], [8], [2])[0], part)
+    torch.testing.assert_close(attention(rows, key, key, [8], [2], sequences=places)[0], batch)

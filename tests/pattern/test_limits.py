@@ -16,6 +16,7 @@ from dilated_attention_pytorch import PatternCache, dilated_attention
 from dilated_attention_pytorch.pattern import (
     Pattern,
     PatternSpec,
+    Sequences,
     make_branches,
     max_pattern_bytes,
     set_max_pattern_bytes,
@@ -137,3 +138,15 @@ def test_a_pattern_above_the_cache_s_limit_warns_once(monkeypatch):
         warnings.simplefilter("error")
         cache.lookup(spec, machine.device)
         dilated_attention(q, q, q, [100], [1], pattern_cache=PatternCache(max_bytes=1))
+
+
+@pytest.mark.usefixtures("restored_limit")
+def test_the_limit_is_on_where_columns_lie_too():
+    places = Sequences([(i, 1) for i in range(2**16)])
+    spec = PatternSpec(2**16, make_branches([4], [1]), "interleaved", 1, 1, sequences=places)
+    part = spec._replace(queries=(0, 10))
+    set_max_pattern_bytes(Pattern.plan(part).nbytes)
+    Pattern.plan(part)
+    set_max_pattern_bytes(2**17)
+    with pytest.raises(ValueError, match="at most 131072 bytes"):
+        Pattern.plan(part)

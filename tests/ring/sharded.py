@@ -69,7 +69,9 @@ class Case:
         if "head_offsets" in options:
             options["head_offsets"] = torch.tensor(options["head_offsets"])
         if "sequences" in options:
-            options["sequences"] = torch.tensor(options["sequences"]).reshape(-1, 2)
+            options["sequences"] = torch.tensor(options["sequences"], dtype=torch.int64).reshape(
+                -1, 2
+            )
         if "dropout_seed" in options:
             options["dropout_seed"] = torch.tensor([options["dropout_seed"]])
         return options

@@ -152,6 +152,16 @@ def test_a_batch_without_padding_is_an_ordinary_call(workers: Processes) -> None
     workers.run(3, attend_without_padding)
 
 
+def attend_to_nothing(size: int) -> None:
+    group = group_of(size)
+    mine = make_qkv(18, 4, 8, batch=0)
+    assert dilated_attention(*mine, *BRANCHES, group=group, seq_lens=[]).shape == mine[0].shape
+
+
+def test_a_batch_of_none(workers: Processes) -> None:
+    workers.run(3, attend_to_nothing)
+
+
 def compare_lengths(size: int) -> str:
     group = group_of(size)
     mine = make_qkv(18, 4, 8, batch=2)

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from dilated_attention_pytorch import dilated_attention
+from dilated_attention_pytorch import MultiheadDilatedAttention, dilated_attention
 from dilated_attention_pytorch.ring import traffic
 from tests.conftest import make_qkv
 from tests.ring.processes import Processes, group_of
@@ -91,12 +91,10 @@ def test_inductor_equals_eager(workers: Processes) -> None:
 def compile_a_batch(size: int) -> None:
     group = group_of(size)
     torch._dynamo.reset()
-    name, shard_lengths = group.group_name, [20] * size
+    name = group.group_name
 
     def function(q: Tensor, k: Tensor, v: Tensor, seq_lens: Tensor) -> Tensor:
-        out = dilated_attention(
-            q, k, v, *BRANCHES, group=name, shard_lengths=shard_lengths, seq_lens=seq_lens
-        )
+        out = dilated_attention(q, k, v, *BRANCHES, group=name, seq_lens=seq_lens)
         return (out.sin() * q).sum()
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
@@ -109,8 +107,21 @@ def compile_a_batch(size: int) -> None:
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_compiled_batches(workers: Processes) -> None:
-    workers.run(2, compile_a_batch)
+def compile_a_layer(size: int) -> None:
+    group = group_of(size)
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    layer = MultiheadDilatedAttention(32, 4, *BRANCHES, group=group.group_name)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x, seq_lens = torch.randn(2, 20, 32), torch.tensor([20 * size, 13])
+    torch.testing.assert_close(
+        compiled(x, seq_lens=seq_lens)[0], layer(x, seq_lens=seq_lens)[0], rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("function", [compile_a_batch, compile_a_layer])
+def test_compiled_batches(workers: Processes, function: Callable[[int], None]) -> None:
+    workers.run(2, function)
 
 
 def compile_unused(size: int, backend: str) -> int:

@@ -49,9 +49,9 @@ def call_multihead(group: dist.ProcessGroup, width: int) -> None:
     module(torch.zeros(1, 20, width))
 
 
-def attend_nested(group: dist.ProcessGroup) -> None:
+def attend_nested(group: dist.ProcessGroup, **change: Any) -> None:
     nested = torch.nested.nested_tensor([torch.zeros(n, 4, 8) for n in (3, 5)], layout=torch.jagged)
-    dilated_attention(nested, nested, nested, [16, 40], [1, 2], group=group)
+    dilated_attention(nested, nested, nested, [16, 40], [1, 2], group=group, **change)
 
 
 def attend_packed(group: dist.ProcessGroup, cu_seqlens: list[int]) -> None:
@@ -59,8 +59,12 @@ def attend_packed(group: dist.ProcessGroup, cu_seqlens: list[int]) -> None:
     dilated_attention_varlen(*rows, cu_seqlens, [16, 40], [1, 2], group=group)
 
 
-def call_padded(group: dist.ProcessGroup, **padding: Any) -> None:
-    module: nn.Module = MultiheadDilatedAttention(32, 4, [16, 40], [1, 2], group=group)
+def call_padded(
+    group: dist.ProcessGroup, shard_lengths: list[int] | None = None, **padding: Any
+) -> None:
+    module: nn.Module = MultiheadDilatedAttention(
+        32, 4, [16, 40], [1, 2], group=group, shard_lengths=shard_lengths
+    )
     module(torch.zeros(1, 20, 32), **padding)
 
 
@@ -86,7 +90,19 @@ PYTHON: dict[str, tuple[Call, str]] = {
         partial(attend_packed, cu_seqlens=[0, 61]),
         "ValueError: cu_seqlens must end at the number of rows, 60",
     ),
+    "lengths beyond numbers": (
+        partial(attend, seq_lens=[(2**62, 2**62)]),
+        "ValueError: seq_lens must end at seq_len, 60",
+    ),
+    "lengths without values": (
+        partial(attend, seq_lens=torch.ones(1, dtype=torch.int64, device="meta")),
+        "ValueError: seq_lens must have values",
+    ),
     "nested": (attend_nested, "ValueError: query, key and value must not be nested"),
+    "nested, with lengths": (
+        partial(attend_nested, seq_lens=[3, 5]),
+        "ValueError: query, key and value must not be nested",
+    ),
     "a layer's lengths": (
         partial(call_padded, seq_lens=[61]),
         "ValueError: seq_lens must end at seq_len, 60",
@@ -119,6 +135,21 @@ def test_what_python_refuses_is_told_in_its_place(workers: Processes, name: str)
     assert all(everywhere == second for _, everywhere in results)
 
 
+ROWS: dict[str, Call] = {
+    "of an operator": partial(operate, shard_lengths=[20, 21, 20]),
+    "of a batch": partial(attend, seq_lens=[20], shard_lengths=[20, 21, 20]),
+    "of a layer": partial(call_padded, seq_lens=[20], shard_lengths=[20, 21, 20]),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_rank_has_its_rows(workers: Processes, name: str) -> None:
+    first, second, third = workers.run(3, refuse_everywhere, ROWS[name])
+    text = "query: must have the rows of rank 1 by shard_lengths, 21, got 20"
+    assert second == f"ValueError: {text}"
+    assert first == third == f"Disagreement: rank 1 refused its arguments: {second}"
+
+
 FIVES = torch.full((1, 4), 5)
 LONG = torch.zeros(1, 1, 4, 8).expand(1, 2**30, 4, 8)
 PLANNER: dict[str, tuple[Call, str]] = {
@@ -135,6 +166,10 @@ PLANNER: dict[str, tuple[Call, str]] = {
     "positions": (partial(operate, tensors=[LONG] * 3), "seq_len"),
     "sequences beyond the rows": (
         partial(operate, sequences=torch.tensor([[0, 20], [20, 41]])),
+        "sequences: must end within the 60 rows",
+    ),
+    "a sequence beyond numbers": (
+        partial(operate, sequences=torch.tensor([[0, 2**40]])),
         "sequences: must end within the 60 rows",
     ),
     "sequences that overlap": (

@@ -22,8 +22,9 @@ class Options(TypedDict, total=False):
             overlap. query, key and value are then [1, rows, heads, D], and each sequence is as if
             called alone, with the dropout of the batch entry of its index. Rows between them may
             hold anything, NaN included, also in gradients; they get out 0, lse -inf and gradients
-            0. Rows, and positions of blocks, are those of the whole batch; in a ring
-            shard_lengths may be those of several sequences one behind another.
+            0 (attention_block_into leaves them as they are). Rows, and positions of blocks, are
+            those of the whole batch; in a ring shard_lengths may be those of several sequences one
+            behind another.
     """
 
     head_offsets: Tensor | None

@@ -205,11 +205,12 @@ class Pattern:
 
     @staticmethod
     def check(spec: PatternSpec) -> None:
-        """Raises what `plan` does, except for the pattern's size and where sequences lie.
+        """Raises what `plan` does, except for the pattern's size.
 
         Fast, as it plans no rows.
         """
         check_spec(spec)
+        _C.validate(spec.native())
         longest = next(iter(spec.parts()), spec)  # what is said of a sequence is said of a batch's
         Pattern.plan(longest._replace(queries=(0, 0), keys=(0, 0), far_keys=()))
 

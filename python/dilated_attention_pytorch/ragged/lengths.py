@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..pattern.bounds import check_bounds
-from ..pattern.transforms import in_transform, outside_transforms
+from ..pattern.transforms import in_transform, is_traced, outside_transforms
 from .recall import Table, has_values, recall
 
 SeqLens = Sequence[int] | Sequence[tuple[int, int]] | Tensor
@@ -34,7 +34,7 @@ def stretches(seq_lens: SeqLens, batch: int, seq_len: int) -> Tensor | None:
     pairs = given if is_pairs else torch.stack([torch.zeros_like(given), given], 1)
     if batch > 0 and has_values(pairs):
         check_bounds(0, int(pairs.min()), "seq_lens")
-        end = int(pairs.sum(1).max())
+        end = max(int(pairs.max()), int(pairs.clamp(max=seq_len).sum(1).max()))
         if end > seq_len:
             raise ValueError(f"seq_lens must end at seq_len, {seq_len}, or before, got {end}")
         if int(pairs[:, 1].min()) == seq_len:
@@ -125,4 +125,6 @@ def _integers(values: Any, name: str, what: str) -> Tensor:
             raise TypeError
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be integers, {what}, got {values!r}") from None
+    if given.is_meta and not is_traced():
+        raise ValueError(f"{name} must have values, got a tensor on the device meta")
     return given.to("cpu", torch.int64)

@@ -37,7 +37,12 @@ class Arguments:
 
 
 def make_call(
-    query: Tensor, key: Tensor, arguments: Arguments, reads: Directions, size: int
+    query: Tensor,
+    key: Tensor,
+    arguments: Arguments,
+    sequences: Sequences | None,
+    reads: Directions,
+    size: int,
 ) -> Call:
     """The call that strategies run.
 
@@ -57,7 +62,7 @@ def make_call(
         arguments.is_causal,
         arguments.padding,
         directions=reads,
-        sequences=_sequences_of(arguments),
+        sequences=sequences,
     )
     Pattern.check(spec)
     strategy = arguments.strategy
@@ -79,12 +84,8 @@ def make_call(
     )
 
 
-def _sequences_of(arguments: Arguments) -> Sequences | None:
-    return None if arguments.sequences is None else Sequences(arguments.sequences)
-
-
 def identity_of(
-    query: Tensor, key: Tensor, value: Tensor, arguments: Arguments
+    query: Tensor, key: Tensor, value: Tensor, arguments: Arguments, sequences: Sequences | None
 ) -> tuple[Hashable, ...]:
     """This rank's key of a kind of call: once agreed on, equal calls need no checks."""
     offsets, seed = arguments.head_offsets, arguments.dropout_seed
@@ -99,14 +100,16 @@ def identity_of(
         arguments.padding,
         arguments.dropout_p,
         None if seed is None else (seed.device, seed.dtype, seed.shape),
-        _sequences_of(arguments),
+        sequences,
         None if lengths is None else tuple(lengths),
         arguments.strategy,
         arguments.shard_layout,
     )
 
 
-def fields_of(query: Tensor, key: Tensor, value: Tensor, arguments: Arguments) -> dict[str, str]:
+def fields_of(
+    query: Tensor, key: Tensor, value: Tensor, arguments: Arguments, sequences: Sequences | None
+) -> dict[str, str]:
     """What must be equal on all ranks, by name."""
     offsets = arguments.head_offsets
     fields: dict[str, object] = {
@@ -125,7 +128,7 @@ def fields_of(query: Tensor, key: Tensor, value: Tensor, arguments: Arguments) -
         "scale": arguments.scale,
         "padding": arguments.padding,
         "dropout_p": arguments.dropout_p,
-        "sequences": _told(_sequences_of(arguments)),
+        "sequences": _told(sequences),
         "shard_lengths": arguments.shard_lengths and list(arguments.shard_lengths),
         "strategy": arguments.strategy,
         "shard_layout": arguments.shard_layout,
@@ -186,24 +189,26 @@ def check_call(
         equal_lengths(query.size(1), size, layout)
         return
     check_shard_lengths(lengths, size, layout, is_batch=arguments.sequences is not None)
-    rows = count(shards(lengths, layout, size)[rank])
-    if rows != query.size(1):
-        index = "rank" if layout == "contiguous" else "rank] + shard_lengths[-1 - rank"
+    check_rows(count(shards(lengths, layout, size)[rank]), query.size(1), rank)
+
+
+def check_rows(expected: int, given: int, rank: int) -> None:
+    """Raises ValueError unless a rank has the rows that shard_lengths say."""
+    if given != expected:
         raise ValueError(
-            f"query: must have shard_lengths[{index}] = {rows} rows on rank {rank}, "
-            f"got {query.size(1)}"
+            f"query: must have the rows of rank {rank} by shard_lengths, {expected}, got {given}"
         )
 
 
-def check_tables(arguments: Arguments) -> None:
-    """Raises ValueError unless the values can be read here."""
+def check_tables(arguments: Arguments) -> Sequences | None:
+    """The sequences; raises ValueError unless the tables' values can be read here."""
     for name, table in (
         ("head_offsets", arguments.head_offsets),
         ("sequences", arguments.sequences),
     ):
         if table is not None and not table.is_cpu:
             raise ValueError(f"{name}: must be on the CPU, got a table on {table.device}")
-    _sequences_of(arguments)
+    return None if arguments.sequences is None else Sequences(arguments.sequences)
 
 
 def check_results(query: Tensor, results: Results) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..ops.ring_attention import register_ring_attention
-from ..pattern import Directions
+from ..pattern import Directions, Sequences
 from .arguments import (
     Arguments,
     check_call,
@@ -90,19 +90,20 @@ def _begin(
     """The call, agreed on by the ranks. It is checked and planned before any message is posted."""
     comm = Communicator(arguments.group_name)
     with comm.refusing():
-        check_tables(arguments)
+        sequences = check_tables(arguments)
         is_differentiated = any(x.requires_grad for x in (query, key, value))
         reads: Directions = "both" if name == "backward" or is_differentiated else "forward"
-        kind = (*identity_of(query, key, value, arguments), reads)
+        kind = (*identity_of(query, key, value, arguments, sequences), reads)
         known: _Known | None = comm.agreed(kind)
         is_new = known is None
         if known is None:
-            known = _check_and_plan(query, key, value, arguments, reads, comm)
+            known = _check_and_plan(query, key, value, arguments, sequences, reads, comm)
         if results is not None:
             check_results(query, results)
     if is_new:
         largest = partial(_largest, known.call, query, comm.size)
-        comm.agree(kind, known, known.fields[name], query.device, largest)
+        weight = 1 if sequences is None else 1 + len(sequences) // 64
+        comm.agree(kind, known, known.fields[name], query.device, largest, weight)
     else:
         comm.repeat(known.fields[name], query.device)
     return comm, known.call
@@ -113,15 +114,16 @@ def _check_and_plan(
     key: Tensor,
     value: Tensor,
     arguments: Arguments,
+    sequences: Sequences | None,
     reads: Directions,
     comm: Communicator,
 ) -> _Known:
     """Raises ValueError for whatever is wrong with the call."""
     check_call(query, key, value, arguments, comm.rank, comm.size)
-    call = make_call(query, key, arguments, reads, comm.size)
+    call = make_call(query, key, arguments, sequences, reads, comm.size)
     plan = plan_all_to_all if call.strategy == "all_to_all" else plan_ring
     plan(call, comm.rank)
-    fields = fields_of(query, key, value, arguments)
+    fields = fields_of(query, key, value, arguments, sequences)
     return _Known(call, {name: Fields({"call": name} | fields) for name in ("forward", "backward")})
 
 

@@ -9,10 +9,17 @@ import torch
 from torch import Tensor
 
 from ..pattern.scalars import index
-from .arguments import check_shard_lengths
+from .arguments import check_rows, check_shard_lengths
 from .group.process_group import Group, group_name, group_size, rank_in
 from .plans.choose_strategy import Strategy, check_strategy
-from .plans.layout import ShardLayout, check_layout, equal_lengths, positions_of, shards
+from .plans.layout import (
+    ShardLayout,
+    check_layout,
+    count,
+    equal_lengths,
+    positions_of,
+    shards,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +80,15 @@ class Sharding:
     def lengths(self, rows: int) -> tuple[int, ...]:
         """Of all stretches, where this rank has so many rows.
 
-        Raises ValueError if they are not given and can't be equal, or a compiler traces.
+        Raises ValueError if this rank should have others, or lengths are not given and can't be
+        equal.
         """
-        if self.shard_lengths is not None:
-            return self.shard_lengths
-        if torch.compiler.is_compiling():
-            raise ValueError(
-                "shard_lengths must be given where seq_lens or cu_seqlens and a group are, under "
-                "torch.compile, got None"
-            )
-        return equal_lengths(rows, group_size(self.group_name), self.shard_layout)
+        lengths = self.shard_lengths
+        if lengths is None:
+            return equal_lengths(rows, group_size(self.group_name), self.shard_layout)
+        rank = rank_in(self.group_name)
+        check_rows(count(shards(lengths, self.shard_layout)[rank]), rows, rank)
+        return lengths
 
     def of_batch(self, rows: int, batch: int) -> Sharding:
         """The same for a batch's sequences one behind another, of each of which this rank has so

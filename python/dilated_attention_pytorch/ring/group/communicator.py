@@ -27,7 +27,7 @@ _states_lock = threading.Lock()
 _PROBE_TAG = (1 << 24) - 1  # below those of messages
 # No other exception is a refusal: torch's checkpointing stops a recomputation by one.
 _REFUSALS = (TypeError, ValueError, RuntimeError, MemoryError)
-_MAX_AGREED = 4096
+_MAX_AGREED = 4096  # by weight
 
 
 class Communicator:
@@ -68,19 +68,24 @@ class Communicator:
         fields: Fields,
         device: torch.device,
         largest: Callable[[], int],
+        weight: int = 1,
     ) -> None:
         """Compares a call of a new kind with those of the other ranks, as `Agreement.compare` does.
 
-        largest: bytes of the largest message between any two ranks, the same on all.
+        largest: bytes of the largest message between any two ranks, the same on all. weight: how
+        much is kept, in units of an ordinary call.
         """
         with self._state.lock:
             self._compare(fields, is_awaited=True)
             if device.type == "cuda":
                 with self._state.failing():
                     connect(self._group, self._state, device, largest)
-            if len(self._state.agreed) >= _MAX_AGREED:
-                self._state.agreed.clear()
-            self._state.agreed[kind] = kept
+            state = self._state
+            if state.agreed_weight + weight > _MAX_AGREED:
+                state.agreed.clear()
+                state.agreed_weight = 0
+            state.agreed[kind] = kept
+            state.agreed_weight += weight
 
     def repeat(self, fields: Fields, device: torch.device) -> None:
         """Compares a call of a kind that was agreed on before.

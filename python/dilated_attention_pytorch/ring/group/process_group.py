@@ -87,6 +87,7 @@ def timeout_of(group: dist.ProcessGroup) -> timedelta:
     return timedelta(minutes=30)  # torch.distributed's own default
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def group_size(name: str) -> int:
     """How many ranks the group has."""
     return int(resolve(name).size())
@@ -103,6 +104,7 @@ def gather_rows(x: torch.Tensor, counts: Sequence[int], name: str) -> list[torch
     return [part[:count] for part, count in zip(parts, counts, strict=True)]
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def rank_in(name: str) -> int:
     """This process's rank in the group."""
     return int(resolve(name).rank())

@@ -59,6 +59,7 @@ class GroupState:
     calls: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
     agreed: dict[Hashable, Any] = field(default_factory=dict)
+    agreed_weight: int = 0
     traffic: Traffic = field(default_factory=Traffic)
     transport: Transport | None = None  # of GPUs' tensors; None before the first
     engine: CopyEngine | None = None

@@ -73,11 +73,11 @@ class Piece:
 class Lattice:
     """A branch of a pattern: of each KV head, the distinct offsets of the query heads that read it.
 
-    `queries` has one offset for each query head, -1 where it is not in the branch. `sequences`:
-    those that have positions, one without a batch.
+    `queries` has one offset for each query head, -1 where it is not in the branch. `numbers`: first
+    position and length of each sequence, flat; without a batch, of one.
     """
 
-    sequences: tuple[Span, ...]
+    numbers: Sequence[int]
     segment_length: int
     rate: int
     keys: tuple[tuple[int, ...], ...]
@@ -85,8 +85,7 @@ class Lattice:
 
     def segment(self, position: int) -> Span:
         """The segment that holds a position; an empty one if the position is in no sequence."""
-        i = bisect_right(self.sequences, position, key=lambda sequence: sequence[0]) - 1
-        first, end = self.sequences[i] if i >= 0 else (0, 0)
+        first, end = sequence_at(self.numbers, position)
         if position >= end:
             return position, position
         length = clip(self.segment_length, end - first)
@@ -94,19 +93,32 @@ class Lattice:
         return begin, min(begin + length, end)
 
 
+def sequence_numbers(spec: PatternSpec) -> Sequence[int]:
+    """First position and length of each sequence, flat; without a batch, of one."""
+    if spec.sequences is None:
+        return (0, spec.seq_len)
+    return memoryview(spec.sequences.numbers()).cast("q")
+
+
+def sequence_at(numbers: Sequence[int], position: int) -> Span:
+    """The last sequence that begins at the position or before; (0, 0) if none does."""
+    i = bisect_right(range(0, len(numbers), 2), position, key=numbers.__getitem__) - 1
+    first, length = numbers[2 * i : 2 * i + 2] if i >= 0 else (0, 0)
+    return first, first + length
+
+
 @lru_cache(maxsize=128)
 def lattices(spec: PatternSpec) -> tuple[Lattice, ...]:
     """One for each branch, in order."""
     group = spec.heads // spec.kv_heads
-    listed = [(0, spec.seq_len)] if spec.sequences is None else spec.sequences.tensor.tolist()
-    sequences = tuple((first, first + length) for first, length in listed if length > 0)
+    numbers = sequence_numbers(spec)
     result = []
     for branch, offsets in zip(spec.branches, spec.offset_table(), strict=True):
         keys = tuple(
             tuple(sorted(set(offsets[head * group : (head + 1) * group]) - {-1}))
             for head in range(spec.kv_heads)
         )
-        lattice = Lattice(sequences, branch.segment_length, branch.dilation_rate, keys, offsets)
+        lattice = Lattice(numbers, branch.segment_length, branch.dilation_rate, keys, offsets)
         result.append(lattice)
     return tuple(result)
 

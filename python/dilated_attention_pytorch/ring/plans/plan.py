@@ -1,7 +1,8 @@
 """Which ranks need which rows of which others: the exchange of keys and values, as data.
 
 Pure functions of the pattern and of the shards' lengths, the same on all ranks, without processes.
-A rank holds one stretch of the sequence or two; they may differ in length and be empty. If a
+A rank holds stretches of the sequence, one or two, or as many of each sequence of a batch; they may
+differ in length and be empty. If a
 segment reaches from another rank's stretch into this one's, this rank needs the keys there that its
 queries in the segment attend to. Stretches do not overlap, so that is one range for each pair of
 stretches and branch, at the end of the other that faces this one:
@@ -17,6 +18,7 @@ stretches of a rank need.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,6 +33,8 @@ from .lattice import (
     intersection,
     lattices,
     make_pieces,
+    sequence_at,
+    sequence_numbers,
     strand,
 )
 from .layout import Stretches, gaps, halves, shards
@@ -171,7 +175,8 @@ def _parcel(
     spec: PatternSpec, peer: int, source: Sequence[Span], target: Stretches
 ) -> tuple[Parcel, ...]:
     """What the rank at `source` sends to the one at `target`; empty if nothing."""
-    pieces = [piece for span in source for piece in parcel_pieces(spec, span, target)]
+    targets = [span for span in pairs_of(target) if span[0] < span[1]]
+    pieces = [piece for span in source for piece in parcel_pieces(spec, span, targets)]
     if not pieces:
         return ()
     repeated = tuple(
@@ -180,16 +185,14 @@ def _parcel(
     return (Parcel(peer, tuple(pieces), repeated),)
 
 
-def parcel_pieces(spec: PatternSpec, source: Span, target: Stretches) -> tuple[Piece, ...]:
-    """The rows of `source` that queries of `target`, on another rank, attend to."""
-    targets = [
-        (begin, end)
-        for begin, end in pairs_of(target)
-        if begin < end and not (spec.is_causal and source[0] > begin)
-    ]
+def parcel_pieces(spec: PatternSpec, source: Span, targets: Sequence[Span]) -> tuple[Piece, ...]:
+    """The rows of `source` that queries of `targets`, on another rank, attend to.
+
+    targets: not empty, in the sequence's order.
+    """
     if source[0] >= source[1]:
         return ()
-    asked = list(_asked(spec, source, targets))
+    asked = list(_asked(spec, source, _in_reach(spec, source, targets)))
     if not asked:
         return ()
     # KV heads with the same offsets in every branch have the same strands.
@@ -199,6 +202,16 @@ def parcel_pieces(spec: PatternSpec, source: Span, target: Stretches) -> tuple[P
     for i, one in enumerate(asked):
         pieces += make_pieces([strands[column][i] for column in columns], one.lattice.rate)
     return tuple(pieces)
+
+
+def _in_reach(spec: PatternSpec, source: Span, targets: Sequence[Span]) -> Sequence[Span]:
+    """Those of the targets that a sequence joins with the source."""
+    numbers = sequence_numbers(spec)
+    begin = source[0] if spec.is_causal else sequence_at(numbers, source[0])[0]
+    end = sequence_at(numbers, source[1] - 1)[1]
+    first = bisect_right(targets, begin, key=lambda span: span[1])
+    last = bisect_left(targets, end, key=lambda span: span[0])
+    return targets[first:last]
 
 
 @dataclass(frozen=True, slots=True)
