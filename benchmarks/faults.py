@@ -135,10 +135,10 @@ def _look(ranks: Processes, some: Sequence[int], limit: float) -> dict[int, Sigh
 
 
 _LEGEND = (
-    "What each rank but the one at fault sees: the beginning of an error's text, in brackets the "
-    "seconds from the fault; and then in its next call, in brackets the seconds of that. A *new* "
-    "call is of a kind that the group has not made before. SIGABRT is that of NCCL's watchdog. "
-    "-: not measured, or no rank is left."
+    "What the other ranks see: how an error begins, and in brackets the seconds from the fault; "
+    "then what their next call gives, and its seconds. The group has made no *new* call before. A "
+    "Disagreement is a ValueError; SIGABRT comes from NCCL's watchdog. -: not measured, or no rank "
+    "is left."
 )
 
 
