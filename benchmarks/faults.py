@@ -17,7 +17,6 @@ import re
 import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -26,7 +25,7 @@ import torch.distributed as dist
 from dilated_attention_pytorch.ring.group.store import name_ranks
 
 from .faulty_ranks import AT_FAULT, BACKENDS, FAULTS, act, is_new, join, known, prepare, see
-from .processes import Failure, Processes
+from .processes import Processes
 from .results import Document, Row, Run, names
 from .tables import Line, commit_line, table
 
@@ -117,21 +116,24 @@ def _rows(name: str, reads: bool, options: argparse.Namespace) -> Iterator[Row]:
 
 def _look(ranks: Processes, some: Sequence[int], limit: float) -> dict[int, Sight]:
     """What becomes of the calls that these ranks are at."""
+    deadline = time.monotonic() + limit
+    seen: dict[int, Sight] = {}
+    while waiting := [rank for rank in some if rank not in seen]:
+        ready = ranks.ready(waiting, deadline - time.monotonic())
+        late = Sight(f"still waits after {limit:.0f} s", time.monotonic(), False)
+        seen |= {rank: _sight(ranks, rank) for rank in ready} or dict.fromkeys(waiting, late)
+    return {rank: seen[rank] for rank in some}
 
-    def look(rank: int) -> Sight:
-        try:
-            return Sight(*ranks.result(rank, limit))
-        except Failure:
-            return Sight(f"still waits after {limit:.0f} s", time.monotonic(), False)
-        except EOFError:
-            at, process = time.monotonic(), ranks.processes[rank]
-            process.join(5)
-            code = process.exitcode or 0
-            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
-            return Sight(f"its process ends {how}", at, False)
 
-    with ThreadPoolExecutor(len(ranks.processes)) as pool:
-        return dict(zip(some, pool.map(look, some), strict=True))
+def _sight(ranks: Processes, rank: int) -> Sight:
+    try:
+        return Sight(*ranks.result(rank))
+    except EOFError:
+        at, process = time.monotonic(), ranks.processes[rank]
+        process.join(5)
+        code = process.exitcode or 0
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
+        return Sight(f"its process ends {how}", at, False)
 
 
 _LEGEND = (

@@ -48,8 +48,8 @@ def join(rank: int, size: int, port: int, device: str, timeout: float) -> None:
         torch.cuda.set_device(rank)
     # Loads kernels, for which ranks may take their time here.
     dilated_attention(*_inputs(_ROWS, torch.float32), [16], [1])
-    store = dist.TCPStore("localhost", port)  # type: ignore[attr-defined]
     starting = timedelta(seconds=120)
+    store = dist.TCPStore("localhost", port, timeout=starting)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=starting)
     group = dist.new_group(backend=BACKENDS[device], timeout=timedelta(seconds=timeout))
     assert group is not None

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from typing import Any
@@ -43,6 +44,11 @@ class Processes:
         for rank in ranks:
             with contextlib.suppress(BrokenPipeError):
                 self._pipes[rank].send((function, arguments))
+
+    def ready(self, ranks: Sequence[int], timeout: float) -> list[int]:
+        """Waits for one of these at least; those that `result` need not wait for."""
+        pipes = connection.wait([self._pipes[rank] for rank in ranks], timeout)
+        return [rank for rank in ranks if self._pipes[rank] in pipes]
 
     def result(self, rank: int, timeout: float = 240.0) -> Any:
         """What the function returned on the rank.
