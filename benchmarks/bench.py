@@ -20,14 +20,14 @@ from typing import NoReturn
 
 import torch
 
-from . import caches, decode, ops, plan, plots, report, ring
+from . import caches, decode, faults, ops, plan, plots, report, ring
 from .results import RESULTS, OutOfTimeError, Run
 
 # Modules that measure: their docstrings are their help, ON_CPU says what a run without a GPU is
 # for, and past BUDGET_SECONDS they skip what is left.
 BENCHMARKS: dict[str, ModuleType] = {
     **{"ops": ops, "ring": ring, "caches": caches, "plan": plan},
-    "decode": decode,
+    **{"decode": decode, "faults": faults},
 }
 
 
@@ -57,7 +57,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command = add("timeline", plots.draw_timeline.__doc__)
     command.add_argument("trace", type=Path, help="of a rank: `ring --trace FOLDER` writes it")
     command.add_argument("picture", type=Path)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.name == "faults" and (reason := faults.refusal(options)):
+        parser.error(reason)
+    return options
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

@@ -16,6 +16,7 @@ from typing import Any
 from . import plots
 from .cache_tables import CACHES_SECTIONS
 from .decode import decode_section
+from .faults import faults_section
 from .plan import planning_section
 from .readme_tables import Case, cpu_section, readme_section
 from .results import RESULTS, ROOT, Document, Row
@@ -26,7 +27,7 @@ from .workloads import WORKLOADS
 # The columns that say what a row measures, of all benchmarks.
 _IDENTITY = (
     *("workload", "causal", "impl", "strategy", "transport", "world_size", "cache"),
-    *("pass", "protocol", "offsets", "where", "batch"),
+    *("pass", "protocol", "offsets", "where", "batch", "fault", "reads", "rank"),
 )
 _NOTHING = "No measurement is committed in [benchmarks/results]({up}benchmarks/results)."
 _SPEED_WORKLOAD = "longnet-128k"
@@ -85,7 +86,12 @@ def sections(results: Path) -> dict[str, dict[str, str]]:
             "cpu": text(cpu_section, on_cpu),
             "planning": text(planning_section, load(results, "plan", "cpu")),
         },
-        "docs/ring.md": {"measurements": text(ring_section, load(results, "ring"))},
+        "docs/ring.md": {
+            "faults": text(
+                faults_section, load(results, "faults", "cpu") + load(results, "faults")
+            ),
+            "measurements": text(ring_section, load(results, "ring")),
+        },
         "docs/decoding.md": {"measurements": text(decode_section, load(results, "decode"))},
         "docs/caches.md": {
             name: make(caches[-1]) if caches else "" for name, make in CACHES_SECTIONS.items()
