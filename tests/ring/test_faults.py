@@ -85,7 +85,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "no fourth of 3 heads": ({"kv_heads": 3}, "key: "),
     "rows that are not the shard's": (
         {"length": 19, "shard_lengths": [20, 20, 20]},
-        "query: must have shard_lengths",
+        "query: must have the rows of rank",
     ),
     "dropout in all_to_all": (
         {"dropout_p": 0.5, "strategy": "all_to_all"},
