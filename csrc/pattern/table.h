@@ -39,7 +39,10 @@ class TablePlanner {
     int64_t tiles = 0;
     std::vector<int32_t> span_tiles{};  // Table::span_tiles_at's
 
-    int64_t count(int32_t rows) const { return (rows + row_tile - 1) / row_tile; }
+    /// Of so many rows. A 32-bit division is faster.
+    int64_t count(int32_t rows) const {
+      return static_cast<uint32_t>(rows + row_tile - 1) / static_cast<uint32_t>(row_tile);
+    }
   };
 
   void reserve(size_t calls);

@@ -155,7 +155,9 @@ TEST(Join, NamesWhatIsWrong) {
   EXPECT_EQ(complaint(make_batch(50, {{0, -1}})).find("sequences: must have lengths"), 0U);
   PatternSpec part = make_batch(50, {{0, 30}});
   part.keys = {{0, 20}};
-  EXPECT_EQ(complaint(part).find("keys: must be the whole"), 0U);
+  EXPECT_FALSE(is_whole(part));
+  EXPECT_TRUE(is_planned(plan(part).data(), static_cast<int64_t>(plan(part).size())));
+  EXPECT_THROW(sequence_lengths(part), std::invalid_argument);
 }
 
 }  // namespace

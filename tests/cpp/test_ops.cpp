@@ -94,8 +94,23 @@ TEST(Attention, SequencesOfABatchAreAsIfAlone) {
   }
   EXPECT_TRUE(out.slice(1, 25, 30).eq(0).all().item<bool>());
   EXPECT_TRUE(at::isneginf(lse.slice(2, 25, 30)).all().item<bool>());
+}
+
+TEST(AttentionBlock, SequencesMayCrossBlocks) {
+  const auto q = random_rows(60, 4).slice(0, 0, 1), k = random_rows(60, 2).slice(0, 0, 1);
+  AttentionOptions options;
+  options.sequences = at::tensor({0, 25, 30, 30}, at::kLong).view({2, 2});
+  const auto [whole, whole_lse] = attention(q, k, k, {16, 40}, {1, 3}, options);
   AttentionBlock block{60};
-  EXPECT_THROW(attention_block(q, k, k, block, {16}, {1}, options), c10::ValueError);
+  block.partial = true;
+  std::tie(block.out, block.lse) =
+      attention_block(q, k.slice(1, 0, 20), k.slice(1, 0, 20), block, {16, 40}, {1, 3}, options);
+  block.keys = {20};
+  block.partial = false;
+  const auto [out, lse] =
+      attention_block(q, k.slice(1, 20, 60), k.slice(1, 20, 60), block, {16, 40}, {1, 3}, options);
+  expect_close(out, whole);
+  EXPECT_TRUE(at::allclose(lse, whole_lse));
 }
 
 TEST(AttentionBlock, BlocksAreTheWhole) {
