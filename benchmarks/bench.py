@@ -24,7 +24,8 @@ from . import caches, decode, faults, ops, plan, plots, report, ring
 from .results import RESULTS, OutOfTimeError, Run
 
 # Modules that measure: their docstrings are their help, ON_CPU says what a run without a GPU is
-# for, and past BUDGET_SECONDS they skip what is left.
+# for, and past BUDGET_SECONDS they skip what is left. refusal(options), of some, says what is wrong
+# with the options before a file is written.
 BENCHMARKS: dict[str, ModuleType] = {
     **{"ops": ops, "ring": ring, "caches": caches, "plan": plan},
     **{"decode": decode, "faults": faults},
@@ -58,7 +59,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command.add_argument("trace", type=Path, help="of a rank: `ring --trace FOLDER` writes it")
     command.add_argument("picture", type=Path)
     options = parser.parse_args(arguments)
-    if options.name == "faults" and (reason := faults.refusal(options)):
+    refusal = getattr(BENCHMARKS.get(options.name), "refusal", None)
+    if refusal is not None and (reason := refusal(options)) is not None:
         parser.error(reason)
     return options
 

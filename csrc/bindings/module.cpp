@@ -193,6 +193,8 @@ PYBIND11_MODULE(_C, module) {
                                      std::pair(kShortRowTile, column_tile(kShortRowTile))};
   module.def("validate", &validate, py::arg("spec"),
              "Checks the fields. ValueError names the one that is wrong.");
+  module.def("is_whole", &is_whole, py::arg("spec"),
+             "Whether queries and keys are the whole sequence, or batch.");
   module.def("plan", &without_gil<plan_words>, py::arg("spec"),
              "Plans a pattern. ValueError names the argument that can't be planned.");
   module.def("plan_lengths", &plan_all_lengths, py::arg("spec"), py::arg("lengths"),

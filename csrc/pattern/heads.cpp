@@ -48,11 +48,12 @@ void number_lattices(std::vector<HeadClass>& classes) {
       numbers.try_emplace({branch, offset}, numbers.size());
     }
   }
+  if (numbers.size() > kMaxLattices) {
+    return;
+  }
   for (HeadClass& head_class : classes) {
     for (const auto& [branch, offset] : head_class.lattices) {
-      if (numbers.size() <= kMaxLattices) {
-        head_class.bits_of_all.push_back(uint64_t{1} << numbers[{branch, offset}]);
-      }
+      head_class.bits_of_all.push_back(uint64_t{1} << numbers[{branch, offset}]);
     }
   }
 }

@@ -67,11 +67,8 @@ class PatternSpec(NamedTuple):
 
         Nothing of a part of a batch, which is planned as it is.
         """
-        whole = ((0, -1), (0, self.seq_len))
-        is_whole = self.queries in whole and self.keys in whole and self.rows == "all"
-        if self.sequences is None or not is_whole or self.far_keys:
+        if self.sequences is None or not _C.is_whole(self.native()):
             return ()
-        _check_sequences(self.sequences)
         lengths = self.sequences.lengths()
         return tuple(self._replace(seq_len=length, sequences=None) for length in lengths)
 
