@@ -46,12 +46,18 @@ TEST(ChooseDecode, FewTextsAreSplitOverAllMultiprocessors) {
   for (const Device& device : {kA10, kH200}) {
     const Choice one = choose(problem(1), device);
     EXPECT_GT(8 * one.splits, device.multiprocessors);
+    EXPECT_LE(8 * one.splits, 2 * device.multiprocessors);  // all run at once
     EXPECT_LE(one.splits, kMostSplits);
     const Choice batch = choose(problem(32), device);
     EXPECT_LT(batch.splits, one.splits);
-    EXPECT_GE(32 * 8 * batch.splits, 8 * device.multiprocessors);
+    EXPECT_GE(32 * 8 * batch.splits, device.multiprocessors);
   }
   EXPECT_EQ(choose(problem(100000), kH200).splits, 1);
+}
+
+TEST(ChooseDecode, LaunchesOverlapWhereTheDeviceCan) {
+  EXPECT_FALSE(choose(problem(1), kA10).overlaps);
+  EXPECT_TRUE(choose(problem(1), kH200).overlaps);
 }
 
 TEST(ChooseDecode, FewRowsAreNotSplit) {

@@ -9,15 +9,22 @@ namespace {
 
 template <typename Element, typename Rows>
 cudaError_t launch(const AttendCall& call, int64_t blocks, cudaStream_t stream) {
-  attend_kernel<Element, Rows><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(call);
+  const bool overlaps = call.choice.overlaps;
+  attend_kernel<Element, Rows>
+      <<<static_cast<unsigned>(blocks), 32 * Rows::kWarps, 0, stream>>>(call);
+  if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) {
+    return error;
+  }
   if (call.choice.splits > 1) {
     const int64_t queries = call.args.batch * call.args.queries * call.args.heads;
-    combine_kernel<Element><<<static_cast<unsigned>(queries), kThreads, 0, stream>>>(call);
-  } else if (call.args.appends()) {
-    const int64_t advancing = (call.args.batch + kThreads - 1) / kThreads;
-    advance_kernel<<<static_cast<unsigned>(advancing), kThreads, 0, stream>>>(call);
+    return launch_next(combine_kernel<Element>, call, queries, kCombineThreads, overlaps, stream);
   }
-  return cudaGetLastError();
+  if (call.args.appends()) {
+    constexpr int kThreads = 128;
+    const int64_t advancing = (call.args.batch + kThreads - 1) / kThreads;
+    return launch_next(advance_kernel, call, advancing, kThreads, overlaps, stream);
+  }
+  return cudaSuccess;
 }
 
 template <typename Element, template <typename, int> class Rows>

@@ -5,11 +5,12 @@
 
 #include "kernels/cuda/decode/plan.cuh"
 #include "kernels/cuda/primitives/numerics.cuh"
+#include "kernels/cuda/primitives/overlap.cuh"
 
 namespace dilated::kernels::cuda::decode {
 
 /// What a block's warps found, in shared memory.
-template <int kColumns>
+template <int kWarps, int kColumns>
 struct Found {
   float sums[kWarps][kMostHeads][kColumns];
   float max[kWarps][kMostHeads], denominator[kWarps][kMostHeads];
@@ -36,12 +37,12 @@ __device__ void write_result(const DecodeAttendArgs& args, int64_t batch, int64_
 }
 
 /// Puts the warps' parts together, and writes the block's: a result, or a split.
-template <typename Element, int kColumns>
+template <typename Element, int kWarps, int kColumns>
 __device__ void write_block(const AttendCall& call, const Block& block,
-                            const Found<kColumns>& found) {
+                            const Found<kWarps, kColumns>& found) {
   const DecodeAttendArgs& args = call.args;
   const auto head_dim = static_cast<int>(args.head_dim);
-  for (int i = threadIdx.x; i < block.heads * head_dim; i += kThreads) {
+  for (int i = threadIdx.x; i < block.heads * head_dim; i += 32 * kWarps) {
     const int head = i / head_dim, column = i - head * head_dim;
     Whole whole{negative_infinity(), 0.0f};
     for (int warp = 0; warp < kWarps; ++warp) {
@@ -70,50 +71,59 @@ __device__ void write_block(const AttendCall& call, const Block& block,
   }
 }
 
-/// What the block's heads keep of an appended position.
-template <typename Element>
+/// What the block's heads keep of an appended position, a warp for each branch.
+template <typename Element, typename Piece>
 __device__ void store_appended(const DecodeStepArgs& args, const Block& block, const Plan& plan) {
   if (args.lengths[block.batch] + count_of(args, block.batch) > args.max_seq_len) {
     __trap();
   }
-  const auto* key = row_at<Element>(args.new_key, block.batch, 0, block.kv_head);
-  const auto* value = row_at<Element>(args.new_value, block.batch, 0, block.kv_head);
-  for (int branch = static_cast<int>(threadIdx.x / 32); branch < args.branches; branch += kWarps) {
+  const auto pieces = static_cast<int>(args.head_dim * sizeof(Element) / sizeof(Piece));
+  const auto copy = [&](const kernels::Rows& from, const MutableRows& to, int64_t row, int piece) {
+    reinterpret_cast<Piece*>(row_at<Element>(to, block.batch, row, 0))[piece] =
+        reinterpret_cast<const Piece*>(row_at<Element>(from, block.batch, 0, block.kv_head))[piece];
+  };
+  const auto warp = static_cast<int>(threadIdx.x / 32), warps = static_cast<int>(blockDim.x / 32);
+  for (int branch = warp; branch < args.branches; branch += warps) {
     const int64_t row = plan.new_row[branch];
     if (row < 0 || row >= args.rows) {
       continue;
     }
-    auto* to_key = row_at<Element>(args.key_rows, block.batch, row, 0);
-    auto* to_value = row_at<Element>(args.value_rows, block.batch, row, 0);
-    for (int64_t column = threadIdx.x % 32; column < args.head_dim; column += 32) {
-      to_key[column] = key[column];
-      to_value[column] = value[column];
+    for (auto i = static_cast<int>(threadIdx.x % 32); i < 2 * pieces; i += 32) {
+      if (i < pieces) {
+        copy(args.new_key, args.key_rows, row, i);
+      } else {
+        copy(args.new_value, args.value_rows, row, i - pieces);
+      }
     }
   }
 }
 
 template <typename Element, typename Rows>
-__global__ void __launch_bounds__(kThreads, Rows::kColumns <= 128 ? 3 : 1)
+__global__ void __launch_bounds__(32 * Rows::kWarps, Rows::kColumns <= 128 ? 2 : 1)
     attend_kernel(const __grid_constant__ AttendCall call) {
   __shared__ Plan plan;
-  __shared__ Found<Rows::kColumns> found;
+  __shared__ Found<Rows::kWarps, Rows::kColumns> found;
   const Block block = find_block(call);
   Rows rows(call, block);  // whose queries are on their way while the plan is made
   make_plan(call.args, block, plan);
-  if (call.args.appends() && block.split == 0) {
-    store_appended<Element>(call.args, block, plan);
-  }
   const int branches = call.args.branches, warp = static_cast<int>(threadIdx.x / 32);
-  const int64_t tiles = plan.first_tile[branches];
-  const int splits = call.choice.splits;
-  const auto begin = static_cast<int32_t>(tiles * block.split / splits);
-  const auto end = static_cast<int32_t>(tiles * (block.split + 1) / splits);
+  const auto tiles = static_cast<uint32_t>(plan.first_tile[branches]);
+  const auto splits = static_cast<uint32_t>(call.choice.splits);
+  const auto split = static_cast<uint32_t>(block.split);
+  const uint32_t each = tiles / splits, longer = tiles % splits;
+  const uint32_t begin = split * each + min(split, longer);
+  const uint32_t end = begin + each + (split < longer ? 1 : 0);
   int branch = 0;
-  for (int32_t i = begin + warp; i < end; i += kWarps) {
+  for (auto i = static_cast<int32_t>(begin) + warp; i < static_cast<int32_t>(end);
+       i += Rows::kWarps) {
     while (i >= plan.first_tile[branch + 1]) {
       ++branch;
     }
     rows.take({plan, branch, static_cast<int64_t>(i - plan.first_tile[branch]) * kTileKeys});
+  }
+  let_next_start();
+  if (call.args.appends() && block.split == 0) {
+    store_appended<Element, typename Rows::Piece>(call.args, block, plan);
   }
   rows.write(&found.sums[warp][0][0], found.max[warp], found.denominator[warp]);
   __syncthreads();
@@ -124,55 +134,41 @@ __device__ inline void advance(const DecodeStepArgs& args, int64_t batch) {
   args.lengths_after[batch] = args.lengths[batch] + count_of(args, batch);
 }
 
-/// A block for each query of a head: a warp takes every kWarps-th split. Lengths count an appended
-/// position from here on, which all blocks that read them before have left behind.
+inline constexpr int kCombineThreads = 128;
+
+/// A block for each query of a head, whose loads are all under way together. Lengths count an
+/// appended position from here on, which all blocks that read them before have left behind.
 template <typename Element>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kCombineThreads)
     combine_kernel(const __grid_constant__ AttendCall call) {
-  constexpr int kPerWarp = kMostSplits / kWarps, kSteps = 256 / 32;
   const DecodeStepArgs& args = call.args;
   const int splits = call.choice.splits, head_dim = static_cast<int>(args.head_dim);
-  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  const auto heads = static_cast<uint32_t>(args.heads);
+  const auto queries = static_cast<uint32_t>(args.queries);
+  const uint32_t query = blockIdx.x / heads, head = blockIdx.x % heads;
   const int64_t first_split = static_cast<int64_t>(blockIdx.x) * splits;
-  __shared__ float parts[kWarps][32 * kSteps];
-  const float lse = lane < splits ? call.split_lse[first_split + lane] : negative_infinity();
-  float max = lse;
-  for (int lanes = 1; lanes < 32; lanes *= 2) {
-    max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, lanes));
-  }
-  const float weight = exp2_approx(lse - (max == negative_infinity() ? 0.0f : max));
-  float denominator = weight;
-  for (int lanes = 1; lanes < 32; lanes *= 2) {
-    denominator += __shfl_xor_sync(kAllLanes, denominator, lanes);
-  }
-  float weights[kPerWarp];
+  wait_for_previous();
+  for (int column = static_cast<int>(threadIdx.x); column < head_dim; column += kCombineThreads) {
+    float lse[kMostSplits], parts[kMostSplits];
 #pragma unroll
-  for (int i = 0; i < kPerWarp; ++i) {
-    weights[i] = __shfl_sync(kAllLanes, weight, warp + i * kWarps);
-  }
-#pragma unroll 4  // whose loads are under way together
-  for (int step = 0; step < kSteps; ++step) {
-    const int column = 32 * step + lane;
+    for (int i = 0; i < kMostSplits; ++i) {
+      const int64_t split = first_split + i;
+      lse[i] = i < splits ? call.split_lse[split] : negative_infinity();
+      parts[i] = i < splits ? call.split_sums[split * head_dim + column] : 0.0f;
+    }
+    Whole whole{negative_infinity(), 0.0f};
+    for (const float of_split : lse) {
+      whole.max = fmaxf(whole.max, of_split);
+    }
+    const float base = whole.max == negative_infinity() ? 0.0f : whole.max;
     float sum = 0.0f;
 #pragma unroll
-    for (int i = 0; i < kPerWarp; ++i) {
-      const int split = warp + i * kWarps;
-      const bool is_part = split < splits && column < head_dim;
-      const float part =
-          is_part ? __ldg(call.split_sums + (first_split + split) * head_dim + column) : 0.0f;
-      sum += weights[i] == 0.0f ? 0.0f : weights[i] * part;  // else it may be anything
+    for (int i = 0; i < kMostSplits; ++i) {
+      const float weight = exp2_approx(lse[i] - base);
+      whole.denominator += weight;
+      sum += weight == 0.0f ? 0.0f : weight * parts[i];  // else it may be anything
     }
-    parts[warp][column] = sum;
-  }
-  __syncthreads();
-  const int64_t query = blockIdx.x / args.heads, head = blockIdx.x % args.heads;
-  for (int column = static_cast<int>(threadIdx.x); column < head_dim; column += kThreads) {
-    float sum = 0.0f;
-    for (int other = 0; other < kWarps; ++other) {
-      sum += parts[other][column];
-    }
-    write_result<Element>(args, query / args.queries, query % args.queries, head, column, sum,
-                          {max, denominator});
+    write_result<Element>(args, query / queries, query % queries, head, column, sum, whole);
   }
   if (args.appends() && head == 0 && threadIdx.x == 0) {
     advance(args, query);  // a step has one query a text
@@ -180,6 +176,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void advance_kernel(const __grid_constant__ AttendCall call) {
+  wait_for_previous();
   const int64_t batch = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (batch < call.args.batch) {
     advance(call.args, batch);

@@ -5,9 +5,9 @@
 namespace dilated::kernels::cuda::decode {
 namespace {
 
-// A block of fewer rows spends its time on starting and on being combined; of more blocks than
-// these a multiprocessor, three of which run at once, has no use.
-constexpr int64_t kLeastRows = 128, kBlocksOfMultiprocessor = 8;
+// A block of fewer rows spends its time on starting and on being combined, and so do more blocks
+// than run at once.
+constexpr int64_t kLeastRows = 128, kBlocksOfMultiprocessor = 2;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -22,9 +22,11 @@ Choice choose(const Problem& problem, const Device& device) {
   const int64_t group = problem.heads / problem.kv_heads;
   choice.heads = static_cast<int32_t>(std::min<int64_t>(group, has_products ? 8 : 4));
   const int64_t blocks = problem.queries * problem.kv_heads * divide_up(group, choice.heads);
-  const int64_t wanted = divide_up(kBlocksOfMultiprocessor * device.multiprocessors, blocks);
+  const int64_t wanted =
+      kBlocksOfMultiprocessor * device.multiprocessors / std::max<int64_t>(1, blocks);
   const int64_t most = std::min<int64_t>(kMostSplits, divide_up(problem.rows, kLeastRows));
   choice.splits = static_cast<int32_t>(std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, most)));
+  choice.overlaps = device.compute_capability >= 90;
   return choice;
 }
 

@@ -8,9 +8,10 @@
 namespace dilated::kernels::cuda::decode {
 
 inline constexpr int32_t kTileKeys = 16;  // that a warp takes at once
-inline constexpr int32_t kWarps = 4;      // of a block, which take tiles in turn
+inline constexpr int32_t kMostSplits = 32;
 
-inline constexpr int32_t kMostSplits = 32;  // of a head: a warp's lanes
+/// Of a block, which take tiles in turn: two such blocks fit on a multiprocessor.
+constexpr int32_t warps_of(int32_t width) { return width <= 128 ? 8 : 4; }
 
 enum class Family {
   kTensorCores,  // 16-bit rows that begin at multiples of 16 bytes, head_dim a multiple of 8
@@ -31,6 +32,7 @@ struct Choice {
   int32_t width;   // head_dim, padded to what a kernel is compiled for
   int32_t heads;   // query heads of a block: of one KV head, whose rows they share
   int32_t splits;  // blocks among which the rows of such heads are divided; 1: no combine
+  bool overlaps;   // a launch may start while the one before it ends (overlap.cuh)
 };
 
 Choice choose(const Problem& problem, const Device& device);

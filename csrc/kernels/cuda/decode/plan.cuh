@@ -6,7 +6,6 @@
 
 namespace dilated::kernels::cuda::decode {
 
-inline constexpr int kThreads = 32 * kWarps;
 inline constexpr int kMostHeads = 8;  // of a block
 
 /// A call as its blocks see it.
@@ -57,24 +56,32 @@ struct Plan {
   Divisor steps[kMostBranches][kMostBranches];  // of an outer lattice within an inner one
   int64_t new_row[kMostBranches];               // where the cache keeps what a step appends, or -1
 };
-static_assert(kThreads == kMostBranches * kMostHeads, "a thread for each lattice");
 
-/// All threads of the block call.
+/// All threads of the block call, as many as lattices at least.
 __device__ inline void make_plan(const DecodeStepArgs& args, const Block& block, Plan& plan) {
-  const int thread = static_cast<int>(threadIdx.x);
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   const int branch = thread / kMostHeads, head = thread % kMostHeads;
   const bool is_lattice = branch < args.branches && head < block.heads;
   const int64_t length = args.lengths[block.batch], count = count_of(args, block.batch);
-  Lattice lattice{};
-  if (is_lattice) {
-    lattice = args.lattices[branch * args.heads + block.first_head + head];
-    plan.lattices[branch][head] = lattice;
+  const Lattice lattice =
+      is_lattice ? args.lattices[branch * args.heads + block.first_head + head] : Lattice{};
+  // While the loads are under way:
+  for (int i = thread; i < args.branches * args.branches; i += threads) {
+    const int inner = i / args.branches, outer = i - inner * args.branches;
+    const auto rate = static_cast<uint32_t>(args.dilation_rates[outer]);
+    const uint32_t step = rate / static_cast<uint32_t>(args.dilation_rates[inner]);
+    plan.steps[inner][outer] = make_divisor(max(step, 1u));  // of those that nest, the others idle
   }
-  plan.outer[branch][head] = 0;
-  if (head == 0) {
-    plan.members[branch] = 0;
-    plan.rows[branch] = {};
-    plan.new_row[branch] = -1;
+  if (branch < kMostBranches) {
+    plan.outer[branch][head] = 0;
+    if (head == 0) {
+      plan.members[branch] = 0;
+      plan.rows[branch] = {};
+      plan.new_row[branch] = -1;
+    }
+  }
+  if (is_lattice) {
+    plan.lattices[branch][head] = lattice;
   }
   __syncthreads();
   const int64_t position = length + block.index - (args.appends() ? 0 : count);
@@ -91,12 +98,6 @@ __device__ inline void make_plan(const DecodeStepArgs& args, const Block& block,
     for (int64_t inner = lattice.parent; inner >= 0; inner = plan.lattices[inner][head].parent) {
       atomicOr(&plan.outer[inner][head], 1u << branch);
     }
-  }
-  for (int i = thread; i < args.branches * args.branches; i += kThreads) {
-    const int inner = i / args.branches, outer = i - inner * args.branches;
-    const auto rate = static_cast<uint32_t>(args.dilation_rates[outer]);
-    const uint32_t step = rate / static_cast<uint32_t>(args.dilation_rates[inner]);
-    plan.steps[inner][outer] = make_divisor(max(step, 1u));  // of those that nest, the others idle
   }
   __syncthreads();
   if (thread < args.branches) {

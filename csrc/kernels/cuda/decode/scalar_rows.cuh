@@ -11,7 +11,8 @@ namespace dilated::kernels::cuda::decode {
 template <typename Element, int kWidth>
 class ScalarRows {
  public:
-  static constexpr int kColumns = kWidth;
+  static constexpr int kColumns = kWidth, kWarps = warps_of(kWidth);
+  using Piece = Element;  // that rows are copied in
 
   __device__ ScalarRows(const AttendCall& call, const Block& block)
       : args_(call.args), block_(block) {

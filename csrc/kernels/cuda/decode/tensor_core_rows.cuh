@@ -27,7 +27,8 @@ __device__ inline uint32_t transpose(uint32_t matrix) {
 template <typename Element, int kWidth>
 class TensorCoreRows {
  public:
-  static constexpr int kColumns = kWidth;
+  static constexpr int kColumns = kWidth, kWarps = warps_of(kWidth);
+  using Piece = uint4;  // that rows are copied in
 
   __device__ TensorCoreRows(const AttendCall& call, const Block& block)
       : args_(call.args), block_(block) {
