@@ -20,6 +20,7 @@ from dilated_attention_pytorch import (
     dilated_attention_varlen,
     ops,
 )
+from tests.conftest import missing_cuda
 from tests.ring.processes import Failure, group_of
 
 BRANCHES = ([8, 20], [1, 3])
@@ -68,6 +69,35 @@ def compare(size, layout, options):
 def test_dtensors_are_attended_as_one_device_does(workers, layout, options):
     is_whole = workers.run(2, compare, layout, options)
     assert is_whole == [layout == "replicated"] * 2
+
+
+def compare_on_a_gpu(size, layout, options):
+    """Parts are cut by hand: gloo scatters no tensors of GPUs."""
+    mesh = DeviceMesh.from_group(group_of(size), "cuda")
+    whole = [x.to("cuda", torch.float32) for x in rows(8, 4)]
+    placement = LAYOUTS[layout]
+
+    def part(x, dim):
+        return x if dim is None else x.chunk(size, dim)[mesh.get_rank()]
+
+    dim = getattr(placement, "dim", None)
+    sharded = [
+        DTensor.from_local(part(x, dim), mesh, [placement], shape=x.shape, stride=x.stride())
+        for x in whole
+    ]
+    out, lse, *gradients = results(sharded, options)
+    expected, expected_lse, *expected_gradients = results(whole, options)
+    torch.testing.assert_close(out.to_local(), part(expected, dim))
+    torch.testing.assert_close(lse.to_local(), part(expected_lse, 1 if dim == 2 else dim))
+    for x, y in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(x.to_local(), part(y, dim))
+
+
+@pytest.mark.skipif(missing_cuda() is not None, reason=str(missing_cuda()))
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("options", [{"is_causal": True}, {"dropout_p": 0.4}])
+def test_dtensors_on_a_gpu(workers, layout, options):
+    workers.run(2, compare_on_a_gpu, layout, options)
 
 
 def compare_others(size):
