@@ -96,11 +96,11 @@ def run_reference(
 
 def assert_close(actual: Result, expected: Result, exact: Exact) -> None:
     """Within the tolerance of `exact`, relative to the largest number of each tensor (at least
-    1).
+    1); either may be on any device and in any dtype.
     """
     for name, ours, theirs in zip(Result._fields, actual, expected, strict=True):
         tolerance = exact.backward if name.startswith("grad") else exact.forward
-        ours = ours.to("cpu", torch.float64)
+        ours, theirs = (x.to("cpu", torch.float64) for x in (ours, theirs))
         finite = torch.isfinite(theirs)
         assert ours.shape == theirs.shape, name
         assert torch.equal(ours[~finite], theirs[~finite]), f"{name}: -inf in other places"

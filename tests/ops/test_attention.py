@@ -221,8 +221,8 @@ def test_tiles_of_either_height_give_the_same(
     assert_close(given, own, exact)
 
 
-def test_tiles_of_other_heights_are_refused(device: str) -> None:
-    tensors = make_qkv(120, 6, 16, kv_heads=2, device=device)
+def test_tiles_of_other_heights_are_refused(device: str, exact: Exact) -> None:
+    tensors = make_qkv(120, 6, 16, kv_heads=2, dtype=exact.dtype, device=device)
     wrong = plan_tensor(Spec(120, [32, 50], [1, 3], 6, 2, row_tile=48), device)
     with pytest.raises(ValueError, match=r"pattern: .* 64 or 16 rows \(row_tile\), got 48"):
         torch.ops.dilated.attention(*tensors, [32, 50], [1, 3], pattern=wrong)

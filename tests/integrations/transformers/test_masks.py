@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers.masking_utils import (
+    and_masks,
+    bidirectional_mask_function,
+    causal_mask_function,
+    packed_sequence_mask_function,
+)
 
 from dilated_attention_pytorch.integrations.transformers import mask_of
 from tests.integrations.transformers.models import IDS, SPARSE, llama, refused, results
@@ -43,6 +49,16 @@ def test_offsets_of_flash_attention_may_come_with_positions():
         model(IDS, **PACKED, **names).logits, model(IDS, **PACKED).logits, rtol=0, atol=0
     )
     refused("cu_seq_lens_q must be None", model, **names)
+
+
+def test_documents_of_a_causal_mask_without_positions_are_found():
+    """The form of releases before 5.23, whichever is installed."""
+    documents = packed_sequence_mask_function(torch.tensor([[0, 0, 1, 1, 1]]))
+    offsets = mask_of(1, 5, 5, mask_function=and_masks(causal_mask_function, documents))
+    assert offsets is not None and offsets.flatten().tolist() == [0, 2, 5]
+    for others in ([bidirectional_mask_function], [documents], [causal_mask_function] * 2):
+        with pytest.raises(ValueError, match="must be causal or none .* got and_masks"):
+            mask_of(1, 5, 5, mask_function=and_masks(*others, documents))
 
 
 def test_masks_of_ones_own_are_refused():

@@ -101,18 +101,24 @@ def mask_of(
 def _documents(mask_function: Any) -> Tensor | None:
     """The document of each token, [batch, seq_len], of a causal mask for packed position_ids.
 
-    transformers builds it of two functions: one that compares the documents, one that takes their
-    positions for the causal one.
+    transformers builds it of two functions: one that compares the documents, and the causal one,
+    which from release 5.23 on gets positions in the document.
     """
-    parts = _closure(mask_function).get("mask_functions", ())
-    found = {part.__qualname__.split(".")[0]: _closure(part) for part in parts}
-    remap, same = "remap_positions_for_packed_sequence", "packed_sequence_mask_function"
-    if len(parts) != 2 or found.keys() != {remap, same}:
+    parts = [_unmapped(part) for part in _closure(mask_function).get("mask_functions", ())]
+    same = [part for part in parts if _made_by("packed_sequence_mask_function", part)]
+    if len(parts) != 2 or len(same) != 1 or causal_mask_function not in parts:
         return None
-    if found[remap]["mask_function"] is not causal_mask_function:
-        return None
-    documents: Tensor = found[same]["packed_sequence_mask"]
+    documents: Tensor = _closure(same[0])["packed_sequence_mask"]
     return documents
+
+
+def _unmapped(function: Any) -> Any:
+    remapped = _made_by("remap_positions_for_packed_sequence", function)
+    return _closure(function)["mask_function"] if remapped else function
+
+
+def _made_by(name: str, function: Any) -> bool:
+    return str(function.__qualname__).startswith(f"{name}.")
 
 
 def _closure(function: Any) -> dict[str, Any]:
