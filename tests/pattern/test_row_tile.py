@@ -58,6 +58,8 @@ def test_short_segments_waste_little(is_causal: bool) -> None:
         (([256, 512, 1024], [1, 2, 4]), True, 2.3),
         (SHORT, False, 1.7),
         (SHORT, True, 2.7),
+        (([64], [1]), False, 1.4),
+        (([64], [1]), True, 2.1),
     ],
 )
 def test_short_sequences_waste_little(
