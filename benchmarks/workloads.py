@@ -142,7 +142,7 @@ def _build() -> Iterable[Workload]:
     packed = Workload("packed-64x1k", "batches", 0, 12, 64, (256, 512, 1024), (1, 2, 4))
     yield _packed(replace(packed, causal=(True,)), (1024,) * 64)
     short = replace(packed, name="packed-short", causal=(True,))
-    yield _packed(short, tuple(random.Random(0).randint(5, 60) for _ in range(4000)))
+    yield _packed(short, _few_positions())
     few = Workload("cpu-packed", "cpu-batches", 0, 4, 32, (64, 256), (1, 4), **exact)
     yield _packed(few, (300, 5, 77, 120, 12, 40))
 
@@ -157,6 +157,12 @@ def _slides_of_a_batch() -> tuple[int, ...]:
     return tuple(
         min(20_000, max(500, round(5_000 * rng.lognormvariate(0.0, 0.8)))) for _ in range(32)
     )
+
+
+def _few_positions() -> tuple[int, ...]:
+    """4,000 lengths of 5 to 60."""
+    rng = random.Random(0)
+    return tuple(rng.randint(5, 60) for _ in range(4000))
 
 
 WORKLOADS = {workload.name: workload for workload in _build()}  # most important first

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+from itertools import accumulate, pairwise
 from typing import Any
 
 import pytest
@@ -174,6 +175,31 @@ def test_random_gradients(seed: int, device: str) -> None:
     for name in ("grad_query", "grad_key", "grad_value"):
         ours, theirs = getattr(actual, name).to("cpu", torch.float64), getattr(expected, name)
         assert (ours - theirs).norm() <= torch.finfo(tensors[0].dtype).eps * theirs.norm(), name
+
+
+@pytest.mark.parametrize("head_dim", [24, 61, 64, 128])
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_sequences_of_a_few_positions(
+    seed: int, is_causal: bool, head_dim: int, device: str
+) -> None:
+    rng = random.Random(seed)
+    dtype = rng.choice([torch.float16, torch.bfloat16])
+    places = [0, *accumulate(rng.choice([1, 8, 9, 16, rng.randint(2, 60)]) for _ in range(20))]
+    tensors = make_qkv(places[-1], 4, head_dim, kv_heads=2, dtype=dtype, device=device, seed=seed)
+    branches = rng.choice([([64, 128], [1, 2]), ([16, 30], [2, 1]), ([64, 100, 200], [1, 3, 4])])
+    sequences = [(first, end - first) for first, end in pairwise(places)]
+    out, lse = torch.ops.dilated.attention(
+        *tensors, *branches, is_causal=is_causal, sequences=torch.tensor(sequences)
+    )
+    exact = [x.to("cpu", torch.float64) for x in tensors]
+    largest = exact[2].abs().max().item()
+    for first, length in sequences:
+        here = slice(first, first + length)
+        alone = [x[:, here] for x in exact]
+        expected, expected_lse = reference_attention(*alone, *branches, is_causal=is_causal)
+        assert (out[:, here].cpu() - expected).abs().max() <= torch.finfo(dtype).eps * largest
+        torch.testing.assert_close(lse[..., here].cpu().double(), expected_lse, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("head_dim", [48, 64, 128])

@@ -152,10 +152,12 @@ struct BackwardTile {
                 from.strides.row * part.stride, part.count, head_dim, factor);
   }
 
-  /// Zeroes the panel's matrices: lanes without rows must be finite.
+  /// Zeroes the panel's matrices.
   void clear_panel(int panel) const {
-    __builtin_memset(s.packed[panel].left, 0,
-                     sizeof(T) * static_cast<size_t>(kPanelRows * (4 * head_dim + padded)));
+    const Lanes<T>& lanes = s.panels.lanes[panel];
+    clear_vectors(s.packed[panel].left, 4 * head_dim, lanes.vectors);
+    __builtin_memset(s.packed[panel].key_rows, 0,
+                     sizeof(T) * static_cast<size_t>(lanes.rows * padded));
   }
 
   /// S and dP of a chunk, then P and dS in their places.

@@ -108,8 +108,7 @@ struct ForwardTile {
     const Lanes<T>& lanes = s.panels.lanes[panel];
     ForwardPanel<T>& sums = s.sums[panel];
     const double scale = sizeof(T) == 8 ? args.scale64 : static_cast<double>(args.scale);
-    __builtin_memset(sums.queries, 0,
-                     sizeof(T) * 2 * kPanelRows * static_cast<size_t>(head_dim));  // and out
+    clear_vectors(sums.queries, 2 * head_dim, lanes.vectors);  // and out
     for (int lane = 0; lane < kPanelRows; ++lane) {
       sums.highest[lane] = group.zero_keys != 0 ? T{0} : -static_cast<T>(__builtin_inf());
       sums.total[lane] = static_cast<T>(group.zero_keys);

@@ -74,7 +74,7 @@ struct Lanes {
     vectors = (count + kLanes<T> - 1) / kLanes<T>;
     read_positions(list, list.tile.first_row + begin);
     windows = {};
-    for (int v = 0; v < kPanelRows / kLanes<T>; ++v) {
+    for (int v = 0; v < vectors; ++v) {
       vector_windows[v] = {};
       for (int lane = v * kLanes<T>; lane < (v + 1) * kLanes<T>; ++lane) {
         const int row = lane < count ? lane : count - 1;

@@ -19,6 +19,17 @@ inline void gather_rows(T* __restrict to, const Element* __restrict from, int64_
   }
 }
 
+/// The first `vectors` vectors of each of `count` rows of a panel <- 0: lanes without rows must be
+/// finite.
+template <typename T>
+inline void clear_vectors(T* panel, int64_t count, int vectors) {
+  for (int64_t row = 0; row < count; ++row) {
+    for (int v = 0; v < vectors; ++v) {
+      store(panel + row * kPanelRows + v * kLanes<T>, Vector<T>{});
+    }
+  }
+}
+
 /// Column `lane` of a [head_dim][kPanelRows] panel <- row * factor.
 template <typename Element, typename T>
 inline void pack_lane(T* __restrict panel, int lane, const Element* __restrict row,
