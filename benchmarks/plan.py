@@ -96,5 +96,7 @@ def _line(row: Row) -> Line:
 def planning_section(documents: Sequence[Document]) -> str:
     """The newest run of `bench plan`."""
     document = documents[-1]
-    source = f"* {document['device']}, one core; commit {document['commit'][:12]}, "
+    threads = document.get("threads") or 1
+    lengths = f"; the lengths of a batch on {threads}" if threads > 1 else ""
+    source = f"* {document['device']}, one core{lengths}; commit {document['commit'][:12]}, "
     return f"{table(map(_line, document['rows']))}\n\n{source}{document['date'][:10]}."

@@ -229,7 +229,7 @@ def floors_section(documents: Sequence[Document]) -> str:
         f"At {ceilings['matmul_tflops']:.0f} TFLOP/s and {ceilings['copy_gbps'] / 1000:.2f} TB/s, "
         "as measured beside the newest results. Arithmetic / bytes, in milliseconds; nominal / "
         "distinct is what computing shared pairs once saves, computed / distinct what tiles of "
-        "64 x 64 add, or blocks of 8 x 16 where groups are short."
+        "64 x 64 add, or of 16 x 32 where groups are short."
     )
     workloads = [w for w in WORKLOADS.values() if not w.group.startswith("cpu")]
     lines = [_floor_line(w, causal, ceilings) for w in workloads for causal in w.causal]

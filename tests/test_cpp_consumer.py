@@ -102,6 +102,14 @@ class Causal(torch.nn.Module):
         return out
 
 
+def torch_runs_what_it_compiles(package: Path) -> bool:
+    """A layer of torch's, in a process without this library."""
+    exported = torch.export.export(torch.nn.Linear(16, 16).eval(), (torch.zeros(1, 16),))
+    torch._inductor.aoti_compile_and_package(exported, package_path=str(package))
+    program = "import sys, torch; torch._inductor.aoti_load_package(sys.argv[1])"
+    return run(sys.executable, "-c", program, package).returncode == 0
+
+
 def test_a_program_runs_a_layer_that_aotinductor_compiled(tmp_path: Path) -> None:
     model = Causal().eval()
     length = torch.export.Dim("length", min=8, max=4096)
@@ -116,6 +124,8 @@ def test_a_program_runs_a_layer_that_aotinductor_compiled(tmp_path: Path) -> Non
     )
     example = build(project(tmp_path / "source", COMPILED), tmp_path / "build")
     result = run(example, package)
+    if result.returncode != 0 and not torch_runs_what_it_compiles(tmp_path / "linear.pt2"):
+        pytest.skip("torch alone doesn't run here what AOTInductor compiles")
     assert result.returncode == 0, result.stdout + result.stderr
     for n, given in zip((70, 33), result.stdout.split(), strict=True):
         x = torch.linspace(-1, 1, n * 16).view(1, n, 16)

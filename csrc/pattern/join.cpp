@@ -110,8 +110,8 @@ Joiner::Parts Joiner::cut_parts(Direction direction, int64_t& planned, Table& ta
   Computed computed;
   for (size_t i = 0; i < parts_.size(); ++i) {
     const TableView view = (parts_[i].*direction)();
-    const auto& [tall, blocks] = view.table->computed;
-    computed.add({.tall = tall, .blocks = blocks}, counts_[i]);
+    const auto& [tall, low] = view.table->computed;
+    computed.add({tall, low}, counts_[i]);
     parts.push_back({view,
                      {view.tiles(), static_cast<size_t>(view.table->tiles)},
                      {view.span_tiles(), static_cast<size_t>(view.table->spans) + 1}});

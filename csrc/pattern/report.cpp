@@ -17,10 +17,6 @@ using pattern::Poller;
 using pattern::ResolvedSpec;
 using pattern::segment_at;
 
-int64_t round_up(int64_t count, int64_t multiple) {
-  return (count + multiple - 1) / multiple * multiple;
-}
-
 struct Counter {
   const PatternSpec& spec;
   TableView table;
@@ -35,13 +31,9 @@ struct Counter {
     return columns;
   }
 
-  /// By `rows` rows, of columns that all of them may see and more that only one half may.
-  int64_t computed(int64_t rows, int64_t shared, int64_t further) const {
-    if (row_tile == kShortRowTile) {
-      return round_up(rows, kRowBlock) * round_up(shared, kColumnBlock) +
-             kRowBlock * round_up(further, kColumnBlock);
-    }
-    return row_tile * round_up(shared + further, column_tile(row_tile));
+  int64_t round_up(int64_t columns) const {
+    const int64_t tile = column_tile(row_tile);
+    return (columns + tile - 1) / tile * tile;
   }
 
   void add_tile(const Tile& tile, PatternReport& report) const {
@@ -50,10 +42,10 @@ struct Counter {
     const int64_t heads = begin[1] - begin[0];
     if (!spec.is_causal) {
       report.distinct += heads * tile.rows * group.columns;
-      report.computed += heads * computed(tile.rows, group.columns, 0);
+      report.computed += heads * row_tile * round_up(group.columns);
       return;
     }
-    int32_t last[2] = {tile.origin, tile.origin};  // row of either half
+    int32_t last = tile.origin;
     int64_t skip = tile.first_row;
     int64_t left = tile.rows;
     for (int32_t j = 0; j < group.row_run_count && left > 0; ++j) {
@@ -61,16 +53,11 @@ struct Counter {
       for (int64_t k = skip; k < run.count && left > 0; ++k, --left) {
         const auto position = static_cast<int32_t>(tile.origin + run.start + run.stride * k);
         report.distinct += heads * columns_through(group, tile.origin, position);
-        int32_t& half = last[(tile.rows - left) * 2 / row_tile];
-        half = std::max(half, position);
+        last = std::max(last, position);
       }
       skip = std::max<int64_t>(0, skip - run.count);
     }
-    const int64_t all = columns_through(group, tile.origin, std::max(last[0], last[1]));
-    const bool has_both = tile.rows * 2 > row_tile;
-    const int64_t shared =
-        has_both ? columns_through(group, tile.origin, std::min(last[0], last[1])) : all;
-    report.computed += heads * computed(tile.rows, shared, all - shared);
+    report.computed += heads * row_tile * round_up(columns_through(group, tile.origin, last));
   }
 };
 

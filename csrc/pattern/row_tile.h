@@ -11,14 +11,12 @@ namespace dilated::pattern {
 
 /// Pairs that tiles compute, their empty corners included; causality is left out.
 struct Computed {
-  double tall = 0;    // in tiles of kRowTile rows
-  double low = 0;     // of kShortRowTile
-  double blocks = 0;  // of kShortRowTile, by blocks
+  double tall = 0;  // in tiles of kRowTile rows
+  double low = 0;   // of kShortRowTile
 
   void add(const Computed& other, int64_t times = 1) {
     tall += static_cast<double>(times) * other.tall;
     low += static_cast<double>(times) * other.low;
-    blocks += static_cast<double>(times) * other.blocks;
   }
 };
 

@@ -140,16 +140,11 @@ DILATED_API bool is_planned(const int32_t* words, int64_t size);
 /// Columns that kernels take at once, beside the rows of a tile.
 constexpr int64_t column_tile(int64_t row_tile) { return row_tile == kShortRowTile ? 32 : 64; }
 
-/// Short tiles are computed in blocks of so many rows and columns, where some of the rows see some
-/// of the columns.
-inline constexpr int32_t kRowBlock = 8, kColumnBlock = 16;
-
 /// (query, key) pairs over all heads; the kernels' work is proportional to `computed`.
 struct PatternReport {
   int64_t nominal;   // every branch on its own, of kAll rows
   int64_t distinct;  // each pair once, however many branches hold it
-  int64_t computed;  // what tiles of row_tile x column_tile compute, their empty corners included;
-                     // short ones by blocks
+  int64_t computed;  // what tiles of row_tile x column_tile compute, their empty corners included
   int64_t bytes;     // of the pattern
   int64_t tiles, groups, runs;
 };

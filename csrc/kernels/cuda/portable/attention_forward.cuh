@@ -11,28 +11,9 @@
 
 #include "kernels/cuda/portable/forward_carry.cuh"
 #include "kernels/cuda/portable/forward_warp.cuh"
-#include "kernels/cuda/portable/short_warp.cuh"
 #include "kernels/cuda/primitives/async_copy.cuh"
 
 namespace dilated::kernels::cuda::portable {
-
-/// Of a short tile's keys, blocks that are not computed are not copied.
-template <typename Shape, typename Source>
-__device__ void copy_rows(const ForwardMemory<Shape>& memory, int32_t tile,
-                          const uint32_t (&tiles)[2], const int32_t* places,
-                          const Source (&sources)[2]) {
-  if constexpr (Shape::kIsShort) {
-    using Block = RowTile<Shape::kWidth, ShortKeys::kKeys, Shape::kThreads>;
-    const int32_t left = min(memory.parts.count() - tile * Shape::kKeys, Shape::kKeys);
-#pragma unroll 1
-    for (int32_t key = 0; key < left; key += ShortKeys::kKeys) {
-      const uint32_t offset = key * Shape::Layout::kRowBytes;
-      Block::copy({tiles[0] + offset, tiles[1] + offset}, places + key, sources);
-    }
-  } else {
-    Shape::Keys::copy(tiles, places, sources);
-  }
-}
 
 /// Starts copying a listed tile of keys and values. kIsBlock: some may be far.
 template <typename Shape, bool kIsBlock>
@@ -53,13 +34,13 @@ __device__ void copy_keys(const ForwardCall& call, ForwardMemory<Shape>& memory,
         return RowSources{source, row_source(origin, far, args.head_dim),
                           static_cast<int32_t>(args.keys)};
       };
-      copy_rows<Shape>(memory, tile, tiles, places,
-                       {with_far(near[0], args.far_key), with_far(near[1], args.far_value)});
+      Shape::Keys::copy(tiles, places,
+                        {with_far(near[0], args.far_key), with_far(near[1], args.far_value)});
       is_copied = true;
     }
   }
   if (!is_copied) {
-    copy_rows<Shape>(memory, tile, tiles, places, near);
+    Shape::Keys::copy(tiles, places, near);
   }
   commit_copies();
 }
@@ -67,12 +48,7 @@ __device__ void copy_keys(const ForwardCall& call, ForwardMemory<Shape>& memory,
 /// Warp 0: lists key tile `tile`.
 template <typename Shape>
 __device__ void list_keys(ForwardMemory<Shape>& memory, int32_t tile) {
-  KeyTile<Shape::kKeys>& keys = memory.keys[tile % Shape::kLists];
-  if constexpr (Shape::kIsShort) {
-    read_short_keys(memory.cursor, memory.parts, tile * Shape::kKeys, memory.all, keys);
-  } else {
-    read_keys(memory.cursor, tile * Shape::kKeys, memory.all, keys);
-  }
+  read_keys(memory.cursor, tile * Shape::kKeys, memory.all, memory.keys[tile % Shape::kLists]);
   __syncwarp();
 }
 
@@ -82,10 +58,7 @@ __device__ void begin_tile(const ForwardCall& call, const TableView& table,
                            ForwardMemory<Shape>& memory) {
   const ForwardArgs& args = call.args;
   const WorkItem& work = memory.work;
-  KeyList keys = begin_rows(table, work, args, memory.rows);
-  if constexpr (Shape::kIsShort) {
-    split_keys(table, work, args, memory.rows, keys, memory.parts);
-  }
+  const KeyList keys = begin_rows(table, work, args, memory.rows);
   const int32_t tiles = (keys.columns + Shape::kKeys - 1) / Shape::kKeys;
   if (threadIdx.x / 32 == 0) {
     memory.cursor = cursor_of(table, work, keys.windows.some);
@@ -133,9 +106,7 @@ __device__ void forward_tile(const ForwardCall& call, const TableView& table,
   } else {
     commit_copies();  // so that the wait below is for the query here too
   }
-  using Warp = std::conditional_t<Shape::kIsShort, ShortForwardWarp<Element, Shape>,
-                                  ForwardWarp<Element, Shape>>;
-  Warp warp(call, memory);
+  ForwardWarp<Element, Shape> warp(call, memory);
   wait_for_copies<1>();
   __syncthreads();
   warp.load_query();
@@ -148,13 +119,7 @@ __device__ void forward_tile(const ForwardCall& call, const TableView& table,
     if (threadIdx.x / 32 == 0 && tile + 2 < memory.key_tiles) {
       list_keys(memory, tile + 2);
     }
-    const KeyTile<Shape::kKeys>& keys = memory.keys[tile % Shape::kLists];
-    if constexpr (Shape::kIsShort) {
-      const Blocks blocks = memory.parts.template blocks_at<Shape::kKeys>(tile * Shape::kKeys);
-      warp.attend(tile % 2, keys, blocks, tile == 0);
-    } else {
-      warp.attend(tile % 2, keys, tile == 0);
-    }
+    warp.attend(tile % 2, memory.keys[tile % Shape::kLists], tile == 0);
   }
   const WorkItem& work = memory.work;
   const int32_t rows = min(work.group.rows - work.tile.first_row, Shape::kRows);

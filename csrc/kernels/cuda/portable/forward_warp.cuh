@@ -10,10 +10,7 @@
 // One class, since its steps share the accumulators.
 #pragma once
 
-#include <type_traits>
-
 #include "kernels/cuda/portable/shapes.h"
-#include "kernels/cuda/portable/short_keys.cuh"
 #include "kernels/cuda/primitives/float_row.cuh"
 #include "kernels/cuda/primitives/forward_call.cuh"
 #include "kernels/cuda/primitives/numerics.cuh"
@@ -28,7 +25,6 @@ struct ForwardShape {
   static constexpr int kWidth = kWidth_, kWarps = kWarps_, kWarpTiles = kWarpTiles_;
   static constexpr int kThreads = kWarps * 32;
   static constexpr int kRows = kWarps * kWarpTiles * 16;
-  static constexpr bool kIsShort = kRows == kShortRowTile;
   static constexpr ForwardTile kTile{kWidth, kRows};
   static constexpr int kKeys = kTile.keys();
   static constexpr int kSteps = kWidth / 16;  // of the product with the keys
@@ -40,9 +36,6 @@ struct ForwardShape {
   using Query = RowTile<kWidth, kRows, kThreads>;
   using Layout = typename Keys::Layout;
 };
-
-/// Keys of a tile that is not short come in one part.
-struct NoParts {};
 
 /// Shared memory of a block. Tiles are aligned to 128 bytes.
 template <typename Shape>
@@ -60,13 +53,7 @@ struct ForwardMemory {
   int32_t key_tiles;    // of the work item
   Window all;           // keys that every row sees
   ColumnCursor cursor;  // warp 0's
-  [[no_unique_address]] std::conditional_t<Shape::kIsShort, ShortKeys, NoParts>
-      parts;  // of the keys
 };
-
-/// Of weights, whose sum 16 bits hold, and of the reference they are taken against, so that its
-/// rounding does not show.
-inline constexpr float kLargestSum = 32768, kLargestReference = 256;
 
 /// One warp's part of a tile, in registers. r counts the rows of which a lane holds some columns: r
 /// is row 8 * r + lane / 4 of the warp.
@@ -259,6 +246,8 @@ class ForwardWarp {
 
   __device__ int row_index(int r) const { return first_row_ + r * 8 + threadIdx.x % 32 / 4; }
   __device__ int32_t row_position(int r) const { return memory_.rows.position[row_index(r)]; }
+
+  static constexpr float kLargestSum = 32768, kLargestReference = 256;
 
   const ForwardCall& call_;
   ForwardMemory<Shape>& memory_;

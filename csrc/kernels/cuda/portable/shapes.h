@@ -17,18 +17,16 @@ struct ForwardTile {
 
   constexpr int32_t keys() const { return width > 128 || rows == kShortRowTile ? 32 : 64; }
   /// Three are enough; four spare a division, where kLeastSharedBytes allow.
-  constexpr int32_t lists() const { return width == 128 || rows == kShortRowTile ? 3 : 4; }
+  constexpr int32_t lists() const { return width == 128 ? 3 : 4; }
   constexpr size_t bytes() const {
     const size_t tiles = 2 * size_t(width) * (rows + 2 * kStages * keys());
-    return round_up(tiles + lists() * key_list_bytes(keys()) + row_list_bytes(rows) + kWork, 128) +
-           (rows == kShortRowTile ? kShortWork : 0);
+    return round_up(tiles + lists() * key_list_bytes(keys()) + row_list_bytes(rows) + kWork, 128);
   }
 
   static constexpr int32_t kStages = 2;
 
  private:
-  static constexpr size_t kWork = 176;       // what a block knows of its work item
-  static constexpr size_t kShortWork = 128;  // and of the two parts of its keys
+  static constexpr size_t kWork = 176;  // what a block knows of its work item
 };
 
 inline constexpr ForwardTile kForwardTiles[] = {{32, 64},  {48, 64},   {64, 64},  {64, 128},

@@ -41,13 +41,6 @@ __device__ inline void load_matrices_transposed(uint32_t (&matrices)[4], uint32_
                : "memory");
 }
 
-/// An 8 x 8 matrix as a lane holds it after load_matrices, transposed.
-__device__ inline uint32_t transpose_matrix(uint32_t matrix) {
-  uint32_t transposed;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(matrix));
-  return transposed;
-}
-
 /// c += a b in float32; Element is __half or __nv_bfloat16.
 template <typename Element>
 __device__ inline void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,

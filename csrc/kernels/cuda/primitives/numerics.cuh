@@ -95,16 +95,4 @@ __device__ inline float quad_sum(float x) {
   return x + __shfl_xor_sync(kAllLanes, x, 2);
 }
 
-/// Over the eight lanes that share a column of one.
-__device__ inline float column_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 4));
-  x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 8));
-  return fmaxf(x, __shfl_xor_sync(kAllLanes, x, 16));
-}
-__device__ inline float column_sum(float x) {
-  x += __shfl_xor_sync(kAllLanes, x, 4);
-  x += __shfl_xor_sync(kAllLanes, x, 8);
-  return x + __shfl_xor_sync(kAllLanes, x, 16);
-}
-
 }  // namespace dilated::kernels::cuda

@@ -104,15 +104,6 @@ __device__ inline void pack_left(uint32_t (&a)[kRowTiles][4],
   }
 }
 
-/// A tile's transpose, packed: the right operand whose columns are the tile's.
-template <typename Element>
-__device__ inline void transpose_pairs(uint32_t (&b)[2], const float (&tile)[4]) {
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    b[i] = transpose_matrix(pack<Element>(tile[2 * i], tile[2 * i + 1]));
-  }
-}
-
 /// products[..][n, n + 1] += a b^T.
 template <typename Element, int kRowTiles, int kColumnTiles>
 __device__ inline void multiply_pair(Accumulators<kRowTiles, kColumnTiles>& products, int n,
