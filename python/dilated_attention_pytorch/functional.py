@@ -9,7 +9,6 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, is_grad_enabled
-from torch.compiler import is_compiling
 from torch.nn import Parameter
 
 from . import ops
@@ -182,7 +181,7 @@ def dilated_attention(
             timeout; a CUDA graph is being captured and the pattern is not on the GPU yet.
     """
     with telling(group):
-        scheme = make_scheme(segment_lengths, dilation_rates, head_offsets, padding)
+        scheme = Scheme.recall(segment_lengths, dilation_rates, head_offsets, padding)
         scale = check_scale(scale)
         dropout_p = check_dropout(dropout_p, "dropout_p")
         check_cache(pattern_cache)
@@ -348,17 +347,6 @@ def _attend_shards(
         **settings,
     )
     return shards.out(out), shards.of_heads(lse)
-
-
-def make_scheme(
-    segment_lengths: Sequence[int],
-    dilation_rates: Sequence[int],
-    head_offsets: HeadOffsets,
-    padding: Padding,
-) -> Scheme:
-    """What functions are given at every call, checked; recent ones are remembered."""
-    make = Scheme.make if is_compiling() else Scheme.recall
-    return make(segment_lengths, dilation_rates, head_offsets, padding)
 
 
 def make_spec(

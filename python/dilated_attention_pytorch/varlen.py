@@ -7,8 +7,8 @@ from typing import Literal, overload
 
 from torch import Tensor
 
-from .functional import CacheArgument, attend, check_cache, check_dropout, check_scale, make_scheme
-from .pattern import HeadOffsets, Padding
+from .functional import CacheArgument, attend, check_cache, check_dropout, check_scale
+from .pattern import HeadOffsets, Padding, Scheme
 from .ragged import of_offsets
 from .ring import Group, Sharding, ShardLayout, Strategy, telling
 
@@ -123,7 +123,7 @@ def dilated_attention_varlen(
         RuntimeError: a CUDA graph is being captured and the pattern is not on the GPU yet.
     """
     with telling(group):
-        scheme = make_scheme(segment_lengths, dilation_rates, head_offsets, padding)
+        scheme = Scheme.recall(segment_lengths, dilation_rates, head_offsets, padding)
         scale = check_scale(scale)
         dropout_p = check_dropout(dropout_p, "dropout_p")
         check_cache(pattern_cache)

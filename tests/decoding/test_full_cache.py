@@ -56,3 +56,28 @@ def test_lengths_may_be_one_number_for_all_texts(length: int | torch.Tensor) -> 
     out = dilated_attention_with_kvcache(x[:, 3:5], x, x, length, [4], [1])
     expected = dilated_attention(x[:, :5], x[:, :5], x[:, :5], [4], [1], is_causal=True)
     torch.testing.assert_close(out, expected[:, 3:], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("offsets", ["interleaved", [[0] * 4, [1, 0, 1, 0]]])
+def test_a_compiled_step_holds_the_lattices_as_a_constant(
+    dynamic: bool | None, offsets: str | list[list[int]]
+) -> None:
+    """Made in the graph they would be copied to the device at every step."""
+    x = torch.randn(2, 8, 4, 4, dtype=torch.float64)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    def step(query: torch.Tensor) -> torch.Tensor:
+        return dilated_attention_with_kvcache(query, x, x, 5, [4, 8], [1, 2], head_offsets=offsets)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, backend=keep, fullgraph=True, dynamic=dynamic)
+    query = torch.randn(2, 1, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(compiled(query), step(query))
+    (graph,) = graphs
+    (call,) = (n for n in graph.graph.nodes if n.target is torch.ops.dilated.decode_attend.default)
+    assert call.args[4].op == "get_attr"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import groupby
+from operator import index
 from typing import Any, Literal, overload
 
 import torch
@@ -105,24 +106,34 @@ def dilated_attention_with_kvcache(
             places = ends[:, None] + torch.arange(-more, 0, device=query.device)
             key_cache[entries, places], value_cache[entries, places] = key, value
         operands = (query, key_cache, value_cache)
+        branches = (scheme.segment_lengths, scheme.dilation_rates)
         if is_step:
-            out, lse = ops.decode_attend(
-                *operands,
-                ends,
-                _table(scheme, query.shape[2], key_cache.shape[2], query.device),
-                scheme.segment_lengths,
-                scheme.dilation_rates,
-                key_cache.shape[2],
-                scale=scale,
-            )
+            # Numbers even where a compiler has symbols, as what is constant depends on them.
+            heads, kv_heads = index(query.shape[2]), index(key_cache.shape[2])
+            table = _table(*branches, scheme.head_offsets, heads, kv_heads, query.device)
+            out, lse = ops.decode_attend(*operands, ends, table, *branches, kv_heads, scale=scale)
         else:
             known = [length + more for length in lengths]
             out, lse = _attend_blocks(*operands, known, scheme, scale, pattern_cache)
     return (out, lse) if return_lse else out
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
+def _table(
+    segment_lengths: Sequence[int],
+    dilation_rates: Sequence[int],
+    head_offsets: HeadOffsets,
+    heads: int,
+    kv_heads: int,
+    device: torch.device,
+) -> Tensor:
+    """In a compiled graph a constant, of arguments that are."""
+    scheme = Scheme.recall(segment_lengths, dilation_rates, head_offsets, "masked")
+    return _table_of(scheme, heads, kv_heads, device)
+
+
 @lru_cache(maxsize=64)
-def _table(scheme: Scheme, heads: int, kv_heads: int, device: torch.device) -> Tensor:
+def _table_of(scheme: Scheme, heads: int, kv_heads: int, device: torch.device) -> Tensor:
     layout = make_layout(scheme, heads, kv_heads, capacity=1, grown=False)
     with torch.inference_mode(False):
         return torch.tensor(layout.table, dtype=torch.int64, device=device)

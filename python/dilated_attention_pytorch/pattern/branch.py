@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
+from torch.compiler import is_compiling
+
 from .offsets import HeadOffsets, Offsets, OffsetTable, normalize_head_offsets, offset_table
 from .scalars import index, is_symbolic
 
@@ -101,13 +103,13 @@ class Scheme:
         head_offsets: HeadOffsets,
         padding: Padding,
     ) -> Scheme:
-        """As `make`, but remembers recent schemes; not for torch.compile to trace.
+        """As `make`, but remembers recent schemes, except where torch.compile traces.
 
         Only those of plain integers and names: other values may be mutable, or equal one that is
         valid, as 2.0 equals 2.
         """
         lists = {type(segment_lengths), type(dilation_rates)} <= _SEQUENCES
-        if lists and type(head_offsets) is str and type(padding) is str:
+        if not is_compiling() and lists and type(head_offsets) is str and type(padding) is str:
             lengths, rates = tuple(segment_lengths), tuple(dilation_rates)
             if {*map(type, lengths), *map(type, rates)} == _INTEGERS:
                 return _recall(lengths, rates, head_offsets, padding)
