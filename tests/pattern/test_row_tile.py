@@ -51,11 +51,11 @@ def test_short_segments_waste_little(is_causal: bool) -> None:
     assert waste[None] == waste[16] <= (2.1 if is_causal else 1.4) < waste[64] / 3
 
 
-@pytest.mark.parametrize("lengths", [(5, 60), (20, 64)])
-def test_short_sequences_of_one_branch_are_cut_into_short_tiles(lengths: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("least", "most", "height"), [(5, 60, 16), (20, 64, 64)])
+def test_tiles_of_short_sequences_of_one_branch(least: int, most: int, height: int) -> None:
     rng = random.Random(0)
-    spec = batch([rng.randint(*lengths) for _ in range(1000)], ([64], [1]))
-    assert row_tile(Pattern.plan(spec).words) == (16 if lengths[0] == 5 else 64)
+    spec = batch([rng.randint(least, most) for _ in range(1000)], ([64], [1]))
+    assert row_tile(Pattern.plan(spec).words) == height
 
 
 @pytest.mark.parametrize("row_tile", [None, 16])

@@ -119,7 +119,13 @@ def dilated_attention_with_kvcache(
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
-def _table(
+def _table(*arguments: Any) -> Tensor:
+    """In a compiled graph a constant; a compiler would trace through what remembers."""
+    return _table_of(*arguments)
+
+
+@lru_cache(maxsize=64)
+def _table_of(
     segment_lengths: Sequence[int],
     dilation_rates: Sequence[int],
     head_offsets: HeadOffsets,
@@ -127,13 +133,7 @@ def _table(
     kv_heads: int,
     device: torch.device,
 ) -> Tensor:
-    """In a compiled graph a constant, of arguments that are."""
-    scheme = Scheme.recall(segment_lengths, dilation_rates, head_offsets, "masked")
-    return _table_of(scheme, heads, kv_heads, device)
-
-
-@lru_cache(maxsize=64)
-def _table_of(scheme: Scheme, heads: int, kv_heads: int, device: torch.device) -> Tensor:
+    scheme = Scheme.make(segment_lengths, dilation_rates, head_offsets, "masked")
     layout = make_layout(scheme, heads, kv_heads, capacity=1, grown=False)
     with torch.inference_mode(False):
         return torch.tensor(layout.table, dtype=torch.int64, device=device)

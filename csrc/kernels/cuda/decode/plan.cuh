@@ -57,7 +57,9 @@ struct Plan {
   int64_t new_row[kMostBranches];               // where the cache keeps what a step appends, or -1
 };
 
-/// All threads of the block call, as many as lattices at least.
+static_assert(32 * warps_of(256) >= kMostBranches * kMostHeads, "a thread for each lattice");
+
+/// All threads of the block call.
 __device__ inline void make_plan(const DecodeStepArgs& args, const Block& block, Plan& plan) {
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   const int branch = thread / kMostHeads, head = thread % kMostHeads;
