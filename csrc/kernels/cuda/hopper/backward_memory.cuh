@@ -65,9 +65,10 @@ struct alignas(16) QuerySlots {
   Slot slots[kSlots];
   SumRows sums[kSlots];
   uint32_t dropout_key[kSlots * kSlotRows];
-  float bias[kSlots * kSlotRows];    // log of the multiplicity; -inf where no query is
-  float lse[kSlots * kSlotRows];     // as softmax_logit() takes it
-  float offset[kSlots * kSlotRows];  // log2(e) (bias - lse); 0 if one of the tile's is large
+  float bias[kSlots * kSlotRows];  // log of the multiplicity; -inf where no query is
+  float lse[kSlots * kSlotRows];   // as softmax_logit() takes it
+  // log2(e) (bias - lse), at quad_place(); 0 if one of the tile's lse is large.
+  float offset[kSlots * kSlotRows];
   TileKind kind[kMostGroups];
 };
 
@@ -82,7 +83,7 @@ struct SumBuffers<0> {};
 
 template <typename Shape>
 struct BackwardMemory : SumBuffers<Shape::kSumBytes> {
-  // Each warpgroup's rows apart, panel by panel. Later grad_key and grad_value.
+  // Each warpgroup's rows apart, panel by panel.
   alignas(1024) unsigned char key[Shape::kRowBuffers][Shape::kGroups]
                                  [Shape::kPanels * Shape::kRowPanelBytes];
   alignas(1024) unsigned char value[Shape::kRowBuffers][Shape::kGroups]
@@ -90,9 +91,10 @@ struct BackwardMemory : SumBuffers<Shape::kSumBytes> {
   alignas(1024) unsigned char query[Shape::kStages][Shape::kPanels * Shape::kColumnPanelBytes];
   alignas(1024) unsigned char grad_out[Shape::kStages][Shape::kPanels * Shape::kColumnPanelBytes];
   alignas(1024) unsigned char scores[Shape::kStages][Shape::kParts]
-                                    [Shape::kRows * kPanelRowBytes];  // dS^T
+                                    [Shape::kRows *
+                                     kPanelRowBytes];  // dS^T; in the end grad_key and grad_value
   QuerySlots<Shape::kSlots> lists[Shape::kStages];
-  float delta[Shape::kStages][Shape::kColumns];
+  alignas(16) float delta[Shape::kStages][Shape::kColumns];  // at quad_place()
   Window seen[Shape::kRowBuffers][Shape::kRows];  // by each key; nothing by those that don't exist
   typename Shape::RowItem items[Shape::kItems];
   SlotCursor cursors[2];  // of the warps that copy queries and grad_out

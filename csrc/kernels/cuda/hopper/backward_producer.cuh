@@ -7,27 +7,9 @@
 #include "kernels/cuda/primitives/row_tile.cuh"
 #include "kernels/cuda/primitives/score.cuh"
 #include "kernels/cuda/primitives/swizzle.cuh"
+#include "kernels/cuda/primitives/warp_tile.cuh"
 
 namespace dilated::kernels::cuda::hopper {
-
-/// Where a column of the tile lies: this lane's column, from the slots of other lanes.
-struct ColumnAt {
-  bool exists;
-  int64_t row;   // in lse and delta
-  uint32_t tag;  // of its run
-};
-
-/// All lanes of a warp: column `column` of the tile.
-__device__ inline ColumnAt find_column(const BackwardArgs& args, const SlotTile& tile,
-                                       int64_t head_row, int column) {
-  const int owner = column / kSlotRows;
-  const int32_t count = __shfl_sync(kAllLanes, tile.slot.count, owner);
-  const int32_t stride = __shfl_sync(kAllLanes, tile.slot.stride, owner);
-  const int32_t place = __shfl_sync(kAllLanes, tile.place, owner);
-  const uint32_t tag = __shfl_sync(kAllLanes, tile.slot.tag, owner);
-  const int32_t rank = column % kSlotRows - (kSlotRows - count);
-  return {rank >= 0, head_row + (tag >> 16) * args.queries + place + rank * stride, tag};
-}
 
 /// Of the first of the query heads that share the item's KV head.
 __device__ inline int64_t first_head_row(const BackwardCall& call, const WorkItem& work) {
@@ -35,13 +17,47 @@ __device__ inline int64_t first_head_row(const BackwardCall& call, const WorkIte
   return (work.batch * args.heads + int64_t{work.head} * call.heads_per_key_head) * args.queries;
 }
 
-/// Lists the tile: its slots, and the lse of its queries.
+/// What this lane knows of its columns of a tile, 32 apart: their lse or delta, and their runs'
+/// tags.
+template <typename Shape>
+struct LaneColumns {
+  static constexpr int kColumns = Shape::kColumns / 32;
+
+  float value[kColumns];
+  uint32_t tag[kColumns];
+};
+
+/// All lanes of a warp, of which each has a slot: from lse or delta, [batch, heads, queries];
+/// `absent` where there is no column.
+template <typename Shape>
+__device__ LaneColumns<Shape> load_columns(const BackwardCall& call, const WorkItem& work,
+                                           const SlotTile& tile, const float* values,
+                                           float absent) {
+  const int lane = threadIdx.x % 32;
+  const int64_t head_row = first_head_row(call, work);
+  LaneColumns<Shape> columns;
+#pragma unroll
+  for (int i = 0; i < LaneColumns<Shape>::kColumns; ++i) {
+    const int column = i * 32 + lane, owner = column / kSlotRows;
+    const int32_t count = __shfl_sync(kAllLanes, tile.slot.count, owner);
+    const int32_t stride = __shfl_sync(kAllLanes, tile.slot.stride, owner);
+    const int32_t place = __shfl_sync(kAllLanes, tile.place, owner);
+    const uint32_t tag = __shfl_sync(kAllLanes, tile.slot.tag, owner);
+    const int32_t rank = column % kSlotRows - (kSlotRows - count);
+    const int64_t row = head_row + (tag >> 16) * call.args.queries + place + rank * stride;
+    columns.value[i] = rank >= 0 ? __ldg(values + row) : absent;
+    columns.tag[i] = tag;
+  }
+  return columns;
+}
+
+/// Lists the tile: its slots, and the lse of its queries, that are in `columns`.
 template <typename Shape>
 __device__ void list_queries(const BackwardCall& call, const typename Shape::RowItem& item,
-                             const SlotTile& tile, QuerySlots<Shape::kSlots>& list) {
+                             const SlotTile& tile, const LaneColumns<Shape>& columns,
+                             QuerySlots<Shape::kSlots>& list) {
   const int lane = threadIdx.x % 32;
   const LaneSlot& slot = tile.slot;
-  const int64_t head_row = first_head_row(call, item.work);
   const int32_t empty = kSlotRows - slot.count;
   if (lane < Shape::kSlots) {
     list.slots[lane] = {slot.first - slot.stride * empty, slot.stride, empty, tile.bias_log2};
@@ -49,25 +65,21 @@ __device__ void list_queries(const BackwardCall& call, const typename Shape::Row
     list.sums[lane] = {slot.map, slot.count, tile.place,
                        static_cast<int32_t>(item.work.batch * call.args.heads) + head};
   }
-  constexpr int kLaneColumns = Shape::kColumns / 32;
-  float lse[kLaneColumns], bias_log2[kLaneColumns];
+  constexpr int kLaneColumns = LaneColumns<Shape>::kColumns;
+  float lse[kLaneColumns];
   bool is_large = false;
 #pragma unroll
   for (int i = 0; i < kLaneColumns; ++i) {
-    const ColumnAt column = find_column(call.args, tile, head_row, i * 32 + lane);
-    lse[i] = column.exists
-                 ? weight_lse(__ldg(static_cast<const float*>(call.args.lse) + column.row))
-                 : -negative_infinity();
-    bias_log2[i] = log2_approx(static_cast<float>(column.tag & 0xffu));
+    lse[i] = weight_lse(columns.value[i]);
     is_large = is_large || !(fabsf(lse[i]) <= kLargestLse || lse[i] == -negative_infinity());
   }
   is_large = __any_sync(kAllLanes, is_large);
 #pragma unroll
   for (int i = 0; i < kLaneColumns; ++i) {
-    const int at = i * 32 + lane;
-    list.bias[at] = bias_log2[i] * kLn2;
-    list.lse[at] = lse[i];
-    list.offset[at] = is_large ? 0 : fmaf(lse[i], -kLog2E, bias_log2[i]);
+    const float bias_log2 = log2_approx(static_cast<float>(columns.tag[i] & 0xffu));
+    list.bias[i * 32 + lane] = bias_log2 * kLn2;
+    list.lse[i * 32 + lane] = lse[i];
+    list.offset[i * 32 + quad_place(lane)] = is_large ? 0 : fmaf(lse[i], -kLog2E, bias_log2);
   }
   if (call.args.dropout.probability > 0) {
     __syncwarp();  // slots are written
@@ -101,20 +113,7 @@ __device__ void list_queries(const BackwardCall& call, const typename Shape::Row
   }
 }
 
-template <typename Shape>
-__device__ void list_delta(const BackwardCall& call, const typename Shape::RowItem& item,
-                           const SlotTile& tile, float (&delta)[Shape::kColumns]) {
-  const int lane = threadIdx.x % 32;
-  const int64_t head_row = first_head_row(call, item.work);
-#pragma unroll
-  for (int first = 0; first < Shape::kColumns; first += 32) {
-    const ColumnAt column = find_column(call.args, tile, head_row, first + lane);
-    delta[first + lane] =
-        column.exists ? __ldg(static_cast<const float*>(call.args.delta) + column.row) : 0;
-  }
-}
-
-/// Warps 0 and 1.
+/// Warps 0 and 1. What a tile's list takes from memory is on its way before the tile's turn.
 template <typename Shape>
 __device__ void copy_columns(const BackwardCall& call, const TableView& table,
                              BackwardMemory<Shape>& memory, bool is_query) {
@@ -126,6 +125,12 @@ __device__ void copy_columns(const BackwardCall& call, const TableView& table,
     const int32_t batch = item.work.batch;
     const int32_t first_head = item.work.head * call.heads_per_key_head;
     for_each_tile<Shape>(call.strides, table, item, cursor, [&](const SlotTile& tile, int32_t) {
+      const auto columns =
+          is_query
+              ? load_columns<Shape>(call, item.work, tile, static_cast<const float*>(call.args.lse),
+                                    -negative_infinity())
+              : load_columns<Shape>(call, item.work, tile,
+                                    static_cast<const float*>(call.args.delta), 0);
       Handover& handover = turns[turn.index];
       handover.empty.wait(turn.empty_parity());
       copy_tile<Shape>(tile, is_query ? call.query : call.grad_out,
@@ -133,9 +138,12 @@ __device__ void copy_columns(const BackwardCall& call, const TableView& table,
                        handover.full, first_head + static_cast<int32_t>(tile.slot.tag >> 16),
                        batch);
       if (is_query) {
-        list_queries<Shape>(call, item, tile, memory.lists[turn.index]);
+        list_queries<Shape>(call, item, tile, columns, memory.lists[turn.index]);
       } else {
-        list_delta<Shape>(call, item, tile, memory.delta[turn.index]);
+#pragma unroll
+        for (int i = 0; i < LaneColumns<Shape>::kColumns; ++i) {
+          memory.delta[turn.index][i * 32 + quad_place(lane)] = columns.value[i];
+        }
       }
       __syncwarp();
       if (lane == 0) {
@@ -159,17 +167,29 @@ __device__ void copy_rows(const BackwardCall& call, BackwardMemory<Shape>& memor
                         args.head_dim);
     };
     const RowSource key = source_of(args.key), value = source_of(args.value);
+    // Copies wait for what was read from shared memory before them, so positions are read first.
+    const int lane = threadIdx.x % 32;
+    int32_t positions[Shape::kRows / 32];
+#pragma unroll
+    for (int block = 0; block < Shape::kRows / 32; ++block) {
+      positions[block] = item.rows.position[block * 32 + lane];
+    }
     memory.row_turns[buffers.index].empty.wait(buffers.empty_parity());
-#pragma unroll 2
-    for (int i = threadIdx.x % 32; i < Shape::kRows * kChunks; i += 32) {
-      const int row = i / kChunks, chunk = i % kChunks, group = row / Shape::kGroupRows;
-      const int offset = chunk / 8 * Shape::kRowPanelBytes +
-                         Swizzle<8>::offset(row % Shape::kGroupRows, chunk % 8);
-      const bool exists = chunk * 8 < key.head_dim;
-      copy_16_async_or_zero(shared_address(memory.key[buffers.index][group]) + offset,
-                            key.at(item.rows.position[row]) + chunk * 16, exists);
-      copy_16_async_or_zero(shared_address(memory.value[buffers.index][group]) + offset,
-                            value.at(item.rows.position[row]) + chunk * 16, exists);
+#pragma unroll
+    for (int block = 0; block < Shape::kRows / 32; ++block) {
+#pragma unroll 4
+      for (int i = lane; i < 32 * kChunks; i += 32) {
+        const int row = block * 32 + i / kChunks, chunk = i % kChunks;
+        const int group = block * 32 / Shape::kGroupRows;
+        const int offset = chunk / 8 * Shape::kRowPanelBytes +
+                           Swizzle<8>::offset(row % Shape::kGroupRows, chunk % 8);
+        const int32_t position = __shfl_sync(kAllLanes, positions[block], i / kChunks);
+        const bool exists = chunk * 8 < key.head_dim;
+        copy_16_async_or_zero(shared_address(memory.key[buffers.index][group]) + offset,
+                              key.at(position) + chunk * 16, exists);
+        copy_16_async_or_zero(shared_address(memory.value[buffers.index][group]) + offset,
+                              value.at(position) + chunk * 16, exists);
+      }
     }
     for (int row = threadIdx.x % 32; row < Shape::kRows; row += 32) {
       const Window window = window_of(item.rows, row, args.is_causal, /*over_keys=*/true);

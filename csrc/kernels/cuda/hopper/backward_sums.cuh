@@ -9,8 +9,8 @@ namespace dilated::kernels::cuda::hopper {
 
 /// Whose rows the sums are.
 struct SumTarget {
-  const Slot& slot;
-  const SumRows& rows;
+  int32_t stride;
+  SumRows rows;
 };
 
 /// All lanes: blocks of rows one by one, where a box would reach beyond its map.
@@ -47,7 +47,7 @@ __device__ void add_sums(const BackwardCall& call, const SumTarget& target, cons
   }
   publish_to_async_proxy();
   __syncwarp();
-  const SumRows to = target.rows;
+  const SumRows& to = target.rows;
   const bool has_boxes = first_column + Shape::kSumColumns <= call.sums.width ||
                          call.sums.width % Shape::kBoxColumns == 0;
   if (to.count == kSlotRows && has_boxes) {
@@ -62,7 +62,7 @@ __device__ void add_sums(const BackwardCall& call, const SumTarget& target, cons
       }
     }
   } else {
-    add_rows<Shape>(call, to, target.slot.stride, shared_address(buffer), first_column);
+    add_rows<Shape>(call, to, target.stride, shared_address(buffer), first_column);
   }
 }
 

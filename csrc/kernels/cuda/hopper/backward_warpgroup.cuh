@@ -50,8 +50,8 @@ class BackwardWarpgroup {
       for (int32_t tiles = item_->column_tiles; tiles > 0; --tiles) {
         attend();
       }
-      finish();
       release(rows);
+      finish();
       release(item);
       rows_.advance();
       items.advance();
@@ -63,6 +63,7 @@ class BackwardWarpgroup {
   static constexpr int kParts = Shape::kParts, kTiles = kPanelColumns / 8, kSteps = kTiles / 2;
   using Scores = Accumulators<1, kTiles>;
   using Operands = uint32_t[kSteps][1][4];
+  using Quads = float4[kSteps];  // of a part, a number for each of this lane's columns
 
   __device__ static void release(Handover& handover) {
     if (threadIdx.x % 32 == 0) {
@@ -90,6 +91,13 @@ class BackwardWarpgroup {
     return columns + part * kPanelColumns * kPanelRowBytes;
   }
 
+  __device__ static void load(Quads& quads, const float* list) {
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      quads[step] = quad_in(list, step);
+    }
+  }
+
   /// A tile of queries. The products of one part run beside the exponentials of the other.
   __device__ void attend() {
     const int stage = stages_.index;
@@ -102,8 +110,8 @@ class BackwardWarpgroup {
     Scores weights[kParts], scores[kParts];
     Operands packed_weights[kParts], packed_scores[kParts];
     queries.full.wait(stages_.full_parity());
-    multiply(weights[0], key, query);
     const TileKind kind{__shfl_sync(kAllLanes, memory_.lists[stage].kind[group_].bits, 0)};
+    multiply(weights[0], key, query);
     const auto multiply_others = [&] {
       gradients.full.wait(stages_.full_parity());
       multiply(scores[0], value, grad_out);
@@ -113,22 +121,27 @@ class BackwardWarpgroup {
     };
     if (kind.bits == 0) {
       multiply_others();
+      Quads offsets;  // read beside the products, not before the second one
+      load(offsets, memory_.lists[stage].offset);
       wait_for_products<kParts>();
-      weigh(weights[0], stage, 0, call_.scale_log2);
+      weigh(weights[0], offsets, call_.scale_log2);
     } else {  // takes registers, for which the other products have to wait
       wait_for_products<0>();
       weigh_carefully(weights[0], kind, stage, 0);
       multiply_others();
     }
+    Quads deltas;
+    load(deltas, memory_.delta[stage]);
     wait_for_products<kParts - 1>();
-    differentiate(weights[0], scores[0], packed_weights[0], packed_scores[0], stage, 0);
+    differentiate(weights[0], scores[0], deltas, packed_weights[0], packed_scores[0], stage, 0);
     if constexpr (kParts == 2) {
       multiply(scores[1], value, part_of(grad_out, 1));
       accumulate(grad_value_, packed_weights[0], grad_out);
       wait_for_products<2>();
       weigh_carefully(weights[1], kind, stage, 1);
+      load(deltas, memory_.delta[stage] + kPanelColumns);
       wait_for_products<1>();
-      differentiate(weights[1], scores[1], packed_weights[1], packed_scores[1], stage, 1);
+      differentiate(weights[1], scores[1], deltas, packed_weights[1], packed_scores[1], stage, 1);
     }
     accumulate(grad_value_, packed_weights[kParts - 1], part_of(grad_out, kParts - 1));
     publish_to_async_proxy();
@@ -142,11 +155,12 @@ class BackwardWarpgroup {
     for (int part = 0; part < kParts; ++part) {
       accumulate(grad_key_, packed_scores[part], part_of(query, part));
     }
+    const SumTarget target = sum_target(stage);
     wait_for_products<kParts>();
     if constexpr (Shape::kSumBytes == 0) {
-      sync_threads(kScoresAreRead + group_, 128);
+      sync_threads(kPartIsRead + group_, 128);
     }
-    add_grad_query(grad_query, stage);
+    add_grad_query(grad_query, target, stage);
     wait_for_products<0>();
     __syncwarp();
     release(queries);
@@ -157,18 +171,17 @@ class BackwardWarpgroup {
   __device__ void weigh_carefully(Scores& weights, TileKind kind, int stage, int part) {
     if (kind.is_large()) [[unlikely]] {
       subtract_lse(weights, stage, part);
-      weigh(weights, stage, part, kLog2E);
-    } else {
-      weigh(weights, stage, part, call_.scale_log2);
     }
+    Quads offsets;
+    load(offsets, memory_.lists[stage].offset + part * kPanelColumns);
+    weigh(weights, offsets, kind.is_large() ? kLog2E : call_.scale_log2);
     if (kind.is_masked(part)) {
       mask(weights, stage, part);
     }
   }
-  __device__ void weigh(Scores& weights, int stage, int part, float scale_log2) {
-    const float* offsets = memory_.lists[stage].offset + part * kPanelColumns;
+  __device__ static void weigh(Scores& weights, const Quads& offsets, float scale_log2) {
     for_each_pair(weights, [&](float* weight, int, int n) {
-      const float2 offset = pair_in(offsets, n);
+      const float2 offset = half_of(offsets[n / 2], n % 2);
       weight[0] = quick_weight(weight[0], scale_log2, offset.x);
       weight[1] = quick_weight(weight[1], scale_log2, offset.y);
     });
@@ -201,16 +214,16 @@ class BackwardWarpgroup {
   }
 
   /// From weights and dP^T to operands, and dS^T to shared memory.
-  __device__ void differentiate(Scores& weights, Scores& scores, Operands& packed_weights,
-                                Operands& packed_scores, int stage, int part) {
+  __device__ void differentiate(Scores& weights, Scores& scores, const Quads& deltas,
+                                Operands& packed_weights, Operands& packed_scores, int stage,
+                                int part) {
     if (call_.args.dropout.probability > 0) [[unlikely]] {
       drop(weights, scores, stage, part);
     }
-    const float* delta = memory_.delta[stage] + part * kPanelColumns;
     const uint32_t shared_scores = scores_address(stage, part);
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      differentiate_step(weights, scores, delta, step);
+      differentiate_step(weights, scores, deltas[step], step);
       pack_kept(packed_weights[step][0], weights, step);
       pack_left<Element>(packed_scores[step], scores, step);
       store_matrices(Swizzle<8>::advance(shared_scores, step), packed_scores[step][0]);
@@ -218,17 +231,17 @@ class BackwardWarpgroup {
   }
 
   /// scores: dP^T to dS^T, 16 queries of it.
-  __device__ void differentiate_step(const Scores& weights, Scores& scores, const float* delta,
-                                     int step) {
+  __device__ static void differentiate_step(const Scores& weights, Scores& scores,
+                                            const float4& deltas, int step) {
 #pragma unroll
     for (int n = 2 * step; n < 2 * step + 2; ++n) {
-      const float2 deltas = pair_in(delta, n);
+      const float2 delta = half_of(deltas, n % 2);
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         float* score = pair_of(scores, r, n);
         const float* weight = pair_of(weights, r, n);
-        score[0] = score_gradient(fabsf(weight[0]), score[0], deltas.x);
-        score[1] = score_gradient(fabsf(weight[1]), score[1], deltas.y);
+        score[0] = score_gradient(fabsf(weight[0]), score[0], delta.x);
+        score[1] = score_gradient(fabsf(weight[1]), score[1], delta.y);
       }
     }
   }
@@ -276,8 +289,8 @@ class BackwardWarpgroup {
   __device__ void multiply_scores(Sums& sums) {
     const int offset = kParts == 2 ? 0 : group_ * Shape::kRowPanelBytes;
     const auto& keys = memory_.key[rows_.index];
-    const uint64_t left = describe(shared_address(memory_.scores[stages_.index][sums_part()]));
-    const uint64_t right[2]{describe(shared_address(keys[0]) + offset),
+    const uint32_t left = describe(shared_address(memory_.scores[stages_.index][sums_part()]));
+    const uint32_t right[2]{describe(shared_address(keys[0]) + offset),
                             describe(shared_address(keys[1]) + offset)};
     begin_products();
 #pragma unroll
@@ -289,13 +302,16 @@ class BackwardWarpgroup {
     commit_products();
   }
 
-  /// To the sums in memory. A warp has the rows of a slot.
-  template <typename Sums>
-  __device__ void add_grad_query(const Sums& sums, int stage) {
+  /// Where a warp's sums belong: the rows of a slot.
+  __device__ SumTarget sum_target(int stage) const {
     const auto& list = memory_.lists[stage];
-    const int warp = threadIdx.x / 32 % 4, slot = sums_part() * kPartSlots + warp;
-    add_sums<Shape>(call_, {list.slots[slot], list.sums[slot]}, sums,
-                    sum_buffer(stage) + warp * kSlotRows * Shape::kSumColumns * 4,
+    const int slot = sums_part() * kPartSlots + threadIdx.x / 32 % 4;
+    return {list.slots[slot].stride, list.sums[slot]};
+  }
+  template <typename Sums>
+  __device__ void add_grad_query(const Sums& sums, const SumTarget& target, int stage) {
+    add_sums<Shape>(call_, target, sums,
+                    sum_buffer(stage) + threadIdx.x / 32 % 4 * kSlotRows * Shape::kSumColumns * 4,
                     kParts == 2 ? 0 : group_ * kPanelColumns);
   }
   __device__ unsigned char* sum_buffer(int stage) {
@@ -316,11 +332,10 @@ class BackwardWarpgroup {
 
   __device__ void finish();
   template <typename Gradient>
-  __device__ void write(const MutableRows& out, const Gradient& gradient, float factor,
-                        unsigned char* buffer);
+  __device__ void write(const MutableRows& out, const Gradient& gradient, float factor);
 
   static constexpr int kPartSlots = kPanelColumns / kSlotRows;
-  static constexpr int kScoresAreWritten = 1, kRowsAreRead = 2, kScoresAreRead = 3;
+  static constexpr int kScoresAreWritten = 1, kScoresAreRead = 2, kPartIsRead = 3;
 
   const BackwardCall& call_;
   BackwardMemory<Shape>& memory_;
@@ -331,30 +346,33 @@ class BackwardWarpgroup {
   Accumulators<1, Shape::kWidth / 8> grad_key_, grad_value_;
 };
 
-/// Writes grad_key and grad_value.
+/// Writes grad_key and grad_value, through what dS^T was in: keys and values have been given back.
 template <typename Element, typename Shape>
 __device__ void BackwardWarpgroup<Element, Shape>::finish() {
   if (!call_.args.is_partial) {
-    sync_threads(kRowsAreRead, 256);  // the keys, of which each warpgroup reads all
+    wait_for_sum_reads();
+    sync_threads(kScoresAreRead, 256);
   }
-  write(call_.args.grad_key, grad_key_, call_.args.scale, memory_.key[rows_.index][group_]);
-  write(call_.args.grad_value, grad_value_, kept_factor(), memory_.value[rows_.index][group_]);
+  write(call_.args.grad_key, grad_key_, call_.args.scale);
+  __syncwarp();
+  write(call_.args.grad_value, grad_value_, kept_factor());
   __syncwarp();
 }
 
-/// Through the buffer, unless as they are.
+/// Rounded, unless as they are. A panel takes the place of a stage's dS^T.
 template <typename Element, typename Shape>
 template <typename Gradient>
 __device__ void BackwardWarpgroup<Element, Shape>::write(const MutableRows& out,
-                                                         const Gradient& gradient, float factor,
-                                                         unsigned char* buffer) {
+                                                         const Gradient& gradient, float factor) {
   const int first_row = group_ * Shape::kGroupRows;
   const GroupRows to{out, item_->work, item_->rows.position + first_row,
                      item_->rows.count - first_row, call_.args.head_dim};
   if (call_.args.is_partial) {
     write_floats(to, gradient, factor);
   } else {
-    write_rounded<Element, 2>(to, gradient, factor, buffer);
+    write_rounded<Element, 2>(
+        to, gradient, factor,
+        {memory_.scores[0][0] + group_ * Shape::kRowPanelBytes, sizeof(memory_.scores[0])});
   }
 }
 

@@ -17,6 +17,9 @@ __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+/// A hint: how long a waiter may sleep before it looks again.
+inline constexpr int kSleepNanoseconds = 1000000;
+
 struct alignas(8) Barrier {
   uint64_t state;
 
@@ -41,10 +44,10 @@ struct alignas(8) Barrier {
     while (done == 0) {
       asm volatile(
           "{\n.reg .pred p;\n"
-          "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+          "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2, %3;\n"
           "selp.u32 %0, 1, 0, p;\n}"
           : "=r"(done)
-          : "r"(shared_address(this)), "r"(parity)
+          : "r"(shared_address(this)), "r"(parity), "n"(kSleepNanoseconds)
           : "memory");
     }
   }

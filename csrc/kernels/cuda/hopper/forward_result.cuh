@@ -29,7 +29,7 @@ __device__ void ForwardWarpgroup<Element, Shape>::finish() {
     write_floats(to, out_, 1);
   } else {
     __syncwarp();
-    write_rounded<Element, 4>(to, out_, 1, query_);
+    write_rounded<Element, 4>(to, out_, 1, {query_, Shape::kQueryPanelBytes});
   }
 }
 

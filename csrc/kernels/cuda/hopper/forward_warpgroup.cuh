@@ -130,7 +130,7 @@ class ForwardWarpgroup : ForwardScores<Element, Shape> {
   __device__ void go_on() {
     // Looking waits for keys, which may come after the values of all tiles before them.
     const bool looks_early = Shape::kValueStages > 3 || passed_ == 0;
-    const uint64_t value = describe_values();
+    const uint32_t value = describe_values();
     this->multiply_keys(keys_.index);
     wait_for_values();
     multiply_values(value);
@@ -155,7 +155,7 @@ class ForwardWarpgroup : ForwardScores<Element, Shape> {
 
   /// The values of the tile before.
   __device__ void end() {
-    const uint64_t value = describe_values();
+    const uint32_t value = describe_values();
     wait_for_values();
     multiply_values(value);
     wait_for_products<0>();
@@ -163,12 +163,12 @@ class ForwardWarpgroup : ForwardScores<Element, Shape> {
     pass_values();
   }
 
-  __device__ uint64_t describe_values() const {
+  __device__ uint32_t describe_values() const {
     return describe(shared_address(memory_.value[values_.index]), Shape::kColumnPanelBytes);
   }
 
   /// Begins out += P V.
-  __device__ void multiply_values(uint64_t value) { begin_sums<Element>(out_[0], weights_, value); }
+  __device__ void multiply_values(uint32_t value) { begin_sums<Element>(out_[0], weights_, value); }
 
   __device__ void pack_weights() {
 #pragma unroll

@@ -39,17 +39,24 @@ __device__ inline void write_floats(const GroupRows& rows, const Values& values,
   });
 }
 
-/// The same, rounded once, through panels of the 64 rows in shared memory, of which each warp uses
-/// its own rows.
+/// Panels of 64 rows in shared memory, each `pitch` bytes after the one before.
+struct RowPanels {
+  unsigned char* first;
+  int pitch;
+
+  __device__ unsigned char* at(int row, int chunk) const {
+    return first + chunk / 8 * pitch + Swizzle<8>::offset(row, chunk % 8);
+  }
+};
+
+/// The same, rounded once, through panels, of which each warp uses its own rows.
 template <typename Element, int kUnroll, int kWidth8>
 __device__ inline void write_rounded(const GroupRows& rows, const Accumulators<1, kWidth8>& values,
-                                     float factor, unsigned char* panels) {
-  constexpr int kPanelBytes = 64 * kPanelRowBytes;
+                                     float factor, const RowPanels& panels) {
   const WorkItem& work = rows.work;
   const int lane = threadIdx.x % 32;
   for_each_pair(values, [&](const float* pair, int r, int n) {
-    *reinterpret_cast<uint32_t*>(panels + n / 8 * kPanelBytes +
-                                 Swizzle<8>::offset(group_row(r), n % 8) + lane % 4 * 4) =
+    *reinterpret_cast<uint32_t*>(panels.at(group_row(r), n) + lane % 4 * 4) =
         pack<Element>(pair[0] * factor, pair[1] * factor);
   });
   __syncwarp();
@@ -59,8 +66,7 @@ __device__ inline void write_rounded(const GroupRows& rows, const Accumulators<1
     const int row = threadIdx.x / 32 % 4 * 16 + i / kWidth8, chunk = i % kWidth8;
     if (row < rows.count && chunk * 8 < rows.head_dim) {
       *reinterpret_cast<int4*>(to + rows.position[row] * rows.out.strides.row + chunk * 8) =
-          *reinterpret_cast<const int4*>(panels + chunk / 8 * kPanelBytes +
-                                         Swizzle<8>::offset(row, chunk % 8));
+          *reinterpret_cast<const int4*>(panels.at(row, chunk));
     }
   }
 }

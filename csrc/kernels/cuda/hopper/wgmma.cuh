@@ -17,14 +17,16 @@ namespace dilated::kernels::cuda::hopper {
 inline constexpr int kPanelColumns = 64, kPanelRowBytes = 128;
 
 /// How a product finds a tile: where it begins, and the bytes from one panel to the next where the
-/// product runs along the rows (0: within one panel). All lanes of a warp call it with the same
-/// address, which the compiler learns from the shuffle: it keeps descriptors in uniform registers.
-__device__ inline uint64_t describe(uint32_t address, int panel_bytes = 0) {
-  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62,
-                     kEightRows = uint64_t{8 * kPanelRowBytes / 16} << 32;
-  return kSwizzle128 | kEightRows | static_cast<uint64_t>(panel_bytes / 16) << 16 |
+/// product runs along the rows (0: within one panel). These are a descriptor's lower half; the
+/// other one is the same for all tiles, 128 bytes permuted and eight rows 1024 bytes. All lanes of
+/// a warp call it with the same address, which the compiler learns from the shuffle: it keeps
+/// descriptors in uniform registers.
+__device__ inline uint32_t describe(uint32_t address, int panel_bytes = 0) {
+  return static_cast<uint32_t>(panel_bytes / 16) << 16 |
          (__shfl_sync(kAllLanes, address, 0) & 0x3ffff) / 16;
 }
+#define DILATED_DESCRIPTOR(name, low) \
+  ".reg .b64 " name ";\nmov.b64 " name ", {" low ", 0x40000040};\n"
 
 /// Before products whose registers other instructions wrote.
 __device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -75,24 +77,26 @@ struct Product;
 #define DILATED_R_192 DILATED_R_128 ", " DILATED_R8 ", " DILATED_R9 ", " DILATED_R10 ", " DILATED_R11
 #define DILATED_D_192 DILATED_D_128, DILATED_D(8), DILATED_D(9), DILATED_D(10), DILATED_D(11)
 #define DILATED_SHARED_PRODUCT(name, kType, kColumns, a0, a1, a2, kTransposed) \
-    __device__ static void name(float (&d)[kColumns / 8][4], uint64_t left, uint64_t right, int adds) { \
+    __device__ static void name(float (&d)[kColumns / 8][4], uint32_t left, uint32_t right, int adds) { \
       asm volatile( \
           "{\n.reg .pred p;\nsetp.ne.b32 p, " a2 ", 0;\n" \
+          DILATED_DESCRIPTOR("x", a0) DILATED_DESCRIPTOR("y", a1) \
           "wgmma.mma_async.sync.aligned.m64n" #kColumns "k16.f32." kType "." kType " {" DILATED_R_##kColumns "}, " \
-          a0 ", " a1 ", p, 1, 1, " kTransposed ", " kTransposed ";\n}" \
-          : DILATED_D_##kColumns : "l"(left), "l"(right), "r"(adds)); \
+          "x, y, p, 1, 1, " kTransposed ", " kTransposed ";\n}" \
+          : DILATED_D_##kColumns : "r"(left), "r"(right), "r"(adds)); \
     }
 #define DILATED_PRODUCT(Element, kType, kColumns, a0, a1, a2, a3, b) \
   template <> \
   struct Product<Element, kColumns> { \
     DILATED_SHARED_PRODUCT(rows, kType, kColumns, a0, a1, a2, "0") \
     DILATED_SHARED_PRODUCT(transposed, kType, kColumns, a0, a1, a2, "1") \
-    __device__ static void weights(float (&d)[kColumns / 8][4], const uint32_t (&left)[4], uint64_t right) { \
+    __device__ static void weights(float (&d)[kColumns / 8][4], const uint32_t (&left)[4], uint32_t right) { \
       asm volatile( \
+          "{\n" DILATED_DESCRIPTOR("y", b) \
           "wgmma.mma_async.sync.aligned.m64n" #kColumns "k16.f32." kType "." kType " {" DILATED_R_##kColumns "}, " \
-          "{" a0 ", " a1 ", " a2 ", " a3 "}, " b ", 1, 1, 1, 1;\n" \
+          "{" a0 ", " a1 ", " a2 ", " a3 "}, y, 1, 1, 1, 1;\n}" \
           : DILATED_D_##kColumns \
-          : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right)); \
+          : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right)); \
     } \
   };
 #define DILATED_PRODUCTS(kColumns, a0, a1, a2, a3, b) \
@@ -109,6 +113,7 @@ DILATED_PRODUCTS(192, "%96", "%97", "%98", "%99", "%100")
 #undef DILATED_PRODUCTS
 #undef DILATED_PRODUCT
 #undef DILATED_SHARED_PRODUCT
+#undef DILATED_DESCRIPTOR
 #undef DILATED_D
 #undef DILATED_R0
 #undef DILATED_R1
@@ -140,7 +145,7 @@ DILATED_PRODUCTS(192, "%96", "%97", "%98", "%99", "%100")
 /// Begins scores = rows times columns, transposed: a tile of 64 rows and one of kColumns, both of
 /// kWidth numbers in panels.
 template <typename Element, int kWidth, int kTiles>
-__device__ inline void begin_scores(float (&scores)[kTiles][4], uint64_t rows, uint64_t columns) {
+__device__ inline void begin_scores(float (&scores)[kTiles][4], uint32_t rows, uint32_t columns) {
   constexpr int kColumns = kTiles * 8, kPanelSteps = kPanelColumns / 16;
   begin_products();
 #pragma unroll
@@ -156,7 +161,7 @@ __device__ inline void begin_scores(float (&scores)[kTiles][4], uint64_t rows, u
 /// Begins sums += weights times a tile of as many rows, described with the bytes of its panels.
 template <typename Element, int kTiles, int kSteps>
 __device__ inline void begin_sums(float (&sums)[kTiles][4], const uint32_t (&weights)[kSteps][1][4],
-                                  uint64_t rows) {
+                                  uint32_t rows) {
   begin_products();
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {

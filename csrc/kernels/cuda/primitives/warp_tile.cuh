@@ -55,6 +55,18 @@ __device__ inline uint2 pair_in(const uint32_t* list, int n) {
   return *reinterpret_cast<const uint2*>(list + n * 8 + threadIdx.x % 4 * 2);
 }
 
+/// The same for column tiles 2 * step and 2 * step + 1 at once, of a list in which the four columns
+/// of a lane lie side by side: column `column` of a tile at quad_place(column).
+__device__ inline float4 quad_in(const float* list, int step) {
+  return *reinterpret_cast<const float4*>(list + step * 16 + threadIdx.x % 4 * 4);
+}
+__device__ inline float2 half_of(const float4& quad, int half) {
+  return half == 0 ? make_float2(quad.x, quad.y) : make_float2(quad.z, quad.w);
+}
+__device__ inline int quad_place(int column) {
+  return column / 16 * 16 + column % 8 / 2 * 4 + column % 16 / 8 * 2 + column % 2;
+}
+
 template <int kRowTiles, int kColumnTiles>
 __device__ inline void set_zero(Accumulators<kRowTiles, kColumnTiles>& tiles) {
   for_each_pair(tiles, [](float* pair, int, int) { pair[0] = pair[1] = 0; });
