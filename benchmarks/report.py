@@ -21,7 +21,14 @@ from .plan import planning_section
 from .readme_tables import Case, cpu_section, readme_section
 from .results import RESULTS, ROOT, Document, Row
 from .ring import ring_section
-from .tables import floors_section, measured, measurements_section, newest, summary_section
+from .tables import (
+    bounds_section,
+    floors_section,
+    measured,
+    measurements_section,
+    newest,
+    summary_section,
+)
 from .workloads import WORKLOADS
 
 # The columns that say what a row measures, of all benchmarks.
@@ -81,6 +88,7 @@ def sections(results: Path) -> dict[str, dict[str, str]]:
         "README.md": {"benchmarks": text(readme_section, operations, on_cpu)},
         "docs/performance.md": {
             "summary": text(summary_section, operations),
+            "bounds": text(bounds_section, operations),
             "floors": text(floors_section, operations),
             "measurements": text(measurements_section, operations),
             "cpu": text(cpu_section, on_cpu),

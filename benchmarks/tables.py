@@ -9,6 +9,7 @@ from .results import Document, Row, find
 from .workloads import BOTH, PASSES, WORKLOADS, Pass, Workload, floors, pairs
 
 Line = dict[str, str]  # of a table: what stands under each of its titles
+BoundsLine = tuple[Line, Document] | None  # with the run that it is from
 DEFAULT_GROUPS = ("anchors", "seed")
 
 
@@ -62,17 +63,29 @@ class Figures:
     def ms(self, impl: str, pass_: str, form: str = ".3g") -> str:
         return number(self.row(impl, pass_), form=form)
 
+    def fastest_bound(self, pass_: str) -> Row:
+        """Empty if there is none."""
+        bounds = [self.row(f"library-bound-{kernel}", pass_) for kernel in ("cudnn", "fa4")]
+        return min((row for row in bounds if row), key=lambda row: float(row["ms"]), default={})
+
     @property
     def title(self) -> str:
         return self.workload.title(self.causal)
 
 
+def _compares_bounds_alone(document: Document) -> bool:
+    peers = {row["impl"] for row in document["rows"]} - {"ours"}
+    return bool(peers) and all(peer.startswith("library-bound-") for peer in peers)
+
+
 def newest(documents: Sequence[Document], workload: str) -> Document | None:
-    """The last run with this library on the workload; peers are taken from the same run."""
-    for document in reversed(documents):
-        if find(document["rows"], workload=workload, impl="ours"):
-            return document
-    return None
+    """The last run with this library on the workload; peers are taken from the same run. One that
+    has the libraries' bounds for its only peers counts where there is no other: it has a table of
+    its own.
+    """
+    ours = [d for d in documents if find(d["rows"], workload=workload, impl="ours")]
+    rest = [document for document in ours if not _compares_bounds_alone(document)]
+    return next(reversed(rest or ours), None)
 
 
 def measured(
@@ -127,8 +140,6 @@ _SUMMARY_LEGEND = (
 
 def _summary_line(figures: Figures, pass_: Pass) -> Line:
     ours, torchscale = (figures.row(impl, pass_) for impl in ("ours", "torchscale"))
-    bounds = [figures.row(f"library-bound-{kernel}", pass_) for kernel in ("cudnn", "fa4")]
-    bound = min((row for row in bounds if row), key=lambda row: float(row["ms"]), default={})
     return {
         "workload": figures.title,
         "pass": pass_,
@@ -136,7 +147,7 @@ def _summary_line(figures: Figures, pass_: Pass) -> Line:
         "in a CUDA graph": figures.ms("ours-graph", pass_),
         "TFLOP/s": number(ours, "nominal_tflops", ".0f"),
         "floor, reached": _floor(figures.document, ours),
-        "library bound": number(bound),
+        "library bound": number(figures.fastest_bound(pass_)),
         **{impl: figures.ms(impl, pass_) for impl in ("sdpa-views", "flex", "torchscale")},
         "full attention": figures.ms("full-attention", pass_),
         "peak MiB, ours / torchscale": f"{mib(ours)} / {mib(torchscale)}",
@@ -161,6 +172,35 @@ def summary_section(documents: Sequence[Document]) -> str:
         body += ["", "![Time against length](figures/time.svg)"]
         body += ["![Memory against length](figures/memory.svg)"]
     return "\n".join(body)
+
+
+def _bounds_line(documents: Sequence[Document], workload: Workload, causal: bool) -> BoundsLine:
+    """Of the newest run with both directions of both sides."""
+    for document in reversed(documents):
+        figures = Figures(document, workload, causal)
+        line = {"workload": figures.title}
+        for pass_, name in (("fwd", "forward"), ("bwd", "backward")):
+            ours, bound = figures.row("ours", pass_), figures.fastest_bound(pass_)
+            if ours and bound:
+                line[f"{name}, ms"] = number(ours)
+                line[f"bound of {name}, ms"] = number(bound)
+                line[f"bound / {name}"] = f"{bound['ms'] / ours['ms']:.2f}"
+        if len(line) == 7:
+            return line, document
+    return None
+
+
+def bounds_section(documents: Sequence[Document]) -> str:
+    """How far ahead of the libraries' bounds each workload is; empty where no run has them."""
+    lines = [
+        line
+        for workload in WORKLOADS.values()
+        for causal in workload.causal
+        if (line := _bounds_line(documents, workload, causal))
+    ]
+    if not lines:
+        return ""
+    return "\n".join([table(line for line, _ in lines), "", *_run_lines(d for _, d in lines)])
 
 
 def _host_sentence(documents: Sequence[Document]) -> list[str]:

@@ -210,6 +210,30 @@ def test_a_line_comes_from_the_newest_run_as_a_whole(tree: Path) -> None:
     assert "**1**" in said and "| 9 |" not in said
 
 
+def test_a_run_beside_the_bounds_alone_has_a_table_of_its_own(make: Make) -> None:
+    peers = [row("llm-128k", impl, ms) for impl, ms in (("ours", 2.0), ("torchscale", 9.0))]
+    bounds = [
+        row("llm-128k", impl, ms, **{"pass": pass_})
+        for impl, pass_, ms in (
+            *(("ours", "fwd", 4.0), ("ours", "bwd", 10.0)),
+            *(("library-bound-cudnn", "fwd", 6.0), ("library-bound-cudnn", "bwd", 12.5)),
+            ("library-bound-fa4", "fwd", 5.0),
+        )
+    ]
+    text = make(run("2026-01-01", *peers), run("2026-01-02", *bounds, commit="fedcba9876543210"))
+    assert "| 4 | 5 | 1.25 | 10 | 12.5 | 1.25 |" in text("docs/performance.md", "bounds")
+    assert "fedcba987654" in text("docs/performance.md", "bounds")
+    assert "| **2** |" in text("docs/performance.md", "summary")
+    assert "fedcba987654" not in text("docs/performance.md", "summary")
+
+
+def test_bounds_without_other_runs_are_the_summary(make: Make) -> None:
+    rows = [row("llm-128k", impl, ms) for impl, ms in (("ours", 4.0), ("library-bound-fa4", 5.0))]
+    text = make(run("2026-01-01", *rows))
+    assert "| **4** |" in text("docs/performance.md", "summary")
+    assert "No measurement" in text("docs/performance.md", "bounds")
+
+
 def test_runs_on_a_cpu_have_a_table_of_their_own(tree: Path) -> None:
     times = (("ours", 114.2), ("full-attention", 978.4))
     rows = [row("cpu-16k", impl, ms, causal=True) for impl, ms in times]
