@@ -29,9 +29,28 @@ def full(query: Any = X, keys: Any = KV, values: Any = KV, lens: Any = 3, **opti
     return dilated_attention_with_kvcache(query, keys, values, lens, [16], [1], **options)
 
 
-def loaded(**changes: Any) -> None:
+def loaded(made: DilatedKVCache | None = None, **changes: Any) -> None:
+    """A state that is refused changes nothing."""
+    made = appended() if made is None else made
+    before = made.lengths
+    try:
+        made.load_state_dict(made.state_dict() | changes)
+    finally:
+        assert made.lengths == before
+
+
+def limited(**changes: Any) -> None:
+    loaded(cache(max_seq_len=5), **changes)
+
+
+def growing(**changes: Any) -> None:
+    loaded(DilatedKVCache(2, 2, 8, [16, 2**40], [1, 2], num_heads=4), **changes)
+
+
+def uneven() -> DilatedKVCache:
     made = cache()
-    made.load_state_dict(made.state_dict() | changes)
+    made.append(KV, KV, seq_lens=[3, 1])
+    return made
 
 
 WRONG: list[tuple[Callable[[], object], str]] = [
@@ -96,6 +115,27 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: loaded(lengths=(1,)), "state['lengths'] must be 2 integers, one a row, got 1"),
     (lambda: loaded(key=KV), "state['key'] must be [2, 64, 8], got shape [2, 3, 2, 8]"),
     (lambda: loaded(capacity=3), "state must have capacity 32, got 3"),
+    (lambda: loaded(key=None), "state['key'] must be a tensor, got None"),
+    (lambda: loaded(appended=3), "state['appended'] must be None or key, value and counts, got 3"),
+    (lambda: loaded(appended=(KV, 3, None)), "state['appended'][1] must be a tensor, got 3"),
+    (lambda: loaded(appended=(X, X, None)), "state['appended'][0] must be [2, seq_len, 2, 8]"),
+    (
+        lambda: loaded(appended=(KV, KV[:, :2], None)),
+        "state['appended'][1] must be [2, 3, 2, 8]",
+    ),
+    (
+        lambda: loaded(appended=(KV, KV, (-4, 100))),
+        "state['appended'][2] must be at least 0 and below 4, got -4",
+    ),
+    (lambda: limited(lengths=(6, 0)), "state['lengths'] must be at least 0 and below 6, got 6"),
+    (
+        lambda: limited(lengths=(3, 0), appended=(KV, KV, None)),
+        "state['lengths'] and ['appended'] together must be at least 0 and below 6, got 6",
+    ),
+    (lambda: growing(lengths=(9, 0)), "state['lengths'] must be at least 0 and below 1, got 9"),
+    (lambda: growing(capacity=-5), "state['capacity'] must be at least 0, got -5"),
+    (lambda: growing(capacity="a"), "state['capacity'] must be an integer, got 'a'"),
+    (lambda: uneven().crop(3), "length must be the cache's, (3, 1), as rows before it are over"),
     (lambda: DilatedKVCache(1, 1, 8, [4] * 17, [1] * 17), "segment_lengths must be at most 16 bra"),
     (lambda: full(X[0]), "query must be [batch, seq_len, heads, head_dim], got shape (3, 4, 8)"),
     (lambda: full(X[:, :, :3]), "query must have a multiple of key_cache's heads, 2, got 3"),
@@ -103,6 +143,10 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: full(values=X), "value_cache must be [2, 3, 2, 8]"),
     (lambda: full(key=KV), "value must be given where key is, got None"),
     (lambda: full(value=KV), "key must be given where value is, got None"),
+    (
+        lambda: full(keys=KV[:1].expand(2, -1, -1, -1), lens=0, key=KV, value=KV),
+        "key_cache must have a place for each row, as rows are written into it, got one of strides",
+    ),
     (lambda: full(lens=[3, 4]), "cache_seqlens must be at least 0 and below 4, got 4"),
     (lambda: full(lens=1, key=KV, value=KV), "cache_seqlens must be at least 0 and below 1, got 1"),
     (lambda: full(lens=2.5), "cache_seqlens must be a sequence of integers, got 2.5"),

@@ -13,6 +13,7 @@ from tests.decoding.texts import (
     assert_close,
     bad_rows,
     decode,
+    nested_case,
     random_case,
     random_chunks,
 )
@@ -33,6 +34,14 @@ def test_random_chunks_equal_one_causal_call(seed: int) -> None:
     cache = case.cache(2, max_seq_len=case.seq_len if seed % 2 else None)
     assert_close(decode(cache, *rows, chunks), case.reference(*rows))
     assert cache.length == case.seq_len and cache.lengths == (case.seq_len,) * 2
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_cache_that_grows_keeps_what_longer_segments_owe(seed: int) -> None:
+    case = nested_case(seed)
+    rows = case.qkv(seed)
+    for chunks in ([1] * case.seq_len, random_chunks(seed, case.seq_len)):
+        assert_close(decode(case.cache(), *rows, chunks), case.reference(*rows))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

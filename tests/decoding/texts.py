@@ -61,6 +61,20 @@ def random_case(seed: int) -> Case:
     return Case(seq_len, heads, kv_heads, lengths, rates, torch.tensor(table))
 
 
+def nested_case(seed: int) -> Case:
+    """Segments of which each is made of shorter ones, up to the whole text, longer than what a
+    cache that grows begins with."""
+    draw = random.Random(seed)
+    lengths, rates = [draw.randint(2, 20)], [1]
+    for _ in range(draw.randint(1, 3)):
+        lengths.append(lengths[-1] * draw.randint(2, 6))
+        rates.append(rates[-1] * draw.choice([1, 1, 2]))
+    rates.append(rates[-1] * draw.choice([1, 2]))
+    table = [[draw.randrange(r) if r <= w else 0] for w, r in zip(lengths, rates, strict=False)]
+    table.append([draw.randrange(rates[-1])])
+    return Case(draw.randint(65, 300), 1, 1, [*lengths, UNBOUNDED], rates, torch.tensor(table))
+
+
 def random_chunks(seed: int, seq_len: int) -> list[int]:
     draw, chunks = random.Random(seed), []
     while sum(chunks) < seq_len:

@@ -221,6 +221,13 @@ def _check(
     if key is not None and value is not None:
         check_rows(key, "key", batch, kv_heads, key_cache)
         check_rows(value, "value", batch, kv_heads, key_cache, key.shape[1])
+        for tensor, name in ((key_cache, "key_cache"), (value_cache, "value_cache")):
+            steps = zip(tensor.shape, tensor.stride(), strict=True)
+            if any(size > 1 and step == 0 for size, step in steps):
+                raise ValueError(
+                    f"{name} must have a place for each row, as rows are written into it, got one "
+                    f"of strides {tensor.stride()} (expanded)"
+                )
 
 
 def _ends_on_device(cache_seqlens: Tensor, batch: int) -> Tensor:

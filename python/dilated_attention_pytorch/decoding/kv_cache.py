@@ -233,8 +233,9 @@ class DilatedKVCache:
         """Refused, except for the present length: earlier rows are overwritten. `fork` before what
         may be taken back."""
         if set(self.lengths) != {length}:
+            present = self.length if len(set(self.lengths)) == 1 else self.lengths
             raise ValueError(
-                f"length must be the cache's, {self.length}, as rows before it are overwritten "
+                f"length must be the cache's, {present}, as rows before it are overwritten "
                 f"(fork the cache first), got {length}"
             )
 
@@ -247,7 +248,8 @@ class DilatedKVCache:
         """Copies a state of a cache with the same arguments.
 
         Raises:
-            ValueError: a state of another pattern, batch, shape or dtype.
+            TypeError, ValueError: a state of another pattern, batch, shape or dtype, or of longer
+                texts than its rows or max_seq_len are for. The cache is then as it was.
         """
         with torch.inference_mode(False):
             read_state(self, state)

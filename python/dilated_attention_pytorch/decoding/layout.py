@@ -61,7 +61,8 @@ def grows(scheme: Scheme) -> bool:
 
 
 def make_layout(scheme: Scheme, heads: int, kv_heads: int, capacity: int, grown: bool) -> Layout:
-    """grown: the capacity will grow, and a segment that is the whole text keeps all of it."""
+    """grown: the capacity will grow, so no segment ends at it: one that is the whole text keeps all
+    of it, and the others what they keep at any capacity, as far as it goes."""
     branches = [Branch(w if w < SEQ_LEN_END else _WHOLE_TEXT, rate) for w, rate in scheme.branches]
     members = _members(branches, scheme.offset_table(heads), heads // kv_heads)
     lattices: list[Lattice] = []
@@ -70,10 +71,11 @@ def make_layout(scheme: Scheme, heads: int, kv_heads: int, capacity: int, grown:
     for (branch, kv_head, offset), its_heads in members.items():
         parent = _parent(branches, members, branch, kv_head, offset)
         length, rate = branches[branch]
-        kept = min(length, capacity)
-        if parent >= 0 and not (grown and length == _WHOLE_TEXT):
+        kept = length if grown else min(length, capacity)
+        if parent >= 0 and kept != _WHOLE_TEXT:
             inner = branches[parent].segment_length
             kept = max(0, kept - 1) // inner * inner
+        kept = min(kept, capacity)
         rows = max(0, -((offset - kept) // rate))
         lattices.append(Lattice(branch, offset, its_heads, parent, kept, first, rows))
         for head in its_heads:

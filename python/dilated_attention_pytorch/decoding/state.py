@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..pattern.bounds import at_least
 from .appended import Appended
-from .arguments import integers
+from .arguments import check_rows, integers
 
 if TYPE_CHECKING:
     from .kv_cache import DilatedKVCache
@@ -37,23 +38,50 @@ def read_state(cache: DilatedKVCache, state: dict[str, Any]) -> None:
     for name in fixed if rows.grows else [*fixed, "capacity"]:
         if state[name] != present[name]:
             raise ValueError(f"state must have {name} {present[name]}, got {state[name]}")
-    lengths = integers(state["lengths"], "state['lengths']", 0, None, cache.batch_size)
-    layout = rows._make_layout(state["capacity"])
+    capacity = at_least(0, state["capacity"], "state['capacity']")
+    most = capacity if rows.grows else cache.max_seq_len
+    end = None if most is None else most + 1
+    lengths = integers(state["lengths"], "state['lengths']", 0, end, cache.batch_size)
+    layout = rows._make_layout(capacity)
     for name, like in (("key", rows.key), ("value", rows.value)):
         shape = [cache.batch_size, layout.rows, cache.head_dim]
         _check(f"state[{name!r}]", state[name], like, shape)
-    waiting = state["appended"]
+    waiting = _read_appended(cache, state["appended"])
+    if waiting is not None and cache.max_seq_len is not None:
+        after = max(waiting.lengths_after(lengths))
+        at_least(0, after, "state['lengths'] and ['appended'] together", cache.max_seq_len + 1)
     if layout.capacity != rows.layout.capacity:
         rows.resize(layout.capacity)
     rows.key.copy_(state["key"])
     rows.value.copy_(state["value"])
     cache._set_lengths(lengths)
-    if waiting is not None:
-        key, value = (x.to(cache.device, copy=True) for x in waiting[:2])
-        cache._appended = Appended(key, value, waiting[2] and tuple(waiting[2]))
+    cache._appended = waiting
 
 
-def _check(name: str, given: Tensor, like: Tensor, shape: list[int]) -> None:
+def _read_appended(cache: DilatedKVCache, given: Any) -> Appended | None:
+    """A copy, on the cache's device."""
+    if given is None:
+        return None
+    if not isinstance(given, (tuple, list)) or len(given) != 3:
+        raise ValueError(f"state['appended'] must be None or key, value and counts, got {given!r}")
+    rows: list[Tensor] = []
+    for place, tensor in enumerate(given[:2]):
+        name = f"state['appended'][{place}]"
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} must be a tensor, got {tensor!r}")
+        n = rows[0].shape[1] if rows else None
+        rows.append(tensor.to(cache.device, copy=True))
+        check_rows(rows[-1], name, cache.batch_size, cache.num_kv_heads, cache._like, n)
+    key, value = rows
+    counts, end = given[2], key.shape[1] + 1
+    if counts is not None:
+        counts = integers(counts, "state['appended'][2]", 0, end, cache.batch_size)
+    return Appended(key, value, counts)
+
+
+def _check(name: str, given: Any, like: Tensor, shape: list[int]) -> None:
+    if not isinstance(given, Tensor):
+        raise ValueError(f"{name} must be a tensor, got {given!r}")
     if list(given.shape) != shape:
         raise ValueError(f"{name} must be {shape}, got shape {list(given.shape)}")
     if given.dtype != like.dtype:
