@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -54,6 +55,32 @@ def test_every_dtype_and_device(device: str, dtype: torch.dtype) -> None:
     assert actual[0].dtype == dtype and actual[1].dtype == torch.float32
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("seed", range(300, 340))
+def test_random_patterns_in_every_dtype(device: str, seed: int, dtype: torch.dtype) -> None:
+    draw, case = random.Random(seed), random_case(seed)
+    head_dim = draw.choice([8, 40, 64, 128])
+    shape: dict[str, Any] = {"batch": 2, "kv_heads": case.kv_heads, "seed": seed}
+    q, k, v = make_qkv(case.seq_len, case.heads, head_dim, dtype=dtype, device=device, **shape)
+    cache = DilatedKVCache(
+        2,
+        case.kv_heads,
+        head_dim,
+        case.segment_lengths,
+        case.dilation_rates,
+        num_heads=case.heads,
+        head_offsets=case.table,
+        max_seq_len=case.seq_len if seed % 2 else None,
+        dtype=dtype,
+        device=device,
+    )
+    actual = decode(cache, q, k, v, random_chunks(seed, case.seq_len))
+    expected = case.reference(*(rows.double().cpu() for rows in (q, k, v)))
+    tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[dtype]
+    got = [rows.double().cpu() for rows in actual]
+    torch.testing.assert_close(got, list(expected), rtol=tolerance, atol=tolerance)
 
 
 def test_a_chunk_longer_than_what_is_scored_at_once() -> None:
