@@ -9,7 +9,6 @@ from .results import Document, Row, find
 from .workloads import BOTH, PASSES, WORKLOADS, Pass, Workload, floors, pairs
 
 Line = dict[str, str]  # of a table: what stands under each of its titles
-BoundsLine = tuple[Line, Document] | None  # with the run that it is from
 DEFAULT_GROUPS = ("anchors", "seed")
 
 
@@ -174,33 +173,32 @@ def summary_section(documents: Sequence[Document]) -> str:
     return "\n".join(body)
 
 
-def _bounds_line(documents: Sequence[Document], workload: Workload, causal: bool) -> BoundsLine:
-    """Of the newest run with both directions of both sides."""
-    for document in reversed(documents):
-        figures = Figures(document, workload, causal)
-        line = {"workload": figures.title}
-        for pass_, name in (("fwd", "forward"), ("bwd", "backward")):
-            ours, bound = figures.row("ours", pass_), figures.fastest_bound(pass_)
-            if ours and bound:
-                line[f"{name}, ms"] = number(ours)
-                line[f"bound of {name}, ms"] = number(bound)
-                line[f"bound / {name}"] = f"{bound['ms'] / ours['ms']:.2f}"
-        if len(line) == 7:
-            return line, document
-    return None
+def _bounds_line(figures: Figures) -> Line:
+    """Empty unless both directions of both sides are there."""
+    line = {"workload": figures.title}
+    for pass_, name in (("fwd", "forward"), ("bwd", "backward")):
+        ours, bound = figures.row("ours", pass_), figures.fastest_bound(pass_)
+        if not (ours and bound):
+            return {}
+        line[f"{name}, ms"] = number(ours)
+        line[f"bound of {name}, ms"] = number(bound)
+        line[f"bound / {name}"] = f"{bound['ms'] / ours['ms']:.2f}"
+    return line
 
 
 def bounds_section(documents: Sequence[Document]) -> str:
-    """How far ahead of the libraries' bounds each workload is; empty where no run has them."""
-    lines = [
-        line
-        for workload in WORKLOADS.values()
-        for causal in workload.causal
-        if (line := _bounds_line(documents, workload, causal))
-    ]
-    if not lines:
-        return ""
-    return "\n".join([table(line for line, _ in lines), "", *_run_lines(d for _, d in lines)])
+    """How far ahead of the libraries' bounds each workload is, in the newest run that has both;
+    empty where none has.
+    """
+    lines, sources = [], []
+    for workload in WORKLOADS.values():
+        for causal in workload.causal:
+            for document in reversed(documents):
+                if line := _bounds_line(Figures(document, workload, causal)):
+                    lines.append(line)
+                    sources.append(document)
+                    break
+    return "\n".join([table(lines), "", *_run_lines(sources)]) if lines else ""
 
 
 def _host_sentence(documents: Sequence[Document]) -> list[str]:

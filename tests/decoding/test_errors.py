@@ -115,9 +115,9 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: loaded(lengths=(1,)), "state['lengths'] must be 2 integers, one a row, got 1"),
     (lambda: loaded(key=KV), "state['key'] must be [2, 64, 8], got shape [2, 3, 2, 8]"),
     (lambda: loaded(capacity=3), "state must have capacity 32, got 3"),
-    (lambda: loaded(key=None), "state['key'] must be a tensor, got None"),
+    (lambda: loaded(key=None), "state['key'] must be a tensor, got NoneType"),
     (lambda: loaded(appended=3), "state['appended'] must be None or key, value and counts, got 3"),
-    (lambda: loaded(appended=(KV, 3, None)), "state['appended'][1] must be a tensor, got 3"),
+    (lambda: loaded(appended=(KV, 3, None)), "state['appended'][1] must be a tensor, got int"),
     (lambda: loaded(appended=(X, X, None)), "state['appended'][0] must be [2, seq_len, 2, 8]"),
     (
         lambda: loaded(appended=(KV, KV[:, :2], None)),

@@ -60,26 +60,15 @@ def test_every_dtype_and_device(device: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("seed", range(300, 340))
 def test_random_patterns_in_every_dtype(device: str, seed: int, dtype: torch.dtype) -> None:
-    draw, case = random.Random(seed), random_case(seed)
-    head_dim = draw.choice([8, 40, 64, 128])
-    shape: dict[str, Any] = {"batch": 2, "kv_heads": case.kv_heads, "seed": seed}
-    q, k, v = make_qkv(case.seq_len, case.heads, head_dim, dtype=dtype, device=device, **shape)
-    cache = DilatedKVCache(
-        2,
-        case.kv_heads,
-        head_dim,
-        case.segment_lengths,
-        case.dilation_rates,
-        num_heads=case.heads,
-        head_offsets=case.table,
-        max_seq_len=case.seq_len if seed % 2 else None,
-        dtype=dtype,
-        device=device,
-    )
-    actual = decode(cache, q, k, v, random_chunks(seed, case.seq_len))
-    expected = case.reference(*(rows.double().cpu() for rows in (q, k, v)))
+    head_dim = random.Random(seed).choice([8, 40, 64, 128])
+    case = random_case(seed)._replace(head_dim=head_dim)
+    options: dict[str, Any] = {"dtype": dtype, "device": device}
+    rows = case.qkv(seed, batch=2, **options)
+    cache = case.cache(2, max_seq_len=case.seq_len if seed % 2 else None, **options)
+    actual = decode(cache, *rows, random_chunks(seed, case.seq_len))
+    expected = case.reference(*(x.double().cpu() for x in rows))
     tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[dtype]
-    got = [rows.double().cpu() for rows in actual]
+    got = [x.double().cpu() for x in actual]
     torch.testing.assert_close(got, list(expected), rtol=tolerance, atol=tolerance)
 
 

@@ -25,15 +25,17 @@ class Case(NamedTuple):
     segment_lengths: list[int]
     dilation_rates: list[int]
     table: Tensor
+    head_dim: int = 4
 
-    def qkv(self, seed: int, batch: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-        return make_qkv(self.seq_len, self.heads, 4, batch=batch, kv_heads=self.kv_heads, seed=seed)
+    def qkv(self, seed: int, batch: int = 1, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+        options = {"batch": batch, "kv_heads": self.kv_heads, "seed": seed, **options}
+        return make_qkv(self.seq_len, self.heads, self.head_dim, **options)
 
     def cache(self, batch: int = 1, **options: Any) -> DilatedKVCache:
         options = {"dtype": torch.float64, "num_heads": self.heads, **options}
         branches = (self.segment_lengths, self.dilation_rates)
         return DilatedKVCache(
-            batch, self.kv_heads, 4, *branches, head_offsets=self.table, **options
+            batch, self.kv_heads, self.head_dim, *branches, head_offsets=self.table, **options
         )
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,10 +71,10 @@ def nested_case(seed: int) -> Case:
     for _ in range(draw.randint(1, 3)):
         lengths.append(lengths[-1] * draw.randint(2, 6))
         rates.append(rates[-1] * draw.choice([1, 1, 2]))
+    lengths.append(UNBOUNDED)
     rates.append(rates[-1] * draw.choice([1, 2]))
-    table = [[draw.randrange(r) if r <= w else 0] for w, r in zip(lengths, rates, strict=False)]
-    table.append([draw.randrange(rates[-1])])
-    return Case(draw.randint(65, 300), 1, 1, [*lengths, UNBOUNDED], rates, torch.tensor(table))
+    table = [[draw.randrange(min(w, r))] for w, r in zip(lengths, rates, strict=True)]
+    return Case(draw.randint(65, 300), 1, 1, lengths, rates, torch.tensor(table))
 
 
 def random_chunks(seed: int, seq_len: int) -> list[int]:

@@ -232,8 +232,9 @@ class DilatedKVCache:
     def crop(self, length: int) -> None:
         """Refused, except for the present length: earlier rows are overwritten. `fork` before what
         may be taken back."""
-        if set(self.lengths) != {length}:
-            present = self.length if len(set(self.lengths)) == 1 else self.lengths
+        lengths = self.lengths
+        if set(lengths) != {length}:
+            present = lengths if len(set(lengths)) > 1 else lengths[0]
             raise ValueError(
                 f"length must be the cache's, {present}, as rows before it are overwritten "
                 f"(fork the cache first), got {length}"

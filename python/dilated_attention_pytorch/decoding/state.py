@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..pattern.bounds import at_least
+from ..pattern.bounds import at_least, check_bounds
+from ..pattern.plain import check_plain
 from .appended import Appended
 from .arguments import check_rows, integers
 
@@ -49,7 +50,8 @@ def read_state(cache: DilatedKVCache, state: dict[str, Any]) -> None:
     waiting = _read_appended(cache, state["appended"])
     if waiting is not None and cache.max_seq_len is not None:
         after = max(waiting.lengths_after(lengths))
-        at_least(0, after, "state['lengths'] and ['appended'] together", cache.max_seq_len + 1)
+        together = "state['lengths'] and ['appended'] together"
+        check_bounds(0, after, together, cache.max_seq_len + 1)
     if layout.capacity != rows.layout.capacity:
         rows.resize(layout.capacity)
     rows.key.copy_(state["key"])
@@ -67,8 +69,7 @@ def _read_appended(cache: DilatedKVCache, given: Any) -> Appended | None:
     rows: list[Tensor] = []
     for place, tensor in enumerate(given[:2]):
         name = f"state['appended'][{place}]"
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"{name} must be a tensor, got {tensor!r}")
+        check_plain(tensor, name)
         n = rows[0].shape[1] if rows else None
         rows.append(tensor.to(cache.device, copy=True))
         check_rows(rows[-1], name, cache.batch_size, cache.num_kv_heads, cache._like, n)
@@ -80,8 +81,7 @@ def _read_appended(cache: DilatedKVCache, given: Any) -> Appended | None:
 
 
 def _check(name: str, given: Any, like: Tensor, shape: list[int]) -> None:
-    if not isinstance(given, Tensor):
-        raise ValueError(f"{name} must be a tensor, got {given!r}")
+    check_plain(given, name)
     if list(given.shape) != shape:
         raise ValueError(f"{name} must be {shape}, got shape {list(given.shape)}")
     if given.dtype != like.dtype:
