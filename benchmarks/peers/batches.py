@@ -20,7 +20,7 @@ def packed(workload: Workload, causal: bool, inputs: Inputs) -> Calls:
     offsets = torch.tensor([0, *(end for _, end in workload.stretches)])
 
     def function(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        rows = (query[0], key[0], value[0])
+        rows = (query.squeeze(0), key.squeeze(0), value.squeeze(0))
         return cast(Tensor, dilated_attention_varlen(*rows, offsets, **options))[None]
 
     return autograd_calls(function, inputs)

@@ -149,4 +149,5 @@ def dilated_attention_varlen(
                 cu_seqlens, rows if sharding is None else sum(sharding.lengths(rows))
             ),
         )
-    return (out[0], lse[0]) if return_lse else out[0]
+    out = out.squeeze(0)  # out[0] would take a copy of the gradient, among zeros
+    return (out, lse.squeeze(0)) if return_lse else out

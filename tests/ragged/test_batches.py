@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dilated_attention_pytorch import (
     DilatedAttention,
@@ -301,3 +302,33 @@ def test_what_does_not_fit_is_refused() -> None:
         dilated_attention_varlen(q[0], "k", v[0], [0, 8], *BRANCHES)
     with pytest.raises(ValueError, match="cu_seqlens must end at the number of rows, 8, or before"):
         dilated_attention_varlen(q[0], k[0], v[0], [0, 9], *BRANCHES)
+
+
+class Recorder(TorchDispatchMode):
+    """The names of the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("is_nested", [False, True], ids=["packed", "nested"])
+def test_backward_copies_no_gradient(is_nested: bool, device: str, exact: Exact) -> None:
+    """Among packed rows and those that the operator takes lie views alone."""
+    rows = [flat(x).requires_grad_() for x in make_batch(device, exact)]
+    offsets = torch.tensor([0, 90, 91, 91, 128, 192, rows[0].size(0)])
+    if is_nested:
+        jagged = [torch.nested.nested_tensor_from_jagged(x, offsets.to(device)) for x in rows]
+        out = dilated_attention(*jagged, *BRANCHES).values()
+    else:
+        out = dilated_attention_varlen(*rows, offsets, *BRANCHES)
+    with Recorder() as recorder:
+        torch.autograd.grad(out, rows, torch.ones_like(out))
+    assert "attention_backward" in recorder.names
+    assert recorder.names.isdisjoint({"select_backward", "zeros", "new_zeros", "copy_", "clone"})

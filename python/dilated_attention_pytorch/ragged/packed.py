@@ -21,8 +21,8 @@ class Packed(NamedTuple):
     def unpack(self, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
         """out [1, T, H, D] as query and lse [1, H, T] as [B, H, N], nested if query is."""
         if self.query.is_nested:
-            nested_lse = like_jagged(lse[0].t(), self.query).transpose(1, 2)
-            return like_jagged(out[0], self.query), nested_lse
+            nested_lse = like_jagged(lse.squeeze(0).t(), self.query).transpose(1, 2)
+            return like_jagged(out.squeeze(0), self.query), nested_lse
         batch, seq_len, heads, _ = self.query.shape
         return out.view(self.query.shape), lse.view(heads, batch, seq_len).transpose(0, 1)
 
