@@ -41,7 +41,8 @@ struct BackwardShape {
   static constexpr int kSumBytes = kTile.sum_bytes();
   // A copy adds so many of them, for 16 queries.
   static constexpr int kBoxColumns = kWidth == 96 ? 32 : kSumColumns;
-  using RowItem = Item<kRows, kGroups>;
+  static constexpr bool kTakesTwoGroups = false;  // columns are summed over all rows of the item
+  using RowItem = Item<kRows, kGroups, kTakesTwoGroups>;
 };
 
 /// A slot's rows among grad_query's sums: the tensor map of their stride, and where the first is;
@@ -90,9 +91,8 @@ struct BackwardMemory : SumBuffers<Shape::kSumBytes> {
                                    [Shape::kPanels * Shape::kRowPanelBytes];
   alignas(1024) unsigned char query[Shape::kStages][Shape::kPanels * Shape::kColumnPanelBytes];
   alignas(1024) unsigned char grad_out[Shape::kStages][Shape::kPanels * Shape::kColumnPanelBytes];
-  alignas(1024) unsigned char scores[Shape::kStages][Shape::kParts]
-                                    [Shape::kRows *
-                                     kPanelRowBytes];  // dS^T; in the end grad_key and grad_value
+  // dS^T; in the end grad_key and grad_value.
+  alignas(1024) unsigned char scores[Shape::kStages][Shape::kParts][Shape::kRows * kPanelRowBytes];
   QuerySlots<Shape::kSlots> lists[Shape::kStages];
   alignas(16) float delta[Shape::kStages][Shape::kColumns];  // at quad_place()
   Window seen[Shape::kRowBuffers][Shape::kRows];  // by each key; nothing by those that don't exist

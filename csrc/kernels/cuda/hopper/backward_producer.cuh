@@ -124,7 +124,7 @@ __device__ void copy_columns(const BackwardCall& call, const TableView& table,
   for_each_item<Shape>(memory, [&](const typename Shape::RowItem& item, const Turn&) {
     const int32_t batch = item.work.batch;
     const int32_t first_head = item.work.head * call.heads_per_key_head;
-    for_each_tile<Shape>(call.strides, table, item, cursor, [&](const SlotTile& tile, int32_t) {
+    for_each_tile<Shape, 1>(call.strides, table, item, cursor, 0, [&](const SlotTile& tile, int) {
       const auto columns =
           is_query
               ? load_columns<Shape>(call, item.work, tile, static_cast<const float*>(call.args.lse),

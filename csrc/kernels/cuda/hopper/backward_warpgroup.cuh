@@ -15,15 +15,6 @@
 
 namespace dilated::kernels::cuda::hopper {
 
-/// Four 8 x 8 matrices of 16-bit elements to shared memory; lane l gives the address of row l % 8
-/// of matrix l / 8.
-__device__ inline void store_matrices(uint32_t row_address, const uint32_t (&matrices)[4]) {
-  asm volatile(
-      "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row_address),
-      "r"(matrices[0]), "r"(matrices[1]), "r"(matrices[2]), "r"(matrices[3])
-      : "memory");
-}
-
 template <typename Element, typename Shape>
 class BackwardWarpgroup {
  public:
@@ -38,7 +29,7 @@ class BackwardWarpgroup {
       Handover& item = memory_.item_turns[items.index];
       item.full.wait(items.full_parity());
       item_ = &memory_.items[items.index];
-      if (item_->is_last) {
+      if (item_->sharing == Sharing::kLast) {
         wait_for_sum_reads();
         return;
       }
@@ -47,7 +38,7 @@ class BackwardWarpgroup {
       set_zero(grad_key_);
       set_zero(grad_value_);
 #pragma unroll 1
-      for (int32_t tiles = item_->column_tiles; tiles > 0; --tiles) {
+      for (int32_t tiles = item_->columns[0].tiles; tiles > 0; --tiles) {
         attend();
       }
       release(rows);

@@ -17,19 +17,28 @@ struct HopperCall {
   RowMaps key, value;
 };
 
-/// A tile of keys as a warpgroup takes it, in order of what it costs.
-enum class Kind : int32_t {
-  kPassed,  // it doesn't
-  kPlain,   // there is a key in every row, with the same bias, which all queries see
-  kCausal,  // the same, but queries see keys up to their own position, and scale > 0
-  kSlots,   // slots differ in bias or have empty rows
-  kMasked,  // any of it
+/// A tile of keys as a warpgroup takes it.
+struct Kind {
+  static constexpr uint32_t kTaken = 1;
+  static constexpr uint32_t kCausal = 2;    // queries see keys up to their own position
+  static constexpr uint32_t kWindowed = 4;  // they see those in their windows, or a row has no key
+  static constexpr uint32_t kUneven = 8;    // slots differ in bias
+  static constexpr uint32_t kFirst = 16;    // that it takes of an item
+  uint32_t bits;
+
+  __device__ bool is_passed() const { return (bits & kTaken) == 0; }
+  __device__ bool is_plain() const { return bits == kTaken; }
+  __device__ bool is_masked() const { return (bits & (kCausal | kWindowed)) != 0; }
+  __device__ bool is_windowed() const { return (bits & kWindowed) != 0; }
+  __device__ bool is_first() const { return (bits & kFirst) != 0; }
 };
 
 struct alignas(16) KeySummary {
-  Kind kind[kMostGroups];  // for each warpgroup
-  float bias_log2;         // of the first slot
-  int32_t reserved;
+  static constexpr int kBits = 8;
+  uint32_t kinds;   // Kind::bits for each warpgroup
+  float bias_log2;  // of the first slot
+
+  __device__ Kind kind(int group) const { return {kinds >> group * kBits & ((1u << kBits) - 1)}; }
 };
 
 template <int kSlots>
@@ -48,7 +57,8 @@ struct ForwardShape {
   static constexpr int kSlots = kColumns / kSlotRows;
   static constexpr int kPanels = kTile.panels();
   static constexpr int kGroupRows = 64, kGroups = kMostGroups, kRows = kGroups * kGroupRows;
-  using RowItem = Item<kRows, kGroups>;
+  static constexpr bool kTakesTwoGroups = kTile.takes_two_groups();
+  using RowItem = Item<kRows, kGroups, kTakesTwoGroups>;
   static constexpr int kThreads = 128 * (1 + kGroups);
   static constexpr int kQueryPanelBytes = kGroupRows * kPanelRowBytes;
   static constexpr int kColumnPanelBytes = kColumns * kPanelRowBytes;

@@ -19,7 +19,7 @@ __device__ void copy_queries(const HopperCall& hopper, ForwardMemory<Shape>& mem
         row_source(row_at<uint16_t>(args.query, work.batch, work.tile.row_shift, work.head),
                    args.query, args.head_dim);
     memory.query_turns[items.index].empty.wait(items.empty_parity());
-    const int rows = item.is_split ? Shape::kGroupRows : Shape::kRows;
+    const int rows = item.sharing == Sharing::kColumns ? Shape::kGroupRows : Shape::kRows;
 #pragma unroll 4
     for (int i = threadIdx.x % 32; i < rows * kChunks; i += 32) {
       const int row = i / kChunks, chunk = i % kChunks;
@@ -36,10 +36,10 @@ __device__ void copy_queries(const HopperCall& hopper, ForwardMemory<Shape>& mem
   });
 }
 
-/// What the tile is for each warpgroup.
+/// What the tile is for each warpgroup. taker: as taker_of() says.
 template <typename Shape>
 __device__ KeySummary summarize(const SlotTile& tile, const typename Shape::RowItem& item,
-                                const AttentionArgs& args, int32_t index) {
+                                const AttentionArgs& args, int taker) {
   const LaneSlot& slot = tile.slot;
   constexpr uint32_t kSeen = 1, kMasked = 2, kBits = 2;
   uint32_t found = kSeen | kSeen << kBits;
@@ -55,15 +55,18 @@ __device__ KeySummary summarize(const SlotTile& tile, const typename Shape::RowI
     }
     found = __reduce_or_sync(kAllLanes, slot.count > 0 ? found : 0);
   }
-  KeySummary summary{.kind = {}, .bias_log2 = tile.bias_log2, .reserved = 0};
-  const bool is_causal = item.rows.windows == nullptr && args.scale > 0;
-  const Kind masked = tile.is_even && is_causal ? Kind::kCausal : Kind::kMasked;
-  const Kind seen = tile.is_even ? Kind::kPlain : Kind::kSlots;
+  KeySummary summary{.kinds = 0, .bias_log2 = tile.bias_log2};
+  const bool is_windowed = !tile.is_full || (item.rows.windows != nullptr &&
+                                             (found & (kMasked | kMasked << kBits)) != 0);
 #pragma unroll
   for (int group = 0; group < Shape::kGroups; ++group) {
     const uint32_t bits = found >> group * kBits;
-    const bool is_taken = item.is_split ? index % Shape::kGroups == group : (bits & kSeen) != 0;
-    summary.kind[group] = !is_taken ? Kind::kPassed : (bits & kMasked) != 0 ? masked : seen;
+    const bool is_taken = taker < 0 ? (bits & kSeen) != 0 : taker == group;
+    const uint32_t masked = is_windowed             ? Kind::kWindowed
+                            : (bits & kMasked) != 0 ? Kind::kCausal
+                                                    : 0;
+    const uint32_t kind = is_taken ? Kind::kTaken | masked | (tile.is_even ? 0 : Kind::kUneven) : 0;
+    summary.kinds |= kind << group * KeySummary::kBits;
   }
   return summary;
 }
@@ -83,31 +86,45 @@ __device__ void write_list(const SlotTile& tile, const KeySummary& summary,
   __syncwarp();
 }
 
-/// Warps 0 and 1. The one that copies keys also lists them.
+/// Warps 0 and 1. Finding a tile's slots takes longer than copying it, so that they take tiles in
+/// turn; where there is less room for values than for keys, which would wait for it, one copies
+/// keys, the other values.
 template <typename Shape>
 __device__ void copy_tiles(const HopperCall& hopper, const TableView& table,
-                           ForwardMemory<Shape>& memory, bool is_keys) {
-  Handover* turns = is_keys ? memory.key_turns : memory.value_turns;
-  SlotCursor& cursor = memory.cursors[is_keys ? 0 : 1];
-  Turn turn{is_keys ? Shape::kKeyStages : Shape::kValueStages};
+                           ForwardMemory<Shape>& memory) {
+  constexpr bool kInTurn = Shape::kKeyStages == Shape::kValueStages;
+  constexpr int kStep = kInTurn ? 2 : 1;
+  const int warp = threadIdx.x / 32;
+  const int first_part = kInTurn ? 0 : warp;  // of keys and values
+  SlotCursor& cursor = memory.cursors[warp];
+  uint32_t next = kInTurn ? warp : 0;  // own tile, of all the block's
+  uint32_t begun = 0;                  // the item's first
   for_each_item<Shape>(memory, [&](const typename Shape::RowItem& item, const Turn&) {
-    const int32_t batch = item.work.batch;
     const int32_t head = item.work.head / hopper.call.heads_per_key_head;
-    for_each_tile<Shape>(
-        hopper.strides, table, item, cursor, [&](const SlotTile& tile, int32_t index) {
-          Handover& handover = turns[turn.index];
-          if (is_keys) {
-            const KeySummary summary = summarize<Shape>(tile, item, hopper.call.args, index);
+    for_each_tile<Shape, kStep>(
+        hopper.strides, table, item, cursor, static_cast<int32_t>(next - begun),
+        [&](const SlotTile& tile, int taker) {
+#pragma unroll 1
+          for (int part = first_part; part < first_part + kStep; ++part) {
+            const bool is_keys = part == 0;
+            const Turn turn =
+                is_keys ? turn_at<Shape::kKeyStages>(next) : turn_at<Shape::kValueStages>(next);
+            Handover& handover = (is_keys ? memory.key_turns : memory.value_turns)[turn.index];
+            KeySummary summary;
+            if (is_keys) {
+              summary = summarize<Shape>(tile, item, hopper.call.args, taker);
+            }
             handover.empty.wait(turn.empty_parity());
-            write_list<Shape>(tile, summary, memory.lists[turn.index]);
-          } else {
-            handover.empty.wait(turn.empty_parity());
+            if (is_keys) {
+              write_list<Shape>(tile, summary, memory.lists[turn.index]);
+            }
+            copy_tile<Shape>(tile, is_keys ? hopper.key : hopper.value,
+                             is_keys ? memory.key[turn.index] : memory.value[turn.index],
+                             handover.full, head, item.work.batch);
           }
-          copy_tile<Shape>(tile, is_keys ? hopper.key : hopper.value,
-                           is_keys ? memory.key[turn.index] : memory.value[turn.index],
-                           handover.full, head, batch);
-          turn.advance();
+          next += kStep;
         });
+    begun += count_tiles(item);
   });
 }
 
@@ -117,7 +134,7 @@ __device__ void produce(const HopperCall& hopper, const TableView& table,
   switch (threadIdx.x / 32) {
     case 0:
     case 1:
-      copy_tiles(hopper, table, memory, /*is_keys=*/threadIdx.x < 32);
+      copy_tiles(hopper, table, memory);
       break;
     case 2:
       list_items<Shape>(

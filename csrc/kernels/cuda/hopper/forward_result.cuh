@@ -10,16 +10,17 @@ namespace dilated::kernels::cuda::hopper {
 /// does, with the second one's result.
 template <typename Element, typename Shape>
 __device__ void ForwardWarpgroup<Element, Shape>::finish() {
-  const int32_t rows = item_->rows.count - first_row_;
+  const int32_t rows = item_->row_count[group_];
+  const bool is_split = item_->sharing == Sharing::kColumns;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     sum_[r] = quad_sum(sum_[r]);
   }
-  if (item_->is_split && group_ == 1) {
+  if (is_split && group_ == 1) {
     hand_over(rows);
     return;
   }
-  if (item_->is_split) {
+  if (is_split) {
     take_over(rows);
   }
   normalize(rows);

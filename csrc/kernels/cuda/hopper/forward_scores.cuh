@@ -46,16 +46,25 @@ class ForwardScores {
                                          describe(shared_address(memory_.key[stage])));
   }
 
-  /// The references of scores of an even tile; false, and no references, if they are no logits that
-  /// weigh_plain() could take.
-  __device__ bool find_references(float bias_log2) {
-    float largest[2];
-    find_largest(largest);
+  /// The references of a first tile's scores, masked: their largest logits. False, and no
+  /// references, if they are none that weigh_slots() could take. That of a row that sees nothing
+  /// stays -inf.
+  __device__ bool find_references(const List& list) {
     bool fits = call_.args.scale >= 0;  // else the largest score is the least logit
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      reference_[r] = logit_of(quad_max(largest[r]), call_.args.scale, bias_log2 * kLn2);
-      fits = fits && fabsf(reference_[r]) <= kLargestReference;
+      float reference = negative_infinity();
+#pragma unroll
+      for (int s = 0; s < Shape::kSlots; ++s) {
+        const float* pairs[2]{pair_of(scores_, r, 2 * s), pair_of(scores_, r, 2 * s + 1)};
+        const float largest =
+            fmaxf(fmaxf(pairs[0][0], pairs[0][1]), fmaxf(pairs[1][0], pairs[1][1]));
+        const float bias = list.slots[s].bias_log2 * kLn2;
+        reference = fmaxf(reference, logit_of(largest, call_.args.scale, bias));
+      }
+      reference_[r] = quad_max(reference);
+      fits = fits &&
+             (fabsf(reference_[r]) <= kLargestReference || reference_[r] == negative_infinity());
     }
     fits = __all_sync(kAllLanes, fits);
 #pragma unroll
@@ -69,23 +78,25 @@ class ForwardScores {
   __device__ bool weigh(int stage, Kind kind, float bias_log2, float (&factor)[2]) {
     const List& list = memory_.lists[stage];
     float sums[2];
-    if (is_even(kind)) {
-      if (kind == Kind::kCausal) {
-        mask_later_keys(list);
-      }
+    bool is_quick;
+    if (kind.is_plain()) {
       weigh_plain(bias_log2, sums);
+      is_quick = fit(sums);
     } else {
-      kind == Kind::kSlots ? weigh_slots<false>(list, sums) : weigh_slots<true>(list, sums);
+      is_quick = mask(kind, list) && (!kind.is_first() || find_references(list));
+      if (is_quick) {
+        weigh_slots(list, sums);
+        is_quick = kind.is_first() || fit(sums);
+      }
     }
-    const bool is_moved = !fit(sums);
-    if (is_moved) {
+    if (!is_quick) {
       multiply_keys_again(stage);
       apply_biases(list);
       move_references(factor);
       weigh_logits(sums);
     }
     add_sums(sums, list);
-    return is_moved;
+    return !is_quick;
   }
 
   __device__ void add_sums(const float (&sums)[2], const List& list) {
@@ -98,41 +109,51 @@ class ForwardScores {
     }
   }
 
+  /// Scores of which no weight may remain become -inf. False, and nothing of it, if -inf is not
+  /// what a weight of 0 comes from.
+  __device__ bool mask(Kind kind, const List& list) {
+    if (!kind.is_masked()) {
+      return true;
+    }
+    if (!(call_.args.scale > 0)) {
+      return false;
+    }
+    if (kind.is_windowed()) {
+      const Window seen[2]{seen_window(0), seen_window(1)};
+      for_each_score(list, [&](float& score, int r, const Slot& slot, int row) {
+        score = masked_logit(score, seen[r], slot.position(row));
+      });
+    } else {
+      const Through seen[2]{{row_position(0)}, {row_position(1)}};
+      for_each_score(list, [&](float& score, int r, const Slot& slot, int row) {
+        score = masked_logit(score, seen[r], slot.first + slot.stride * row);
+      });
+    }
+    return true;
+  }
+
+  /// The row's reference; of one that has seen no key any number is right, as its weights are 0 or
+  /// don't fit().
+  __device__ float any_reference(int r) const {
+    return reference_[r] == negative_infinity() ? 0 : reference_[r];
+  }
+
+  /// Scores to weights by one multiply-add each.
   __device__ void weigh_plain(float bias_log2, float (&sums)[2]) {
-    const float offset[2]{quick_offset(finite(reference_[0]), bias_log2),
-                          quick_offset(finite(reference_[1]), bias_log2)};
+    const float offset[2]{quick_offset(any_reference(0), bias_log2),
+                          quick_offset(any_reference(1), bias_log2)};
     exponentiate(
         sums, [&](float score, int r) { return quick_weight(score, call_.scale_log2, offset[r]); });
   }
 
-  /// The same where slots differ in bias, or have empty rows; kIsMasked: or rows in what they see.
-  template <bool kIsMasked>
+  /// The same where slots differ in bias.
   __device__ void weigh_slots(const List& list, float (&sums)[2]) {
-    const float base[2]{quick_offset(finite(reference_[0]), 0),
-                        quick_offset(finite(reference_[1]), 0)};
-    const Window window[2]{seen_window(0), seen_window(1)};
+    const float base[2]{quick_offset(any_reference(0), 0), quick_offset(any_reference(1), 0)};
     sums[0] = sums[1] = 0;
-    for_each_score(list, [&](float& score, int r, const Slot& slot, int row) {
-      const float weight = quick_weight(score, call_.scale_log2, base[r] + slot.bias_log2);
-      if constexpr (kIsMasked) {
-        score = masked_weight(weight, window[r], slot.position(row));
-      } else {
-        score = row < slot.empty ? 0 : weight;
-      }
+    for_each_score(list, [&](float& score, int r, const Slot& slot, int) {
+      score = quick_weight(score, call_.scale_log2, base[r] + slot.bias_log2);
       sums[r] += score;
     });
-  }
-
-  /// Of a tile of Kind::kCausal: scores whose weights are to be 0 become -inf.
-  __device__ void mask_later_keys(const List& list) {
-    const Through seen[2]{{row_position(0)}, {row_position(1)}};
-    for_each_score(list, [&](float& score, int r, const Slot& slot, int row) {
-      score = masked_logit(score, seen[r], slot.first + slot.stride * row);
-    });
-  }
-
-  __device__ static bool is_even(Kind kind) {
-    return kind == Kind::kPlain || kind == Kind::kCausal;
   }
 
   /// Scores to logits with their multiplicities, -inf where a row may not look.

@@ -1,6 +1,6 @@
-// What a warpgroup does with its 64 rows of queries, 16 a warp. An item of 128 rows is shared by
-// rows, one of 64 by keys: both warpgroups have all its rows, take tiles of its keys in turn, and
-// one merges their results.
+// What a warpgroup does with its 64 rows of queries, 16 a warp. An item of 128 rows of a group is
+// shared by rows; of two groups of up to 64, each warpgroup takes one, with its own keys; of a lone
+// one both have all rows, take tiles of its keys in turn, and one merges their results.
 //
 // While the tensor cores multiply tile i's weights with its values, the warps weigh tile i + 1.
 #pragma once
@@ -27,11 +27,11 @@ class ForwardWarpgroup : ForwardScores<Element, Shape> {
       Handover& item = memory_.item_turns[items.index];
       item.full.wait(items.full_parity());
       auto* rows = &memory_.items[items.index];
-      if (rows->is_last) {
+      if (rows->sharing == Sharing::kLast) {
         return;
       }
       Handover& query = memory_.query_turns[items.index];
-      const int part = rows->is_split ? 0 : group_;
+      const int part = rows->sharing == Sharing::kColumns ? 0 : group_;
       this->set_rows(rows, part * Shape::kGroupRows, memory_.query[items.index][part]);
       query.full.wait(items.full_parity());
       attend();
@@ -76,13 +76,23 @@ class ForwardWarpgroup : ForwardScores<Element, Shape> {
   __device__ void attend() {
     this->forget();
     set_zero(out_);
-    is_first_ = true;
-    tiles_ = item_->column_tiles;
+    first_ = Kind::kFirst;
+    tiles_ = count_tiles(*item_);
     look();
     while (pass_tiles(INT_MAX)) {
-      begin();
-      while (pass_tiles(1)) {
-        go_on();
+      this->multiply_keys(keys_.index);
+      wait_for_products<0>();
+      int values_under_way = 0;
+#pragma unroll 1
+      for (;;) {
+        weigh_tile(values_under_way != 0);
+        if (!pass_tiles(1)) {
+          break;
+        }
+        multiply();
+        wait_for_products<1>();
+        values_under_way = 1;
+        asm volatile("" : "+r"(values_under_way));  // else the loop's body is there twice
       }
       end();
     }
@@ -93,7 +103,7 @@ class ForwardWarpgroup : ForwardScores<Element, Shape> {
     if (tiles_ > 0) {
       wait_for_keys();
       const KeySummary& summary = memory_.lists[keys_.index].summary;
-      kind_ = summary.kind[group_];
+      kind_.bits = summary.kind(group_).bits | first_;
       bias_log2_ = summary.bias_log2;
     }
   }
@@ -102,7 +112,7 @@ class ForwardWarpgroup : ForwardScores<Element, Shape> {
   /// pass more than `most`: without the values that this warpgroup still needs, the other can't go
   /// on for ever.
   __device__ bool pass_tiles(int most) {
-    while (tiles_ > 0 && kind_ == Kind::kPassed) {
+    while (tiles_ > 0 && kind_.is_passed()) {
       if (passed_ == most) {
         return false;
       }
@@ -116,34 +126,30 @@ class ForwardWarpgroup : ForwardScores<Element, Shape> {
     return tiles_ > 0;
   }
 
-  /// A tile, but for its values.
-  __device__ void begin() {
-    this->multiply_keys(keys_.index);
-    wait_for_products<0>();
-    weigh_alone();
-    release_keys();
-    look();
-    pack_weights();
-  }
-
-  /// The values of the tile before, and the next but for its values.
-  __device__ void go_on() {
-    // Looking waits for keys, which may come after the values of all tiles before them.
-    const bool looks_early = Shape::kValueStages > 3 || passed_ == 0;
+  /// Begins the product with the next tile's keys, then that with this one's values.
+  __device__ void multiply() {
     const uint32_t value = describe_values();
     this->multiply_keys(keys_.index);
     wait_for_values();
     multiply_values(value);
-    wait_for_products<1>();
+  }
+
+  /// Scores to weights, while the values of the tile before are under way, if there is one.
+  __device__ void weigh_tile(bool has_values) {
+    // Looking waits for keys, which may come after the values of all tiles before them.
+    const bool looks_early = Shape::kValueStages > 3 || passed_ == 0;
     float factor[2];
     const bool is_moved = this->weigh(keys_.index, kind_, bias_log2_, factor);
+    first_ = 0;
     release_keys();
     if (looks_early) {
       look();
     }
     wait_for_products<0>();
-    release_values();
-    pass_values();
+    if (has_values) {
+      release_values();
+      pass_values();
+    }
     if (!looks_early) {
       look();
     }
@@ -184,26 +190,6 @@ class ForwardWarpgroup : ForwardScores<Element, Shape> {
     }
   }
 
-  /// Scores to weights, while no product is under way.
-  __device__ void weigh_alone() {
-    const auto& list = memory_.lists[keys_.index];
-    float sums[2];
-    if (kind_ == Kind::kCausal) {
-      this->mask_later_keys(list);
-    }
-    if (is_first_ && this->is_even(kind_) && this->find_references(bias_log2_)) {
-      this->weigh_plain(bias_log2_, sums);
-    } else {
-      float factor[2];
-      this->apply_biases(list);
-      this->move_references(factor);
-      this->weigh_logits(sums);
-      scale_out(factor);
-    }
-    this->add_sums(sums, list);
-    is_first_ = false;
-  }
-
   __device__ void finish();
   /// rows: how many of the warpgroup's exist.
   __device__ void hand_over(int32_t rows);
@@ -223,7 +209,7 @@ class ForwardWarpgroup : ForwardScores<Element, Shape> {
   Kind kind_;
   float bias_log2_;
   int passed_ = 0;  // tiles since the last taken one, whose values are still to be passed
-  bool is_first_;   // tile that this warpgroup takes
+  uint32_t first_;  // Kind::kFirst until it has taken one of the item
   Accumulators<1, Shape::kWidth / 8> out_;
   uint32_t weights_[kSteps][1][4];
 };

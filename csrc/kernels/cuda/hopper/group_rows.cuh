@@ -39,6 +39,15 @@ __device__ inline void write_floats(const GroupRows& rows, const Values& values,
   });
 }
 
+/// Four 8 x 8 matrices of 16-bit elements to shared memory; lane l gives the address of row l % 8
+/// of matrix l / 8.
+__device__ inline void store_matrices(uint32_t row_address, const uint32_t (&matrices)[4]) {
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row_address),
+      "r"(matrices[0]), "r"(matrices[1]), "r"(matrices[2]), "r"(matrices[3])
+      : "memory");
+}
+
 /// Panels of 64 rows in shared memory, each `pitch` bytes after the one before.
 struct RowPanels {
   unsigned char* first;
@@ -55,15 +64,23 @@ __device__ inline void write_rounded(const GroupRows& rows, const Accumulators<1
                                      float factor, const RowPanels& panels) {
   const WorkItem& work = rows.work;
   const int lane = threadIdx.x % 32;
-  for_each_pair(values, [&](const float* pair, int r, int n) {
-    *reinterpret_cast<uint32_t*>(panels.at(group_row(r), n) + lane % 4 * 4) =
-        pack<Element>(pair[0] * factor, pair[1] * factor);
-  });
+  const int warp_row = threadIdx.x / 32 % 4 * 16;
+  const uint32_t first = shared_address(panels.at(warp_row + lane % 16, lane / 16));
+#pragma unroll
+  for (int step = 0; step < kWidth8 / 2; ++step) {
+    uint32_t packed[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float* pair = pair_of(values, i % 2, 2 * step + i / 2);
+      packed[i] = pack<Element>(pair[0] * factor, pair[1] * factor);
+    }
+    store_matrices(Swizzle<8>::advance(first, step % 4) + step / 4 * panels.pitch, packed);
+  }
   __syncwarp();
   auto* to = row_at<uint16_t>(rows.out, work.batch, work.tile.row_shift, work.head);
 #pragma unroll kUnroll
   for (int i = lane; i < 16 * kWidth8; i += 32) {
-    const int row = threadIdx.x / 32 % 4 * 16 + i / kWidth8, chunk = i % kWidth8;
+    const int row = warp_row + i / kWidth8, chunk = i % kWidth8;
     if (row < rows.count && chunk * 8 < rows.head_dim) {
       *reinterpret_cast<int4*>(to + rows.position[row] * rows.out.strides.row + chunk * 8) =
           *reinterpret_cast<const int4*>(panels.at(row, chunk));

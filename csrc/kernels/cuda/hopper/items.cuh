@@ -48,17 +48,48 @@ struct Turn {
   __device__ uint32_t empty_parity() const { return round ^ 1; }
 };
 
+/// That of the number-th use of `kCount` buffers.
+template <int kCount>
+__device__ inline Turn turn_at(uint32_t number) {
+  return {kCount, static_cast<int>(number % kCount), number / kCount % 2};
+}
+
+/// How warpgroups share an item.
+enum class Sharing : int8_t {
+  kRows,     // each has half of the rows, and all columns
+  kColumns,  // each has all rows, which are no more than it takes, and every other tile of columns
+  kNothing,  // each has rows of its own group, of the same head and sequence, and their columns
+  kLast,     // there are no more items, and this is none
+};
+
+/// Columns to walk along.
+struct ColumnList {
+  int32_t runs, run_count;  // as Group has them
+  int32_t origin;
+  int32_t tiles;
+  Window seen;  // by some row
+};
+
 /// Rows to compute, and what is known of their columns.
-template <int kRows, int kGroups>
+template <int kRows, int kGroups, bool kTakesTwoGroups>
 struct alignas(16) Item {
   RowTileList<kRows> rows;
-  WorkItem work;
-  Windows windows[kGroups];  // of each warpgroup's rows
-  Window seen;               // by some row
-  int32_t column_tiles;
-  int32_t is_split;  // warpgroups share columns instead of rows
-  int32_t is_last;   // there are no more items, and this is none
+  WorkItem work;                                // of the first warpgroup's rows
+  Windows windows[kGroups];                     // of each warpgroup's rows
+  ColumnList columns[kTakesTwoGroups ? 2 : 1];  // the second one where groups share nothing
+  Sharing sharing;
+  int8_t row_count[kGroups];  // of each warpgroup's rows those that exist
 };
+
+/// Tiles of columns, over all of its lists.
+template <int kRows, int kGroups, bool kTakesTwoGroups>
+__device__ int32_t count_tiles(const Item<kRows, kGroups, kTakesTwoGroups>& item) {
+  int32_t tiles = item.columns[0].tiles;
+  if constexpr (kTakesTwoGroups) {
+    tiles += item.sharing == Sharing::kNothing ? item.columns[1].tiles : 0;
+  }
+  return tiles;
+}
 
 /// How many slots the columns in the window take. All lanes of a warp call it and get the same.
 __device__ inline int32_t count_slots(const ListStrides& strides, const TableView& table,
@@ -66,8 +97,9 @@ __device__ inline int32_t count_slots(const ListStrides& strides, const TableVie
   const Run* runs = table.runs() + work.group.column_runs;
   int32_t slots = 0;
   for (int32_t i = threadIdx.x % 32; i < work.group.column_run_count; i += 32) {
-    const ClippedRun run = load_clipped(runs + i, work.tile.origin, window);
-    slots += SlotCursor::slots_of(run, find_stride(strides, run.stride));
+    int32_t map;
+    const ClippedRun run = load_slots(strides, runs + i, work.tile.origin, window, map);
+    slots += SlotCursor::slots_of(run, map);
   }
   return static_cast<int32_t>(__reduce_add_sync(kAllLanes, static_cast<unsigned>(slots)));
 }
@@ -81,47 +113,74 @@ struct Lister {
   bool over_keys;  // rows are keys
 };
 
-/// One warp: the tile's rows, what they see and how many tiles of columns that takes.
+/// Rows of the group from the tile's first one on.
+__device__ inline int32_t rows_left(const WorkItem& work) {
+  return work.group.rows - work.tile.first_row;
+}
+
+/// Whether the tile can be the second warpgroup's, beside an item that the first one could take
+/// alone: what rows know of their group is the same, and neither waits long for the other.
 template <typename Shape>
-__device__ void list_item(const Lister& lister, const WorkItem& work,
+__device__ bool goes_beside(const WorkItem& work, const typename Shape::RowItem& item) {
+  constexpr int32_t kMostColumns = 8 * Shape::kColumns;  // that may be between them
+  const WorkItem& first = item.work;
+  return rows_left(work) <= Shape::kGroupRows && work.head == first.head &&
+         work.batch == first.batch && work.tile.sequence == first.tile.sequence &&
+         work.tile.row_shift == first.tile.row_shift &&
+         work.tile.first_stretch == first.tile.first_stretch &&
+         max(work.tile.first_window, first.tile.first_window) < 0 &&
+         work.group.zero_keys == first.group.zero_keys &&
+         abs(work.group.columns - first.group.columns) <= kMostColumns;
+}
+
+/// One warp: the tile's rows, what they see and how many tiles of columns that takes. It becomes
+/// the item or, part 1, the second warpgroup's part of it.
+template <typename Shape>
+__device__ void list_tile(const Lister& lister, const WorkItem& work, int part,
                           typename Shape::RowItem& item) {
-  const int lane = threadIdx.x % 32;
   const auto& [args, strides, counter, table, over_keys] = lister;
+  const int lane = threadIdx.x % 32;
+  const int32_t rows = rows_left(work);
+  const bool is_alone = rows <= Shape::kGroupRows;  // one warpgroup could take all rows
+  const int begin = part * Shape::kGroupRows;
   __syncwarp();
-  if (lane == 0) {
+  if (lane == 0 && part == 0) {
     item.work = work;
     item.rows.windows = own_windows(table, work);
-    item.rows.count = min(work.group.rows - work.tile.first_row, Shape::kRows);
-    item.is_last = false;
+    item.rows.count = min(rows, Shape::kRows);
   }
 #pragma unroll 1
-  for (int first = 0; first < Shape::kRows; first += 32) {
+  for (int first = begin; first < Shape::kRows; first += 32) {
     ColumnCursor cursor = row_cursor_of(table, work);
     Column row[1];
-    cursor.read(work.tile.first_row + first, row);
+    cursor.read(work.tile.first_row + first - begin, row);
     item.rows.position[first + lane] = row[0].position;
   }
   __syncwarp();
-  const bool is_split = work.group.rows - work.tile.first_row <= Shape::kGroupRows;
   Windows windows[Shape::kGroups];
   if (has_windows(work, args)) {
 #pragma unroll
     for (int group = 0; group < Shape::kGroups; ++group) {
-      const int first = (is_split ? 0 : group * Shape::kGroupRows) + lane;
-      const Window rows[2]{window_of(item.rows, first, args.is_causal, over_keys),
-                           window_of(item.rows, first + 32, args.is_causal, over_keys)};
-      windows[group] = join_windows(rows);
+      const int first = (is_alone ? begin : group * Shape::kGroupRows) + lane;
+      const Window of_rows[2]{window_of(item.rows, first, args.is_causal, over_keys),
+                              window_of(item.rows, first + 32, args.is_causal, over_keys)};
+      windows[group] = join_windows(of_rows);
     }
   }
   const Window seen{min(windows[0].some.first, windows[1].some.first),
                     max(windows[0].some.last, windows[1].some.last)};
   const int32_t slots = count_slots(strides, table, work, seen);
   if (lane == 0) {
-    item.windows[0] = windows[0];
+    item.columns[part] = {work.group.column_runs, work.group.column_run_count, work.tile.origin,
+                          (slots + Shape::kSlots - 1) / Shape::kSlots, seen};
+    item.windows[part] = windows[0];  // of a part of its own both are alike
     item.windows[1] = windows[1];
-    item.seen = seen;
-    item.column_tiles = (slots + Shape::kSlots - 1) / Shape::kSlots;
-    item.is_split = is_split;
+    item.row_count[part] = static_cast<int8_t>(min(rows, Shape::kGroupRows));
+    if (part == 0) {
+      item.row_count[1] =
+          static_cast<int8_t>(is_alone ? rows : min(rows - Shape::kGroupRows, Shape::kGroupRows));
+    }
+    item.sharing = part == 1 ? Sharing::kNothing : is_alone ? Sharing::kColumns : Sharing::kRows;
   }
   __syncwarp();
 }
@@ -141,29 +200,44 @@ __device__ void list_items(const Lister& lister, Memory& memory) {
   const int64_t batch = lister.args.batch;
   const int64_t tiles = count_work(table, batch);
   Turn turn{Shape::kItems};
-  const auto fill = [&](const auto& write) {
-    Handover& handover = memory.item_turns[turn.index];
-    handover.empty.wait(turn.empty_parity());
-    write(memory.items[turn.index]);
+  const auto begin = [&]() -> typename Shape::RowItem& {
+    memory.item_turns[turn.index].empty.wait(turn.empty_parity());
+    return memory.items[turn.index];
+  };
+  const auto end = [&] {
     __syncwarp();
     if (threadIdx.x % 32 == 0) {
-      handover.full.arrive();
+      memory.item_turns[turn.index].full.arrive();
     }
     turn.advance();
   };
 #pragma unroll 1
   for (int64_t pair = blockIdx.x; 2 * pair < tiles;) {
     const int64_t next = find_next_pair(lister.counter, pair);
+    bool is_open = false;  // an item beside which there is room
 #pragma unroll 1
     for (int64_t tile = 2 * pair; tile < min(2 * pair + 2, tiles); ++tile) {
       WorkItem work;
-      if (find_work(table, tile, batch, work) && work.tile.first_row % Shape::kRows == 0) {
-        fill([&](typename Shape::RowItem& item) { list_item<Shape>(lister, work, item); });
+      if (!find_work(table, tile, batch, work) || work.tile.first_row % Shape::kRows != 0) {
+        continue;
       }
+      const bool is_beside = is_open && goes_beside<Shape>(work, memory.items[turn.index]);
+      if (is_open && !is_beside) {
+        end();
+      }
+      list_tile<Shape>(lister, work, is_beside ? 1 : 0, begin());
+      is_open = Shape::kTakesTwoGroups && !is_beside && rows_left(work) <= Shape::kGroupRows;
+      if (!is_open) {
+        end();
+      }
+    }
+    if (is_open) {
+      end();
     }
     pair = __shfl_sync(kAllLanes, next, 0);
   }
-  fill([&](typename Shape::RowItem& item) { item.is_last = true; });
+  begin().sharing = Sharing::kLast;
+  end();
 }
 
 /// One warp: what its copies and stores wrote is there, for tensor cores too.
@@ -182,7 +256,7 @@ __device__ void for_each_item(Memory& memory, const Visit& visit) {
   for (;;) {
     memory.item_turns[items.index].full.wait(items.full_parity());
     const typename Shape::RowItem& item = memory.items[items.index];
-    if (item.is_last) {
+    if (item.sharing == Sharing::kLast) {
       return;
     }
     visit(item, items);

@@ -20,14 +20,16 @@ struct ForwardTile {
   /// Tiles in shared memory. Keys are given back later than values.
   constexpr int32_t key_stages() const { return width <= 64 ? 5 : 3; }
   constexpr int32_t value_stages() const { return width <= 64 ? 5 : 2; }
+  /// Whether an item may hold rows of two groups, one for each warpgroup.
+  constexpr bool takes_two_groups() const { return width <= 64; }
   constexpr size_t bytes() const {
     const int32_t stages = key_stages() + value_stages();
     const size_t rows = size_t(kRows) * kItems + size_t(keys()) * stages;
     const size_t lists = (kSlotBytes * (keys() / kSlotRows) + 16) * key_stages();
     const size_t barriers = kBarrierBytes * 2 * (2 * kItems + stages);
-    return round_up(
-               2 * 64 * panels() * rows + lists + kItemBytes * kItems + 2 * kCursorBytes + barriers,
-               kAlignment) +
+    return round_up(2 * 64 * panels() * rows + lists + item_bytes() * kItems + 2 * kCursorBytes +
+                        barriers,
+                    kAlignment) +
            kAlignment;
   }
 
@@ -35,8 +37,11 @@ struct ForwardTile {
 
  private:
   static constexpr size_t kAlignment = 1024;  // which the start of a block's memory doesn't have
+  constexpr size_t item_bytes() const {
+    return row_list_bytes(kRows) + 144 + (takes_two_groups() ? 16 : 0);
+  }
+
   static constexpr size_t kSlotBytes = 16, kBarrierBytes = 8;
-  static constexpr size_t kItemBytes = row_list_bytes(kRows) + 128;
 };
 
 /// Wider ones would take more registers than a thread has.
@@ -68,7 +73,7 @@ struct BackwardTile {
 
  private:
   static constexpr size_t kAlignment = 1024, kBarrierBytes = 8;
-  static constexpr size_t kItemBytes = row_list_bytes(kRows) + 128;
+  static constexpr size_t kItemBytes = row_list_bytes(kRows) + 144;
 };
 
 inline constexpr BackwardTile kBackwardTiles[] = {{32}, {48}, {64}, {96}, {128}};

@@ -1,7 +1,7 @@
 // Tiles of columns on their way: from a list to tensor maps' boxes.
 #pragma once
 
-#include "kernels/cuda/hopper/barrier.cuh"
+#include "kernels/cuda/hopper/items.cuh"
 #include "kernels/cuda/hopper/slots.cuh"
 #include "kernels/cuda/hopper/tensor_maps.h"
 #include "kernels/cuda/hopper/wgmma.cuh"
@@ -13,7 +13,7 @@ struct SlotTile {
   LaneSlot slot;
   int32_t place;   // of the slot's first row
   bool is_full;    // each slot has all its rows
-  bool is_even;    // and the same bias
+  bool is_even;    // slots that have rows have the same bias
   bool is_mapped;  // one box of rows is the whole tile
   float bias_log2;
 };
@@ -33,36 +33,75 @@ __device__ int32_t read_tiles(const ListStrides& strides, SlotCursor& cursor, in
   const bool is_like_first = multiplicity == __shfl_sync(kAllLanes, multiplicity, 0);
   const bool is_unused = lane >= Shape::kSlots;
   tile.is_full = __all_sync(kAllLanes, is_unused || slot.count == kSlotRows);
-  tile.is_even = __all_sync(kAllLanes, is_unused || (slot.count == kSlotRows && is_like_first));
+  tile.is_even = __all_sync(kAllLanes, is_unused || slot.count == 0 || is_like_first);
   tile.is_mapped = one_run && tile.is_full && __shfl_sync(kAllLanes, slot.map, 0) >= 0;
   tile.bias_log2 = log2_approx(static_cast<float>(multiplicity));
   tile.place = slot.count == 0 ? 0 : slot.first + __ldg(shifts + Column::stretch(slot.tag));
   return tile.is_mapped ? cursor.count_tiles(first, Shape::kSlots) : 1;
 }
 
-/// One warp, whose cursor it is: visit(tile, its number) for each tile of the item's columns.
-template <typename Shape, typename Visit>
+/// Which warpgroup takes the item's tile of columns `index`; -1: all that see it.
+template <int kRows, int kGroups, bool kTakesTwoGroups>
+__device__ int taker_of(const Item<kRows, kGroups, kTakesTwoGroups>& item, Sharing sharing,
+                        int32_t index) {
+  if (sharing == Sharing::kRows) {
+    return -1;
+  }
+  if constexpr (kTakesTwoGroups) {
+    const ColumnList(&columns)[2] = item.columns;
+    if (sharing == Sharing::kNothing && index >= 2 * min(columns[0].tiles, columns[1].tiles)) {
+      return static_cast<int>(columns[1].tiles > columns[0].tiles);
+    }
+  }
+  return index % 2;  // while both have tiles
+}
+
+/// Of the tiles before `index`, how many are of its list.
+template <int kRows, int kGroups, bool kTakesTwoGroups>
+__device__ int32_t tiles_before(const Item<kRows, kGroups, kTakesTwoGroups>& item, int list,
+                                int32_t index) {
+  if constexpr (kTakesTwoGroups) {
+    if (item.sharing == Sharing::kNothing) {
+      return max(index / 2, index - item.columns[1 - list].tiles);
+    }
+  }
+  return index;
+}
+
+/// One warp, whose cursor it is: visit(tile, taker_of() it) for the item's tiles of columns first,
+/// first + kStep, ...
+template <typename Shape, int kStep, typename Visit>
 __device__ void for_each_tile(const ListStrides& strides, const TableView& table,
                               const typename Shape::RowItem& item, SlotCursor& cursor,
-                              const Visit& visit) {
-  if (threadIdx.x % 32 == 0) {
-    cursor = {table.runs() + item.work.group.column_runs, item.work.group.column_run_count,
-              item.work.tile.origin, item.seen};
-  }
-  __syncwarp();
+                              int32_t first, const Visit& visit) {
+  const Sharing sharing = item.sharing;
+  const bool has_two = Shape::kTakesTwoGroups && sharing == Sharing::kNothing;
+  int read_list = -1;
   int32_t alike = 0;
   SlotTile tile;
 #pragma unroll 1
-  for (int32_t index = 0; index < item.column_tiles; ++index) {
-    if (alike == 0) {
+  for (int32_t index = first; index < count_tiles(item); index += kStep) {
+    const int taker = taker_of(item, sharing, index);
+    const int list = has_two ? taker : 0;
+    if (has_two ? list != read_list : index == first) {
+      read_list = list;
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) {
+        const ColumnList& columns = item.columns[list];
+        cursor = {table.runs() + columns.runs, columns.run_count, columns.origin, columns.seen};
+      }
+      __syncwarp();
+    }
+    if (alike > kStep && !has_two) {
+      alike -= kStep;
+      tile.slot.first += kStep * Shape::kColumns * tile.slot.stride;
+      tile.place += kStep * Shape::kColumns * tile.slot.stride;
+    } else {
       const int32_t* shifts = table.shifts() + item.work.tile.first_stretch;
-      alike = read_tiles<Shape>(strides, cursor, index * Shape::kSlots, shifts, tile);
+      const int32_t before = has_two ? tiles_before(item, list, index) : index;
+      alike = read_tiles<Shape>(strides, cursor, before * Shape::kSlots, shifts, tile);
     }
-    visit(tile, index);
-    if (--alike > 0) {
-      tile.slot.first += Shape::kColumns * tile.slot.stride;
-      tile.place += Shape::kColumns * tile.slot.stride;
-    }
+    visit(tile, taker);
   }
 }
 

@@ -38,6 +38,19 @@ __device__ inline int32_t find_stride(const ListStrides& strides, int32_t wanted
   return found;
 }
 
+/// What the window leaves of a run, in slots: the last one is filled with positions behind the
+/// window, which rows mask. Without a map, rows are copied one by one.
+__device__ inline ClippedRun load_slots(const ListStrides& strides, const Run* run, int32_t origin,
+                                        const Window& window, int32_t& map) {
+  ClippedRun seen = load_clipped(run, origin, window);
+  map = find_stride(strides, seen.stride);
+  if (map >= 0 && window.last < INT_MAX) {
+    const ClippedRun rest = load_clipped(run, origin, {window.first, INT_MAX});
+    seen.count = min(rest.count, (seen.count + kSlotRows - 1) / kSlotRows * kSlotRows);
+  }
+  return seen;
+}
+
 /// What a lane knows of its slot.
 struct LaneSlot {
   int32_t first, stride, count;
@@ -68,7 +81,6 @@ class SlotCursor {
     return (current_.count - (first - begin_) * kSlotRows) / (slots * kSlotRows);
   }
 
-  /// Without a map, rows are copied one by one, from any map.
   __device__ static int32_t slots_of(const ClippedRun& run, int32_t map) {
     return map < 0 ? run.count : (run.count + kSlotRows - 1) / kSlotRows;
   }
@@ -99,10 +111,10 @@ __device__ inline bool SlotCursor::search(const ListStrides& strides, int32_t fi
   int32_t owners = 0;
   for (int32_t base = index_, before = begin_; base < run_count_; base += 32) {
     ClippedRun run{0, 1, 0, 0};
+    int32_t map = -1;
     if (base + lane < run_count_) {
-      run = load_clipped(runs_ + base + lane, origin_, window_);
+      run = load_slots(strides, runs_ + base + lane, origin_, window_, map);
     }
-    const int32_t map = find_stride(strides, run.stride);
     const int32_t slots = slots_of(run, map);
     int32_t end = slots;  // becomes where the run ends, in slots
 #pragma unroll
