@@ -72,18 +72,21 @@ class Figures:
         return self.workload.title(self.causal)
 
 
-def _compares_bounds_alone(document: Document) -> bool:
-    peers = {row["impl"] for row in document["rows"]} - {"ours"}
-    return bool(peers) and all(peer.startswith("library-bound-") for peer in peers)
+def _compares_bounds_alone(document: Document, workload: str) -> bool:
+    rows = document["rows"]
+    peers = {row["impl"] for row in rows if not row["impl"].startswith("ours")}
+    variants = [
+        row for row in rows if row["workload"] == workload and row["impl"].startswith("ours-")
+    ]
+    return bool(peers) and all(p.startswith("library-bound-") for p in peers) and not variants
 
 
 def newest(documents: Sequence[Document], workload: str) -> Document | None:
-    """The last run with this library on the workload; peers are taken from the same run. One that
-    has the libraries' bounds for its only peers counts where there is no other: it has a table of
-    its own.
+    """The last run with this library on the workload; peers are taken from the same run. One for
+    the libraries' bounds alone, which have a table of their own, counts where there is no other.
     """
     ours = [d for d in documents if find(d["rows"], workload=workload, impl="ours")]
-    rest = [document for document in ours if not _compares_bounds_alone(document)]
+    rest = [document for document in ours if not _compares_bounds_alone(document, workload)]
     return next(reversed(rest or ours), None)
 
 

@@ -227,6 +227,26 @@ def test_a_run_beside_the_bounds_alone_has_a_table_of_its_own(make: Make) -> Non
     assert "fedcba987654" not in text("docs/performance.md", "summary")
 
 
+def test_a_run_counts_for_the_workloads_that_it_has_peers_on(tree: Path) -> None:
+    first = run(
+        "2026-01-01",
+        *(row(name, "ours", 2.0) for name in ("llm-128k", "gigapath-10k", "slides-200k")),
+        *(row(name, "torchscale", 9.0) for name in ("llm-128k", "gigapath-10k")),
+        row("slides-200k", "ours-each", 9.0),
+    )
+    second = run(
+        "2026-01-02",
+        *(row(name, "ours", 4.0) for name in ("llm-128k", "gigapath-10k", "slides-200k")),
+        row("llm-128k", "library-bound-cudnn", 5.0),
+        row("slides-200k", "ours-each", 9.0),
+        commit="fedcba9876543210",
+    )
+    documents = report.load(save(tree, first, second), "ops")
+    for name, expected in (("llm-128k", first), ("gigapath-10k", first), ("slides-200k", second)):
+        chosen = tables.newest(documents, name)
+        assert chosen is not None and chosen["commit"] == expected["commit"], name
+
+
 def test_bounds_without_other_runs_are_the_summary(make: Make) -> None:
     rows = [row("llm-128k", impl, ms) for impl, ms in (("ours", 4.0), ("library-bound-fa4", 5.0))]
     text = make(run("2026-01-01", *rows))
