@@ -234,9 +234,12 @@ class MultiheadDilatedAttention(nn.Module):
 
         dtype: of the projected rows; the parameters' by default, under autocast the one that it
         casts to. max_seq_len: as in `DilatedKVCache`. Raises TypeError if `attention` is another
-        module.
+        module, ValueError if it has a group, whose ranks would hold parts of what a cache holds.
         """
         attention, weight = self._dilated_attention(), self.k_proj.weight
+        if attention.sharding is not None:
+            group = attention.sharding.group_name
+            raise ValueError(f"attention must have no group where a cache is made, got {group}")
         return DilatedKVCache(
             batch_size,
             self.num_kv_heads,

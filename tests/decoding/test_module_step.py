@@ -17,6 +17,7 @@ from dilated_attention_pytorch import (
     MultiheadDilatedAttention,
     RingDilatedAttentionV2,
 )
+from dilated_attention_pytorch.ring.sharding import Sharding
 
 
 def make_layer(**options: Any) -> MultiheadDilatedAttention:
@@ -112,6 +113,13 @@ def test_what_does_not_fit_a_cache_is_refused(
     with pytest.raises((TypeError, ValueError), match=re.escape(said)):
         module(**{"query": x, "key": x, "value": x, "is_causal": True, "kv_cache": cache, **call})
     assert cache.length == 0
+
+
+def test_a_layer_with_a_group_makes_no_cache() -> None:
+    layer = make_layer()
+    layer.attention.sharding = Sharding("g", None, "auto")
+    with pytest.raises(ValueError, match="attention must have no group where a cache is made, got"):
+        layer.make_kv_cache(1)
 
 
 def test_another_module_in_the_place_of_attention_is_refused() -> None:
