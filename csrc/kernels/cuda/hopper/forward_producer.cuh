@@ -1,5 +1,5 @@
-// The first warpgroup: it finds work and brings the rows. Warp 0 copies keys, warp 1 values, warp 2
-// lists the next tile of queries, warp 3 copies its rows.
+// The first warpgroup: it finds work and brings the rows. Warps 0 and 1 copy keys and values, warp
+// 2 lists the next tile of queries, warp 3 copies its rows.
 #pragma once
 
 #include "kernels/cuda/hopper/forward_memory.cuh"
