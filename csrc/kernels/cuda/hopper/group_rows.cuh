@@ -68,13 +68,9 @@ __device__ inline void write_rounded(const GroupRows& rows, const Accumulators<1
   const uint32_t first = shared_address(panels.at(warp_row + lane % 16, lane / 16));
 #pragma unroll
   for (int step = 0; step < kWidth8 / 2; ++step) {
-    uint32_t packed[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float* pair = pair_of(values, i % 2, 2 * step + i / 2);
-      packed[i] = pack<Element>(pair[0] * factor, pair[1] * factor);
-    }
-    store_matrices(Swizzle<8>::advance(first, step % 4) + step / 4 * panels.pitch, packed);
+    uint32_t packed[1][4];
+    pack_left<Element>(packed, values, step, factor);
+    store_matrices(Swizzle<8>::advance(first, step % 4) + step / 4 * panels.pitch, packed[0]);
   }
   __syncwarp();
   auto* to = row_at<uint16_t>(rows.out, work.batch, work.tile.row_shift, work.head);

@@ -71,8 +71,10 @@ struct ColumnList {
 };
 
 /// Rows to compute, and what is known of their columns.
-template <int kRows, int kGroups, bool kTakesTwoGroups>
+template <int kRows, int kGroups, bool kTakesTwoGroups_>
 struct alignas(16) Item {
+  static constexpr bool kTakesTwoGroups = kTakesTwoGroups_;
+
   RowTileList<kRows> rows;
   WorkItem work;                                // of the first warpgroup's rows
   Windows windows[kGroups];                     // of each warpgroup's rows
@@ -82,10 +84,10 @@ struct alignas(16) Item {
 };
 
 /// Tiles of columns, over all of its lists.
-template <int kRows, int kGroups, bool kTakesTwoGroups>
-__device__ int32_t count_tiles(const Item<kRows, kGroups, kTakesTwoGroups>& item) {
+template <typename Item>
+__device__ int32_t count_tiles(const Item& item) {
   int32_t tiles = item.columns[0].tiles;
-  if constexpr (kTakesTwoGroups) {
+  if constexpr (Item::kTakesTwoGroups) {
     tiles += item.sharing == Sharing::kNothing ? item.columns[1].tiles : 0;
   }
   return tiles;

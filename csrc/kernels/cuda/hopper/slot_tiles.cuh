@@ -41,13 +41,12 @@ __device__ int32_t read_tiles(const ListStrides& strides, SlotCursor& cursor, in
 }
 
 /// Which warpgroup takes the item's tile of columns `index`; -1: all that see it.
-template <int kRows, int kGroups, bool kTakesTwoGroups>
-__device__ int taker_of(const Item<kRows, kGroups, kTakesTwoGroups>& item, Sharing sharing,
-                        int32_t index) {
+template <typename Item>
+__device__ int taker_of(const Item& item, Sharing sharing, int32_t index) {
   if (sharing == Sharing::kRows) {
     return -1;
   }
-  if constexpr (kTakesTwoGroups) {
+  if constexpr (Item::kTakesTwoGroups) {
     const ColumnList(&columns)[2] = item.columns;
     if (sharing == Sharing::kNothing && index >= 2 * min(columns[0].tiles, columns[1].tiles)) {
       return static_cast<int>(columns[1].tiles > columns[0].tiles);
@@ -57,10 +56,9 @@ __device__ int taker_of(const Item<kRows, kGroups, kTakesTwoGroups>& item, Shari
 }
 
 /// Of the tiles before `index`, how many are of its list.
-template <int kRows, int kGroups, bool kTakesTwoGroups>
-__device__ int32_t tiles_before(const Item<kRows, kGroups, kTakesTwoGroups>& item, int list,
-                                int32_t index) {
-  if constexpr (kTakesTwoGroups) {
+template <typename Item>
+__device__ int32_t tiles_before(const Item& item, int list, int32_t index) {
+  if constexpr (Item::kTakesTwoGroups) {
     if (item.sharing == Sharing::kNothing) {
       return max(index / 2, index - item.columns[1 - list].tiles);
     }

@@ -102,16 +102,17 @@ __device__ inline void load_left(uint32_t (&a)[kRowTiles][4], uint32_t left, int
   }
 }
 
-/// The same, of accumulators.
+/// The same, of factor * accumulators.
 template <typename Element, int kRowTiles, int kColumnTiles>
 __device__ inline void pack_left(uint32_t (&a)[kRowTiles][4],
-                                 const Accumulators<kRowTiles, kColumnTiles>& tiles, int step) {
+                                 const Accumulators<kRowTiles, kColumnTiles>& tiles, int step,
+                                 float factor = 1) {
 #pragma unroll
   for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float* pair = pair_of(tiles, 2 * m + i % 2, 2 * step + i / 2);
-      a[m][i] = pack<Element>(pair[0], pair[1]);
+      a[m][i] = pack<Element>(pair[0] * factor, pair[1] * factor);
     }
   }
 }
